@@ -1,0 +1,106 @@
+use proptest::prelude::*;
+
+use super::*;
+
+impl Bytes for &[u8] {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.get(offset..offset + N)?.try_into().ok()
+    }
+}
+
+fn frame(ether_type: [u8; 2], rest: &[u8]) -> Vec<u8> {
+    [&[0; 12][..], &ether_type, rest].concat()
+}
+
+fn ipv4(ihl: u8, fragment: [u8; 2], protocol: u8, transport: &[u8]) -> Vec<u8> {
+    let mut header = vec![0; usize::from(ihl.max(5)) * 4];
+    header[0] = 0x40 | ihl;
+    header[6..8].copy_from_slice(&fragment);
+    header[9] = protocol;
+    header[12..16].copy_from_slice(&[10, 0, 0, 2]);
+    header[16..20].copy_from_slice(&[169, 254, 77, 80]);
+    header.extend_from_slice(transport);
+    frame([0x08, 0x00], &header)
+}
+
+fn tcp(flags: u8) -> Vec<u8> {
+    let mut header = vec![0; 20];
+    header[..4].copy_from_slice(&[0x9c, 0x40, 0, 80]);
+    header[13] = flags;
+    header
+}
+
+fn segment(flags: u8) -> Payload {
+    Payload { kind: Kind::Tcp, ports: PORTS, flags: TcpFlags(flags) }
+}
+
+const PORTS: Ports = Ports { source: [0x9c, 0x40], destination: [0, 80] };
+
+#[test]
+fn a_syn_opens_a_connection_and_an_answer_does_not() {
+    for (flags, opens) in [(SYN, true), (SYN | ACK, false), (ACK, false), (0, false)] {
+        let packet = parse_v4(&&ipv4(5, [0x40, 0], TCP, &tcp(flags))[..]).unwrap();
+        assert_eq!(packet.payload, segment(flags));
+        assert_eq!(TcpFlags(flags).opens(), opens);
+    }
+}
+
+#[test]
+fn options_move_the_transport_header() {
+    let packet = parse_v4(&&ipv4(7, [0, 0], TCP, &tcp(SYN))[..]).unwrap();
+    assert_eq!(packet.payload, segment(SYN));
+}
+
+#[test]
+fn any_fragment_is_a_fragment() {
+    for fragment in [[0, 1], [0x20, 1], [0x1f, 0xff]] {
+        assert_eq!(parse_v4(&&ipv4(5, fragment, TCP, &tcp(SYN))[..]).unwrap().payload.kind, Kind::Fragment);
+    }
+    for length in 8..=20 {
+        let first = ipv4(5, [0x20, 0], TCP, &tcp(SYN)[..length]);
+        let payload = parse_v4(&&first[..]).unwrap().payload;
+        assert_eq!((payload.kind, payload.ports), (Kind::FirstFragment, PORTS), "{length}");
+    }
+}
+
+#[test]
+fn a_header_shorter_than_a_header_is_opaque() {
+    assert_eq!(parse_v4(&&ipv4(4, [0, 0], TCP, &tcp(SYN))[..]).unwrap().payload.kind, Kind::Opaque);
+}
+
+#[test]
+fn extension_headers_are_opaque() {
+    for next in EXTENSIONS {
+        let mut header = vec![0; 40];
+        header[0] = 0x60;
+        header[6] = next;
+        header.extend_from_slice(&tcp(SYN));
+        assert_eq!(parse_v6(&&frame([0x86, 0xdd], &header)[..]).unwrap().payload.kind, Kind::Opaque);
+    }
+}
+
+#[test]
+fn truncation_never_invents_ports() {
+    let whole = ipv4(5, [0, 0], TCP, &tcp(SYN));
+    for length in 0..whole.len() {
+        let parsed = parse_v4(&&whole[..length]);
+        match length {
+            0..34 => assert_eq!(parsed, None, "{length}"),
+            34..48 => assert_eq!(parsed.unwrap().payload.kind, Kind::Opaque, "{length}"),
+            _ => assert_eq!(parsed.unwrap().payload, segment(SYN), "{length}"),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_parse_without_reading_past_the_end(bytes: Vec<u8>) {
+        let _ = (family(&&bytes[..]), parse_v4(&&bytes[..]), parse_v6(&&bytes[..]));
+    }
+}
+
+#[test]
+fn loopback_is_only_127() {
+    assert!([127, 9, 9, 9].is_loopback());
+    assert!(![10, 0, 0, 2].is_loopback());
+}

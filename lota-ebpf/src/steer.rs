@@ -1,0 +1,113 @@
+//! Steering: an allowed pod's connection to the VIP goes to the daemon's hidden listener.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp},
+    programs::TcContext,
+};
+use lota_common::{Settings, Verdict};
+use lota_ebpf::{
+    decide::{Pod, from_pod},
+    packet::{Family, Packet, family, parse_v4, parse_v6},
+};
+
+use crate::{
+    access,
+    kernel_bytes::Skb,
+    maps::{self, Known},
+};
+
+/// `BPF_F_CURRENT_NETNS`: look for sockets where the interface lives.
+const CURRENT_NETNS: u64 = u64::MAX;
+/// Socket states (`include/net/tcp_states.h`).
+const TIME_WAIT: u32 = 6;
+const LISTEN: u32 = 10;
+
+/// `struct bpf_sock_tuple` of one family: whose socket to look for.
+#[repr(C, packed)]
+struct Tuple<A> {
+    source: A,
+    destination: A,
+    source_port: [u8; 2],
+    destination_port: [u8; 2],
+}
+
+/// The verdict on one packet that a pod sent; steers it if that is the verdict.
+#[inline(always)]
+pub(crate) fn verdict(ctx: &TcContext) -> Verdict {
+    let Some(settings) = maps::settings() else { return Verdict::NotOurs };
+    let bytes = Skb(ctx);
+    match family(&bytes) {
+        Some(Family::V4) => parse_v4(&bytes).map(|packet| judge(ctx, settings, &packet)),
+        Some(Family::V6) => parse_v6(&bytes).map(|packet| judge(ctx, settings, &packet)),
+        None => None,
+    }
+    .unwrap_or(Verdict::NotOurs)
+}
+
+#[inline(always)]
+fn judge<A: Known>(ctx: &TcContext, settings: &Settings, packet: &Packet<A>) -> Verdict {
+    match from_pod(settings, packet) {
+        Pod::Settled(verdict) => verdict,
+        Pod::Protect if packet.destination.is_loopback() || packet.destination.node().is_some() => {
+            Verdict::Protected
+        }
+        Pod::Protect => Verdict::NotOurs,
+        Pod::Steer => steer(ctx, packet),
+    }
+}
+
+#[inline(always)]
+fn steer<A: Known>(ctx: &TcContext, packet: &Packet<A>) -> Verdict {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context the kernel called us with.
+    let ifindex = unsafe { (*skb).ifindex };
+    match (access::allowed(packet.source, ifindex), has_connection(skb, packet)) {
+        (true, true) => Verdict::Established,
+        (true, false) if assign(skb, A::LISTENER) => Verdict::Steered,
+        (true, false) => Verdict::NoListener,
+        (false, true) => Verdict::Revoked,
+        (false, false) => Verdict::Denied,
+    }
+}
+
+/// Is there a socket already that this segment belongs to?
+#[inline(always)]
+fn has_connection<A: Known>(skb: *mut __sk_buff, packet: &Packet<A>) -> bool {
+    let mut tuple = Tuple {
+        source: packet.source,
+        destination: packet.destination,
+        source_port: packet.payload.ports.source,
+        destination_port: packet.payload.ports.destination,
+    };
+    let size = size_of::<Tuple<A>>() as u32;
+    // SAFETY: the tuple lives on our stack and is `size` bytes; every socket found is released.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(skb.cast(), (&raw mut tuple).cast(), size, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return false;
+        }
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        // A new SYN on a tuple that is only waiting out its end must reach the listener: handed to the
+        // TIME_WAIT socket it would be lost until the client tries again.
+        state != LISTEN && !(state == TIME_WAIT && packet.payload.flags.opens())
+    }
+}
+
+/// Hands the packet to the daemon's listener; false if there is none.
+#[inline(always)]
+fn assign(skb: *mut __sk_buff, slot: u32) -> bool {
+    // SAFETY: a sockmap lookup takes a reference on the socket it finds, which is released below on the only
+    // path that has one.
+    unsafe {
+        let listeners = (&raw const maps::LISTENER_SOCKETS).cast_mut();
+        let socket = bpf_map_lookup_elem(listeners.cast(), (&raw const slot).cast());
+        if socket.is_null() {
+            return false;
+        }
+        let result = bpf_sk_assign(skb.cast(), socket, 0);
+        bpf_sk_release(socket);
+        result == 0
+    }
+}
