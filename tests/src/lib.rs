@@ -1,1 +1,3 @@
+//! The lab, the embedded gateway, and the tour that is both the demo and the end-to-end suite.
 
+pub mod gateway;

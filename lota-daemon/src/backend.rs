@@ -1,0 +1,190 @@
+//! Storage that this node reads directly: whole objects for fills, pinned to the version that was granted.
+
+mod sign;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
+use thiserror::Error;
+
+use self::sign::Signer;
+use crate::{
+    config::{self, ConfigError, Origin},
+    gateway::{DirectPath, FillAuthority},
+    http::{Head, empty, upstream::Upstream},
+    s3::{ByteRange, ObjectMeta},
+};
+
+/// Fetches from backends.
+#[derive(Debug)]
+pub struct Backend {
+    upstream: Upstream,
+    gateway: Origin,
+    own: Option<Own>,
+}
+
+#[derive(Debug)]
+struct Own {
+    endpoints: Vec<Origin>,
+    next: AtomicUsize,
+    signer: Signer,
+}
+
+/// Why a fetch came to nothing. The object passes through uncached then.
+#[derive(Debug, Error)]
+pub enum FetchError {
+    /// It could not even be asked for.
+    #[error("cannot make the request: {0}")]
+    Request(String),
+    /// No answer.
+    #[error("no answer: {0}")]
+    NoAnswer(#[from] hyper_util::client::legacy::Error),
+    /// An answer other than the object's bytes.
+    #[error("the backend answered {0}")]
+    Status(StatusCode),
+    /// Not the bytes that were granted.
+    #[error("the backend has another content than the gateway granted")]
+    Changed,
+}
+
+impl Backend {
+    /// The configured backend, if any; direct paths and clients' own requests need no configuration.
+    ///
+    /// # Errors
+    /// If the credential cannot be read.
+    pub fn new(
+        config: Option<&config::Backend>,
+        gateway: &Origin,
+        upstream: Upstream,
+    ) -> Result<Self, ConfigError> {
+        let own = match config {
+            None => None,
+            Some(config) => Some(Own {
+                endpoints: config.endpoints.clone(),
+                next: AtomicUsize::new(0),
+                signer: Signer::new(&config.credential()?, &config.region),
+            }),
+        };
+        Ok(Self { upstream, gateway: gateway.clone(), own })
+    }
+
+    /// Is there a credential of LOTA's own?
+    #[must_use]
+    pub fn has_own_credential(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// Asks for an object by `authority`, or for `range` of it; returns when the head has arrived and agrees
+    /// with `meta`.
+    ///
+    /// # Errors
+    /// [`FetchError`]; an object that has changed meanwhile is one.
+    pub async fn fetch(
+        &self,
+        authority: &FillAuthority,
+        meta: &ObjectMeta,
+        range: Option<ByteRange>,
+        client: &Head,
+    ) -> Result<Response<Incoming>, FetchError> {
+        let mut request = match authority {
+            FillAuthority::Direct(path) => direct(path)?,
+            FillAuthority::Own => self.own(meta)?,
+            FillAuthority::Client => self.client(client)?,
+        };
+        let headers = request.headers_mut();
+        if let Ok(etag) = HeaderValue::from_str(&meta.version.validator.etag) {
+            headers.entry(header::IF_MATCH).or_insert(etag);
+        }
+        if let Some(range) = range.and_then(|range| HeaderValue::from_str(&range.to_string()).ok()) {
+            headers.insert(header::RANGE, range);
+        }
+        let answer = self.upstream.send(request).await?;
+        check(meta, range, answer.status(), answer.headers())?;
+        Ok(answer)
+    }
+
+    fn own(&self, meta: &ObjectMeta) -> Result<Request<crate::http::Body>, FetchError> {
+        let own = self.own.as_ref().ok_or_else(|| FetchError::Request("no credential".into()))?;
+        let next = own.next.fetch_add(1, Ordering::Relaxed) % own.endpoints.len();
+        own.signer.get(&own.endpoints[next], &meta.version.name).map_err(FetchError::Request)
+    }
+
+    /// The client's own request, without the `Range` it did not sign.
+    fn client(&self, client: &Head) -> Result<Request<crate::http::Body>, FetchError> {
+        let mut whole = client.clone();
+        whole.headers.remove(header::RANGE);
+        whole.request(&self.gateway, empty()).map_err(|error| FetchError::Request(error.to_string()))
+    }
+}
+
+/// A direct path is followed as it is, without anything of the client's.
+fn direct(path: &DirectPath) -> Result<Request<crate::http::Body>, FetchError> {
+    let uri: Uri = path.uri().clone();
+    Request::builder()
+        .method(Method::GET)
+        .uri(uri)
+        .body(empty())
+        .map_err(|error| FetchError::Request(error.to_string()))
+}
+
+fn check(
+    meta: &ObjectMeta,
+    range: Option<ByteRange>,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> Result<(), FetchError> {
+    let expected = if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    if status == StatusCode::PRECONDITION_FAILED {
+        return Err(FetchError::Changed);
+    }
+    if status != expected {
+        return Err(FetchError::Status(status));
+    }
+    // A backend that ignores `If-Match` is noticed here.
+    let found = ObjectMeta::of_answer(&meta.version.name, status, headers).ok_or(FetchError::Changed)?;
+    if found.size == meta.size && found.version.validator.etag == meta.version.validator.etag {
+        Ok(())
+    } else {
+        Err(FetchError::Changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::s3::ObjectName;
+
+    fn meta(status: u16, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap) {
+        let mut answer = Response::builder().status(status);
+        for (name, value) in headers {
+            answer = answer.header(*name, *value);
+        }
+        let (parts, ()) = answer.body(()).unwrap().into_parts();
+        (parts.status, parts.headers)
+    }
+
+    #[test]
+    fn only_the_granted_bytes_pass() {
+        let name = ObjectName::from_parts("b", "k", None).unwrap();
+        let (status, headers) = meta(200, &[("etag", "\"e\""), ("content-length", "9")]);
+        let granted = ObjectMeta::of_answer(&name, status, &headers).unwrap();
+        let range = ByteRange { start: 1, end: 3 };
+        let judge = |range, status, pairs: &[(&str, &str)]| {
+            let (status, headers) = meta(status, pairs);
+            check(&granted, range, status, &headers)
+        };
+        assert!(judge(None, 200, &[("etag", "\"e\""), ("content-length", "9")]).is_ok());
+        let part = [("etag", "\"e\""), ("content-range", "bytes 1-2/9")];
+        assert!(judge(Some(range), 206, &part).is_ok());
+        assert!(matches!(judge(None, 206, &part), Err(FetchError::Status(_))));
+        assert!(matches!(judge(None, 403, &[]), Err(FetchError::Status(_))));
+        assert!(matches!(judge(None, 412, &[]), Err(FetchError::Changed)));
+        for changed in [[("etag", "\"f\""), ("content-length", "9")], [("etag", "\"e\""), ("content-length", "8")]] {
+            assert!(matches!(judge(None, 200, &changed), Err(FetchError::Changed)));
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Least recently used, by bytes. The crate `caches` keeps the order, but bounds entries; this bounds bytes.
+
+use std::hash::Hash;
+
+use caches::{Cache as _, RawLRU, ResizableCache as _};
+
+/// Entries the order starts out with room for; it doubles as needed.
+const FIRST_ENTRIES: usize = 1024;
+
+/// Keys in order of use, each worth some bytes, their sum bounded.
+#[derive(Debug)]
+pub(super) struct ByteLru<K: Hash + Eq, V> {
+    order: RawLRU<K, (V, u64)>,
+    room: usize,
+    /// Bytes of the entries.
+    held: u64,
+    /// Bytes set aside for entries to come.
+    reserved: u64,
+    capacity: u64,
+}
+
+impl<K: Hash + Eq + Copy, V> ByteLru<K, V> {
+    pub(super) fn new(capacity: u64) -> Self {
+        let order = RawLRU::new(FIRST_ENTRIES).unwrap_or_else(|_| unreachable!("not zero"));
+        Self { order, room: FIRST_ENTRIES, held: 0, reserved: 0, capacity }
+    }
+
+    /// Most bytes it holds.
+    pub(super) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Bytes of entries and reservations.
+    pub(super) fn bytes(&self) -> u64 {
+        self.held + self.reserved
+    }
+
+    /// Number of entries.
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub(super) fn contains(&self, key: &K) -> bool {
+        self.order.contains(key)
+    }
+
+    /// Makes an entry the most recently used; `None` if there is none.
+    pub(super) fn touch(&mut self, key: &K) -> Option<&V> {
+        self.order.get(key).map(|(value, _)| value)
+    }
+
+    /// Sets bytes aside for an entry to come; what had to go for it. `None` if no eviction makes enough room.
+    pub(super) fn reserve(&mut self, bytes: u64) -> Option<Vec<(K, V)>> {
+        if self.reserved.checked_add(bytes)? > self.capacity {
+            return None;
+        }
+        self.reserved += bytes;
+        let mut evicted = Vec::new();
+        while self.held + self.reserved > self.capacity {
+            let Some((key, (value, freed))) = self.order.remove_lru() else { break };
+            self.held -= freed;
+            evicted.push((key, value));
+        }
+        Some(evicted)
+    }
+
+    /// Gives a reservation back.
+    pub(super) fn release(&mut self, bytes: u64) {
+        self.reserved -= bytes;
+    }
+
+    /// Turns a reservation of `bytes` into an entry.
+    pub(super) fn commit(&mut self, key: K, value: V, bytes: u64) {
+        if self.order.len() == self.room {
+            self.room *= 2;
+            self.order.resize(self.room);
+        }
+        self.reserved -= bytes;
+        self.held += bytes;
+        if let caches::PutResult::Update((_, replaced)) = self.order.put(key, (value, bytes)) {
+            self.held -= replaced;
+        }
+    }
+
+    /// Adds an entry; what had to go for it, which may be the entry itself.
+    pub(super) fn insert(&mut self, key: K, value: V, bytes: u64) -> Vec<(K, V)> {
+        match self.reserve(bytes) {
+            Some(evicted) => {
+                self.commit(key, value, bytes);
+                evicted
+            }
+            None => vec![(key, value)],
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &K) -> Option<V> {
+        let (value, bytes) = self.order.remove(key)?;
+        self.held -= bytes;
+        Some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same, slowly: most recent last.
+    #[derive(Default)]
+    struct Reference(Vec<(u8, u64)>);
+
+    impl Reference {
+        fn insert(&mut self, key: u8, bytes: u64, capacity: u64) -> Vec<u8> {
+            if bytes > capacity {
+                return vec![key];
+            }
+            let mut evicted = Vec::new();
+            while self.0.iter().map(|(_, bytes)| bytes).sum::<u64>() + bytes > capacity {
+                evicted.push(self.0.remove(0).0);
+            }
+            self.0.retain(|(held, _)| *held != key);
+            self.0.push((key, bytes));
+            evicted
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u8, u64),
+        Touch(u8),
+        Remove(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..12u8, 0..60u64).prop_map(|(key, bytes)| Step::Insert(key, bytes)),
+            (0..12u8).prop_map(Step::Touch),
+            (0..12u8).prop_map(Step::Remove),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_as_the_reference(steps in prop::collection::vec(step(), 0..200)) {
+            let mut lru = ByteLru::new(100);
+            let mut reference = Reference::default();
+            for step in steps {
+                match step {
+                    Step::Insert(key, bytes) => {
+                        let evicted: Vec<u8> = lru.insert(key, (), bytes).into_iter().map(|(key, ())| key).collect();
+                        prop_assert_eq!(evicted, reference.insert(key, bytes, 100));
+                    }
+                    Step::Touch(key) => {
+                        let held = reference.0.iter().position(|(held, _)| *held == key);
+                        prop_assert_eq!(lru.touch(&key).is_some(), held.is_some());
+                        if let Some(index) = held {
+                            let entry = reference.0.remove(index);
+                            reference.0.push(entry);
+                        }
+                    }
+                    Step::Remove(key) => {
+                        lru.remove(&key);
+                        reference.0.retain(|(held, _)| *held != key);
+                    }
+                }
+                prop_assert_eq!(lru.bytes(), reference.0.iter().map(|(_, bytes)| bytes).sum::<u64>());
+                prop_assert_eq!(lru.len(), reference.0.len());
+                prop_assert!(lru.bytes() <= lru.capacity());
+            }
+        }
+    }
+
+    #[test]
+    fn reservations_count_and_cannot_be_evicted() {
+        let mut lru = ByteLru::new(100);
+        assert!(lru.insert('a', (), 40).is_empty());
+        assert!(lru.reserve(60).is_some());
+        assert_eq!(lru.reserve(50), None, "only a's 40 bytes could go");
+        assert_eq!(lru.reserve(40).map(|evicted| evicted.len()), Some(1));
+        assert_eq!(lru.bytes(), 100);
+        lru.release(60);
+        lru.commit('b', (), 40);
+        assert_eq!((lru.bytes(), lru.len()), (40, 1));
+    }
+
+    #[test]
+    fn grows_past_its_first_room() {
+        let mut lru = ByteLru::new(u64::MAX);
+        for key in 0..5000 {
+            assert!(lru.insert(key, (), 1).is_empty());
+        }
+        assert_eq!(lru.len(), 5000);
+    }
+}

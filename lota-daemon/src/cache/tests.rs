@@ -1,0 +1,212 @@
+use std::{fs, os::unix::fs::FileExt as _};
+
+use futures_util::stream;
+use hyper::HeaderMap;
+use tempfile::TempDir;
+
+use super::*;
+use crate::s3::{ByteRange, Validator};
+
+const MIB: u64 = 1 << 20;
+
+fn open(folder: &TempDir, capacity: u64) -> Arc<Cache> {
+    Arc::new(Cache::open(folder.path(), "http://gateway", capacity, 0).unwrap())
+}
+
+fn name(key: &str) -> ObjectName {
+    ObjectName::from_parts("bucket", key, None).unwrap()
+}
+
+fn meta(key: &str, etag: &str, size: u64) -> ObjectMeta {
+    let validator = Validator { etag: format!("\"{etag}\""), last_modified: None };
+    ObjectMeta { version: ObjectVersion { name: name(key), validator }, size, headers: HeaderMap::new() }
+}
+
+fn content(seed: u64, size: u64) -> Vec<u8> {
+    (0..size).map(|index| ((index * 31 + seed) % 253) as u8).collect()
+}
+
+fn pieces(content: &[u8]) -> impl futures_util::Stream<Item = Result<bytes::Bytes, io::Error>> {
+    let pieces: Vec<_> = content.chunks(70_000).map(bytes::Bytes::copy_from_slice).map(Ok).collect();
+    stream::iter(pieces)
+}
+
+async fn lead(cache: &Arc<Cache>, meta: &ObjectMeta) -> Fill {
+    match cache.begin_fill(meta).await.unwrap() {
+        Join::Lead(fill) => fill,
+        Join::Follow(_) => panic!("it is there already"),
+    }
+}
+
+async fn put(cache: &Arc<Cache>, key: &str, etag: &str, size: u64) {
+    let fill = lead(cache, &meta(key, etag, size)).await;
+    fill.run(pieces(&content(size, size))).await.unwrap();
+}
+
+async fn read(object: Arc<Object>, range: Option<ByteRange>) -> Result<Vec<u8>, Broken> {
+    let mut reader = Reader::new(object, range);
+    let mut all = Vec::new();
+    while let Some(slice) = reader.next().await? {
+        let mut bytes = vec![0; slice.length];
+        slice.file.read_exact_at(&mut bytes, slice.offset).unwrap();
+        all.extend(bytes);
+    }
+    Ok(all)
+}
+
+fn files_in(folder: &TempDir) -> usize {
+    store::tests_files(folder.path()).len()
+}
+
+#[tokio::test]
+async fn what_was_put_is_found_whole_and_in_part() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 100 * MIB);
+    for size in [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 5] {
+        put(&cache, "k", &size.to_string(), size).await;
+        let object = cache.find(&name("k")).await.unwrap();
+        assert!(object.is_complete());
+        assert!(read(object.clone(), None).await.unwrap() == content(size, size), "{size}");
+        if size > 10 {
+            let range = ByteRange { start: size - 7, end: size - 2 };
+            let expected = content(size, size)[range.start as usize..range.end as usize].to_vec();
+            assert_eq!(read(object, Some(range)).await.unwrap(), expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_restart_finds_what_was_complete_and_sweeps_the_rest() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 100 * MIB);
+    put(&cache, "whole", "e", 2 * MIB + 1).await;
+    // A crash in the middle of a fill: a data file without its record. `forget` skips the orderly end.
+    let fill = lead(&cache, &meta("half", "e", 2 * MIB)).await;
+    std::mem::forget(fill);
+    drop(cache);
+    let locked = Cache::open(folder.path(), "http://gateway", 100 * MIB, 0);
+    assert!(locked.unwrap_err().to_string().contains("another daemon"), "the lost fill still holds the lock");
+    let image = TempDir::new().unwrap();
+    let copied = std::process::Command::new("cp").arg("-r").arg(folder.path().join(".")).arg(image.path()).status();
+    assert!(copied.unwrap().success());
+    assert_eq!(files_in(&image), 3);
+    let cache = open(&image, 100 * MIB);
+    assert_eq!(files_in(&image), 2);
+    assert!(cache.find(&name("half")).await.is_none());
+    let object = cache.find(&name("whole")).await.unwrap();
+    assert!(read(object, None).await.unwrap() == content(2 * MIB + 1, 2 * MIB + 1));
+}
+
+#[tokio::test]
+async fn damaged_files_are_misses() {
+    for damage in [
+        |record: &Path, _: &Path| fs::write(record, b"garbage").unwrap(),
+        |record: &Path, _: &Path| fs::File::options().write(true).open(record).unwrap().set_len(20).unwrap(),
+        |_: &Path, data: &Path| fs::File::options().write(true).open(data).unwrap().set_len(20).unwrap(),
+        |_: &Path, data: &Path| fs::remove_file(data).unwrap(),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let cache = open(&folder, 100 * MIB);
+        put(&cache, "k", "e", MIB).await;
+        drop(cache);
+        let data = list(folder.path()).unwrap()[0].data.clone();
+        damage(&data.with_extension("record"), &data);
+        let cache = open(&folder, 100 * MIB);
+        assert!(cache.find(&name("k")).await.is_none());
+        assert_eq!((files_in(&folder), cache.usage()), (0, Usage::default()));
+    }
+}
+
+#[tokio::test]
+async fn readers_follow_a_growing_object_and_learn_of_its_end() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 100 * MIB);
+    let whole = content(7, 3 * MIB);
+    let fill = lead(&cache, &meta("k", "e", 3 * MIB)).await;
+    let early = tokio::spawn(read(fill.object(), None));
+    let Join::Follow(joined) = cache.begin_fill(&meta("k", "e", 3 * MIB)).await.unwrap() else {
+        panic!("one fill per version")
+    };
+    assert!(!joined.is_complete());
+    let late = tokio::spawn(read(joined, Some(ByteRange { start: 2 * MIB, end: 3 * MIB })));
+    fill.run(pieces(&whole)).await.unwrap();
+    assert!(early.await.unwrap().unwrap() == whole);
+    assert!(late.await.unwrap().unwrap() == whole[2 * MIB as usize..]);
+
+    for (sent, size) in [(MIB + 5, 2 * MIB), (0, 1), (0, MIB), (2 * MIB + 1, 2 * MIB)] {
+        let fill = lead(&cache, &meta("broken", "e", size)).await;
+        let reader = tokio::spawn(read(fill.object(), None));
+        fill.run(pieces(&content(0, sent))).await.unwrap_err();
+        assert_eq!(reader.await.unwrap(), Err(Broken), "{sent} of {size}");
+        assert!(cache.find(&name("broken")).await.is_none());
+    }
+    let lost = lead(&cache, &meta("lost", "e", MIB)).await;
+    let reader = tokio::spawn(read(lost.object(), None));
+    drop(lost);
+    assert_eq!(reader.await.unwrap(), Err(Broken));
+    assert_eq!(cache.usage(), Usage { objects: 1, bytes: 3 * MIB, fills: 0 });
+}
+
+#[tokio::test]
+async fn an_overwritten_object_is_another_file() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 100 * MIB);
+    put(&cache, "k", "old", MIB).await;
+    put(&cache, "k", "new", 2 * MIB).await;
+    assert_eq!(cache.find(&name("k")).await.unwrap().meta().size, 2 * MIB);
+    let old = cache.get(&meta("k", "old", MIB).version).await.unwrap();
+    assert_eq!(old.meta().size, MIB);
+    assert_eq!(cache.find(&name("k")).await.unwrap().meta().size, MIB, "the gateway named the old one last");
+}
+
+#[tokio::test]
+async fn the_least_recently_used_goes_and_stays_readable_to_its_end() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 3 * MIB);
+    put(&cache, "a", "e", MIB).await;
+    put(&cache, "b", "e", MIB).await;
+    let held = cache.find(&name("b")).await.unwrap();
+    cache.find(&name("a")).await.unwrap();
+    put(&cache, "c", "e", 2 * MIB).await;
+    assert!(cache.find(&name("b")).await.is_none());
+    assert!(cache.find(&name("a")).await.is_some());
+    assert!(read(held, None).await.unwrap() == content(MIB, MIB));
+    assert_eq!(cache.usage().bytes, 3 * MIB);
+    let NoRoom(why) = cache.begin_fill(&meta("d", "e", 4 * MIB)).await.unwrap_err();
+    assert!(why.contains("do not fit"), "{why}");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_no_room() {
+    let folder = TempDir::new().unwrap();
+    let cache = Arc::new(Cache::open(folder.path(), "g", u64::MAX, u64::MAX).unwrap());
+    let NoRoom(why) = cache.begin_fill(&meta("k", "e", MIB)).await.unwrap_err();
+    assert!(why.contains("must stay"), "{why}");
+    assert_eq!((cache.usage(), files_in(&folder)), (Usage::default(), 0));
+}
+
+#[tokio::test]
+async fn leaders_take_turns() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, MIB);
+    let first = cache.lead(&name("k")).await;
+    let other = cache.lead(&name("other")).await;
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.lead(&name("k")).await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished());
+    drop((first, other));
+    waiting.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_gateway_no_longer_has_goes() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 10 * MIB);
+    put(&cache, "k", "e", MIB).await;
+    cache.forget(&name("k"));
+    assert!(cache.find(&name("k")).await.is_none());
+    assert_eq!((cache.usage(), files_in(&folder)), (Usage::default(), 0));
+}

@@ -1,0 +1,346 @@
+//! One TOML file, parsed into types. Unknown keys are errors that name the nearest right one.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use thiserror::Error;
+
+mod values;
+
+pub use values::{ByteSize, Origin, Secret};
+
+use crate::s3::Zone;
+
+/// Everything the daemon is told. See `docs/configuration.md`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This node.
+    pub node: Node,
+    /// Where pods find LOTA.
+    #[serde(default)]
+    pub endpoint: Endpoint,
+    /// The kernel side.
+    #[serde(default)]
+    pub datapath: Datapath,
+    /// Who authorizes.
+    pub gateway: Gateway,
+    /// Where whole objects may be read.
+    pub backend: Option<Backend>,
+    /// Where objects are kept.
+    pub cache: Cache,
+    /// The other nodes.
+    pub peers: Option<Peers>,
+    /// Metrics and health.
+    #[serde(default)]
+    pub admin: Admin,
+    /// Which pods may talk to LOTA.
+    #[serde(default)]
+    pub access: Access,
+}
+
+/// This node.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Its name: what placement hashes, so it must not change while its cache lives.
+    pub name: String,
+    /// Its address in the cluster; the peer port listens here and nowhere else.
+    pub address: IpAddr,
+    /// Its zone, told to gateways that speak LOTA.
+    #[serde(default)]
+    pub zone: String,
+    /// Its region, told to gateways that speak LOTA.
+    #[serde(default)]
+    pub region: String,
+}
+
+/// Where pods find LOTA.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Endpoint {
+    /// The DNS zone: the endpoint's host name, with every bucket's name under it.
+    pub zone: Zone,
+    /// The virtual address the zone resolves to, the same on every node.
+    pub vip: Ipv4Addr,
+}
+
+impl Default for Endpoint {
+    fn default() -> Self {
+        let zone = Zone::parse("cwlota.com").unwrap_or_else(|_| unreachable!("a DNS name"));
+        Self { zone, vip: Ipv4Addr::new(169, 254, 77, 80) }
+    }
+}
+
+/// The kernel side.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Datapath {
+    /// Names of the interfaces that pods are behind; a trailing `*` matches any rest.
+    pub pod_interfaces: Vec<String>,
+    /// The interface toward the other nodes, which the guard watches.
+    pub uplink: Option<String>,
+    /// How to attach to the pods' interfaces.
+    pub attach: Attach,
+    /// Where maps and links are pinned; on a bpffs.
+    pub pins: PathBuf,
+}
+
+impl Default for Datapath {
+    fn default() -> Self {
+        Self {
+            pod_interfaces: ["veth*", "cali*", "lxc*", "eni*"].map(str::to_owned).to_vec(),
+            uplink: None,
+            attach: Attach::Auto,
+            pins: PathBuf::from("/sys/fs/bpf/lota"),
+        }
+    }
+}
+
+/// How to attach to the pods' interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    /// tcx where the kernel has it (6.6), else clsact.
+    Auto,
+    /// tcx, at the head of the chain.
+    Tcx,
+    /// The older clsact qdisc.
+    Clsact,
+}
+
+/// Who authorizes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gateway {
+    /// Its address: `http://host:port` or `https://host:port`.
+    pub endpoint: Origin,
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Where a direct path may point: `http://host:port`, exactly. Anything else is not followed.
+    #[serde(default)]
+    pub direct_allow: Vec<Origin>,
+}
+
+/// What a gateway speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Plain S3.
+    #[default]
+    S3,
+    /// S3, and LOTA's gateway protocol beside it (`docs/gateway-protocol.md`).
+    Lota,
+}
+
+/// Where whole objects may be read, with LOTA's own credential.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// S3 endpoints, used in turn.
+    pub endpoints: Vec<Origin>,
+    /// The region to sign for.
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// A TOML file with `access_key` and `secret_key`; should permit reading and nothing else.
+    pub credential_file: PathBuf,
+}
+
+fn default_region() -> String {
+    "us-east-1".to_owned()
+}
+
+/// Where objects are kept.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// The folder; one daemon at a time.
+    pub folder: PathBuf,
+    /// Most bytes of objects to keep; also this node's weight in placement.
+    pub capacity: ByteSize,
+    /// Disk space to leave to others.
+    #[serde(default = "default_min_free")]
+    pub min_free: ByteSize,
+}
+
+fn default_min_free() -> ByteSize {
+    ByteSize(1 << 30)
+}
+
+/// The other nodes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peers {
+    /// The port nodes talk to each other on, the same on each.
+    #[serde(default = "default_peer_port")]
+    pub port: u16,
+    /// A file with the cluster's secret: at least 32 bytes, the same on each node.
+    pub secret_file: PathBuf,
+    /// Every node of the cluster; this one may be among them.
+    pub nodes: Vec<Peer>,
+}
+
+fn default_peer_port() -> u16 {
+    7480
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its cache's capacity: its weight in placement.
+    pub capacity: ByteSize,
+}
+
+/// Metrics and health.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Where to listen. Pods cannot reach this port on any node, whatever the address.
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7481)) }
+    }
+}
+
+/// Which pods may talk to LOTA; none, if nothing is said.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Access {
+    /// The pods, one by one.
+    pub pods: Vec<Pod>,
+}
+
+/// A pod that may talk to LOTA.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pod {
+    /// Its address.
+    pub address: IpAddr,
+    /// The node's interface it is behind, and may send from.
+    pub interface: String,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// A file it names cannot be read.
+    #[error("cannot read {path}: {error}", path = path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It is not what it should be.
+    #[error("{path}: {message}", path = path.display())]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// The place, and what is wrong there.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the line and, for an unknown key, the nearest right one.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        Self::parse(&text).map_err(|message| ConfigError::Invalid { path: path.to_owned(), message })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|error| values::explain(text, &error))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What no single value can be wrong about.
+    fn check(&self) -> Result<(), String> {
+        if self.gateway.protocol == Protocol::S3 && !self.gateway.direct_allow.is_empty() {
+            return Err("gateway.direct_allow: only a gateway with `protocol = \"lota\"` has direct paths".into());
+        }
+        if self.backend.as_ref().is_some_and(|backend| backend.endpoints.is_empty()) {
+            return Err("backend.endpoints: name at least one, or leave [backend] out".into());
+        }
+        if self.node.name.is_empty() || !self.node.name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(format!("node.name: `{}` must be visible ASCII characters", self.node.name));
+        }
+        if self.peer_port() == self.admin.listen.port() {
+            return Err("peers.port and admin.listen: the same port for both".into());
+        }
+        Ok(())
+    }
+
+    /// The port nodes talk to each other on; guarded even on a node without peers.
+    #[must_use]
+    pub fn peer_port(&self) -> u16 {
+        self.peers.as_ref().map_or_else(default_peer_port, |peers| peers.port)
+    }
+}
+
+impl Backend {
+    /// LOTA's own credential for reading from the backend.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; never with the file's contents.
+    pub fn credential(&self) -> Result<Credential, ConfigError> {
+        let path = &self.credential_file;
+        let text = fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: path.clone(), error })?;
+        toml::from_str(&text).map_err(|_| ConfigError::Invalid {
+            path: path.clone(),
+            message: "must hold `access_key = \"…\"` and `secret_key = \"…\"`".into(),
+        })
+    }
+}
+
+/// An S3 credential.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credential {
+    /// The access key's name.
+    pub access_key: String,
+    /// Its secret.
+    pub secret_key: Secret,
+}
+
+impl Peers {
+    /// The cluster's secret.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the file is missing or shorter than 32 bytes.
+    pub fn secret(&self) -> Result<Secret, ConfigError> {
+        let path = &self.secret_file;
+        let text = fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: path.clone(), error })?;
+        let secret = text.trim();
+        if secret.len() < 32 {
+            return Err(ConfigError::Invalid {
+                path: path.clone(),
+                message: "the cluster's secret must have at least 32 bytes (`openssl rand -hex 32`)".into(),
+            });
+        }
+        Ok(Secret::from(secret.to_owned()))
+    }
+}
+
+#[cfg(test)]
+#[path = "config/tests.rs"]
+mod tests;

@@ -1,0 +1,73 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const SMALLEST: &str = r#"
+    [node]
+    name = "n1"
+    address = "10.0.0.1"
+    [gateway]
+    endpoint = "http://10.0.0.9:9000"
+    [cache]
+    folder = "/var/cache/lota"
+    capacity = "10GiB"
+"#;
+
+fn error(text: &str) -> String {
+    Config::parse(text).unwrap_err()
+}
+
+#[test]
+fn the_smallest_configuration_has_the_documented_defaults() {
+    let config = Config::parse(SMALLEST).unwrap();
+    assert_eq!(config.endpoint.zone.as_str(), "cwlota.com");
+    assert_eq!(config.endpoint.vip, Ipv4Addr::new(169, 254, 77, 80));
+    assert_eq!(config.gateway.protocol, Protocol::S3);
+    assert_eq!(config.cache.capacity, ByteSize(10 << 30));
+    assert_eq!(config.peer_port(), 7480);
+    assert!(config.admin.listen.ip().is_loopback());
+    assert!(config.access.pods.is_empty());
+}
+
+#[test]
+fn an_unknown_key_names_its_line_and_the_nearest() {
+    let message = error(&SMALLEST.replace("capacity", "capacty"));
+    assert!(message.contains("line 9"), "{message}");
+    assert!(message.contains("`capacty`"), "{message}");
+    assert!(message.ends_with("did you mean `capacity`?"), "{message}");
+    let message = error(&format!("{SMALLEST}\n[gatway]\n"));
+    assert!(message.ends_with("did you mean `gateway`?"), "{message}");
+    let message = error(&SMALLEST.replace("9000\"", "9000\"\nprotocol = \"lotta\""));
+    assert!(message.ends_with("did you mean `lota`?"), "{message}");
+}
+
+#[test]
+fn bad_values_say_what_they_should_be() {
+    for (good, bad, hint) in [
+        ("10GiB", "10 gigs", "10GiB"),
+        ("10GiB", "99999999999PiB", "10GiB"),
+        ("http://10.0.0.9:9000", "10.0.0.9:9000", "http://"),
+        ("http://10.0.0.9:9000", "http://10.0.0.9/path", "http://"),
+        ("http://10.0.0.9:9000", "http://user:pw@10.0.0.9", "http://"),
+        ("10.0.0.1", "10.0.0.256", "IP address"),
+        ("\"n1\"", "\"\"", "node.name"),
+    ] {
+        let message = error(&SMALLEST.replace(good, bad));
+        assert!(message.contains(hint), "{message}");
+    }
+}
+
+#[test]
+fn secrets_do_not_show() {
+    let credential: Credential = toml::from_str("access_key = \"a\"\nsecret_key = \"hunter2\"").unwrap();
+    assert!(!format!("{credential:?}").contains("hunter2"));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_survived(text in "\\PC*", key in "[a-z_]{1,12}") {
+        let _ = Config::parse(&text);
+        let _ = Config::parse(&format!("{SMALLEST}\n{key} = 1"));
+        let _ = Origin::parse(&text);
+    }
+}

@@ -1,0 +1,149 @@
+//! Values that TOML has no type for, and how a mistake is explained.
+
+use std::fmt;
+
+use hyper::{Uri, http::uri::Authority};
+use serde::{Deserialize, Deserializer, de};
+
+use crate::s3::Zone;
+
+/// A number of bytes: `10GiB`, `512MiB`, `4096`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+/// Scheme, host and port of an HTTP server; no path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Over TLS?
+    pub tls: bool,
+    /// Host, and port if it was given.
+    pub authority: Authority,
+}
+
+/// A secret, which no log or error shows.
+#[derive(Clone, Deserialize)]
+#[serde(from = "String")]
+pub struct Secret(String);
+
+impl ByteSize {
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a size such as `10GiB`, `512MiB` or `4096`");
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let shift = match unit.trim() {
+            "" | "B" => 0,
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            "TiB" => 40,
+            "PiB" => 50,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl Origin {
+    /// Parses `http://host[:port]` or `https://host[:port]`.
+    ///
+    /// # Errors
+    /// Says what it should have been.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not an address such as `http://10.0.0.1:9000` or `https://s3.example`");
+        let uri: Uri = text.parse().map_err(|_| wrong())?;
+        let origin = Self::of(&uri).ok_or_else(wrong)?;
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() || origin.authority.as_str().contains('@') {
+            return Err(wrong());
+        }
+        Ok(origin)
+    }
+
+    /// The origin of an absolute URL.
+    #[must_use]
+    pub fn of(uri: &Uri) -> Option<Self> {
+        let tls = match uri.scheme_str()? {
+            "http" => false,
+            "https" => true,
+            _ => return None,
+        };
+        Some(Self { tls, authority: uri.authority()?.clone() })
+    }
+
+    /// `http` or `https`.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme(), self.authority)
+    }
+}
+
+impl Secret {
+    /// The secret itself, for the one place that computes with it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(secret: String) -> Self {
+        Self(secret)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Origin {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Zone {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// Line, column and message of a TOML error; for an unknown key or value, also the nearest right one.
+pub(super) fn explain(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message();
+    let place = error.span().map(|span| {
+        let before = &text[..span.start.min(text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        format!("line {line}, column {column}: ")
+    });
+    let hint = nearest(message).map(|name| format!("; did you mean `{name}`?"));
+    format!("{}{message}{}", place.unwrap_or_default(), hint.unwrap_or_default())
+}
+
+/// serde says "unknown field `a`, expected one of `b`, `c`": the one of these most like `a`.
+fn nearest(message: &str) -> Option<&str> {
+    if !message.starts_with("unknown ") {
+        return None;
+    }
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let wrong = quoted.next()?;
+    quoted
+        .map(|name| (strsim::jaro_winkler(wrong, name), name))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, name)| name)
+}

@@ -1,0 +1,177 @@
+//! The gateway: the only one who says who may read what, asked for each request.
+//!
+//! Plain S3 is asked by *conditional replay*: the client's own signed request, unchanged, plus an unsigned
+//! `If-None-Match` with the ETag this node holds. A 304 says "authorized, and still that content" in one
+//! round trip without a body. A gateway that speaks LOTA's protocol may answer with a direct path instead.
+
+mod direct;
+mod grant;
+mod trial;
+
+use std::time::Duration;
+
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderName, HeaderValue},
+};
+
+pub use direct::DirectPath;
+pub use grant::{FillAuthority, Grant};
+pub use trial::Standing;
+
+use self::trial::Trial;
+use crate::{
+    config::{self, Origin, Protocol},
+    http::{Body, Head, empty, upstream::Upstream},
+    s3::{ObjectMeta, ObjectName, S3Error, Validator},
+};
+
+/// Longest wait for the gateway's word on a GET.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOTA_NODE: HeaderName = HeaderName::from_static("lota-node");
+const LOTA_ACCEPT: HeaderName = HeaderName::from_static("lota-accept");
+
+/// The gateway, and how far it is trusted.
+#[derive(Debug)]
+pub struct Gateway {
+    upstream: Upstream,
+    origin: Origin,
+    protocol: Protocol,
+    direct_allow: Vec<Origin>,
+    node: HeaderValue,
+    trial: Trial,
+}
+
+/// The gateway's answer to a GET of an object.
+#[derive(Debug)]
+pub enum Answer {
+    /// Authorized; the version this node holds is still the one.
+    Fresh(Grant),
+    /// Authorized; this version, and its bytes (or the asked range of them) are arriving.
+    Arriving(Grant, ObjectMeta, Response<Incoming>),
+    /// Authorized; this version, whose bytes the backend has.
+    Direct(Grant, ObjectMeta, DirectPath),
+    /// No, or nothing that could be cached: to be relayed as it is.
+    Relay(Response<Incoming>),
+}
+
+impl Gateway {
+    /// The configured gateway; `node` is who asks.
+    ///
+    /// # Errors
+    /// If the node's name or location cannot stand in a header.
+    pub fn new(config: &config::Gateway, node: &config::Node, upstream: Upstream) -> Result<Self, String> {
+        let location = format!("name={};zone={};region={}", node.name, node.zone, node.region);
+        let node = HeaderValue::from_str(&location)
+            .map_err(|_| format!("node: `{location}` cannot stand in a header"))?;
+        Ok(Self {
+            upstream,
+            origin: config.endpoint.clone(),
+            protocol: config.protocol,
+            direct_allow: config.direct_allow.clone(),
+            node,
+            trial: Trial::default(),
+        })
+    }
+
+    /// What the gateway's trial has shown so far.
+    pub fn standing(&self) -> Standing {
+        self.trial.standing()
+    }
+
+    /// Sends a request as it is, and says what came back; the road of everything that is not a cacheable GET.
+    ///
+    /// # Errors
+    /// [`S3Error`] if the gateway does not answer.
+    pub async fn forward(&self, head: &Head, body: Body) -> Result<Response<Incoming>, S3Error> {
+        let mut request = self.request(head, body)?;
+        if self.protocol == Protocol::Lota {
+            request.headers_mut().insert(LOTA_NODE, self.node.clone());
+        }
+        self.upstream.send(request).await.map_err(|error| self.unreachable(&error))
+    }
+
+    /// Asks whether this GET may be answered, given the version this node holds.
+    ///
+    /// # Errors
+    /// [`S3Error`] if the gateway does not answer: then nobody gets anything.
+    pub async fn authorize(
+        &self,
+        head: &Head,
+        name: &ObjectName,
+        held: Option<&Validator>,
+    ) -> Result<Answer, S3Error> {
+        let held = held.filter(|_| self.trial.standing() != Standing::Distrusted);
+        let answer = self.replay(head, held).await?;
+        if let (StatusCode::NOT_MODIFIED, Some(held)) = (answer.status(), held) {
+            let trusted = self.trusts(head, held).await?;
+            if trusted && held.agrees_with(answer.headers()) {
+                return Ok(Answer::Fresh(Grant::new(name, held)));
+            }
+            // A cache in front of the gateway, or the same ETag with other metadata: ask for the object.
+            return Ok(self.classify(name, self.replay(head, None).await?));
+        }
+        Ok(self.classify(name, answer))
+    }
+
+    fn classify(&self, name: &ObjectName, answer: Response<Incoming>) -> Answer {
+        if self.protocol == Protocol::Lota
+            && let Some((meta, path)) = direct::parse(name, &answer, &self.direct_allow)
+        {
+            return Answer::Direct(Grant::new(name, &meta.version.validator), meta, path);
+        }
+        match ObjectMeta::of_answer(name, answer.status(), answer.headers()) {
+            Some(meta) => Answer::Arriving(Grant::new(name, &meta.version.validator), meta, answer),
+            None => Answer::Relay(answer),
+        }
+    }
+
+    /// The client's own request, with the validator this node holds.
+    async fn replay(&self, head: &Head, held: Option<&Validator>) -> Result<Response<Incoming>, S3Error> {
+        let mut request = self.request(head, empty())?;
+        if self.protocol == Protocol::Lota {
+            request.headers_mut().insert(LOTA_NODE, self.node.clone());
+            request.headers_mut().insert(LOTA_ACCEPT, HeaderValue::from_static("direct"));
+        }
+        if let Some(etag) = held.and_then(|held| HeaderValue::from_str(&held.etag).ok()) {
+            request.headers_mut().insert(header::IF_NONE_MATCH, etag);
+        }
+        self.ask(request).await
+    }
+
+    /// Is a 304 of this gateway worth anything? Tried once, with the request at hand.
+    async fn trusts(&self, head: &Head, held: &Validator) -> Result<bool, S3Error> {
+        let Some(trial) = self.trial.begin().await else {
+            return Ok(self.trial.standing() == Standing::Trusted);
+        };
+        // An anonymous request has no signature to break; a later one will have.
+        let Some(broken) = trial::break_signature(head) else { return Ok(false) };
+        let made_up = Validator { etag: trial::MADE_UP.to_owned(), last_modified: None };
+        let refused = self.replay(&broken, Some(held)).await?.status();
+        let changed = self.replay(head, Some(&made_up)).await?.status();
+        Ok(trial.judge(refused, changed))
+    }
+
+    async fn ask(&self, request: Request<Body>) -> Result<Response<Incoming>, S3Error> {
+        match tokio::time::timeout(PATIENCE, self.upstream.send(request)).await {
+            Ok(answer) => answer.map_err(|error| self.unreachable(&error)),
+            Err(_) => Err(S3Error::unavailable("The gateway did not answer in time; try again")),
+        }
+    }
+
+    fn request(&self, head: &Head, body: Body) -> Result<Request<Body>, S3Error> {
+        head.request(&self.origin, body)
+            .map_err(|error| S3Error::invalid_request(format!("The request cannot be forwarded: {error}")))
+    }
+
+    fn unreachable(&self, error: &hyper_util::client::legacy::Error) -> S3Error {
+        tracing::warn!(gateway = %self.origin, error = chain(error), "the gateway does not answer");
+        S3Error::unavailable("The gateway cannot be reached; try again")
+    }
+}
+
+/// An error with all its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

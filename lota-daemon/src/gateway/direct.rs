@@ -1,0 +1,93 @@
+//! The direct path: where a gateway that speaks LOTA's protocol says an object's bytes are.
+
+use std::fmt;
+
+use hyper::{Response, StatusCode, Uri, header};
+
+use crate::{
+    config::Origin,
+    s3::{ObjectMeta, ObjectName},
+};
+
+/// A URL that carries its own authority (a presigned one, say): a secret, so it never shows in a log.
+#[derive(Clone)]
+pub struct DirectPath(Uri);
+
+impl DirectPath {
+    /// The URL, for the one place that follows it.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.0
+    }
+}
+
+impl fmt::Debug for DirectPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DirectPath({}/…)", self.0.authority().map_or("", |authority| authority.as_str()))
+    }
+}
+
+/// Reads a direct path from an answer; `None` for any other answer, and for a path to where configuration
+/// does not allow.
+pub(super) fn parse<B>(
+    name: &ObjectName,
+    answer: &Response<B>,
+    allowed: &[Origin],
+) -> Option<(ObjectMeta, DirectPath)> {
+    if answer.status() != StatusCode::TEMPORARY_REDIRECT {
+        return None;
+    }
+    let headers = answer.headers();
+    let size = headers.get("lota-object-size")?.to_str().ok()?.parse().ok()?;
+    let location: Uri = headers.get(header::LOCATION)?.to_str().ok()?.parse().ok()?;
+    let origin = Origin::of(&location)?;
+    if !allowed.contains(&origin) {
+        tracing::warn!(%origin, "a direct path outside gateway.direct_allow is not followed");
+        return None;
+    }
+    Some((ObjectMeta::new(name, size, headers)?, DirectPath(location)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, headers: &[(&str, &str)]) -> Option<(ObjectMeta, DirectPath)> {
+        let mut answer = Response::builder().status(status);
+        for (name, value) in headers {
+            answer = answer.header(*name, *value);
+        }
+        let name = ObjectName::from_parts("b", "k", None).unwrap();
+        let allowed = [Origin::parse("http://10.0.0.1:9001").unwrap()];
+        parse(&name, &answer.body(()).unwrap(), &allowed)
+    }
+
+    const WHOLE: [(&str, &str); 4] = [
+        ("location", "http://10.0.0.1:9001/b/k?X-Amz-Signature=secret"),
+        ("etag", "\"e\""),
+        ("lota-object-size", "9"),
+        ("content-type", "text/plain"),
+    ];
+
+    #[test]
+    fn a_direct_path_describes_the_object() {
+        let (meta, path) = answer(307, &WHOLE).unwrap();
+        assert_eq!((meta.size, &meta.headers["content-type"]), (9, &"text/plain".parse().unwrap()));
+        assert!(!meta.headers.contains_key("location"));
+        assert!(!format!("{path:?}").contains("secret"));
+    }
+
+    #[test]
+    fn any_other_redirect_grants_nothing() {
+        assert!(answer(302, &WHOLE).is_none());
+        for missing in 0..3 {
+            let rest: Vec<_> = WHOLE.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, h)| *h).collect();
+            assert!(answer(307, &rest).is_none(), "without {}", WHOLE[missing].0);
+        }
+        for elsewhere in ["http://10.0.0.2:9001/b/k", "https://10.0.0.1:9001/b/k", "http://10.0.0.1/b/k", "/b/k"] {
+            let mut headers = WHOLE;
+            headers[0].1 = elsewhere;
+            assert!(answer(307, &headers).is_none(), "{elsewhere}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Permits. What may be served, and what may be fetched, are different things.
+
+use crate::{
+    gateway::DirectPath,
+    s3::{ObjectName, ObjectVersion, Validator},
+};
+
+/// The gateway's yes to one request, for one object version. Whoever serves bytes takes it, and it is gone:
+/// it cannot be copied, stored, or made anywhere but here.
+#[derive(Debug)]
+pub struct Grant {
+    version: ObjectVersion,
+}
+
+/// The right to fetch a whole object for the cache. It says nothing about who may be served.
+#[derive(Debug)]
+pub enum FillAuthority {
+    /// A place the gateway pointed to, which carries its own authority.
+    Direct(DirectPath),
+    /// LOTA's own credential at the configured backend.
+    Own,
+    /// The client's own request without its `Range`, which is not signed.
+    Client,
+}
+
+impl Grant {
+    /// Only the gateway module grants.
+    pub(super) fn new(name: &ObjectName, validator: &Validator) -> Self {
+        Self { version: ObjectVersion { name: name.clone(), validator: validator.clone() } }
+    }
+
+    /// What is granted.
+    #[must_use]
+    pub fn version(&self) -> &ObjectVersion {
+        &self.version
+    }
+}

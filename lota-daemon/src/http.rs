@@ -1,0 +1,11 @@
+//! HTTP/1.1: connections in, requests out, and bodies that leave by `sendfile(2)`.
+
+mod body;
+mod head;
+mod sendfile;
+pub mod server;
+pub mod upstream;
+
+pub use body::{Body, BodyError, empty, full, incoming};
+pub use head::Head;
+pub use sendfile::{FileSlice, FileSlices, MAX_SLICE, SentBytes};

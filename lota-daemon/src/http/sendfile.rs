@@ -1,0 +1,197 @@
+//! Bodies that never enter user space.
+//!
+//! hyper writes `Bytes`; a cached file is not bytes. So a body hands hyper a *token* instead: a piece of one
+//! static, zeroed region, as long as the slice of the file it stands for. The connection's writer sees by its
+//! address that a buffer is a token, and calls `sendfile(2)` with the file slice that is next in line. hyper
+//! keeps parsing, framing, timeouts and back-pressure, and no byte of the object is copied.
+//!
+//! This holds as long as hyper passes body buffers through unchanged, which it does for vectored writers
+//! (`WriteStrategy::Queue`). Should that ever change, zeros would go out instead: the writer notices at the
+//! next flush that slices are left over and breaks the connection.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, IoSlice},
+    os::fd::AsFd,
+    pin::Pin,
+    sync::{Arc, LazyLock, Mutex, PoisonError, atomic::AtomicU64, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use nix::sys::{
+    sendfile::sendfile,
+    socket::{MsgFlags, sendmsg},
+};
+use tokio::{io::Interest, net::TcpStream};
+
+/// Most bytes in one token, and so between two looks at other connections.
+pub const MAX_SLICE: usize = 1 << 20;
+
+/// Never written, never read: its pages are never even backed by memory.
+static TOKENS: LazyLock<&'static [u8]> = LazyLock::new(|| Box::leak(vec![0; MAX_SLICE].into_boxed_slice()));
+
+/// A piece of a file.
+#[derive(Clone, Debug)]
+pub struct FileSlice {
+    /// The file.
+    pub file: Arc<File>,
+    /// Where the piece begins.
+    pub offset: u64,
+    /// Its length in bytes; at most [`MAX_SLICE`].
+    pub length: usize,
+}
+
+/// The file slices that one connection is about to send, in order; shared by its bodies and its writer.
+#[derive(Clone, Debug, Default)]
+pub struct FileSlices(Arc<Mutex<VecDeque<FileSlice>>>);
+
+/// Bytes sent by `sendfile(2)`, over all connections.
+pub type SentBytes = Arc<AtomicU64>;
+
+/// A connection whose writer understands tokens.
+pub(super) struct SendfileStream {
+    stream: TokioIo<TcpStream>,
+    slices: FileSlices,
+    sent: SentBytes,
+}
+
+impl FileSlices {
+    /// Queues a slice; the token to hand to hyper in its place, in the same order.
+    #[must_use]
+    pub fn queue(&self, slice: FileSlice) -> Bytes {
+        debug_assert!(slice.length <= MAX_SLICE);
+        let token = Bytes::from_static(&TOKENS[..slice.length]);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(slice);
+        token
+    }
+
+    fn next(&self) -> Option<FileSlice> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).front().cloned()
+    }
+
+    /// Records that `sent` bytes of the next slice have gone.
+    fn advance(&self, sent: usize) {
+        let mut slices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slice) = slices.front_mut() {
+            slice.offset += sent as u64;
+            slice.length -= sent;
+            if slice.length == 0 {
+                slices.pop_front();
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+fn is_token(buffer: &[u8]) -> bool {
+    TOKENS.as_ptr_range().contains(&buffer.as_ptr())
+}
+
+impl SendfileStream {
+    /// A connection; what it sends by `sendfile(2)` is added to `sent`.
+    pub(super) fn new(stream: TcpStream, slices: FileSlices, sent: SentBytes) -> Self {
+        Self { stream: TokioIo::new(stream), slices, sent }
+    }
+
+    fn poll_io(
+        &self,
+        cx: &mut Context<'_>,
+        mut io: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let stream = self.stream.inner();
+        loop {
+            ready!(stream.poll_write_ready(cx))?;
+            match stream.try_io(Interest::WRITABLE, || io(stream)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn poll_send_file(&self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<usize>> {
+        let Some(slice) = self.slices.next() else {
+            return Poll::Ready(Err(io::Error::other("a token without a file slice")));
+        };
+        let mut offset = i64::try_from(slice.offset).map_err(io::Error::other)?;
+        let length = length.min(slice.length);
+        let sent = ready!(self.poll_io(cx, |stream| {
+            Ok(sendfile(stream.as_fd(), slice.file.as_fd(), Some(&mut offset), length)?)
+        }))?;
+        if sent == 0 {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a cached file was cut short")));
+        }
+        self.slices.advance(sent);
+        self.sent.fetch_add(sent as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(sent))
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>, buffers: &[IoSlice<'_>], more: bool) -> Poll<io::Result<usize>> {
+        // With a file slice to follow, head and first data share a segment.
+        let mut flags = MsgFlags::MSG_NOSIGNAL;
+        if more {
+            flags |= MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
+        }
+        self.poll_io(cx, |stream| {
+            use std::os::fd::AsRawFd as _;
+            Ok(sendmsg::<()>(stream.as_raw_fd(), buffers, &[], flags, None)?)
+        })
+    }
+}
+
+impl Write for SendfileStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buffer)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let start = buffers.iter().position(|buffer| !buffer.is_empty()).unwrap_or(buffers.len());
+        let buffers = &buffers[start..];
+        match buffers.iter().position(|buffer| is_token(buffer)) {
+            Some(0) => self.poll_send_file(cx, buffers[0].len()),
+            Some(token) => self.poll_send(cx, &buffers[..token], true),
+            None => self.poll_send(cx, buffers, false),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes when all it had buffered is written, and every slice was buffered when it was queued.
+        if self.slices.is_empty() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Ready(Err(io::Error::other("file slices were not sent as such")))
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Read for SendfileStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+#[cfg(test)]
+#[path = "sendfile_tests.rs"]
+mod tests;

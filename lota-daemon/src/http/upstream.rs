@@ -1,0 +1,64 @@
+//! Requests out: to the gateway, to backends, to peers.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper::{Request, Response, body::Incoming};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, Error, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
+
+use super::Body;
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an idle connection is kept; shorter than the usual servers' minute.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// A client with a pool of connections.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    client: Client<HttpsConnector<HttpConnector>, Body>,
+}
+
+impl Upstream {
+    /// A client that can speak plain HTTP, and TLS with the system's root certificates if `tls`.
+    ///
+    /// # Errors
+    /// If TLS is wanted and the system has no root certificates.
+    pub fn new(tls: bool) -> std::io::Result<Self> {
+        let builder = HttpsConnectorBuilder::new();
+        let builder = if tls {
+            builder.with_provider_and_native_roots(ring::default_provider())?
+        } else {
+            let provider = Arc::new(ring::default_provider());
+            let config = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .map_err(std::io::Error::other)?
+                .with_root_certificates(RootCertStore::empty())
+                .with_no_client_auth();
+            builder.with_tls_config(config)
+        };
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let connector = builder.https_or_http().enable_http1().wrap_connector(http);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .http1_preserve_header_case(true)
+            .build(connector);
+        Ok(Self { client })
+    }
+
+    /// Sends a request; the answer when its head has arrived.
+    ///
+    /// # Errors
+    /// If there is no connection, or it ends before an answer.
+    pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
+        self.client.request(request).await
+    }
+}

@@ -1,0 +1,18 @@
+//! The node's daemon, as a library: tests and tools use its parts.
+
+pub mod access;
+pub mod admin;
+pub mod backend;
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod datapath;
+pub mod dns;
+pub mod gateway;
+pub mod http;
+pub mod metrics;
+pub mod node;
+pub mod peer;
+pub mod placement;
+pub mod proxy;
+pub mod s3;

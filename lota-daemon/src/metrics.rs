@@ -1,0 +1,173 @@
+//! Metrics, by Prometheus' conventions.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use lota_common::Verdict;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _, text::encode},
+    metrics::{counter::ConstCounter, counter::Counter, family::Family, gauge::ConstGauge},
+    registry::{Registry, Unit},
+};
+
+use crate::{cache::Cache, datapath::VerdictCounts, gateway::{Gateway, Standing}, http::SentBytes};
+
+/// What the cache did for one answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Served from a complete file.
+    Hit,
+    /// Not here: this request began to bring it, or (by `no-cache`) was answered past the cache.
+    Miss,
+    /// On its way already: served from the growing file.
+    Fill,
+    /// The cache was not involved.
+    Bypass,
+}
+
+impl Outcome {
+    /// Its name, in `Lota-Cache` and in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Fill => "fill",
+            Self::Bypass => "bypass",
+        }
+    }
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>) -> std::fmt::Result {
+        encoder.write_str(self.name())
+    }
+}
+
+/// Labels of `lota_requests`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// What the cache did.
+    pub cache: Outcome,
+    /// The status given.
+    pub status: u16,
+}
+
+/// Labels of `lota_fills`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FillLabels {
+    /// `direct`, `own` or `client`.
+    pub authority: &'static str,
+    /// `complete` or `broken`.
+    pub end: &'static str,
+}
+
+/// Labels of `lota_uncached`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UncachedLabels {
+    /// Why the object passed through.
+    pub reason: &'static str,
+}
+
+/// Labels of `lota_peer_requests`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PeerLabels {
+    /// `asked` (of an owner), `served` (as one), `unavailable` or `refused`.
+    pub role: &'static str,
+}
+
+/// Every counter that the road of a request moves.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Requests of pods that were answered.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Fills that ended.
+    pub fills: Family<FillLabels, Counter>,
+    /// Bytes that fills brought.
+    pub fill_bytes: Counter,
+    /// Objects that could have been cached and were not.
+    pub uncached: Family<UncachedLabels, Counter>,
+    /// Requests between nodes.
+    pub peer_requests: Family<PeerLabels, Counter>,
+    /// Connections that reached the hidden listener without having been steered.
+    pub unsteered: Counter,
+    /// Bytes sent by `sendfile(2)`.
+    pub sendfile: SentBytes,
+}
+
+/// Everything `/metrics` shows.
+#[derive(Debug)]
+pub struct Exposition {
+    registry: Registry,
+}
+
+impl Exposition {
+    /// Registers the road's counters, and what is read at each scrape.
+    pub fn new(metrics: &Metrics, cache: Arc<Cache>, gateway: Arc<Gateway>, verdicts: VerdictCounts) -> Self {
+        let mut registry = Registry::with_prefix("lota");
+        registry.register("requests", "Requests of pods that were answered", metrics.requests.clone());
+        registry.register("fills", "Fills that ended", metrics.fills.clone());
+        registry.register_with_unit("fill", "Bytes that fills brought", Unit::Bytes, metrics.fill_bytes.clone());
+        registry.register("uncached", "Objects that passed through uncached", metrics.uncached.clone());
+        registry.register("peer_requests", "Requests between nodes", metrics.peer_requests.clone());
+        registry.register(
+            "unsteered_connections",
+            "Connections to the hidden listener that the datapath had not steered, and were reset",
+            metrics.unsteered.clone(),
+        );
+        registry.register_collector(Box::new(Scraped { cache, gateway, verdicts, sent: metrics.sendfile.clone() }));
+        Self { registry }
+    }
+
+    /// The text that Prometheus reads.
+    ///
+    /// # Errors
+    /// Never seen: writing to memory does not fail.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// What others count, read when asked.
+#[derive(Debug)]
+struct Scraped {
+    cache: Arc<Cache>,
+    gateway: Arc<Gateway>,
+    verdicts: VerdictCounts,
+    sent: SentBytes,
+}
+
+impl Collector for Scraped {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let usage = self.cache.usage();
+        let standing = i64::from(self.gateway.standing() == Standing::Trusted);
+        let sent = self.sent.load(std::sync::atomic::Ordering::Relaxed);
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        for (name, help, unit, value) in [
+            ("cache_objects", "Complete objects in the cache", None, usage.objects as u64),
+            ("cache", "Bytes of objects and fills in the cache", Some(&Unit::Bytes), usage.bytes),
+            ("fills_in_progress", "Fills under way", None, usage.fills as u64),
+        ] {
+            let gauge = ConstGauge::new(signed(value));
+            gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;
+        }
+        let gauge = ConstGauge::new(standing);
+        let help = "1 once the gateway has passed its trial, so that hits are served";
+        gauge.encode(encoder.encode_descriptor("gateway_trusted", help, None, gauge.metric_type())?)?;
+        let counter = ConstCounter::new(sent);
+        let help = "Bytes sent by sendfile(2)";
+        counter.encode(encoder.encode_descriptor("sendfile", help, Some(&Unit::Bytes), counter.metric_type())?)?;
+
+        let counts = self.verdicts.read();
+        let help = "Packets, by what the datapath decided about them";
+        let any = ConstCounter::new(0u64);
+        let mut family = encoder.encode_descriptor("datapath_packets", help, None, any.metric_type())?;
+        for verdict in Verdict::ALL {
+            let counter = ConstCounter::new(counts[*verdict as usize].packets);
+            counter.encode(family.encode_family(&[("verdict", verdict.label())])?)?;
+        }
+        Ok(())
+    }
+}

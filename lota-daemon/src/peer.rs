@@ -1,0 +1,146 @@
+//! Node to node: the client's request travels whole, and the owner authorizes it itself.
+//!
+//! HTTP/1.1 on a port of its own. Every request carries a MAC by the cluster's secret over who sends it to
+//! whom, when, and all of its head; every answer one over its head. Nothing of a grant is ever sent.
+
+mod replay;
+mod wire;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use hyper::{Request, Response, body::Incoming};
+use thiserror::Error;
+
+pub use wire::{Refused, Signature};
+
+use self::{replay::Window, wire::Wire};
+use crate::{
+    config::{Origin, Secret},
+    http::{Body, Head, empty, upstream::Upstream},
+    placement::NodeName,
+};
+
+/// How long a peer that did not answer is left alone.
+const REST: Duration = Duration::from_secs(2);
+/// Longest wait for an owner's answer; it may have to ask the gateway first.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// The other nodes, and the secret shared with them.
+#[derive(Debug)]
+pub struct Peers {
+    wire: Wire,
+    window: Mutex<Window>,
+    addresses: HashMap<NodeName, Origin>,
+    resting: Mutex<HashMap<NodeName, Instant>>,
+    upstream: Upstream,
+}
+
+/// Why an owner could not be asked. Another node is, then.
+#[derive(Debug, Error)]
+pub enum PeerError {
+    /// It did not answer lately, and is left alone for a moment.
+    #[error("it did not answer a moment ago")]
+    Resting,
+    /// No such node is configured.
+    #[error("its address is not known")]
+    Unknown,
+    /// No answer, or none in time.
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+    /// An answer that is not a peer's.
+    #[error("its answer is not authentic: {0}")]
+    NotAuthentic(#[from] Refused),
+}
+
+impl Peers {
+    /// The nodes of the cluster, as `me` sees them.
+    pub fn new(
+        me: NodeName,
+        secret: &Secret,
+        port: u16,
+        nodes: impl IntoIterator<Item = (NodeName, IpAddr)>,
+        upstream: Upstream,
+    ) -> Self {
+        let origin = |address| {
+            let authority = SocketAddr::new(address, port).to_string();
+            Origin::parse(&format!("http://{authority}")).ok()
+        };
+        let addresses =
+            nodes.into_iter().filter_map(|(name, address)| Some((name, origin(address)?))).collect();
+        Self {
+            wire: Wire::new(me, secret),
+            window: Mutex::new(Window::starting(SystemTime::now())),
+            addresses,
+            resting: Mutex::default(),
+            upstream,
+        }
+    }
+
+    /// Asks `owner` to answer a client's request.
+    ///
+    /// # Errors
+    /// [`PeerError`] if it cannot be asked; its refusals and its errors are answers.
+    pub async fn ask(&self, owner: &NodeName, head: &Head) -> Result<Response<Incoming>, PeerError> {
+        let origin = self.addresses.get(owner).ok_or(PeerError::Unknown)?;
+        if self.rests(owner) {
+            return Err(PeerError::Resting);
+        }
+        let answer = self.send(owner, origin, head).await;
+        if let Err(error) = &answer {
+            tracing::warn!(peer = %owner.0, %error, "peer unavailable");
+            let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+            resting.insert(owner.clone(), Instant::now() + REST);
+        }
+        answer
+    }
+
+    async fn send(&self, owner: &NodeName, origin: &Origin, head: &Head) -> Result<Response<Incoming>, PeerError> {
+        let mut request =
+            head.request(origin, empty()).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
+        let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());
+        let answer = tokio::time::timeout(PATIENCE, self.upstream.send(request))
+            .await
+            .map_err(|_| PeerError::NoAnswer("timed out".into()))?
+            .map_err(|error| PeerError::NoAnswer(error.to_string()))?;
+        self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
+        Ok(answer)
+    }
+
+    /// Is this request, as it came in on the peer port, one of a peer's? Returns what its answer is signed
+    /// with.
+    ///
+    /// # Errors
+    /// [`Refused`]: whoever sent it gets no answer at all.
+    pub fn verify<B>(&self, request: &Request<B>) -> Result<Signature, Refused> {
+        let now = SystemTime::now();
+        let (signature, sent) = self.wire.verify_request(request)?;
+        self.window.lock().unwrap_or_else(PoisonError::into_inner).admit(now, sent, signature.nonce())?;
+        Ok(signature)
+    }
+
+    /// Signs the answer to a verified request.
+    pub fn sign(&self, signature: &Signature, answer: &mut Response<Body>) {
+        self.wire.sign_answer(signature, answer);
+    }
+
+    fn rests(&self, peer: &NodeName) -> bool {
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        match resting.get(peer) {
+            Some(until) if *until > Instant::now() => true,
+            Some(_) => {
+                resting.remove(peer);
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "peer/tests.rs"]
+mod tests;

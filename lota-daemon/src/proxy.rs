@@ -1,0 +1,328 @@
+//! The road of one request, from the pod's connection to the last byte of its answer.
+//!
+//! At the entry node: parse, then pass it through, or find the owner. At the owner: have the gateway
+//! authorize the client's own request, then serve the version it named from the cache, from a fill under way,
+//! or from a fill begun here. Whatever goes wrong with caching costs speed; whatever goes wrong with
+//! authorization costs the answer.
+
+mod answer;
+mod fill;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use hyper::{Request, Response, StatusCode, body::Incoming};
+
+use crate::{
+    backend::Backend,
+    cache::{Cache, Join, Object, Reader},
+    gateway::{Answer, DirectPath, FillAuthority, Gateway, Grant},
+    http::{Body, FileSlices, Head, empty, incoming, server::{Connection, NoAnswer}},
+    metrics::{Metrics, Outcome, PeerLabels, UncachedLabels},
+    peer::Peers,
+    placement::{NodeName, Placement},
+    s3::{ByteRange, CacheControl, GetObject, ObjectMeta, Operation, S3Error, Zone},
+};
+
+/// Everything on the road.
+pub struct Proxy {
+    /// This node.
+    pub node: NodeName,
+    /// The zone that pods address.
+    pub zone: Zone,
+    /// Who authorizes.
+    pub gateway: Arc<Gateway>,
+    /// Where fills come from.
+    pub backend: Backend,
+    /// What is here already.
+    pub cache: Arc<Cache>,
+    /// Who should have what.
+    pub placement: Placement,
+    /// The other nodes, if there are any.
+    pub peers: Option<Peers>,
+    /// What happened.
+    pub metrics: Metrics,
+}
+
+/// A GET on its way: the client's request, and where the bytes of its answer are queued.
+struct Get<'a> {
+    head: &'a Head,
+    get: &'a GetObject,
+    slices: &'a FileSlices,
+}
+
+impl Proxy {
+    /// Answers a pod's request: this is the entry node.
+    pub async fn enter(
+        self: &Arc<Self>,
+        connection: Connection,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, NoAnswer> {
+        let (parts, body) = request.into_parts();
+        let target = parts.uri.path().to_owned();
+        let answer = match Head::of(parts) {
+            Ok(head) => self.route(&head, body, &connection.slices).await,
+            Err(wrong) => Err(S3Error::invalid_request(format!("The request has {wrong}"))),
+        };
+        let answer = answer.unwrap_or_else(|error| answer::error(&error, &target));
+        self.count(&answer);
+        Ok(answer)
+    }
+
+    /// Answers a peer's request: this is the owner, whatever this node's own placement says. A request
+    /// travels one hop.
+    pub async fn own(
+        self: &Arc<Self>,
+        connection: Connection,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, NoAnswer> {
+        let count = |role| self.metrics.peer_requests.get_or_create(&PeerLabels { role }).inc();
+        let Some(peers) = &self.peers else { return Err(NoAnswer) };
+        let signature = match peers.verify(&request) {
+            Ok(signature) => signature,
+            Err(refused) => {
+                count("refused");
+                tracing::warn!(client = %connection.client, %refused, "not a peer");
+                return Err(NoAnswer);
+            }
+        };
+        count("served");
+        let (parts, _) = request.into_parts();
+        let target = parts.uri.path().to_owned();
+        let answer = match Head::of(parts) {
+            Ok(head) => match self.classify(&head) {
+                Operation::Get(get) => {
+                    let get = Get { head: &head, get: &get, slices: &connection.slices };
+                    self.authorize_and_serve(get).await
+                }
+                Operation::Pass(_) => Err(S3Error::invalid_request("Peers send cacheable requests only")),
+            },
+            Err(wrong) => Err(S3Error::invalid_request(format!("The request has {wrong}"))),
+        };
+        let mut answer = answer.unwrap_or_else(|error| answer::error(&error, &target));
+        peers.sign(&signature, &mut answer);
+        Ok(answer)
+    }
+
+    async fn route(
+        self: &Arc<Self>,
+        head: &Head,
+        body: Incoming,
+        slices: &FileSlices,
+    ) -> Result<Response<Body>, S3Error> {
+        match self.classify(head) {
+            Operation::Pass(why) => {
+                tracing::debug!(method = %head.method, why, "passing through");
+                self.pass(head, incoming(body)).await
+            }
+            Operation::Get(get) => {
+                let get = Get { head, get: &get, slices };
+                match get.get.cache_control {
+                    CacheControl::Bypass => self.past_the_cache(get).await,
+                    CacheControl::Use | CacheControl::LookOnly => self.find_owner(get).await,
+                }
+            }
+        }
+    }
+
+    fn classify(&self, head: &Head) -> Operation {
+        Operation::classify(&self.zone, &head.method, &head.host, head.target.path(), head.query(), &head.headers)
+    }
+
+    /// To the gateway and back, byte for byte.
+    async fn pass(&self, head: &Head, body: Body) -> Result<Response<Body>, S3Error> {
+        let answer = self.gateway.forward(head, body).await?;
+        Ok(answer::relay(answer, Outcome::Bypass, &self.node))
+    }
+
+    /// `no-store`: straight from the backend, the cache untouched.
+    async fn past_the_cache(&self, get: Get<'_>) -> Result<Response<Body>, S3Error> {
+        match self.gateway.authorize(get.head, &get.get.name, None).await? {
+            Answer::Direct(grant, meta, path) => {
+                self.stream_direct(get, grant, &meta, path, Outcome::Bypass).await
+            }
+            Answer::Arriving(_, _, answer) | Answer::Relay(answer) => {
+                Ok(answer::relay(answer, Outcome::Bypass, &self.node))
+            }
+            Answer::Fresh(_) => Err(S3Error::unavailable("The gateway answered a question it was not asked")),
+        }
+    }
+
+    /// Has the object's owner answer; the next in line if that one cannot; in the end this node itself.
+    async fn find_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
+        let count = |role| self.metrics.peer_requests.get_or_create(&PeerLabels { role }).inc();
+        for owner in self.placement.order(&get.get.name) {
+            let Some(peers) = self.peers.as_ref().filter(|_| *owner != self.node) else { break };
+            match peers.ask(owner, get.head).await {
+                Ok(answer) => {
+                    count("asked");
+                    return Ok(answer::relay_from_owner(answer));
+                }
+                Err(error) => {
+                    count("unavailable");
+                    tracing::debug!(owner = %owner.0, %error, "asking the next");
+                }
+            }
+        }
+        self.authorize_and_serve(get).await
+    }
+
+    /// The owner's part.
+    async fn authorize_and_serve(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
+        let name = &get.get.name;
+        let mut held = self.cache.find(name).await;
+        // Of many who want what nobody here knows, one asks; the others then know what to ask about.
+        let _lead = if held.is_none() {
+            let lead = self.cache.lead(name).await;
+            held = self.cache.find(name).await;
+            held.is_none().then_some(lead)
+        } else {
+            None
+        };
+        let validator = held.as_ref().map(|object| &object.meta().version.validator);
+        match (self.gateway.authorize(get.head, name, validator).await?, held) {
+            (Answer::Fresh(grant), Some(object)) => self.serve_or_pass(get, grant, object).await,
+            (Answer::Fresh(_), None) => Err(S3Error::unavailable("The gateway answered a question it was not asked")),
+            (Answer::Arriving(grant, meta, answer), _) => self.serve_arriving(get, grant, meta, answer).await,
+            (Answer::Direct(grant, meta, path), _) => self.serve_direct(get, grant, meta, path).await,
+            (Answer::Relay(answer), _) => {
+                if answer.status() == StatusCode::NOT_FOUND {
+                    self.cache.forget(name);
+                }
+                Ok(answer::relay(answer, Outcome::Miss, &self.node))
+            }
+        }
+    }
+
+    /// The gateway is sending the object, or the range of it that was asked for.
+    async fn serve_arriving(
+        self: &Arc<Self>,
+        get: Get<'_>,
+        grant: Grant,
+        meta: ObjectMeta,
+        answer: Response<Incoming>,
+    ) -> Result<Response<Body>, S3Error> {
+        if let Some(object) = self.cache.get(&meta.version).await {
+            return self.serve_or_pass(get, grant, object).await;
+        }
+        let relay = |answer| Ok(answer::relay(answer, Outcome::Miss, &self.node));
+        if get.get.cache_control == CacheControl::LookOnly {
+            return relay(answer);
+        }
+        if answer.status() == StatusCode::OK {
+            // The whole of it, on the client's own authority: these bytes are the fill.
+            return match self.join(&meta).await {
+                Some(Join::Lead(fill)) => {
+                    let object = fill.object();
+                    self.clone().start(fill, answer, FillAuthority::Client);
+                    self.serve_or_pass_as(get, grant, object, Outcome::Miss).await
+                }
+                Some(Join::Follow(object)) => self.serve_or_pass(get, grant, object).await,
+                None => relay(answer),
+            };
+        }
+        let authority = if self.backend.has_own_credential() {
+            FillAuthority::Own
+        } else if !get.get.range_signed {
+            FillAuthority::Client
+        } else {
+            self.uncached("no-fill-authority");
+            return relay(answer);
+        };
+        match self.fill_from(get.head, &meta, authority).await {
+            // The range that was arriving is dropped with `answer`: it comes with the whole.
+            Some((object, outcome)) => self.serve_or_pass_as(get, grant, object, outcome).await,
+            None => relay(answer),
+        }
+    }
+
+    /// The gateway pointed to where the object is.
+    async fn serve_direct(
+        self: &Arc<Self>,
+        get: Get<'_>,
+        grant: Grant,
+        meta: ObjectMeta,
+        path: DirectPath,
+    ) -> Result<Response<Body>, S3Error> {
+        if let Some(object) = self.cache.get(&meta.version).await {
+            return self.serve_or_pass(get, grant, object).await;
+        }
+        if get.get.cache_control == CacheControl::Use
+            && let Some((object, outcome)) =
+                self.fill_from(get.head, &meta, FillAuthority::Direct(path.clone())).await
+        {
+            return self.serve_or_pass_as(get, grant, object, outcome).await;
+        }
+        self.stream_direct(get, grant, &meta, path, Outcome::Miss).await
+    }
+
+    /// Streams from a direct path without storing; if that fails, from the gateway.
+    async fn stream_direct(
+        &self,
+        get: Get<'_>,
+        grant: Grant,
+        meta: &ObjectMeta,
+        path: DirectPath,
+        outcome: Outcome,
+    ) -> Result<Response<Body>, S3Error> {
+        let range = match get.get.range.resolve(meta.size) {
+            Ok(range) => range,
+            Err(_) => return Ok(answer::unsatisfiable(meta, get.head.target.path())),
+        };
+        match self.backend.fetch(&FillAuthority::Direct(path), meta, range, get.head).await {
+            Ok(answer) => {
+                let body = incoming(answer.into_body());
+                Ok(answer::object(grant, meta, range, get.get.wants_checksums, body, outcome, &self.node))
+            }
+            Err(error) => {
+                tracing::warn!(object = %meta.version.name, %error, "direct path failed; asking the gateway");
+                self.pass(get.head, empty()).await
+            }
+        }
+    }
+
+    /// Serves an object that is here or on its way.
+    async fn serve_or_pass(&self, get: Get<'_>, grant: Grant, object: Arc<Object>) -> Result<Response<Body>, S3Error> {
+        let outcome = if object.is_complete() { Outcome::Hit } else { Outcome::Fill };
+        self.serve_or_pass_as(get, grant, object, outcome).await
+    }
+
+    async fn serve_or_pass_as(
+        &self,
+        get: Get<'_>,
+        grant: Grant,
+        object: Arc<Object>,
+        outcome: Outcome,
+    ) -> Result<Response<Body>, S3Error> {
+        if *grant.version() != object.meta().version {
+            // Cannot happen; but a grant is for one version, and this is where bytes leave.
+            return self.pass(get.head, empty()).await;
+        }
+        let range: Option<ByteRange> = match get.get.range.resolve(object.meta().size) {
+            Ok(range) => range,
+            Err(_) => return Ok(answer::unsatisfiable(object.meta(), get.head.target.path())),
+        };
+        let mut reader = Reader::new(object.clone(), range);
+        if reader.ready().await.is_err() {
+            // The fill broke off before this client's first byte: it need not notice.
+            self.uncached("fill-broke-off");
+            return self.pass(get.head, empty()).await;
+        }
+        let body = answer::file_body(reader, get.slices.clone());
+        Ok(answer::object(grant, object.meta(), range, get.get.wants_checksums, body, outcome, &self.node))
+    }
+
+    fn uncached(&self, reason: &'static str) {
+        self.metrics.uncached.get_or_create(&UncachedLabels { reason }).inc();
+    }
+
+    fn count(&self, answer: &Response<Body>) {
+        let labels = answer::labels(answer);
+        self.metrics.requests.get_or_create(&labels).inc();
+    }
+
+    /// Counts and refuses a connection that reached the hidden listener by another way than the datapath.
+    pub fn unsteered(&self, client: SocketAddr) {
+        self.metrics.unsteered.inc();
+        tracing::warn!(%client, "reset a connection that was not steered here");
+    }
+}

@@ -1,0 +1,123 @@
+//! Answers: relayed, served under a grant, or LOTA's own errors.
+
+use futures_util::stream;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::{
+    Response, StatusCode,
+    body::{Frame, Incoming},
+    header::{self, HeaderName, HeaderValue},
+};
+
+use crate::{
+    cache::Reader,
+    gateway::Grant,
+    http::{Body, BodyError, FileSlices, full, incoming},
+    metrics::{Outcome, RequestLabels},
+    placement::NodeName,
+    s3::{
+        ByteRange, ObjectMeta, S3Error,
+        headers::{LOTA_CACHE, strip_hop_by_hop, strip_lota},
+    },
+};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
+
+/// The gateway's answer, as it is; a success also says what the cache did.
+pub(super) fn relay(answer: Response<Incoming>, outcome: Outcome, node: &NodeName) -> Response<Body> {
+    let mut answer = answer.map(incoming);
+    strip_hop_by_hop(answer.headers_mut());
+    strip_lota(answer.headers_mut());
+    if answer.status().is_success() {
+        mark(&mut answer, outcome, node);
+    }
+    answer
+}
+
+/// An owner's answer, which says already what its cache did.
+pub(super) fn relay_from_owner(answer: Response<Incoming>) -> Response<Body> {
+    let mut answer = answer.map(incoming);
+    let cache = answer.headers().get(LOTA_CACHE).cloned();
+    strip_hop_by_hop(answer.headers_mut());
+    strip_lota(answer.headers_mut());
+    if let Some(cache) = cache {
+        answer.headers_mut().insert(LOTA_CACHE, cache);
+    }
+    answer
+}
+
+/// Bytes of an object, under the gateway's grant, which ends here.
+pub(super) fn object(
+    grant: Grant,
+    meta: &ObjectMeta,
+    range: Option<ByteRange>,
+    wants_checksums: bool,
+    body: Body,
+    outcome: Outcome,
+    node: &NodeName,
+) -> Response<Body> {
+    debug_assert_eq!(*grant.version(), meta.version);
+    drop(grant);
+    let (status, headers) = meta.answer(range, wants_checksums);
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    *answer.headers_mut() = headers;
+    answer.headers_mut().insert(REQUEST_ID, request_id());
+    mark(&mut answer, outcome, node);
+    answer
+}
+
+/// The body of an answer that follows a cached file, by `sendfile(2)`.
+pub(super) fn file_body(reader: Reader, slices: FileSlices) -> Body {
+    let frames = stream::unfold((reader, slices), |(mut reader, slices)| async move {
+        let slice = reader.next().await.map_err(BodyError::new).transpose()?;
+        Some((slice.map(|slice| Frame::data(slices.queue(slice))), (reader, slices)))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+/// A range outside an object that the gateway has granted.
+pub(super) fn unsatisfiable(meta: &ObjectMeta, resource: &str) -> Response<Body> {
+    let mut answer = error(&S3Error::invalid_range(meta.size), resource);
+    if let Ok(range) = HeaderValue::from_str(&format!("bytes */{}", meta.size)) {
+        answer.headers_mut().insert(header::CONTENT_RANGE, range);
+    }
+    answer
+}
+
+/// An error of LOTA's own.
+pub(super) fn error(error: &S3Error, resource: &str) -> Response<Body> {
+    let id = request_id();
+    let xml = error.to_xml(resource, id.to_str().unwrap_or_default());
+    let length = xml.len();
+    let mut answer = Response::new(full(xml));
+    *answer.status_mut() = error.status;
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(REQUEST_ID, id);
+    if error.status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    answer
+}
+
+/// What metrics count an answer as.
+pub(super) fn labels(answer: &Response<Body>) -> RequestLabels {
+    let told = answer.headers().get(LOTA_CACHE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let cache = [Outcome::Hit, Outcome::Miss, Outcome::Fill]
+        .into_iter()
+        .find(|outcome| told.starts_with(outcome.name()))
+        .unwrap_or(Outcome::Bypass);
+    RequestLabels { cache, status: answer.status().as_u16() }
+}
+
+fn mark(answer: &mut Response<Body>, outcome: Outcome, node: &NodeName) {
+    if let Ok(value) = HeaderValue::from_str(&format!("{}; node={}", outcome.name(), node.0)) {
+        answer.headers_mut().insert(LOTA_CACHE, value);
+    }
+}
+
+fn request_id() -> HeaderValue {
+    let id = hex::encode_upper(rand::random::<[u8; 8]>());
+    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}

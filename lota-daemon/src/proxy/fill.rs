@@ -1,0 +1,82 @@
+//! Beginning fills, and seeing them through.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use http_body_util::BodyStream;
+use hyper::{Response, body::Incoming};
+
+use super::Proxy;
+use crate::{
+    cache::{Fill, Join, NoRoom, Object},
+    gateway::FillAuthority,
+    http::Head,
+    metrics::{FillLabels, Outcome},
+    s3::ObjectMeta,
+};
+
+impl Proxy {
+    /// The fill of this version: a new one, or the one under way. `None` if it must pass through uncached.
+    pub(super) async fn join(&self, meta: &ObjectMeta) -> Option<Join> {
+        match self.cache.begin_fill(meta).await {
+            Ok(join) => Some(join),
+            Err(NoRoom(why)) => {
+                tracing::info!(object = %meta.version.name, why, "passing through uncached");
+                self.uncached("no-room");
+                None
+            }
+        }
+    }
+
+    /// Begins a fill by `authority`, once the source has agreed to it, or joins the one under way. `None` if
+    /// the object must pass through uncached.
+    pub(super) async fn fill_from(
+        self: &Arc<Self>,
+        client: &Head,
+        meta: &ObjectMeta,
+        authority: FillAuthority,
+    ) -> Option<(Arc<Object>, Outcome)> {
+        let fill = match self.join(meta).await? {
+            Join::Lead(fill) => fill,
+            Join::Follow(object) => return Some((object, Outcome::Fill)),
+        };
+        match self.backend.fetch(&authority, meta, None, client).await {
+            Ok(source) => {
+                let object = fill.object();
+                self.clone().start(fill, source, authority);
+                Some((object, Outcome::Miss))
+            }
+            Err(error) => {
+                tracing::warn!(object = %meta.version.name, ?authority, %error, "no fill; passing through uncached");
+                self.uncached("fill-refused");
+                None
+            }
+        }
+    }
+
+    /// Sees a fill through, whoever still wants it.
+    pub(super) fn start(self: Arc<Self>, fill: Fill, source: Response<Incoming>, authority: FillAuthority) {
+        let authority = match authority {
+            FillAuthority::Direct(_) => "direct",
+            FillAuthority::Own => "own",
+            FillAuthority::Client => "client",
+        };
+        tokio::spawn(async move {
+            let name = fill.object().meta().version.name.clone();
+            let source = BodyStream::new(source.into_body())
+                .try_filter_map(async |frame| Ok(frame.into_data().ok()))
+                .boxed();
+            let end = match fill.run(source).await {
+                Ok(bytes) => {
+                    self.metrics.fill_bytes.inc_by(bytes);
+                    "complete"
+                }
+                Err(error) => {
+                    tracing::warn!(object = %name, authority, %error, "fill broke off");
+                    "broken"
+                }
+            };
+            self.metrics.fills.get_or_create(&FillLabels { authority, end }).inc();
+        });
+    }
+}

@@ -1,0 +1,104 @@
+//! Errors that LOTA itself gives a client, in the form S3 clients understand.
+
+use std::fmt::Write as _;
+
+use hyper::StatusCode;
+
+/// An error of LOTA's own; the gateway's own errors are relayed as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct S3Error {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// S3's error code, which SDKs decide by.
+    pub code: &'static str,
+    /// What was being done, to what, and what to do next. Goes to the client: no secrets, no internals.
+    pub message: String,
+}
+
+impl S3Error {
+    /// The request makes no sense.
+    #[must_use]
+    pub fn invalid_request(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, code: "InvalidRequest", message: message.into() }
+    }
+
+    /// The range lies outside the object.
+    #[must_use]
+    pub fn invalid_range(size: u64) -> Self {
+        Self {
+            status: StatusCode::RANGE_NOT_SATISFIABLE,
+            code: "InvalidRange",
+            message: format!("The requested range is not satisfiable: the object has {size} bytes"),
+        }
+    }
+
+    /// The gateway did not answer: no bytes without its yes. Clients retry this one.
+    #[must_use]
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code: "ServiceUnavailable",
+            message: message.into(),
+        }
+    }
+
+    /// The body of the answer.
+    #[must_use]
+    pub fn to_xml(&self, resource: &str, request_id: &str) -> String {
+        let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error>");
+        for (element, text) in [
+            ("Code", self.code),
+            ("Message", &self.message),
+            ("Resource", resource),
+            ("RequestId", request_id),
+        ] {
+            let _ = write!(xml, "<{element}>{}</{element}>", escape(text));
+        }
+        xml.push_str("</Error>");
+        xml
+    }
+}
+
+/// Escapes markup, and replaces the control characters that XML 1.0 has no way to write.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\t' | '\n' | '\r' => escaped.push(character),
+            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
+            character if character.is_control() => escaped.push('\u{fffd}'),
+            character => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn looks_like_s3() {
+        assert_eq!(
+            S3Error::invalid_range(7).to_xml("/b/k", "01"),
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>InvalidRange</Code><Message>The requested \
+             range is not satisfiable: the object has 7 bytes</Message><Resource>/b/k</Resource>\
+             <RequestId>01</RequestId></Error>"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_breaks_out_of_its_element(text in ".*") {
+            let xml = S3Error::invalid_request(text.clone()).to_xml(&text, &text);
+            prop_assert_eq!(xml.matches('<').count(), 11);
+            prop_assert!(!xml.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r')));
+        }
+    }
+}

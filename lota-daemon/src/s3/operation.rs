@@ -1,0 +1,139 @@
+//! What a request asks for, as far as the road it takes depends on it.
+
+use hyper::{HeaderMap, Method, header};
+
+use super::{
+    address::{ObjectName, Resource, Zone},
+    cache_control::CacheControl,
+    range::RangeRequest,
+};
+
+/// How a request travels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A GET of an object that the cache may answer.
+    Get(GetObject),
+    /// Everything else: to the gateway and back, byte for byte. Says why, for metrics and logs.
+    Pass(&'static str),
+}
+
+/// A GET of an object that the cache may answer, if the gateway agrees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GetObject {
+    /// Which object.
+    pub name: ObjectName,
+    /// Which bytes of it.
+    pub range: RangeRequest,
+    /// Is `Range` covered by the client's signature, so that a fill cannot drop it?
+    pub range_signed: bool,
+    /// What the client wants of the cache.
+    pub cache_control: CacheControl,
+    /// Did the client ask for the object's checksums (`x-amz-checksum-mode: ENABLED`)?
+    pub wants_checksums: bool,
+}
+
+/// Query parameters that do not change what an object's GET returns: authorization (SigV4, SigV2), and the
+/// operation's name that some SDKs add. Any other parameter keeps the request out of the cache.
+const HARMLESS: [&str; 12] = [
+    "awsaccesskeyid",
+    "expires",
+    "signature",
+    "versionid",
+    "x-amz-algorithm",
+    "x-amz-credential",
+    "x-amz-date",
+    "x-amz-expires",
+    "x-amz-security-token",
+    "x-amz-signature",
+    "x-amz-signedheaders",
+    "x-id",
+];
+
+/// Headers whose requests only the gateway can answer: conditionals that an added `If-None-Match` would
+/// override, keys that come with the request, and requests that are billed to their sender.
+const GATEWAY_ONLY: [(&str, &str); 6] = [
+    ("if-modified-since", "conditional"),
+    ("if-none-match", "conditional"),
+    ("if-range", "conditional"),
+    ("upgrade", "upgrade"),
+    ("x-amz-request-payer", "requester-pays"),
+    ("x-amz-server-side-encryption-customer-algorithm", "sse-c"),
+];
+
+impl Operation {
+    /// Classifies a request by its line and headers. `host` is what the client addressed.
+    #[must_use]
+    pub fn classify(zone: &Zone, method: &Method, host: &str, path: &str, query: &str, headers: &HeaderMap) -> Self {
+        if method != Method::GET {
+            return Self::Pass("method");
+        }
+        let Resource::Object(bucket, key) = zone.resource(host, path) else {
+            return Self::Pass("not-an-object");
+        };
+        if headers.contains_key(header::TRANSFER_ENCODING)
+            || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+        {
+            return Self::Pass("body");
+        }
+        let mut version_id = None;
+        for (name, value) in parameters(query) {
+            if name == "versionId" {
+                version_id = Some(value.to_owned());
+            }
+            if !HARMLESS.contains(&name.to_ascii_lowercase().as_str()) {
+                return Self::Pass("query");
+            }
+        }
+        if let Some((_, why)) = GATEWAY_ONLY.iter().find(|(name, _)| headers.contains_key(*name)) {
+            return Self::Pass(why);
+        }
+        let authorization = text(headers, "authorization");
+        if authorization.starts_with("AWS4-ECDSA") || query.contains("AWS4-ECDSA") {
+            return Self::Pass("sigv4a");
+        }
+        let mut ranges = headers.get_all(header::RANGE).iter();
+        let range = match (ranges.next(), ranges.next()) {
+            (None, _) => RangeRequest::Whole,
+            (Some(range), None) => RangeRequest::parse(range.to_str().unwrap_or_default()),
+            (Some(_), Some(_)) => RangeRequest::Several,
+        };
+        if range == RangeRequest::Several {
+            return Self::Pass("ranges");
+        }
+        Self::Get(GetObject {
+            name: ObjectName { bucket, key, version_id },
+            range,
+            range_signed: headers.contains_key(header::RANGE) && signs_range(authorization, query),
+            cache_control: CacheControl::parse(
+                headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()),
+            ),
+            wants_checksums: text(headers, "x-amz-checksum-mode").eq_ignore_ascii_case("enabled"),
+        })
+    }
+}
+
+/// Is `range` among the signed headers? SigV2 signs none of the headers a GET has but `x-amz-*`.
+fn signs_range(authorization: &str, query: &str) -> bool {
+    let in_header = authorization
+        .split([',', ' '])
+        .find_map(|part| part.trim().strip_prefix("SignedHeaders="))
+        .is_some_and(|names| names.split(';').any(|name| name == "range"));
+    let in_query = parameters(query)
+        .find(|(name, _)| name.eq_ignore_ascii_case("x-amz-signedheaders"))
+        .is_some_and(|(_, names)| {
+            percent_encoding::percent_decode_str(names).decode_utf8_lossy().split(';').any(|name| name == "range")
+        });
+    in_header || in_query
+}
+
+fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "operation_tests.rs"]
+mod tests;

@@ -1,0 +1,105 @@
+use hyper::header::{HeaderName, HeaderValue};
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+
+fn classify(method: &str, host: &str, target: &str, headers: &[(&str, &str)]) -> Operation {
+    let zone = Zone::parse("cwlota.com").unwrap();
+    let map = headers
+        .iter()
+        .map(|(name, value)| {
+            (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+        })
+        .collect();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    Operation::classify(&zone, &method.parse().unwrap(), host, path, query, &map)
+}
+
+fn get(target: &str, headers: &[(&str, &str)]) -> GetObject {
+    match classify("GET", "cwlota.com", target, headers) {
+        Operation::Get(get) => get,
+        Operation::Pass(why) => panic!("passed: {why}"),
+    }
+}
+
+#[test]
+fn what_the_cache_must_not_answer_passes() {
+    for (why, method, target, headers) in [
+        ("method", "HEAD", "/b/k", vec![]),
+        ("method", "PUT", "/b/k", vec![]),
+        ("not-an-object", "GET", "/b?list-type=2", vec![]),
+        ("not-an-object", "GET", "/", vec![]),
+        ("query", "GET", "/b/k?acl", vec![]),
+        ("query", "GET", "/b/k?partNumber=1", vec![]),
+        ("query", "GET", "/b/k?response-content-type=a", vec![]),
+        ("query", "GET", "/b/k?unheard-of=1", vec![]),
+        ("conditional", "GET", "/b/k", vec![("if-none-match", "\"e\"")]),
+        ("conditional", "GET", "/b/k", vec![("if-range", "\"e\"")]),
+        ("sse-c", "GET", "/b/k", vec![("x-amz-server-side-encryption-customer-algorithm", "AES256")]),
+        ("sigv4a", "GET", "/b/k", vec![("authorization", "AWS4-ECDSA-P256-SHA256 Credential=…")]),
+        ("ranges", "GET", "/b/k", vec![("range", "bytes=0-1,3-4")]),
+        ("body", "GET", "/b/k", vec![("content-length", "3")]),
+    ] {
+        assert_eq!(classify(method, "cwlota.com", target, &headers), Operation::Pass(why), "{target}");
+    }
+    assert_eq!(classify("GET", "127.0.0.1", "/b/k", &[]), Operation::Pass("not-an-object"));
+}
+
+#[test]
+fn a_signed_range_is_seen_as_signed() {
+    let signed = "AWS4-HMAC-SHA256 Credential=a/20260101/r/s3/aws4_request, SignedHeaders=host;range;x-amz-date, Signature=00";
+    let unsigned = "AWS4-HMAC-SHA256 Credential=a/20260101/r/s3/aws4_request,SignedHeaders=host;x-amz-date,Signature=00";
+    let range = ("range", "bytes=0-9");
+    assert!(get("/b/k", &[range, ("authorization", signed)]).range_signed);
+    assert!(!get("/b/k", &[range, ("authorization", unsigned)]).range_signed);
+    assert!(!get("/b/k", &[("authorization", signed)]).range_signed);
+    assert!(get("/b/k?X-Amz-SignedHeaders=host%3Brange", &[range]).range_signed);
+    assert!(!get("/b/k?X-Amz-SignedHeaders=host", &[range]).range_signed);
+}
+
+#[test]
+fn versions_are_part_of_the_name() {
+    assert_eq!(get("/b/k?versionId=null", &[]).name.version_id.as_deref(), Some("null"));
+}
+
+/// Requests as some thirty real clients sent them: every plain GET of an object must reach the cache.
+#[test]
+fn real_clients_are_understood() {
+    let mut gets = 0;
+    for line in include_str!("../../../tests/data/client-requests.jsonl").lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let Some(request) = record["line"].as_str() else { continue };
+        let mut words = request.split(' ');
+        let (method, target) = (words.next().unwrap(), words.next().unwrap());
+        let target = target.strip_prefix("http://bkt.cwlota.com").unwrap_or(target);
+        let authorization = format!("AWS4-HMAC-SHA256 SignedHeaders={}", record["signed"].as_str().unwrap());
+        let mut headers = vec![("authorization", authorization.as_str())];
+        if let Some(range) = record["range"].as_str() {
+            headers.push(("range", range));
+        }
+        let operation = classify(method, record["host"].as_str().unwrap(), target, &headers);
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let bucket_only = path == "/" || path.starts_with("/bkt") && !path[1..].contains('/') || path == "/bkt/";
+        let about = ["location", "list-type"].iter().any(|parameter| query.starts_with(parameter));
+        match operation {
+            Operation::Get(get) => {
+                assert!(method == "GET" && !bucket_only && !about, "{request}");
+                assert_eq!(get.name.bucket.as_str(), "bkt", "{request}");
+                assert_eq!(get.range_signed, record["signed"].as_str().unwrap().contains("range"), "{request}");
+                assert_eq!(get.range != RangeRequest::Whole, record["range"].is_string(), "{request}");
+                gets += 1;
+            }
+            Operation::Pass(why) => assert!(method != "GET" || bucket_only || about, "{request} passed: {why}"),
+        }
+    }
+    assert_eq!(gets, 128);
+}
+
+proptest! {
+    #[test]
+    fn any_request_classifies(host in "[ -~]*", path in "/[ -~]*", query in "[ -~]*", authorization in "[ -~]*", range in "[ -~]*") {
+        let headers = [("authorization", authorization.as_str()), ("range", range.as_str())];
+        let _ = classify("GET", &host, &format!("{path}?{query}"), &headers);
+    }
+}

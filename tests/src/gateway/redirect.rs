@@ -1,0 +1,49 @@
+//! The presigned URLs to which LOTA is redirected.
+
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use aws_credential_types::Credentials;
+use aws_sigv4::http_request::{
+    PercentEncodingMode, SignableBody, SignableRequest, SignatureLocation, SigningSettings,
+    UriPathNormalizationMode, sign,
+};
+use aws_sigv4::sign::v4::SigningParams;
+use hyper::Request;
+
+use super::Direct;
+use super::names::encode_key;
+
+/// A URL that gets this object from the backend without any further signature.
+///
+/// # Errors
+///
+/// If the backend's address does not make a URL.
+pub(super) fn presign(direct: &Direct, bucket: &str, key: &str) -> anyhow::Result<String> {
+    let backend = direct.backend.trim_end_matches('/');
+    let url = format!("{backend}/{bucket}/{}", encode_key(key));
+    let mut request = Request::get(&url).body(()).context("backend address")?;
+
+    let mut settings = SigningSettings::default();
+    settings.signature_location = SignatureLocation::QueryParams;
+    settings.expires_in = Some(direct.expires);
+    // S3 signs the path as it is sent: a key may hold "..", "//" and percent signs.
+    settings.percent_encoding_mode = PercentEncodingMode::Single;
+    settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+
+    let identity =
+        Credentials::new(&direct.access_key, &direct.secret_key, None, None, "direct").into();
+    let params = SigningParams::builder()
+        .identity(&identity)
+        .region("us-east-1")
+        .name("s3")
+        .time(SystemTime::now())
+        .settings(settings)
+        .build()?
+        .into();
+    let headers = std::iter::empty();
+    let signable = SignableRequest::new("GET", &url, headers, SignableBody::UnsignedPayload)?;
+    let (instructions, _) = sign(signable, &params)?.into_parts();
+    instructions.apply_to_request_http1x(&mut request);
+    Ok(request.uri().to_string())
+}
