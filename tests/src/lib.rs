@@ -1,3 +1,5 @@
 //! The lab, the embedded gateway, and the tour that is both the demo and the end-to-end suite.
 
 pub mod gateway;
+pub mod lab;
+pub mod tour;

@@ -37,7 +37,7 @@ fn what_the_cache_must_not_answer_passes() {
         ("conditional", "GET", "/b/k", vec![("if-none-match", "\"e\"")]),
         ("conditional", "GET", "/b/k", vec![("if-range", "\"e\"")]),
         ("sse-c", "GET", "/b/k", vec![("x-amz-server-side-encryption-customer-algorithm", "AES256")]),
-        ("sigv4a", "GET", "/b/k", vec![("authorization", "AWS4-ECDSA-P256-SHA256 Credential=…")]),
+        ("sigv4a", "GET", "/b/k", vec![("authorization", "AWS4-ECDSA-P256-SHA256 Credential=a")]),
         ("ranges", "GET", "/b/k", vec![("range", "bytes=0-1,3-4")]),
         ("body", "GET", "/b/k", vec![("content-length", "3")]),
     ] {
@@ -93,7 +93,7 @@ fn real_clients_are_understood() {
             Operation::Pass(why) => assert!(method != "GET" || bucket_only || about, "{request} passed: {why}"),
         }
     }
-    assert_eq!(gets, 128);
+    assert_eq!(gets, 126);
 }
 
 proptest! {

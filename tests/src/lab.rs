@@ -1,0 +1,269 @@
+//! A cluster in a box: nodes and pods as network namespaces, a bridge between the nodes, and a counted way to
+//! the gateway. Nothing of it touches the machine's own network.
+
+mod client;
+mod namespace;
+mod node;
+mod origin;
+mod relay;
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+pub use client::{Client, Credential, Got, Style};
+pub use namespace::Namespace;
+pub use node::{ADMIN_PORT, Mode, Node, PEER_PORT, Program};
+pub use origin::{ADMIN, NOBODY, Origin, READER};
+pub use relay::Relay;
+
+/// Nodes in the lab.
+pub const NODES: u8 = 3;
+/// Pods on each node. The last pod of the last node has no access.
+pub const PODS: u8 = 2;
+/// The virtual address of the endpoint.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 80);
+/// Where nodes find the gateway, and the backend behind it.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+/// The gateway's port at [`GATEWAY`].
+pub const GATEWAY_PORT: u16 = 9000;
+/// The backend's port at [`GATEWAY`].
+pub const BACKEND_PORT: u16 = 9001;
+
+/// A pod, by its node's number and its own, both from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pod(pub u8, pub u8);
+
+/// The pod that no access entry names.
+pub const DENIED: Pod = Pod(NODES, PODS);
+
+/// The namespaces, and the folder that goes with them.
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+    folder: PathBuf,
+}
+
+impl Pod {
+    /// Every pod of the lab.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (1..=NODES).flat_map(|node| (1..=PODS).map(move |pod| Self(node, pod)))
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn address(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 10 + self.0, 10 + self.1)
+    }
+
+    /// The node's interface it is behind.
+    #[must_use]
+    pub fn interface(self) -> String {
+        format!("veth-p{}", self.1)
+    }
+}
+
+/// A node's address on the bridge.
+#[must_use]
+pub fn node_address(node: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, node)
+}
+
+impl Lab {
+    /// Makes the lab; one of the same name is taken down first.
+    ///
+    /// # Errors
+    /// If the kernel or `ip` refuses, as it does without root.
+    pub fn up(name: &str) -> Result<Self> {
+        Self::down(name)?;
+        let lab = Self { name: name.to_owned(), folder: folder(name) };
+        fs::create_dir_all(&lab.folder).with_context(|| format!("creating {}", lab.folder.display()))?;
+        lab.make_switch().context("making the switch")?;
+        for node in 1..=NODES {
+            lab.make_node(node).with_context(|| format!("making node {node}"))?;
+            for pod in 1..=PODS {
+                lab.make_pod(Pod(node, pod)).with_context(|| format!("making pod {pod} of node {node}"))?;
+            }
+        }
+        Ok(lab)
+    }
+
+    /// Takes down whatever there is of a lab of this name: processes, namespaces, pins, files.
+    ///
+    /// # Errors
+    /// If something of it cannot be removed.
+    pub fn down(name: &str) -> Result<()> {
+        let prefix = format!("{name}-");
+        for namespace in Namespace::all()?.into_iter().filter(|namespace| namespace.name().starts_with(&prefix)) {
+            namespace.delete()?;
+        }
+        for node in 1..=NODES {
+            remove_folder(&pins(name, node))?;
+        }
+        remove_folder(&folder(name))
+    }
+
+    /// Names of what is left of a lab; empty once it is down.
+    ///
+    /// # Errors
+    /// If namespaces cannot be listed.
+    pub fn leftovers(name: &str) -> Result<Vec<String>> {
+        let prefix = format!("{name}-");
+        let mut left: Vec<String> = Namespace::all()?
+            .into_iter()
+            .map(|namespace| namespace.name().to_owned())
+            .filter(|namespace| namespace.starts_with(&prefix))
+            .collect();
+        let folders = (1..=NODES).map(|node| pins(name, node)).chain([folder(name)]);
+        left.extend(folders.filter(|folder| folder.exists()).map(|folder| folder.display().to_string()));
+        Ok(left)
+    }
+
+    /// The lab's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A folder of its own, on disk.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The namespace of the switch, where the gateway's address is.
+    #[must_use]
+    pub fn switch(&self) -> Namespace {
+        Namespace::named(&format!("{}-switch", self.name))
+    }
+
+    /// A node's namespace.
+    #[must_use]
+    pub fn node(&self, node: u8) -> Namespace {
+        Namespace::named(&format!("{}-n{node}", self.name))
+    }
+
+    /// A pod's namespace.
+    #[must_use]
+    pub fn pod(&self, pod: Pod) -> Namespace {
+        Namespace::named(&format!("{}-n{}p{}", self.name, pod.0, pod.1))
+    }
+
+    /// Where a node's daemon pins its maps.
+    #[must_use]
+    pub fn pins(&self, node: u8) -> PathBuf {
+        pins(&self.name, node)
+    }
+
+    /// A counting relay from an address of the switch to `target`, which is reached from this process' own
+    /// namespace.
+    ///
+    /// # Errors
+    /// If the address is taken.
+    pub fn relay(&self, port: u16, target: SocketAddr) -> Result<Relay> {
+        let listener = self.switch().run(move || std::net::TcpListener::bind((GATEWAY, port)))??;
+        Relay::start(listener, target)
+    }
+
+    fn make_switch(&self) -> Result<()> {
+        let switch = self.switch();
+        switch.create()?;
+        switch.ip("link add br0 type bridge")?;
+        switch.ip(&format!("addr add {GATEWAY}/24 dev br0"))?;
+        switch.ip("link set br0 up")
+    }
+
+    fn make_node(&self, number: u8) -> Result<()> {
+        let (node, switch) = (self.node(number), self.switch());
+        node.create()?;
+        switch.ip(&format!("link add to-n{number} type veth peer name uplink netns {}", node.name()))?;
+        switch.ip(&format!("link set to-n{number} master br0 up"))?;
+        node.ip(&format!("addr add {}/24 dev uplink", node_address(number)))?;
+        node.ip("link set uplink up")?;
+        for other in (1..=NODES).filter(|other| *other != number) {
+            node.ip(&format!("route add 10.77.{}.0/24 via {}", 10 + other, node_address(other)))?;
+        }
+        node.write("/proc/sys/net/ipv4/ip_forward", "1")
+    }
+
+    fn make_pod(&self, pod: Pod) -> Result<()> {
+        let namespace = self.pod(pod);
+        namespace.create()?;
+        namespace.set_resolver(VIP)?;
+        self.connect_pod(pod)
+    }
+
+    /// Gives a pod its interface, address and routes.
+    ///
+    /// # Errors
+    /// If `ip` refuses, as it does when the pod has them.
+    pub fn connect_pod(&self, pod: Pod) -> Result<()> {
+        let (namespace, node) = (self.pod(pod), self.node(pod.0));
+        let (address, interface) = (pod.address(), pod.interface());
+        let router = Ipv4Addr::new(10, 77, 10 + pod.0, 1);
+        node.ip(&format!("link add {interface} type veth peer name eth0 netns {}", namespace.name()))?;
+        node.ip(&format!("addr add {router}/32 dev {interface}"))?;
+        node.ip(&format!("link set {interface} up"))?;
+        node.ip(&format!("route add {address}/32 dev {interface}"))?;
+        namespace.ip(&format!("addr add {address}/32 dev eth0"))?;
+        namespace.ip("link set eth0 up")?;
+        namespace.ip(&format!("route add {router} dev eth0"))?;
+        namespace.ip(&format!("route add default via {router}"))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Err(error) = Self::down(&self.name) {
+            eprintln!("the lab {} is not all gone: {error:#}", self.name);
+        }
+    }
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new("/var/tmp").join(format!("lota-lab-{name}"))
+}
+
+fn pins(name: &str, node: u8) -> PathBuf {
+    Path::new("/sys/fs/bpf").join(format!("lota-{name}-n{node}"))
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends a process as Ctrl-C does, and waits for it.
+///
+/// # Errors
+/// If it cannot be signalled.
+pub fn interrupt(process: &mut Child) -> Result<()> {
+    kill(Pid::from_raw(process.id().cast_signed()), Signal::SIGINT)?;
+    process.wait()?;
+    Ok(())
+}
+
+/// Runs a command to its end; what it printed.
+///
+/// # Errors
+/// If it fails, with what it said.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("running {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,118 @@
+"""An unmodified boto3 in a pod, driven by one JSON request on the command line.
+
+Nothing is set but the endpoint: names come from the pod's resolver, credentials from the environment.
+"""
+
+import hashlib
+import json
+import random
+import sys
+import time
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+
+def main():
+    ask = json.loads(sys.argv[1])
+    client = boto3.client(
+        "s3",
+        endpoint_url=ask["endpoint"],
+        region_name="us-east-1",
+        config=Config(
+            s3={"addressing_style": ask["style"]},
+            retries={"total_max_attempts": ask.get("attempts", 3)},
+            connect_timeout=5,
+            read_timeout=60,
+        ),
+    )
+    if "cache_control" in ask:
+        add_header(client, "Cache-Control", ask["cache_control"])
+    started = time.monotonic()
+    try:
+        told = DO[ask["do"]](client, ask)
+    except ClientError as error:
+        answer = error.response
+        told = {
+            "status": answer["ResponseMetadata"]["HTTPStatusCode"],
+            "code": answer["Error"].get("Code", ""),
+            "headers": answer["ResponseMetadata"]["HTTPHeaders"],
+        }
+    told.setdefault("seconds", time.monotonic() - started)
+    print(json.dumps(told))
+
+
+def add_header(client, name, value):
+    def add(request, **_):
+        request.headers.add_header(name, value)
+
+    client.meta.events.register("before-sign.s3.GetObject", add)
+
+
+def content(ask):
+    return random.Random(ask["seed"]).randbytes(ask["size"])
+
+
+def told(answer, **more):
+    meta = answer["ResponseMetadata"]
+    return {"status": meta["HTTPStatusCode"], "headers": meta["HTTPHeaders"], **more}
+
+
+def create_bucket(client, ask):
+    return told(client.create_bucket(Bucket=ask["bucket"]))
+
+
+def put(client, ask):
+    body = content(ask)
+    started = time.monotonic()
+    answer = client.put_object(Bucket=ask["bucket"], Key=ask["key"], Body=body, Metadata={"made-by": "lab"})
+    return told(answer, sha256=hashlib.sha256(body).hexdigest(), seconds=time.monotonic() - started)
+
+
+def upload(client, ask):
+    """The transfer manager's way: parallel multipart."""
+    import io
+
+    body = content(ask)
+    started = time.monotonic()
+    client.upload_fileobj(io.BytesIO(body), ask["bucket"], ask["key"])
+    return {"status": 200, "sha256": hashlib.sha256(body).hexdigest(), "seconds": time.monotonic() - started}
+
+
+def get(client, ask):
+    more = {"Range": ask["range"]} if "range" in ask else {}
+    started = time.monotonic()
+    answer = client.get_object(Bucket=ask["bucket"], Key=ask["key"], **more)
+    body = answer["Body"].read()
+    seconds = time.monotonic() - started
+    return told(answer, sha256=hashlib.sha256(body).hexdigest(), size=len(body), seconds=seconds)
+
+
+def download(client, ask):
+    """The transfer manager's way: HEAD, then parallel ranged GETs, each signed with its Range."""
+    import io
+
+    body = io.BytesIO()
+    started = time.monotonic()
+    client.download_fileobj(ask["bucket"], ask["key"], body)
+    seconds = time.monotonic() - started
+    body = body.getvalue()
+    return {"status": 200, "sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "seconds": seconds}
+
+
+def delete(client, ask):
+    return told(client.delete_object(Bucket=ask["bucket"], Key=ask["key"]))
+
+
+DO = {
+    "create_bucket": create_bucket,
+    "put": put,
+    "upload": upload,
+    "get": get,
+    "download": download,
+    "delete": delete,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+//! A real S3 client in a namespace.
+
+use std::{borrow::Cow, collections::HashMap, fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{Lab, Namespace, run};
+
+/// A pair of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// The public half.
+    pub access_key: Cow<'static, str>,
+    /// The secret half.
+    pub secret_key: Cow<'static, str>,
+}
+
+/// How a client names buckets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// In the path, as most SDKs do for this endpoint.
+    Path,
+    /// In the host.
+    Virtual,
+}
+
+/// Runs boto3 in namespaces.
+#[derive(Clone, Debug)]
+pub struct Client {
+    python: PathBuf,
+    script: PathBuf,
+    /// Who signs.
+    pub credential: Credential,
+    bucket: String,
+}
+
+/// What a request came to.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Got {
+    /// The HTTP status.
+    pub status: u16,
+    /// S3's error code, of an error.
+    #[serde(default)]
+    pub code: String,
+    /// The answer's headers, names in lower case.
+    #[serde(default)]
+    pub headers: HashMap<String, String>,
+    /// Of the body sent or received, in hex.
+    #[serde(default)]
+    pub sha256: String,
+    /// Bytes of the body.
+    #[serde(default)]
+    pub size: u64,
+    /// How long the transfer took.
+    pub seconds: f64,
+}
+
+impl Credential {
+    /// A pair that is known when the program is built.
+    #[must_use]
+    pub const fn fixed(access_key: &'static str, secret_key: &'static str) -> Self {
+        Self { access_key: Cow::Borrowed(access_key), secret_key: Cow::Borrowed(secret_key) }
+    }
+}
+
+impl Style {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Path => "path",
+            Self::Virtual => "virtual",
+        }
+    }
+}
+
+impl Client {
+    /// A client that signs with `credential` and works in `bucket`.
+    ///
+    /// # Errors
+    /// If its script cannot be written.
+    pub fn new(lab: &Lab, python: PathBuf, credential: Credential, bucket: &str) -> Result<Self> {
+        let script = lab.folder().join("client.py");
+        fs::write(&script, include_str!("client.py"))?;
+        Ok(Self { python, script, credential, bucket: bucket.to_owned() })
+    }
+
+    /// The same, signing with another credential.
+    #[must_use]
+    pub fn with(&self, credential: Credential) -> Self {
+        Self { credential, ..self.clone() }
+    }
+
+    /// Makes the bucket.
+    ///
+    /// # Errors
+    /// If the client cannot be run; S3's errors are answers.
+    pub fn create_bucket(&self, from: &Namespace) -> Result<Got> {
+        self.ask(from, "create_bucket", "", Style::Path, json!({}))
+    }
+
+    /// Uploads `size` pseudo-random bytes in one request.
+    ///
+    /// # Errors
+    /// If the client cannot be run, or the upload is refused.
+    pub fn put(&self, from: &Namespace, key: &str, seed: u64, size: u64) -> Result<Got> {
+        self.put_at("http://cwlota.com", from, key, seed, size)
+    }
+
+    /// The same, at another endpoint.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub fn put_at(&self, endpoint: &str, from: &Namespace, key: &str, seed: u64, size: u64) -> Result<Got> {
+        let more = json!({"seed": seed, "size": size, "endpoint": endpoint});
+        let got = self.ask(from, "put", key, Style::Path, more)?;
+        ensure!(got.status == 200, "the upload of {key} was answered {} {}", got.status, got.code);
+        Ok(got)
+    }
+
+    /// Uploads in parallel parts, as the transfer manager does.
+    ///
+    /// # Errors
+    /// If the client cannot be run.
+    pub fn upload(&self, from: &Namespace, key: &str, seed: u64, size: u64) -> Result<Got> {
+        self.ask(from, "upload", key, Style::Path, json!({"seed": seed, "size": size}))
+    }
+
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// If the client cannot be run; S3's errors are answers.
+    pub fn get(&self, from: &Namespace, key: &str, style: Style) -> Result<Got> {
+        self.ask(from, "get", key, style, json!({}))
+    }
+
+    /// Reads with more to say: `range`, `cache_control`, `attempts`.
+    ///
+    /// # Errors
+    /// If the client cannot be run; S3's errors are answers.
+    pub fn get_with(&self, from: &Namespace, key: &str, more: Value) -> Result<Got> {
+        self.ask(from, "get", key, Style::Path, more)
+    }
+
+    /// Reads in parallel ranges, as the transfer manager does.
+    ///
+    /// # Errors
+    /// If the client cannot be run.
+    pub fn download(&self, from: &Namespace, key: &str, style: Style) -> Result<Got> {
+        self.ask(from, "download", key, style, json!({}))
+    }
+
+    /// Removes an object.
+    ///
+    /// # Errors
+    /// If the client cannot be run.
+    pub fn delete(&self, from: &Namespace, key: &str) -> Result<Got> {
+        self.ask(from, "delete", key, Style::Path, json!({}))
+    }
+
+    /// The name its objects have in a cache's list.
+    #[must_use]
+    pub fn name(&self, key: &str) -> String {
+        format!("{}/{key}", self.bucket)
+    }
+
+    fn ask(&self, from: &Namespace, what: &str, key: &str, style: Style, more: Value) -> Result<Got> {
+        let mut ask = Map::new();
+        ask.insert("do".into(), what.into());
+        ask.insert("endpoint".into(), "http://cwlota.com".into());
+        ask.insert("style".into(), style.name().into());
+        ask.insert("bucket".into(), self.bucket.clone().into());
+        ask.insert("key".into(), key.into());
+        if let Value::Object(more) = more {
+            ask.extend(more);
+        }
+        let told = run(from
+            .pod_command(&self.python)
+            .arg(&self.script)
+            .arg(Value::Object(ask).to_string())
+            .env("AWS_ACCESS_KEY_ID", &*self.credential.access_key)
+            .env("AWS_SECRET_ACCESS_KEY", &*self.credential.secret_key)
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env_remove("AWS_SESSION_TOKEN")
+            .env_remove("AWS_PROFILE")
+            .env_remove("AWS_ENDPOINT_URL"))?;
+        serde_json::from_str(&told).with_context(|| format!("the client said {told:?}"))
+    }
+}
+
+impl Got {
+    /// What `Lota-Cache` says before the node's name: `hit`, `miss`, `fill`, `bypass`, or nothing.
+    #[must_use]
+    pub fn cache(&self) -> &str {
+        self.headers.get("lota-cache").and_then(|value| value.split(';').next()).unwrap_or_default()
+    }
+
+    /// The node that `Lota-Cache` names.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        self.headers.get("lota-cache").and_then(|value| value.split("node=").nth(1)).unwrap_or_default()
+    }
+}

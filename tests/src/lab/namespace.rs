@@ -1,0 +1,136 @@
+//! Network namespaces, by `ip netns` and `setns(2)`.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::run;
+
+/// Longest wait for a killed process to be gone.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A network namespace, which may exist or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace(String);
+
+impl Namespace {
+    /// The namespace of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// Every named namespace of the machine.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn all() -> Result<Vec<Self>> {
+        let list = run(Command::new("ip").args(["netns", "list"]))?;
+        Ok(list.lines().filter_map(|line| line.split_whitespace().next()).map(Self::named).collect())
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn create(&self) -> Result<()> {
+        run(Command::new("ip").args(["netns", "add", &self.0]))?;
+        self.ip("link set lo up")
+    }
+
+    /// Ends its processes and removes it.
+    pub(super) fn delete(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let pids = run(Command::new("ip").args(["netns", "pids", &self.0]))?;
+            if pids.trim().is_empty() || Instant::now() > deadline {
+                break;
+            }
+            for pid in pids.lines().filter_map(|pid| pid.trim().parse().ok()) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        run(Command::new("ip").args(["netns", "del", &self.0]))?;
+        match fs::remove_dir_all(self.etc()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs `ip` in it.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn ip(&self, arguments: &str) -> Result<()> {
+        run(Command::new("ip").args(["-n", &self.0]).args(arguments.split(' '))).map(|_| ())
+    }
+
+    /// A command in it that still sees the machine's bpffs, which `ip netns exec` would hide.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
+        command
+    }
+
+    /// A command in it that sees its own `resolv.conf`, as a pod's process does.
+    #[must_use]
+    pub fn pod_command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0]).arg(program);
+        command
+    }
+
+    /// Runs a closure on a thread in it.
+    ///
+    /// # Errors
+    /// If the namespace does not exist.
+    pub fn run<T: Send + 'static>(&self, inside: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        let path = self.path();
+        let entered = thread::spawn(move || -> Result<T> {
+            let namespace = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET).context("setns")?;
+            Ok(inside())
+        });
+        entered.join().map_err(|_| anyhow!("the thread in {} panicked", self.0))?
+    }
+
+    /// Writes to a file under `/proc/sys/net`, which shows the namespace of whoever opens it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, file: &'static str, text: &'static str) -> Result<()> {
+        self.run(move || fs::write(file, text))?.with_context(|| format!("writing {file} in {}", self.0))
+    }
+
+    pub(super) fn set_resolver(&self, server: Ipv4Addr) -> Result<()> {
+        fs::create_dir_all(self.etc())?;
+        fs::write(self.etc().join("resolv.conf"), format!("nameserver {server}\noptions timeout:1 attempts:2\n"))?;
+        Ok(())
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    /// What `ip netns exec` puts over `/etc`.
+    fn etc(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.0)
+    }
+}

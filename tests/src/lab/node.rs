@@ -1,0 +1,278 @@
+//! A node's daemon: its configuration, its process, what it tells of itself.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, node_address, run};
+
+/// The port nodes talk to each other on.
+pub const PEER_PORT: u16 = 7480;
+/// The port of metrics and health.
+pub const ADMIN_PORT: u16 = 7481;
+/// Longest wait for a daemon to be ready or gone.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How the nodes get at whole objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A plain S3 gateway, and LOTA's own credential.
+    OwnCredential,
+    /// A gateway that speaks LOTA's protocol.
+    Direct,
+    /// A plain S3 gateway and nothing else.
+    ClientOnly,
+}
+
+/// The built daemon.
+#[derive(Clone, Debug)]
+pub struct Program(pub PathBuf);
+
+/// One node of a lab.
+#[derive(Debug)]
+pub struct Node {
+    number: u8,
+    namespace: Namespace,
+    folder: PathBuf,
+    pins: PathBuf,
+    program: Program,
+    attach: &'static str,
+    process: Option<Child>,
+}
+
+impl Node {
+    /// A node that does not run yet.
+    #[must_use]
+    pub fn new(lab: &Lab, number: u8, program: &Program) -> Self {
+        let folder = lab.folder().join(format!("n{number}"));
+        let (namespace, pins) = (lab.node(number), lab.pins(number));
+        Self { number, namespace, folder, pins, program: program.clone(), attach: "auto", process: None }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("n{}", self.number)
+    }
+
+    /// Attach to the pods' interfaces in this way from the next start on.
+    pub fn set_attach(&mut self, attach: &'static str) {
+        self.attach = attach;
+    }
+
+    /// Writes its configuration.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn configure(&self, mode: Mode) -> Result<()> {
+        self.configure_gateway(mode, GATEWAY_PORT)
+    }
+
+    /// The same, with the gateway at another port.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn configure_gateway(&self, mode: Mode, port: u16) -> Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        fs::write(self.folder.join("cluster-secret"), "the lab's cluster secret, nothing to protect")?;
+        let credential = format!("access_key = \"{}\"\nsecret_key = \"{}\"\n", READER.access_key, READER.secret_key);
+        fs::write(self.folder.join("credential.toml"), credential)?;
+        fs::write(self.config(), self.config_text(mode, port)?)?;
+        Ok(())
+    }
+
+    fn config_text(&self, mode: Mode, port: u16) -> Result<String> {
+        let folder = self.folder.display();
+        let mut text = String::new();
+        writeln!(text, "[node]\nname = \"{}\"\naddress = \"{}\"", self.name(), node_address(self.number))?;
+        writeln!(text, "zone = \"rack-{}\"\nregion = \"lab\"\n", self.number)?;
+        writeln!(text, "[datapath]\npod_interfaces = [\"veth-*\"]\nuplink = \"uplink\"")?;
+        writeln!(text, "attach = \"{}\"\npins = \"{}\"\n", self.attach, self.pins.display())?;
+        writeln!(text, "[gateway]\nendpoint = \"http://{GATEWAY}:{port}\"")?;
+        if mode == Mode::Direct {
+            writeln!(text, "protocol = \"lota\"\ndirect_allow = [\"http://{GATEWAY}:{BACKEND_PORT}\"]")?;
+        }
+        if mode == Mode::OwnCredential {
+            writeln!(text, "\n[backend]\nendpoints = [\"http://{GATEWAY}:{BACKEND_PORT}\"]")?;
+            writeln!(text, "credential_file = \"{folder}/credential.toml\"")?;
+        }
+        writeln!(text, "\n[cache]\nfolder = \"{folder}/cache\"\ncapacity = \"4GiB\"\nmin_free = \"64MiB\"\n")?;
+        writeln!(text, "[peers]\nport = {PEER_PORT}\nsecret_file = \"{folder}/cluster-secret\"")?;
+        writeln!(text, "nodes = [")?;
+        for node in 1..=NODES {
+            let address = node_address(node);
+            writeln!(text, "    {{ name = \"n{node}\", address = \"{address}\", capacity = \"4GiB\" }},")?;
+        }
+        writeln!(text, "]\n\n[admin]\nlisten = \"{}:{ADMIN_PORT}\"\n", node_address(self.number))?;
+        writeln!(text, "[access]\npods = [")?;
+        for pod in (1..=PODS).map(|pod| Pod(self.number, pod)).filter(|pod| *pod != DENIED) {
+            let (address, interface) = (pod.address(), pod.interface());
+            writeln!(text, "    {{ address = \"{address}\", interface = \"{interface}\" }},")?;
+        }
+        writeln!(text, "]")?;
+        Ok(text)
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("lota.toml")
+    }
+
+    /// Where its maps are pinned.
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.pins.join(format!("v{}", lota_common::LAYOUT)).join(name)
+    }
+
+    /// Its process' id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it ends instead, with what it said.
+    pub fn start(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let process = self
+            .command()
+            .args(["run", "--config"])
+            .arg(self.config())
+            .env("LOTA_LOG", std::env::var("LOTA_LOG").unwrap_or_else(|_| "info".into()))
+            .stderr(log)
+            .spawn()?;
+        self.process = Some(process);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(ended) = self.process.as_mut().and_then(|process| process.try_wait().ok()?) {
+                self.process = None;
+                bail!("{} ended ({ended}) instead of starting:\n{}", self.name(), self.last_words());
+            }
+            if self.admin("/readyz").is_ok_and(|answer| answer.starts_with("ready")) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{} is not ready after {PATIENCE:?}:\n{}", self.name(), self.last_words());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A `lota` command on this node.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        self.namespace.command(&self.program.0)
+    }
+
+    /// Ends the daemon by a signal and waits for it.
+    ///
+    /// # Errors
+    /// If it does not run, or does not end.
+    pub fn stop(&mut self, signal: Signal) -> Result<()> {
+        let mut process = self.process.take().with_context(|| format!("{} does not run", self.name()))?;
+        kill(Pid::from_raw(process.id().cast_signed()), signal)?;
+        let deadline = Instant::now() + PATIENCE;
+        while process.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                process.kill()?;
+                process.wait()?;
+                bail!("{} did not end within {PATIENCE:?} of {signal}", self.name());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// What the admin port answers to a GET.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn admin(&self, path: &'static str) -> Result<String> {
+        let address = SocketAddr::from((node_address(self.number), ADMIN_PORT));
+        let answer = self.namespace.run(move || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })??;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        Ok(body.to_owned())
+    }
+
+    /// A metric's value: `name{labels}` as Prometheus sees it; 0 if it is not there yet.
+    ///
+    /// # Errors
+    /// If the admin port does not answer.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let text = self.admin("/metrics")?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.and_then(|value| value.parse().ok()).unwrap_or(0.0))
+    }
+
+    /// The complete objects in its cache: `bucket/key` → size.
+    ///
+    /// # Errors
+    /// If `lota cache ls` fails.
+    pub fn cached(&self) -> Result<HashMap<String, u64>> {
+        let list = run(self.command().args(["cache", "ls", "--json", "--config"]).arg(self.config()))?;
+        list.lines()
+            .map(|line| {
+                let object: Value = serde_json::from_str(line)?;
+                let text = |field: &str| object[field].as_str().unwrap_or_default().to_owned();
+                Ok((format!("{}/{}", text("bucket"), text("key")), object["size"].as_u64().unwrap_or(0)))
+            })
+            .collect()
+    }
+
+    /// Its cache folder.
+    #[must_use]
+    pub fn cache_folder(&self) -> PathBuf {
+        self.folder.join("cache")
+    }
+
+    /// Its log file.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
+    }
+
+    /// The folder that holds everything of this node.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            let _ = self.stop(Signal::SIGKILL);
+        }
+    }
+}

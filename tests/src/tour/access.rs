@@ -1,0 +1,184 @@
+//! Step 7: who may not talk to LOTA is refused in the kernel, daemon up or down.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lota_common::map;
+use nix::sys::signal::Signal;
+
+use super::{Line, Tour, road::dump_map};
+use crate::lab::{ADMIN_PORT, DENIED, NODES, Namespace, PEER_PORT, PODS, Pod, VIP, node_address};
+
+/// How soon a refusal must come.
+const AT_ONCE: Duration = Duration::from_millis(50);
+/// How long a packet that is dropped is waited for.
+const LONG_ENOUGH: Duration = Duration::from_millis(400);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reached {
+    Open,
+    Refused,
+    Nothing,
+}
+
+pub(super) fn refusals(tour: &mut Tour) -> Result<Vec<Line>> {
+    let mut lines = vec![denied(tour)?, borrowed_address(tour)?];
+    lines.push(daemon_down(tour)?);
+    lines.extend(hidden_ports(tour)?);
+    lines.push(entries(tour)?);
+    Ok(lines)
+}
+
+/// A pod without access, with everything running.
+fn denied(tour: &Tour) -> Result<Line> {
+    let node = &tour.nodes[usize::from(DENIED.0) - 1];
+    let counted = || node.metric("lota_datapath_packets_total{verdict=\"denied\"}");
+    let before = counted()?;
+    let (reached, after) = knock(&tour.lab.pod(DENIED), VIP.into(), 80)?;
+    ensure!(reached == Reached::Refused && after < AT_ONCE, "the denied pod got {reached:?} after {after:?}");
+    let refusals = counted()? - before;
+    ensure!(refusals >= 1.0, "the refusal was not counted");
+    let (reached, _) = knock(&tour.lab.pod(Pod(DENIED.0, 1)), VIP.into(), 80)?;
+    ensure!(reached == Reached::Open, "its neighbour, which may, got {reached:?}");
+    Ok(Line::new("a pod that no access entry names connects", format!("refused in {}, counted", micros(after))))
+}
+
+/// A pod without access that sends from its neighbour's address.
+fn borrowed_address(tour: &Tour) -> Result<Line> {
+    let (pod, neighbour) = (tour.lab.pod(DENIED), Pod(DENIED.0, 1).address());
+    pod.ip(&format!("addr add {neighbour}/32 dev eth0"))?;
+    let sent = pod.run(move || -> std::io::Result<()> {
+        // The answer would go to the neighbour: that the SYN was sent is all there is to see here.
+        let socket = nix::sys::socket::socket(
+            nix::sys::socket::AddressFamily::Inet,
+            nix::sys::socket::SockType::Stream,
+            nix::sys::socket::SockFlag::SOCK_NONBLOCK,
+            None,
+        )?;
+        use std::os::fd::AsRawFd as _;
+        let from = nix::sys::socket::SockaddrIn::from(std::net::SocketAddrV4::new(neighbour, 0));
+        nix::sys::socket::bind(socket.as_raw_fd(), &from)?;
+        let to = nix::sys::socket::SockaddrIn::from(std::net::SocketAddrV4::new(VIP, 80));
+        match nix::sys::socket::connect(socket.as_raw_fd(), &to) {
+            Err(nix::errno::Errno::EINPROGRESS) => std::thread::sleep(LONG_ENOUGH),
+            other => other?,
+        }
+        Ok(())
+    });
+    pod.ip(&format!("addr del {neighbour}/32 dev eth0"))?;
+    let node = &tour.nodes[usize::from(DENIED.0) - 1];
+    let denied = node.metric("lota_datapath_packets_total{verdict=\"denied\"}")?;
+    ensure!(denied >= 2.0, "a SYN from the neighbour's address was not denied ({sent:?})");
+    Ok(Line::new("it sends from its allowed neighbour's address", "not steered: bound to the other interface"))
+}
+
+/// The daemon is dead, and something else on the node listens on 0.0.0.0:80.
+fn daemon_down(tour: &mut Tour) -> Result<Line> {
+    let index = 1;
+    let node_namespace = tour.lab.node(2);
+    tour.nodes[index].stop(Signal::SIGKILL)?;
+    let foreign = node_namespace.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))??;
+    foreign.set_nonblocking(true)?;
+    let mut slowest = Duration::ZERO;
+    for pod in 1..=PODS {
+        let (reached, after) = knock(&tour.lab.pod(Pod(2, pod)), VIP.into(), 80)?;
+        ensure!(reached == Reached::Refused && after < AT_ONCE, "with the daemon down: {reached:?} after {after:?}");
+        slowest = slowest.max(after);
+    }
+    let (control, _) = knock(&tour.lab.pod(Pod(2, 1)), node_address(2), 80)?;
+    ensure!(control == Reached::Open, "the foreign listener does not listen at all: the test proves nothing");
+    // The control's connection is the only one that may have come.
+    let mut accepted = 0;
+    while foreign.accept().is_ok() {
+        accepted += 1;
+    }
+    ensure!(accepted == 1, "the foreign listener accepted {accepted} connections");
+    tour.nodes[index].start().context("starting beside a foreign listener on 0.0.0.0:80")?;
+    let (reached, _) = knock(&tour.lab.pod(Pod(2, 1)), VIP.into(), 80)?;
+    ensure!(reached == Reached::Open && foreign.accept().is_err(), "beside a foreign listener: {reached:?}");
+    Ok(Line::new("daemon killed, another listens on 0.0.0.0:80", format!("refused in {}", micros(slowest))))
+}
+
+/// The peer and admin ports of every node, from a pod that may talk to LOTA.
+fn hidden_ports(tour: &Tour) -> Result<Vec<Line>> {
+    let pod = tour.pod(1, 1);
+    for node in 1..=NODES {
+        for port in [PEER_PORT, ADMIN_PORT] {
+            let (reached, _) = knock(&pod, node_address(node), port)?;
+            ensure!(reached == Reached::Nothing, "a pod got {reached:?} at port {port} of n{node}");
+            let (control, _) = knock(&tour.lab.node(node), node_address(node), port)?;
+            ensure!(control == Reached::Open, "port {port} of n{node} is not open to the node itself either");
+        }
+        let (control, _) = knock(&pod, node_address(node), 9)?;
+        ensure!(control == Reached::Refused, "other ports of n{node} are not reached either: {control:?}");
+    }
+    // Peers are authenticated, too: a node's own process that is no peer gets no answer.
+    let answer = tour.lab.node(1).run(|| talk(SocketAddr::from((node_address(2), PEER_PORT))))?;
+    ensure!(answer.is_ok_and(|answer| answer.is_empty()), "the peer port answered a stranger");
+    // From the other nodes' side of the guard: not a node's address, so not a peer.
+    let (stranger, _) = knock(&tour.lab.switch(), node_address(2), PEER_PORT)?;
+    ensure!(stranger == Reached::Nothing, "a stranger on the nodes' network got {stranger:?} at the peer port");
+    let switch = tour.lab.switch();
+    switch.ip(&format!("route add {VIP}/32 via {}", node_address(2)))?;
+    let (outside, _) = knock(&switch, VIP, 80)?;
+    let (names, _) = knock(&switch, VIP, 53)?;
+    switch.ip(&format!("route del {VIP}/32"))?;
+    ensure!(outside == Reached::Nothing && names == Reached::Nothing, "from outside, the VIP gave {outside:?}, {names:?}");
+    Ok(vec![
+        Line::new("a pod knocks at peer and admin ports of all nodes", "dropped at its own interface"),
+        Line::new("a stranger on the nodes' network, at a peer port", "dropped at the uplink"),
+        Line::new("the same stranger, at the VIP", "dropped at the uplink"),
+    ])
+}
+
+/// The access map of each node says what was configured, by field name.
+fn entries(tour: &Tour) -> Result<Line> {
+    let mut shown = String::new();
+    for node in 1..=NODES {
+        let dump = dump_map(tour, usize::from(node) - 1, map::ACCESS4)?;
+        let entries = dump.as_array().context("not a list")?;
+        let allowed: Vec<Pod> = (1..=PODS).map(|pod| Pod(node, pod)).filter(|pod| *pod != DENIED).collect();
+        ensure!(entries.len() == allowed.len(), "n{node} has {} entries, not {}", entries.len(), allowed.len());
+        for entry in entries {
+            let formatted = &entry["formatted"];
+            let octets: Vec<u8> = serde_json::from_value(formatted["key"]["address"].clone())
+                .with_context(|| format!("no field `address` in {formatted}"))?;
+            ensure!(formatted["value"]["ifindex"].is_u64(), "no field `ifindex` in {formatted}");
+            let known = allowed.iter().any(|pod| pod.address().octets() == octets[..]);
+            ensure!(known, "n{node} allows {octets:?}");
+            shown = formatted.to_string();
+        }
+    }
+    Ok(Line::new("bpftool map dump pinned …/lota_access4", shown))
+}
+
+/// Tries to connect; what came, and how soon.
+fn knock(from: &Namespace, to: Ipv4Addr, port: u16) -> Result<(Reached, Duration)> {
+    from.run(move || {
+        let started = Instant::now();
+        let reached = match TcpStream::connect_timeout(&SocketAddr::from((to, port)), LONG_ENOUGH) {
+            Ok(_) => Reached::Open,
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Reached::Refused,
+            Err(error) if error.kind() == ErrorKind::TimedOut => Reached::Nothing,
+            Err(error) => bail!("connecting to {to}:{port}: {error}"),
+        };
+        Ok((reached, started.elapsed()))
+    })?
+}
+
+fn talk(to: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, LONG_ENOUGH)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET /b/k HTTP/1.1\r\nhost: cwlota.com\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn micros(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
+}

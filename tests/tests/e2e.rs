@@ -1,0 +1,122 @@
+//! The road from the pod to the byte, on real parts: one test per step of the tour, and per kind of bad input,
+//! against the embedded gateway and against SeaweedFS. Needs root and what `cargo xtask test e2e` installs.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use lota_tests::{
+    lab::{Lab, Origin},
+    tour::{STEPS, Tools, Tour},
+};
+
+#[path = "e2e/bad_input.rs"]
+mod bad_input;
+#[path = "e2e/datapath.rs"]
+mod datapath;
+#[path = "e2e/http.rs"]
+mod http;
+#[path = "e2e/start.rs"]
+mod start;
+#[path = "e2e/trial.rs"]
+mod trial;
+
+/// The lab of this suite.
+const NAME: &str = "lota-e2e";
+
+type Test = fn(&mut Tour) -> Result<()>;
+
+/// Beyond the tour. The last ones restart nodes in other ways.
+const MORE: [(&str, Test); 14] = [
+    ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
+    ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
+    ("malformed HTTP is answered or closed, never worse", http::malformed),
+    ("a client's Lota-* headers are its own business", http::stripped_headers),
+    ("parallel multipart uploads pass byte-exact", bad_input::multipart),
+    ("damaged cache files are misses", bad_input::damaged_cache),
+    ("the hidden listener serves nobody who finds it", datapath::hidden_listener),
+    ("clsact steers as tcx does, and detaches", datapath::clsact),
+    ("an interface that comes later is attached, one that goes takes its entry", datapath::interfaces),
+    ("a gateway that 304s anyone is distrusted and proxied", trial::cache_in_front),
+    ("no gateway, no bytes", bad_input::gateway_down),
+    ("bad configuration names the key and the nearest valid one", start::bad_configuration),
+    ("missing privileges are named", start::missing_privileges),
+    ("a second daemon on the same cache folder is refused", start::second_daemon),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let origins: [(&str, fn(&Lab) -> Result<Origin>); 2] = [
+        ("embedded", |lab| Origin::embedded(lab.folder())),
+        ("seaweedfs", |lab| Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())),
+    ];
+    let mut failed = false;
+    for (name, origin) in origins {
+        failed |= run(&arguments, name, origin);
+    }
+    failed |= libtest_mimic::run(&arguments, vec![Trial::test("10 Ctrl-C takes everything down", || {
+        start::interrupted().map_err(Failed::from)
+    })])
+    .has_failed();
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// One origin's tests, in one lab that is gone afterwards.
+fn run(arguments: &Arguments, name: &str, origin: fn(&Lab) -> Result<Origin>) -> bool {
+    let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
+    let mut trials = Vec::new();
+    let made = lab.clone();
+    trials.push(Trial::test(format!("{name}: 1 the lab comes up"), move || {
+        *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(make(origin)?);
+        Ok(())
+    }));
+    let steps = STEPS.iter().map(|step| {
+        let run = step.run;
+        let run = move |tour: &mut Tour| run(tour).map(|_| ());
+        (format!("{} {}", step.number, step.title), Box::new(run) as Box<dyn Fn(&mut Tour) -> Result<()> + Send>)
+    });
+    let more = MORE.iter().map(|(title, test)| {
+        ((*title).to_owned(), Box::new(*test) as Box<dyn Fn(&mut Tour) -> Result<()> + Send>)
+    });
+    for (title, test) in steps.chain(more) {
+        let lab = lab.clone();
+        trials.push(Trial::test(format!("{name}: {title}"), move || {
+            let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+            let tour = lab.as_mut().ok_or("there is no lab")?;
+            // Tests before may have ended a node and failed.
+            tour.revive()?;
+            test(tour).map_err(|error| Failed::from(format!("{error:#}")))
+        }));
+    }
+    let ended = lab.clone();
+    trials.push(Trial::test(format!("{name}: 10 everything it made is gone afterwards"), move || {
+        drop(ended.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let left = Lab::leftovers(NAME)?;
+        if left.is_empty() { Ok(()) } else { Err(format!("left behind: {}", left.join(", ")).into()) }
+    }));
+    libtest_mimic::run(arguments, trials).has_failed()
+}
+
+fn make(origin: fn(&Lab) -> Result<Origin>) -> Result<Tour> {
+    let lab = Lab::up(NAME)?;
+    let origin = origin(&lab)?;
+    let tour = Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })?;
+    ensure!(tour.nodes.len() == 3, "{} nodes", tour.nodes.len());
+    Ok(tour)
+}
+
+/// A path that `cargo xtask test` hands over.
+fn tool(variable: &str) -> Result<PathBuf> {
+    let path = env::var_os(variable).with_context(|| format!("{variable} is not set: run `cargo xtask test e2e`"))?;
+    Ok(path.into())
+}
+
+/// The `lota-lab` that was built with this suite.
+fn lota_lab() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_lota-lab"))
+}

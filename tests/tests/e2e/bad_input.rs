@@ -1,0 +1,126 @@
+//! Requests that no one should send, and storage that misbehaves.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use lota_tests::{
+    lab::{Mode, Style},
+    tour::{MIB, Tour},
+};
+use serde_json::json;
+
+pub(crate) fn odd_keys(tour: &mut Tour) -> Result<()> {
+    let (client, pod) = (&tour.client, tour.pod(1, 1));
+    let long = "k".repeat(1000);
+    // SeaweedFS, a file system beneath, refuses names over 255 bytes and dot segments: its own answer, then.
+    for key in ["with space", "plus+and%2Fpercent", "ünï/cødé €", "a//b", "trailing/", "quote\"<&>", "dots/..x", &long] {
+        let Ok(put) = client.put(&pod, key, 100, 5000) else { continue };
+        let cold = client.get(&pod, key, Style::Path)?;
+        ensure!(cold.status == 200 && cold.sha256 == put.sha256, "cold {key:?}: {} {}", cold.status, cold.code);
+        tour.wait_cached(key)?;
+        let warm = client.get(&tour.pod(2, 1), key, Style::Virtual)?;
+        ensure!(warm.sha256 == put.sha256 && warm.cache() == "hit", "warm {key:?}: {} {}", warm.status, warm.cache());
+    }
+    for key in ["../../../../etc/passwd", "..", "a/../../b", "%2e%2e/%2e%2e/x"] {
+        let got = client.get(&pod, key, Style::Path)?;
+        ensure!(got.status >= 400 && got.status < 500, "{key:?} was answered {}", got.status);
+    }
+    if tour.origin.speaks_lota() {
+        for key in ["../up", "..", "a/../../b", "%2e%2e/x", &"ü".repeat(512)] {
+            let put = client.put(&pod, key, 101, 3000)?;
+            for style in [Style::Path, Style::Path] {
+                let got = client.get(&pod, key, style)?;
+                ensure!(got.sha256 == put.sha256, "{key:?}: {} {}", got.status, got.code);
+            }
+            tour.wait_cached(key)?;
+        }
+    }
+    // Nothing but the daemon's own names in the cache folders.
+    for node in &tour.nodes {
+        for shard in fs::read_dir(node.cache_folder().join("v1"))? {
+            for file in fs::read_dir(shard?.path())? {
+                let name = file?.file_name().into_string().ok().context("a name that is no text")?;
+                let (id, kind) = name.split_once('.').context("a name without an extension")?;
+                ensure!(id.len() == 64 && hex::decode(id).is_ok() && matches!(kind, "data" | "record"), "{name}");
+            }
+        }
+        let outside = fs::read_dir(node.cache_folder())?.count();
+        ensure!(outside == 2, "{outside} things beside `v1` and `lock` in the cache folder");
+    }
+    Ok(())
+}
+
+pub(crate) fn impossible_ranges(tour: &mut Tour) -> Result<()> {
+    let (client, pod, key) = (&tour.client, tour.pod(1, 1), "ranges/impossible");
+    let put = client.put(&pod, key, 102, MIB)?;
+    for cached in [false, true] {
+        let got = client.get_with(&pod, key, json!({"range": format!("bytes={}-", 2 * MIB)}))?;
+        ensure!(got.status == 416 && got.code == "InvalidRange", "cached {cached}: {} {}", got.status, got.code);
+        if !cached {
+            client.get(&pod, key, Style::Path)?;
+            tour.wait_cached(key)?;
+        }
+    }
+    for (range, size) in [("bytes=0-0", 1), ("bytes=-5", 5), ("bytes=1048575-", 1), ("bytes=5-99999999", MIB - 5)] {
+        let got = client.get_with(&pod, key, json!({"range": range}))?;
+        ensure!(got.status == 206 && got.size == size && got.cache() == "hit", "{range}: {} {}", got.status, got.size);
+    }
+    let whole = client.get_with(&pod, key, json!({"range": "lines=5-2"}))?;
+    ensure!(whole.sha256 == put.sha256, "a malformed range is not ignored: {} {}", whole.status, whole.code);
+    Ok(())
+}
+
+pub(crate) fn multipart(tour: &mut Tour) -> Result<()> {
+    let (client, pod, key) = (&tour.client, tour.pod(3, 1), "multipart/object");
+    let put = client.upload(&pod, key, 103, 24 * MIB + 7)?;
+    ensure!(put.status == 200, "{} {}", put.status, put.code);
+    for (_, pod) in tour.one_pod_per_node() {
+        let got = client.get(&pod, key, Style::Path)?;
+        ensure!(got.sha256 == put.sha256, "{} {}: {} bytes", got.status, got.code, got.size);
+    }
+    Ok(())
+}
+
+pub(crate) fn damaged_cache(tour: &mut Tour) -> Result<()> {
+    let (client, pod, key) = (&tour.client.clone(), tour.pod(1, 1), "damaged/object");
+    let put = client.put(&pod, key, 104, 2 * MIB)?;
+    client.get(&pod, key, Style::Path)?;
+    let owner = tour.wait_cached(key)?;
+    let node = tour.nodes.iter_mut().find(|node| node.name() == owner).context("no such node")?;
+    node.stop(nix::sys::signal::Signal::SIGKILL)?;
+    for shard in fs::read_dir(node.cache_folder().join("v1"))? {
+        for file in fs::read_dir(shard?.path())? {
+            let path = file?.path();
+            if path.extension().is_some_and(|extension| extension == "record") {
+                let mut bytes = fs::read(&path)?;
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+                fs::write(&path, bytes)?;
+            }
+        }
+    }
+    node.start()?;
+    ensure!(node.cached()?.is_empty(), "damaged records were kept");
+    for _ in 0..2 {
+        let got = client.get(&pod, key, Style::Path)?;
+        ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);
+    }
+    Ok(())
+}
+
+pub(crate) fn gateway_down(tour: &mut Tour) -> Result<()> {
+    let (client, pod, key) = (tour.client.clone(), tour.pod(1, 1), "down/object");
+    client.put(&pod, key, 105, MIB)?;
+    client.get(&pod, key, Style::Path)?;
+    tour.wait_cached(key)?;
+    // The switch refuses what is for the gateway, as if it were gone.
+    let switch = tour.lab.switch();
+    switch.ip("addr del 10.77.0.100/24 dev br0")?;
+    let got = client.get_with(&pod, key, json!({"attempts": 1}));
+    switch.ip("addr add 10.77.0.100/24 dev br0")?;
+    let got = got?;
+    ensure!(got.status == 503 && got.code == "ServiceUnavailable", "{} {}", got.status, got.code);
+    let got = client.get(&pod, key, Style::Path)?;
+    ensure!(got.status == 200, "after it came back: {} {}", got.status, got.code);
+    tour.restart(Mode::OwnCredential)
+}

@@ -1,0 +1,126 @@
+//! Builds packets, whole or odd.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+const ETHERNET: usize = 14;
+
+/// What a packet carries.
+#[derive(Clone, Copy)]
+pub(crate) enum Transport {
+    Tcp { port: u16, flags: u8 },
+    Udp { port: u16 },
+    Other(u8),
+}
+
+/// A packet to be.
+#[derive(Clone)]
+pub(crate) struct Packet {
+    ether_type: u16,
+    addresses: Addresses,
+    transport: Transport,
+    options: u8,
+    fragment: u16,
+    extension: Option<u8>,
+}
+
+#[derive(Clone, Copy)]
+enum Addresses {
+    V4(Ipv4Addr, Ipv4Addr),
+    V6(Ipv6Addr, Ipv6Addr),
+}
+
+impl Packet {
+    pub(crate) fn v4(source: Ipv4Addr, destination: Ipv4Addr, transport: Transport) -> Self {
+        Self::new(0x0800, Addresses::V4(source, destination), transport)
+    }
+
+    pub(crate) fn v6(source: Ipv6Addr, destination: Ipv6Addr, transport: Transport) -> Self {
+        Self::new(0x86dd, Addresses::V6(source, destination), transport)
+    }
+
+    fn new(ether_type: u16, addresses: Addresses, transport: Transport) -> Self {
+        Self { ether_type, addresses, transport, options: 0, fragment: 0, extension: None }
+    }
+
+    /// With so many bytes of IPv4 options; a multiple of four.
+    pub(crate) fn options(self, options: u8) -> Self {
+        Self { options, ..self }
+    }
+
+    /// With these flags and offset in the IPv4 header.
+    pub(crate) fn fragment(self, fragment: u16) -> Self {
+        Self { fragment, ..self }
+    }
+
+    /// Behind an IPv6 extension header of this number.
+    pub(crate) fn extension(self, number: u8) -> Self {
+        Self { extension: Some(number), ..self }
+    }
+
+    /// Claiming to be something else.
+    pub(crate) fn ether_type(self, ether_type: u16) -> Self {
+        Self { ether_type, ..self }
+    }
+
+    /// The shortest cut of it that the kernel takes as a test packet.
+    pub(crate) fn shortest(&self) -> usize {
+        match self.addresses {
+            Addresses::V4(..) => ETHERNET + 20,
+            Addresses::V6(..) => ETHERNET + 40,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let (protocol, transport) = self.transport.bytes();
+        let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
+        frame.extend(self.ether_type.to_be_bytes());
+        match self.addresses {
+            Addresses::V4(source, destination) => {
+                let header = 20 + usize::from(self.options);
+                let length = u16::try_from(header + transport.len()).unwrap_or(u16::MAX);
+                frame.extend([0x40 | u8::try_from(header / 4).unwrap_or(5), 0]);
+                frame.extend(length.to_be_bytes());
+                frame.extend([0, 1]);
+                frame.extend(self.fragment.to_be_bytes());
+                frame.extend([64, protocol, 0, 0]);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
+                frame.extend(vec![1; usize::from(self.options)]);
+            }
+            Addresses::V6(source, destination) => {
+                let extension = if self.extension.is_some() { 8 } else { 0 };
+                let length = u16::try_from(extension + transport.len()).unwrap_or(u16::MAX);
+                frame.extend([0x60, 0, 0, 0]);
+                frame.extend(length.to_be_bytes());
+                frame.extend([self.extension.unwrap_or(protocol), 64]);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
+                if self.extension.is_some() {
+                    frame.extend([protocol, 0, 1, 4, 0, 0, 0, 0]);
+                }
+            }
+        }
+        frame.extend(transport);
+        frame
+    }
+}
+
+impl Transport {
+    /// The IP protocol's number, and the header with one byte of payload.
+    fn bytes(self) -> (u8, Vec<u8>) {
+        let port = |to: u16| [40_000u16.to_be_bytes(), to.to_be_bytes()].concat();
+        match self {
+            Self::Tcp { port: to, flags } => {
+                let mut header = port(to);
+                header.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0, b'x']);
+                (6, header)
+            }
+            Self::Udp { port: to } => {
+                let mut header = port(to);
+                header.extend([0, 9, 0, 0, b'x']);
+                (17, header)
+            }
+            Self::Other(protocol) => (protocol, vec![8, 0, 0, 0, 0, 1, 0, 1, b'x']),
+        }
+    }
+}
