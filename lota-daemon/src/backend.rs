@@ -183,7 +183,9 @@ mod tests {
         assert!(matches!(judge(None, 206, &part), Err(FetchError::Status(_))));
         assert!(matches!(judge(None, 403, &[]), Err(FetchError::Status(_))));
         assert!(matches!(judge(None, 412, &[]), Err(FetchError::Changed)));
-        for changed in [[("etag", "\"f\""), ("content-length", "9")], [("etag", "\"e\""), ("content-length", "8")]] {
+        for changed in
+            [[("etag", "\"f\""), ("content-length", "9")], [("etag", "\"e\""), ("content-length", "8")]]
+        {
             assert!(matches!(judge(None, 200, &changed), Err(FetchError::Changed)));
         }
     }

@@ -260,8 +260,8 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], with the line and, for an unknown key, the nearest right one.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        let text =
+            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
         Self::parse(&text).map_err(|message| ConfigError::Invalid { path: path.to_owned(), message })
     }
 
@@ -274,7 +274,9 @@ impl Config {
     /// What no single value can be wrong about.
     fn check(&self) -> Result<(), String> {
         if self.gateway.protocol == Protocol::S3 && !self.gateway.direct_allow.is_empty() {
-            return Err("gateway.direct_allow: only a gateway with `protocol = \"lota\"` has direct paths".into());
+            return Err(
+                "gateway.direct_allow: only a gateway with `protocol = \"lota\"` has direct paths".into()
+            );
         }
         if self.backend.as_ref().is_some_and(|backend| backend.endpoints.is_empty()) {
             return Err("backend.endpoints: name at least one, or leave [backend] out".into());
@@ -302,8 +304,8 @@ impl Backend {
     /// [`ConfigError`]; never with the file's contents.
     pub fn credential(&self) -> Result<Credential, ConfigError> {
         let path = &self.credential_file;
-        let text = fs::read_to_string(path)
-            .map_err(|error| ConfigError::Read { path: path.clone(), error })?;
+        let text =
+            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.clone(), error })?;
         toml::from_str(&text).map_err(|_| ConfigError::Invalid {
             path: path.clone(),
             message: "must hold `access_key = \"…\"` and `secret_key = \"…\"`".into(),
@@ -328,8 +330,8 @@ impl Peers {
     /// [`ConfigError`] if the file is missing or shorter than 32 bytes.
     pub fn secret(&self) -> Result<Secret, ConfigError> {
         let path = &self.secret_file;
-        let text = fs::read_to_string(path)
-            .map_err(|error| ConfigError::Read { path: path.clone(), error })?;
+        let text =
+            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.clone(), error })?;
         let secret = text.trim();
         if secret.len() < 32 {
             return Err(ConfigError::Invalid {

@@ -73,9 +73,16 @@ impl Datapath {
 
     /// Attaches to exactly these pod-facing interfaces (name and index); what is new among them, with how it
     /// was attached. An interface that cannot be attached to stays refused, and is reported.
-    pub fn set_interfaces(&mut self, interfaces: &BTreeMap<String, u32>) -> Vec<(String, Result<AttachMode>)> {
-        let gone: Vec<u32> =
-            self.attached.keys().copied().filter(|index| !interfaces.values().any(|known| known == index)).collect();
+    pub fn set_interfaces(
+        &mut self,
+        interfaces: &BTreeMap<String, u32>,
+    ) -> Vec<(String, Result<AttachMode>)> {
+        let gone: Vec<u32> = self
+            .attached
+            .keys()
+            .copied()
+            .filter(|index| !interfaces.values().any(|known| known == index))
+            .collect();
         for index in gone {
             self.attached.remove(&index);
             self.pins.remove_pod_link(index);

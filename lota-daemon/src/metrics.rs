@@ -10,7 +10,12 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{cache::Cache, datapath::VerdictCounts, gateway::{Gateway, Standing}, http::SentBytes};
+use crate::{
+    cache::Cache,
+    datapath::VerdictCounts,
+    gateway::{Gateway, Standing},
+    http::SentBytes,
+};
 
 /// What the cache did for one answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,7 +112,12 @@ impl Exposition {
         let mut registry = Registry::with_prefix("lota");
         registry.register("requests", "Requests of pods that were answered", metrics.requests.clone());
         registry.register("fills", "Fills that ended", metrics.fills.clone());
-        registry.register_with_unit("fill", "Bytes that fills brought", Unit::Bytes, metrics.fill_bytes.clone());
+        registry.register_with_unit(
+            "fill",
+            "Bytes that fills brought",
+            Unit::Bytes,
+            metrics.fill_bytes.clone(),
+        );
         registry.register("uncached", "Objects that passed through uncached", metrics.uncached.clone());
         registry.register("peer_requests", "Requests between nodes", metrics.peer_requests.clone());
         registry.register(
@@ -115,7 +125,12 @@ impl Exposition {
             "Connections to the hidden listener that the datapath had not steered, and were reset",
             metrics.unsteered.clone(),
         );
-        registry.register_collector(Box::new(Scraped { cache, gateway, verdicts, sent: metrics.sendfile.clone() }));
+        registry.register_collector(Box::new(Scraped {
+            cache,
+            gateway,
+            verdicts,
+            sent: metrics.sendfile.clone(),
+        }));
         Self { registry }
     }
 
@@ -158,7 +173,12 @@ impl Collector for Scraped {
         gauge.encode(encoder.encode_descriptor("gateway_trusted", help, None, gauge.metric_type())?)?;
         let counter = ConstCounter::new(sent);
         let help = "Bytes sent by sendfile(2)";
-        counter.encode(encoder.encode_descriptor("sendfile", help, Some(&Unit::Bytes), counter.metric_type())?)?;
+        counter.encode(encoder.encode_descriptor(
+            "sendfile",
+            help,
+            Some(&Unit::Bytes),
+            counter.metric_type(),
+        )?)?;
 
         let counts = self.verdicts.read();
         let help = "Packets, by what the datapath decided about them";

@@ -23,7 +23,10 @@ use crate::{
     backend::Backend,
     cache::Cache,
     config::{Config, Origin},
-    datapath::{self, Datapath, netlink::{self, Netlink}},
+    datapath::{
+        self, Datapath,
+        netlink::{self, Netlink},
+    },
     dns::Responder,
     gateway::Gateway,
     http::{server, upstream::Upstream},
@@ -43,7 +46,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// # Errors
 /// What failed, and to what it was being done.
 pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<()> {
-    datapath::preflight(&config.datapath.pins).map_err(|missing| anyhow!("cannot hold the datapath: {missing}"))?;
+    datapath::preflight(&config.datapath.pins)
+        .map_err(|missing| anyhow!("cannot hold the datapath: {missing}"))?;
     let metrics = Metrics::default();
     let proxy = Arc::new(proxy(&config, metrics.clone())?);
 
@@ -114,7 +118,8 @@ fn proxy(config: &Config, metrics: Metrics) -> Result<Proxy> {
     let any_tls = gateway_origin.tls || backend_tls || config.gateway.direct_allow.iter().any(tls);
     let upstream = Upstream::new(any_tls).context("loading the system's root certificates for TLS")?;
 
-    let gateway = Gateway::new(&config.gateway, &config.node, upstream.clone()).map_err(anyhow::Error::msg)?;
+    let gateway =
+        Gateway::new(&config.gateway, &config.node, upstream.clone()).map_err(anyhow::Error::msg)?;
     let backend = Backend::new(config.backend.as_ref(), gateway_origin, upstream.clone())?;
     let scope = gateway_origin.to_string();
     let capacity = config.cache.capacity.0;
@@ -165,7 +170,11 @@ async fn follow_interfaces(config: &Config, netlink: &Netlink, datapath: &mut Da
     for (interface, attached) in datapath.set_interfaces(&pods) {
         match attached {
             Ok(mode) => tracing::info!(interface, %mode, "attached"),
-            Err(error) => tracing::error!(interface, error = format!("{error:#}"), "pods behind this interface are refused"),
+            Err(error) => tracing::error!(
+                interface,
+                error = format!("{error:#}"),
+                "pods behind this interface are refused"
+            ),
         }
     }
     datapath.set_access(&access::entries(&config.access.pods, &interfaces))

@@ -99,7 +99,12 @@ impl Peers {
         answer
     }
 
-    async fn send(&self, owner: &NodeName, origin: &Origin, head: &Head) -> Result<Response<Incoming>, PeerError> {
+    async fn send(
+        &self,
+        owner: &NodeName,
+        origin: &Origin,
+        head: &Head,
+    ) -> Result<Response<Incoming>, PeerError> {
         let mut request =
             head.request(origin, empty()).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
         let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());

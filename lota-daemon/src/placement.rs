@@ -86,7 +86,10 @@ mod tests {
     use super::*;
 
     fn placement(nodes: &[(&str, u64)]) -> Placement {
-        Placement::new("http://gw", nodes.iter().map(|(name, weight)| (NodeName((*name).to_owned()), *weight)))
+        Placement::new(
+            "http://gw",
+            nodes.iter().map(|(name, weight)| (NodeName((*name).to_owned()), *weight)),
+        )
     }
 
     fn order(placement: &Placement, key: &str) -> Vec<String> {
@@ -98,11 +101,9 @@ mod tests {
     fn the_order_is_settled() {
         // A change here moves every object in the field.
         let placement = placement(&[("n1", 100), ("n2", 100), ("n3", 100), ("big", 400)]);
-        for (key, expected) in [
-            ("a", ["n2", "n1", "big", "n3"]),
-            ("dir/b", ["big", "n2", "n3", "n1"]),
-            ("€", ["", "", "", ""]),
-        ] {
+        for (key, expected) in
+            [("a", ["n2", "n1", "big", "n3"]), ("dir/b", ["big", "n2", "n3", "n1"]), ("€", ["", "", "", ""])]
+        {
             assert_eq!(order(&placement, key), expected, "{key}");
         }
     }

@@ -16,7 +16,10 @@ use crate::{
     backend::Backend,
     cache::{Cache, Join, Object, Reader},
     gateway::{Answer, DirectPath, FillAuthority, Gateway, Grant},
-    http::{Body, FileSlices, Head, empty, incoming, server::{Connection, NoAnswer}},
+    http::{
+        Body, FileSlices, Head, empty, incoming,
+        server::{Connection, NoAnswer},
+    },
     metrics::{Metrics, Outcome, PeerLabels, UncachedLabels},
     peer::Peers,
     placement::{NodeName, Placement},
@@ -125,7 +128,14 @@ impl Proxy {
     }
 
     fn classify(&self, head: &Head) -> Operation {
-        Operation::classify(&self.zone, &head.method, &head.host, head.target.path(), head.query(), &head.headers)
+        Operation::classify(
+            &self.zone,
+            &head.method,
+            &head.host,
+            head.target.path(),
+            head.query(),
+            &head.headers,
+        )
     }
 
     /// To the gateway and back, byte for byte.
@@ -181,7 +191,9 @@ impl Proxy {
         let validator = held.as_ref().map(|object| &object.meta().version.validator);
         match (self.gateway.authorize(get.head, name, validator).await?, held) {
             (Answer::Fresh(grant), Some(object)) => self.serve_or_pass(get, grant, object).await,
-            (Answer::Fresh(_), None) => Err(S3Error::unavailable("The gateway answered a question it was not asked")),
+            (Answer::Fresh(_), None) => {
+                Err(S3Error::unavailable("The gateway answered a question it was not asked"))
+            }
             (Answer::Arriving(grant, meta, answer), _) => self.serve_arriving(get, grant, meta, answer).await,
             (Answer::Direct(grant, meta, path), _) => self.serve_direct(get, grant, meta, path).await,
             (Answer::Relay(answer), _) => {
@@ -281,7 +293,12 @@ impl Proxy {
     }
 
     /// Serves an object that is here or on its way.
-    async fn serve_or_pass(&self, get: Get<'_>, grant: Grant, object: Arc<Object>) -> Result<Response<Body>, S3Error> {
+    async fn serve_or_pass(
+        &self,
+        get: Get<'_>,
+        grant: Grant,
+        object: Arc<Object>,
+    ) -> Result<Response<Body>, S3Error> {
         let outcome = if object.is_complete() { Outcome::Hit } else { Outcome::Fill };
         self.serve_or_pass_as(get, grant, object, outcome).await
     }

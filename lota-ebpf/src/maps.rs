@@ -5,7 +5,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lota_common::{
-    Access, Address4, Address6, Count, LISTENER4, LISTENER6, LISTENERS, MAX_NODES, MAX_PODS, Node, Settings, Verdict,
+    Access, Address4, Address6, Count, LISTENER4, LISTENER6, LISTENERS, MAX_NODES, MAX_PODS, Node, Settings,
+    Verdict,
 };
 use lota_ebpf::packet::Address;
 

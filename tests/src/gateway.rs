@@ -117,11 +117,7 @@ impl Gateway {
             last_node: Mutex::new(None),
         });
         let accepting = tokio::spawn(server::run(listener, Arc::clone(&shared)));
-        Ok(Gateway {
-            address,
-            shared,
-            accepting,
-        })
+        Ok(Gateway { address, shared, accepting })
     }
 
     /// The address the gateway listens on.
@@ -147,9 +143,7 @@ impl Gateway {
 impl fmt::Debug for Gateway {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = &self.address;
-        f.debug_struct("Gateway")
-            .field("address", address)
-            .finish_non_exhaustive()
+        f.debug_struct("Gateway").field("address", address).finish_non_exhaustive()
     }
 }
 

@@ -103,7 +103,9 @@ impl Lab {
     /// If something of it cannot be removed.
     pub fn down(name: &str) -> Result<()> {
         let prefix = format!("{name}-");
-        for namespace in Namespace::all()?.into_iter().filter(|namespace| namespace.name().starts_with(&prefix)) {
+        for namespace in
+            Namespace::all()?.into_iter().filter(|namespace| namespace.name().starts_with(&prefix))
+        {
             namespace.delete()?;
         }
         for node in 1..=NODES {

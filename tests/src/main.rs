@@ -211,7 +211,8 @@ fn down() -> Result<()> {
     if let Ok(pid) = fs::read_to_string(holder()) {
         let pid: i32 = pid.trim().parse().context("reading the holder's process id")?;
         // The number may be another process' by now.
-        let holds = fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("lota-lab"));
+        let holds =
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("lota-lab"));
         if holds {
             kill(Pid::from_raw(pid), Signal::SIGTERM)?;
             let deadline = Instant::now() + PATIENCE;

@@ -16,8 +16,8 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::lab::{
-    ADMIN, BACKEND_PORT, Client, Credential, GATEWAY_PORT, Got, Lab, Mode, NODES, Namespace, Node, Origin, Pod,
-    Program, Relay,
+    ADMIN, BACKEND_PORT, Client, Credential, GATEWAY_PORT, Got, Lab, Mode, NODES, Namespace, Node, Origin,
+    Pod, Program, Relay,
 };
 
 /// One megabyte, as S3's tools count them.

@@ -59,9 +59,10 @@ fn main() -> ExitCode {
     for (name, origin) in origins {
         failed |= run(&arguments, name, origin);
     }
-    failed |= libtest_mimic::run(&arguments, vec![Trial::test("10 Ctrl-C takes everything down", || {
-        start::interrupted().map_err(Failed::from)
-    })])
+    failed |= libtest_mimic::run(
+        &arguments,
+        vec![Trial::test("10 Ctrl-C takes everything down", || start::interrupted().map_err(Failed::from))],
+    )
     .has_failed();
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -78,7 +79,10 @@ fn run(arguments: &Arguments, name: &str, origin: fn(&Lab) -> Result<Origin>) ->
     let steps = STEPS.iter().map(|step| {
         let run = step.run;
         let run = move |tour: &mut Tour| run(tour).map(|_| ());
-        (format!("{} {}", step.number, step.title), Box::new(run) as Box<dyn Fn(&mut Tour) -> Result<()> + Send>)
+        (
+            format!("{} {}", step.number, step.title),
+            Box::new(run) as Box<dyn Fn(&mut Tour) -> Result<()> + Send>,
+        )
     });
     let more = MORE.iter().map(|(title, test)| {
         ((*title).to_owned(), Box::new(*test) as Box<dyn Fn(&mut Tour) -> Result<()> + Send>)
@@ -112,7 +116,8 @@ fn make(origin: fn(&Lab) -> Result<Origin>) -> Result<Tour> {
 
 /// A path that `cargo xtask test` hands over.
 fn tool(variable: &str) -> Result<PathBuf> {
-    let path = env::var_os(variable).with_context(|| format!("{variable} is not set: run `cargo xtask test e2e`"))?;
+    let path = env::var_os(variable)
+        .with_context(|| format!("{variable} is not set: run `cargo xtask test e2e`"))?;
     Ok(path.into())
 }
 

@@ -113,7 +113,12 @@ fn pod_cases() -> Vec<Case> {
         ("a first fragment to the VIP", v4(POD, VIP, syn(80)).fragment(0x2000), SHOT, Verdict::Fragment),
         ("a later fragment to the VIP", v4(POD, VIP, syn(80)).fragment(0x0001), SHOT, Verdict::Fragment),
         ("extension headers to the VIP", v6(POD6, VIP6, syn(80)).extension(60), SHOT, Verdict::Malformed),
-        ("a fragment header to the VIP, IPv6", v6(POD6, VIP6, syn(80)).extension(44), SHOT, Verdict::Malformed),
+        (
+            "a fragment header to the VIP, IPv6",
+            v6(POD6, VIP6, syn(80)).extension(44),
+            SHOT,
+            Verdict::Malformed,
+        ),
         ("another address", v4(POD, PEER, syn(80)), NEXT, Verdict::NotOurs),
         ("another address, IPv6", v6(POD6, STRANGER6, syn(80)), NEXT, Verdict::NotOurs),
         ("a fragment to another address", v4(POD, STRANGER, udp(9)).fragment(0x0001), NEXT, Verdict::NotOurs),
@@ -123,8 +128,18 @@ fn pod_cases() -> Vec<Case> {
         ("this node's admin port", v4(POD, SELF, syn(ADMIN_PORT)), SHOT, Verdict::Protected),
         ("another node's peer port", v4(POD, PEER, syn(PEER_PORT)), SHOT, Verdict::Protected),
         ("another node's admin port", v4(POD, PEER, ack(ADMIN_PORT)), SHOT, Verdict::Protected),
-        ("a peer port in a first fragment", v4(POD, PEER, syn(PEER_PORT)).fragment(0x2000), SHOT, Verdict::Protected),
-        ("the admin port at 127.0.0.1", v4(POD, Ipv4Addr::LOCALHOST, syn(ADMIN_PORT)), SHOT, Verdict::Protected),
+        (
+            "a peer port in a first fragment",
+            v4(POD, PEER, syn(PEER_PORT)).fragment(0x2000),
+            SHOT,
+            Verdict::Protected,
+        ),
+        (
+            "the admin port at 127.0.0.1",
+            v4(POD, Ipv4Addr::LOCALHOST, syn(ADMIN_PORT)),
+            SHOT,
+            Verdict::Protected,
+        ),
         ("the same port of no node", v4(POD, STRANGER, syn(PEER_PORT)), NEXT, Verdict::NotOurs),
         ("UDP to a peer port", v4(POD, PEER, udp(PEER_PORT)), NEXT, Verdict::NotOurs),
     ]
@@ -143,7 +158,12 @@ fn guard_cases() -> Vec<Case> {
             Verdict::Stranger,
         ),
         ("a stranger at another port", v4(STRANGER, SELF, syn(22)), XDP_PASS, Verdict::NotOurs),
-        ("forwarded to another node's peer port", v4(STRANGER, PEER, syn(PEER_PORT)), XDP_PASS, Verdict::NotOurs),
+        (
+            "forwarded to another node's peer port",
+            v4(STRANGER, PEER, syn(PEER_PORT)),
+            XDP_PASS,
+            Verdict::NotOurs,
+        ),
         ("anyone at the VIP", v4(PEER, VIP, syn(80)), XDP_DROP, Verdict::Outside),
         ("a name query from outside", v4(PEER, VIP, Transport::Udp { port: 53 }), XDP_DROP, Verdict::Outside),
         ("the VIP, IPv6", Packet::v6(POD6, VIP6, syn(80)), XDP_DROP, Verdict::Outside),
@@ -199,7 +219,8 @@ struct Kernel {
 impl Kernel {
     fn load() -> Result<Self> {
         let mut ebpf = EbpfLoader::new().load(lota_daemon::datapath::OBJECT)?;
-        let pod: &mut SchedClassifier = ebpf.program_mut(program::POD).context("no pod program")?.try_into()?;
+        let pod: &mut SchedClassifier =
+            ebpf.program_mut(program::POD).context("no pod program")?.try_into()?;
         pod.load()?;
         let guard: &mut Xdp = ebpf.program_mut(program::GUARD).context("no guard")?.try_into()?;
         guard.load()?;
@@ -238,8 +259,11 @@ impl Kernel {
             <&Xdp>::try_from(loaded)?.test_run(options)?
         };
         let after = self.counts()?;
-        let counted: Vec<Verdict> =
-            Verdict::ALL.iter().copied().filter(|verdict| after[*verdict as usize] > before[*verdict as usize]).collect();
+        let counted: Vec<Verdict> = Verdict::ALL
+            .iter()
+            .copied()
+            .filter(|verdict| after[*verdict as usize] > before[*verdict as usize])
+            .collect();
         let [verdict] = counted[..] else { anyhow::bail!("counted {counted:?}, not one verdict") };
         Ok((result.return_value, verdict))
     }

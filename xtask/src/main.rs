@@ -1,1 +1,39 @@
-fn main(){}
+//! The project's own commands. Each sets up what it needs first.
+
+mod demo;
+mod setup;
+mod suites;
+mod tell;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask demo [--gateway URL] [--keep] [--json]
+                               show the main job: a lab of three nodes, a real gateway, a real client
+cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, e2e), or all of them
+cargo xtask lab up [--gateway URL] | down | exec PLACE COMMAND…
+                               the lab without the tour, to play in
+cargo xtask setup              install what building and testing need (Debian 12, as root)";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["demo", rest @ ..] => demo::demo(rest),
+        ["lab", rest @ ..] => demo::lab(rest),
+        ["test", suites @ ..] => suites::test(suites),
+        ["setup"] => setup::all(),
+        [] | ["help" | "--help" | "-h", ..] => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        [other, ..] => Err(format!("there is no command `{other}`\n{HELP}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -99,7 +99,10 @@ mod tests {
             let request = signer.get(&origin, &name).unwrap();
             assert_eq!(request.uri().path(), path);
             let authorization = request.headers()["authorization"].to_str().unwrap();
-            assert!(authorization.contains("SignedHeaders=host;x-amz-content-sha256;x-amz-date"), "{authorization}");
+            assert!(
+                authorization.contains("SignedHeaders=host;x-amz-content-sha256;x-amz-date"),
+                "{authorization}"
+            );
             assert!(!format!("{signer:?}").contains("SK"));
         }
     }

@@ -93,7 +93,8 @@ impl Fill {
         let mut source = std::pin::pin!(source);
         while let Some(bytes) = source.next().await {
             let after = self.written + self.pending.len() as u64;
-            let bytes = bytes.map_err(|error| FillError::Source { after, size, reason: error.to_string() })?;
+            let bytes =
+                bytes.map_err(|error| FillError::Source { after, size, reason: error.to_string() })?;
             if after + bytes.len() as u64 > size {
                 return Err(FillError::Length { got: after + bytes.len() as u64, size });
             }
@@ -134,7 +135,8 @@ impl Fill {
     }
 
     async fn commit(mut self) -> io::Result<()> {
-        let record = Record { meta: self.object.meta().clone(), checksums: std::mem::take(&mut self.checksums) };
+        let record =
+            Record { meta: self.object.meta().clone(), checksums: std::mem::take(&mut self.checksums) };
         let (cache, id, file) = (self.cache.clone(), self.id, self.object.file().clone());
         tokio::task::spawn_blocking(move || cache.store.commit(&id, &file, &record))
             .await

@@ -83,7 +83,8 @@ impl Record {
         if !header.starts_with(MAGIC) {
             return Err(wrong("another format"));
         }
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         if word(8) as usize != payload.len() || word(12) != crc32c::crc32c(payload) {
             return Err(wrong("damaged"));
         }

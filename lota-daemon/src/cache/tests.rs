@@ -87,7 +87,8 @@ async fn a_restart_finds_what_was_complete_and_sweeps_the_rest() {
     let locked = Cache::open(folder.path(), "http://gateway", 100 * MIB, 0);
     assert!(locked.unwrap_err().to_string().contains("another daemon"), "the lost fill still holds the lock");
     let image = TempDir::new().unwrap();
-    let copied = std::process::Command::new("cp").arg("-r").arg(folder.path().join(".")).arg(image.path()).status();
+    let copied =
+        std::process::Command::new("cp").arg("-r").arg(folder.path().join(".")).arg(image.path()).status();
     assert!(copied.unwrap().success());
     assert_eq!(files_in(&image), 3);
     let cache = open(&image, 100 * MIB);

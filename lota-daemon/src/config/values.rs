@@ -50,10 +50,12 @@ impl Origin {
     /// # Errors
     /// Says what it should have been.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not an address such as `http://10.0.0.1:9000` or `https://s3.example`");
+        let wrong =
+            || format!("`{text}` is not an address such as `http://10.0.0.1:9000` or `https://s3.example`");
         let uri: Uri = text.parse().map_err(|_| wrong())?;
         let origin = Self::of(&uri).ok_or_else(wrong)?;
-        if !matches!(uri.path(), "" | "/") || uri.query().is_some() || origin.authority.as_str().contains('@') {
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() || origin.authority.as_str().contains('@')
+        {
             return Err(wrong());
         }
         Ok(origin)

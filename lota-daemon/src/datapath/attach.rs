@@ -18,8 +18,7 @@ use super::pins::Pins;
 use crate::config;
 
 /// LOTA's clsact filter, always at the same place so that it can be replaced exactly.
-const CLSACT: NlOptions =
-    NlOptions { priority: 1, handle: TcHandle::new(0, 0x107a), classid: None };
+const CLSACT: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 0x107a), classid: None };
 const BACKSTOP: &str = "backstop";
 const GUARD: &str = "guard";
 
@@ -109,7 +108,8 @@ pub(super) fn pod(
         Ok(id) => id,
         Err(_) => {
             let NlOptions { priority, handle, classid } = CLSACT;
-            let old = SchedClassifierLink::attached(interface, TcAttachType::Ingress, priority, handle, classid)?;
+            let old =
+                SchedClassifierLink::attached(interface, TcAttachType::Ingress, priority, handle, classid)?;
             program.attach_to_link(old).context("replacing the clsact filter")?
         }
     };

@@ -13,7 +13,8 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapInfo, MapType, PerCpuArray, SockMap},
 };
 use lota_common::{
-    Access, Address4, Address6, Count, LISTENER4, LISTENERS, MAX_NODES, MAX_PODS, Node, Settings, Verdict, map,
+    Access, Address4, Address6, Count, LISTENER4, LISTENERS, MAX_NODES, MAX_PODS, Node, Settings, Verdict,
+    map,
 };
 
 use super::pins::Pins;

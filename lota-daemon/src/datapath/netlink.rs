@@ -103,8 +103,11 @@ mod tests {
 
     #[test]
     fn patterns() {
-        let all: BTreeMap<String, u32> =
-            ["lo", "eth0", "veth1", "veth2"].into_iter().zip(1..).map(|(name, index)| (name.to_owned(), index)).collect();
+        let all: BTreeMap<String, u32> = ["lo", "eth0", "veth1", "veth2"]
+            .into_iter()
+            .zip(1..)
+            .map(|(name, index)| (name.to_owned(), index))
+            .collect();
         let names = |patterns: &[&str]| {
             let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
             matching(&all, &patterns).into_keys().collect::<Vec<_>>()

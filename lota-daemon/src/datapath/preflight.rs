@@ -84,9 +84,12 @@ mod tests {
 
     #[test]
     fn releases() {
-        for (release, version) in
-            [("6.18.44-fc", Some((6, 18))), ("5.10", Some((5, 10))), ("6.1.0-25-amd64", Some((6, 1))), ("x", None)]
-        {
+        for (release, version) in [
+            ("6.18.44-fc", Some((6, 18))),
+            ("5.10", Some((5, 10))),
+            ("6.1.0-25-amd64", Some((6, 1))),
+            ("x", None),
+        ] {
             assert_eq!(parse_release(release), version);
         }
         assert!((5, 4) < OLDEST && (6, 1) > OLDEST);

@@ -81,10 +81,13 @@ mod tests {
     fn any_other_redirect_grants_nothing() {
         assert!(answer(302, &WHOLE).is_none());
         for missing in 0..3 {
-            let rest: Vec<_> = WHOLE.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, h)| *h).collect();
+            let rest: Vec<_> =
+                WHOLE.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, h)| *h).collect();
             assert!(answer(307, &rest).is_none(), "without {}", WHOLE[missing].0);
         }
-        for elsewhere in ["http://10.0.0.2:9001/b/k", "https://10.0.0.1:9001/b/k", "http://10.0.0.1/b/k", "/b/k"] {
+        for elsewhere in
+            ["http://10.0.0.2:9001/b/k", "https://10.0.0.1:9001/b/k", "http://10.0.0.1/b/k", "/b/k"]
+        {
             let mut headers = WHOLE;
             headers[0].1 = elsewhere;
             assert!(answer(307, &headers).is_none(), "{elsewhere}");

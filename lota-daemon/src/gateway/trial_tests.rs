@@ -42,7 +42,10 @@ fn every_place_of_a_signature_is_found() {
     assert_eq!(broken("/b/k", Some("AWS key:abcd")).headers["authorization"], "AWS key:abc0");
     for (target, expected) in [
         ("/k?X-Amz-Signature=ab0&X-Amz-Date=1", "/k?X-Amz-Signature=ab1&X-Amz-Date=1"),
-        ("/k?AWSAccessKeyId=a&Signature=MitF%3D&Expires=1", "/k?AWSAccessKeyId=a&Signature=Mit0%3D&Expires=1"),
+        (
+            "/k?AWSAccessKeyId=a&Signature=MitF%3D&Expires=1",
+            "/k?AWSAccessKeyId=a&Signature=Mit0%3D&Expires=1",
+        ),
         ("/k?Signature=Mit0", "/k?Signature=Mit1"),
     ] {
         assert_eq!(broken(target, None).target.as_str(), expected);

@@ -35,7 +35,9 @@ impl Head {
         let mut hosts = headers.get_all(header::HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
             (Some(_), Some(_)) => return Err("more than one Host header"),
-            (Some(host), None) => Some(host.to_str().map_err(|_| "a Host header that is not ASCII")?.to_owned()),
+            (Some(host), None) => {
+                Some(host.to_str().map_err(|_| "a Host header that is not ASCII")?.to_owned())
+            }
             (None, _) => None,
         };
         let host = match (host, absolute) {
@@ -94,7 +96,8 @@ mod tests {
 
     #[test]
     fn raw_path_and_host_survive() {
-        let head = head("/b/..//%2F+%20?x=%2f", &[("host", "B.cwlota.com:80"), ("lota-node", "evil")]).unwrap();
+        let head =
+            head("/b/..//%2F+%20?x=%2f", &[("host", "B.cwlota.com:80"), ("lota-node", "evil")]).unwrap();
         let origin = Origin::parse("http://10.0.0.1:9000").unwrap();
         let request = head.request(&origin, empty()).unwrap();
         assert_eq!(request.uri(), "http://10.0.0.1:9000/b/..//%2F+%20?x=%2f");

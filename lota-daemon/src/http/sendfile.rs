@@ -125,14 +125,22 @@ impl SendfileStream {
             Ok(sendfile(stream.as_fd(), slice.file.as_fd(), Some(&mut offset), length)?)
         }))?;
         if sent == 0 {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a cached file was cut short")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "a cached file was cut short",
+            )));
         }
         self.slices.advance(sent);
         self.sent.fetch_add(sent as u64, Ordering::Relaxed);
         Poll::Ready(Ok(sent))
     }
 
-    fn poll_send(&self, cx: &mut Context<'_>, buffers: &[IoSlice<'_>], more: bool) -> Poll<io::Result<usize>> {
+    fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+        more: bool,
+    ) -> Poll<io::Result<usize>> {
         // With a file slice to follow, head and first data share a segment.
         let mut flags = MsgFlags::MSG_NOSIGNAL;
         if more {

@@ -72,7 +72,10 @@ async fn every_byte_of_a_body_goes_by_sendfile() {
         let (address, sent) = serve_file(content.clone()).await;
         let mut stream = TcpStream::connect(address).await.unwrap();
         for round in 1..=3 {
-            assert!(get(&mut stream, size).await == content, "{size} bytes, request {round} of the connection");
+            assert!(
+                get(&mut stream, size).await == content,
+                "{size} bytes, request {round} of the connection"
+            );
             assert_eq!(sent.load(Ordering::Relaxed), (size * round) as u64);
         }
     }

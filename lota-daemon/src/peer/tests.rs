@@ -47,7 +47,9 @@ fn a_peers_request_is_known_and_nothing_else_is() {
         tamper(&mut request);
         assert_eq!(n2.verify_request(&request).unwrap_err(), Refused::Mac);
     }
-    for (from, to, refused) in [("n1", "n9", Refused::Mac), ("v=1", "v=2", Refused::Version), ("time=1", "time=2", Refused::Mac)] {
+    for (from, to, refused) in
+        [("n1", "n9", Refused::Mac), ("v=1", "v=2", Refused::Version), ("time=1", "time=2", Refused::Mac)]
+    {
         let mut request = request.clone();
         let value = request.headers()["lota-peer"].to_str().unwrap().replacen(from, to, 1);
         request.headers_mut().insert("lota-peer", value.parse().unwrap());
@@ -63,7 +65,9 @@ fn an_answer_is_bound_to_its_request() {
     let mut answer = Response::builder().status(206).header("content-range", "bytes 0-1/9").body(()).unwrap();
     n2.sign_answer(&seen, &mut answer);
     answer.headers_mut().insert("date", HeaderValue::from_static("now"));
-    let verify = |signature: &Signature, answer: &Response<()>| n1.verify_answer(signature, answer.status(), answer.headers());
+    let verify = |signature: &Signature, answer: &Response<()>| {
+        n1.verify_answer(signature, answer.status(), answer.headers())
+    };
     assert_eq!(verify(&signature, &answer), Ok(()));
     assert_eq!(verify(&signed().1, &answer), Err(Refused::Mac));
     *answer.status_mut() = StatusCode::OK;

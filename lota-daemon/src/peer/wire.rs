@@ -66,7 +66,12 @@ impl Wire {
     }
 
     /// Signs a request to `to`; the nonce that its answer must be bound to.
-    pub(super) fn sign_request<B>(&self, to: &NodeName, request: &mut Request<B>, now: SystemTime) -> Signature {
+    pub(super) fn sign_request<B>(
+        &self,
+        to: &NodeName,
+        request: &mut Request<B>,
+        now: SystemTime,
+    ) -> Signature {
         let time = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).to_string();
         let nonce = hex::encode(rand::random::<[u8; 16]>());
         let claims = Claims { from: &self.me.0, to: &to.0, time: &time, nonce: &nonce };
@@ -158,10 +163,7 @@ fn peer_header(headers: &HeaderMap) -> Result<&str, Refused> {
 }
 
 fn field<'a>(value: &'a str, name: &str) -> Result<&'a str, Refused> {
-    value
-        .split(';')
-        .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
-        .ok_or(Refused::NoHeader)
+    value.split(';').find_map(|part| part.strip_prefix(name)?.strip_prefix('=')).ok_or(Refused::NoHeader)
 }
 
 /// Length-prefixed, so that no two lists of fields are the same bytes.

@@ -110,7 +110,8 @@ impl Bucket {
     /// underscores.
     fn parse(name: &str) -> Option<Self> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-        let sound = (1..=255).contains(&name.len()) && name.bytes().all(allowed) && !matches!(name, "." | "..");
+        let sound =
+            (1..=255).contains(&name.len()) && name.bytes().all(allowed) && !matches!(name, "." | "..");
         sound.then(|| Self(name.to_owned()))
     }
 

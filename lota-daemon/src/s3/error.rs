@@ -35,11 +35,7 @@ impl S3Error {
     /// The gateway did not answer: no bytes without its yes. Clients retry this one.
     #[must_use]
     pub fn unavailable(message: impl Into<String>) -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            code: "ServiceUnavailable",
-            message: message.into(),
-        }
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, code: "ServiceUnavailable", message: message.into() }
     }
 
     /// The body of the answer.

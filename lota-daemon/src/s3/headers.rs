@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn connection_names_what_else_goes() {
-        let mut map = headers(&[("connection", "close, X-Secret"), ("x-secret", "1"), ("te", "gzip"), ("host", "h")]);
+        let mut map =
+            headers(&[("connection", "close, X-Secret"), ("x-secret", "1"), ("te", "gzip"), ("host", "h")]);
         strip_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("host", "h")]));
     }
@@ -139,7 +140,10 @@ mod tests {
             ("x-amz-request-id", "1"),
             ("x-amz-tagging-count", "2"),
         ]));
-        assert_eq!(kept, headers(&[("content-type", "text/plain"), ("etag", "\"e\""), ("x-amz-meta-a", "b")]));
+        assert_eq!(
+            kept,
+            headers(&[("content-type", "text/plain"), ("etag", "\"e\""), ("x-amz-meta-a", "b")])
+        );
     }
 
     proptest! {

@@ -86,7 +86,8 @@ impl ObjectMeta {
         let mut answer = self.headers.clone();
         if range.is_some() || !wants_checksums {
             // A checksum of the whole fails a client's check of a part.
-            let checksums: Vec<_> = answer.keys().filter(|name| headers::is_checksum(name)).cloned().collect();
+            let checksums: Vec<_> =
+                answer.keys().filter(|name| headers::is_checksum(name)).cloned().collect();
             for name in checksums {
                 answer.remove(&name);
             }
@@ -113,9 +114,7 @@ mod tests {
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs
             .iter()
-            .map(|(name, value)| {
-                (header::HeaderName::from_static(name), HeaderValue::from_static(value))
-            })
+            .map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect()
     }
 
@@ -160,7 +159,10 @@ mod tests {
         assert!(!meta.answer(None, false).1.contains_key("x-amz-checksum-crc32"));
         let (status, part) = meta.answer(range, true);
         assert!(!part.contains_key("x-amz-checksum-crc32"));
-        assert_eq!((status, &part["content-range"]), (StatusCode::PARTIAL_CONTENT, &"bytes 1-2/9".parse().unwrap()));
+        assert_eq!(
+            (status, &part["content-range"]),
+            (StatusCode::PARTIAL_CONTENT, &"bytes 1-2/9".parse().unwrap())
+        );
         assert_eq!(part["content-length"], "2");
     }
 }

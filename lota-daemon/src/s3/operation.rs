@@ -63,7 +63,14 @@ const GATEWAY_ONLY: [(&str, &str); 6] = [
 impl Operation {
     /// Classifies a request by its line and headers. `host` is what the client addressed.
     #[must_use]
-    pub fn classify(zone: &Zone, method: &Method, host: &str, path: &str, query: &str, headers: &HeaderMap) -> Self {
+    pub fn classify(
+        zone: &Zone,
+        method: &Method,
+        host: &str,
+        path: &str,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Self {
         if method != Method::GET {
             return Self::Pass("method");
         }
@@ -121,7 +128,10 @@ fn signs_range(authorization: &str, query: &str) -> bool {
     let in_query = parameters(query)
         .find(|(name, _)| name.eq_ignore_ascii_case("x-amz-signedheaders"))
         .is_some_and(|(_, names)| {
-            percent_encoding::percent_decode_str(names).decode_utf8_lossy().split(';').any(|name| name == "range")
+            percent_encoding::percent_decode_str(names)
+                .decode_utf8_lossy()
+                .split(';')
+                .any(|name| name == "range")
         });
     in_header || in_query
 }

@@ -49,7 +49,8 @@ fn what_the_cache_must_not_answer_passes() {
 #[test]
 fn a_signed_range_is_seen_as_signed() {
     let signed = "AWS4-HMAC-SHA256 Credential=a/20260101/r/s3/aws4_request, SignedHeaders=host;range;x-amz-date, Signature=00";
-    let unsigned = "AWS4-HMAC-SHA256 Credential=a/20260101/r/s3/aws4_request,SignedHeaders=host;x-amz-date,Signature=00";
+    let unsigned =
+        "AWS4-HMAC-SHA256 Credential=a/20260101/r/s3/aws4_request,SignedHeaders=host;x-amz-date,Signature=00";
     let range = ("range", "bytes=0-9");
     assert!(get("/b/k", &[range, ("authorization", signed)]).range_signed);
     assert!(!get("/b/k", &[range, ("authorization", unsigned)]).range_signed);
@@ -80,17 +81,24 @@ fn real_clients_are_understood() {
         }
         let operation = classify(method, record["host"].as_str().unwrap(), target, &headers);
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let bucket_only = path == "/" || path.starts_with("/bkt") && !path[1..].contains('/') || path == "/bkt/";
+        let bucket_only =
+            path == "/" || path.starts_with("/bkt") && !path[1..].contains('/') || path == "/bkt/";
         let about = ["location", "list-type"].iter().any(|parameter| query.starts_with(parameter));
         match operation {
             Operation::Get(get) => {
                 assert!(method == "GET" && !bucket_only && !about, "{request}");
                 assert_eq!(get.name.bucket.as_str(), "bkt", "{request}");
-                assert_eq!(get.range_signed, record["signed"].as_str().unwrap().contains("range"), "{request}");
+                assert_eq!(
+                    get.range_signed,
+                    record["signed"].as_str().unwrap().contains("range"),
+                    "{request}"
+                );
                 assert_eq!(get.range != RangeRequest::Whole, record["range"].is_string(), "{request}");
                 gets += 1;
             }
-            Operation::Pass(why) => assert!(method != "GET" || bucket_only || about, "{request} passed: {why}"),
+            Operation::Pass(why) => {
+                assert!(method != "GET" || bucket_only || about, "{request} passed: {why}")
+            }
         }
     }
     assert_eq!(gets, 126);

@@ -40,13 +40,11 @@ impl Permission {
     fn allows(&self, operation: &str, bucket: Option<&str>) -> bool {
         match self {
             Permission::Everything => true,
-            Permission::ReadOnly => ["Get", "Head", "List"]
-                .iter()
-                .any(|reading| operation.starts_with(reading)),
-            Permission::Nothing => false,
-            Permission::Buckets(names) => {
-                bucket.is_none_or(|bucket| names.iter().any(|name| name == bucket))
+            Permission::ReadOnly => {
+                ["Get", "Head", "List"].iter().any(|reading| operation.starts_with(reading))
             }
+            Permission::Nothing => false,
+            Permission::Buckets(names) => bucket.is_none_or(|bucket| names.iter().any(|name| name == bucket)),
         }
     }
 }

@@ -55,26 +55,18 @@ pub(super) async fn receive(
     expected: Checksums,
 ) -> S3Result<Received> {
     let blob = Blob::create(dir);
-    let file = File::create_new(&blob.0)
-        .await
-        .map_err(S3Error::internal_error)?;
+    let file = File::create_new(&blob.0).await.map_err(S3Error::internal_error)?;
     let mut file = BufWriter::with_capacity(CHUNK, file);
     let mut digests = Digests::new(&expected);
     let mut body = body.map_or_else(Body::empty, Body::from);
     let mut size = 0;
     while let Some(chunk) = next_chunk(&mut body).await? {
         digests.update(&chunk);
-        file.write_all(&chunk)
-            .await
-            .map_err(S3Error::internal_error)?;
+        file.write_all(&chunk).await.map_err(S3Error::internal_error)?;
         size += chunk.len() as u64;
     }
     file.flush().await.map_err(S3Error::internal_error)?;
-    Ok(Received {
-        blob: Arc::new(blob),
-        size,
-        md5: expected.verify(digests)?,
-    })
+    Ok(Received { blob: Arc::new(blob), size, md5: expected.verify(digests)? })
 }
 
 async fn next_chunk(body: &mut Body) -> S3Result<Option<Bytes>> {

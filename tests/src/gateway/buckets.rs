@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use s3s::dto::{
-    CreateBucketInput, CreateBucketOutput, DeleteBucketOutput, ListBucketsOutput, Timestamp,
-};
+use s3s::dto::{CreateBucketInput, CreateBucketOutput, DeleteBucketOutput, ListBucketsOutput, Timestamp};
 use s3s::{S3Result, s3_error};
 
 use super::names;
@@ -16,13 +14,8 @@ pub(super) fn create(store: &Store, input: CreateBucketInput) -> S3Result<Create
     match store.state().buckets.entry(input.bucket) {
         Entry::Occupied(_) => Err(s3_error!(BucketAlreadyOwnedByYou)),
         Entry::Vacant(place) => {
-            place.insert(Bucket {
-                created: names::now(),
-                objects: BTreeMap::new(),
-            });
-            Ok(CreateBucketOutput {
-                location: Some(location),
-            })
+            place.insert(Bucket { created: names::now(), objects: BTreeMap::new() });
+            Ok(CreateBucketOutput { location: Some(location) })
         }
     }
 }
@@ -30,10 +23,7 @@ pub(super) fn create(store: &Store, input: CreateBucketInput) -> S3Result<Create
 pub(super) fn delete(store: &Store, bucket: &str) -> S3Result<DeleteBucketOutput> {
     let mut state = store.state();
     if !state.bucket(bucket)?.objects.is_empty() {
-        return Err(s3_error!(
-            BucketNotEmpty,
-            "The bucket you tried to delete is not empty"
-        ));
+        return Err(s3_error!(BucketNotEmpty, "The bucket you tried to delete is not empty"));
     }
     state.end_uploads_to(bucket);
     state.buckets.remove(bucket);
@@ -48,8 +38,5 @@ pub(super) fn list(store: &Store, may_see: impl Fn(&str) -> bool) -> ListBuckets
         creation_date: Some(Timestamp::from(bucket.created)),
         ..Default::default()
     });
-    ListBucketsOutput {
-        buckets: Some(buckets.collect()),
-        ..Default::default()
-    }
+    ListBucketsOutput { buckets: Some(buckets.collect()), ..Default::default() }
 }

@@ -22,19 +22,13 @@ pub(super) struct Checksums {
 
 impl Checksums {
     pub(super) fn of<T>(request: &S3Request<T>) -> Checksums {
-        Checksums {
-            headers: request.headers.clone(),
-            trailers: request.trailing_headers.clone(),
-        }
+        Checksums { headers: request.headers.clone(), trailers: request.trailing_headers.clone() }
     }
 
     /// Nothing to compare with.
     #[cfg(test)]
     pub(super) fn none() -> Checksums {
-        Checksums {
-            headers: HeaderMap::new(),
-            trailers: None,
-        }
+        Checksums { headers: HeaderMap::new(), trailers: None }
     }
 
     /// Compares with what was really received, and returns its MD5.
@@ -56,10 +50,7 @@ impl Checksums {
             let claimed = self.headers.get(name);
             let claimed = claimed.or_else(|| trailers.as_ref()?.get(name));
             if claimed.zip(computed).is_some_and(|(a, b)| a != &b) {
-                return Err(s3_error!(
-                    BadDigest,
-                    "The {name} you specified did not match."
-                ));
+                return Err(s3_error!(BadDigest, "The {name} you specified did not match."));
             }
         }
         Ok(md5)

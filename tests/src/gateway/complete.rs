@@ -45,11 +45,7 @@ pub(super) async fn complete(
     state.upload(&id, &bucket, &key)?;
     let objects = &mut state.bucket_mut(&bucket)?.objects;
     let current = objects.get(&key).map(Arc::as_ref);
-    conditions::check_write(
-        input.if_match.as_ref(),
-        input.if_none_match.as_ref(),
-        current,
-    )?;
+    conditions::check_write(input.if_match.as_ref(), input.if_none_match.as_ref(), current)?;
     objects.insert(key.clone(), Arc::new(object));
     state.end_upload(&id);
     Ok(CompleteMultipartUploadOutput {
@@ -64,29 +60,18 @@ pub(super) async fn complete(
 /// The parts that the client names, if they are what was uploaded.
 fn choose_parts(upload: &Upload, named: &[CompletedPart]) -> S3Result<Vec<Part>> {
     if named.is_empty() {
-        return Err(s3_error!(
-            MalformedXML,
-            "You must specify at least one part"
-        ));
+        return Err(s3_error!(MalformedXML, "You must specify at least one part"));
     }
     if !named.is_sorted_by(|a, b| a.part_number < b.part_number) {
-        return Err(s3_error!(
-            InvalidPartOrder,
-            "The list of parts was not in ascending order."
-        ));
+        return Err(s3_error!(InvalidPartOrder, "The list of parts was not in ascending order."));
     }
     let mut parts = Vec::with_capacity(named.len());
     for (index, name) in named.iter().enumerate() {
-        let part = name
-            .part_number
-            .and_then(|number| upload.parts.get(&number));
+        let part = name.part_number.and_then(|number| upload.parts.get(&number));
         let tag = name.e_tag.as_ref().map(ETag::value);
         let part = part.filter(|part| tag == Some(hex::encode(part.md5).as_str()));
         let part = part.ok_or_else(|| {
-            s3_error!(
-                InvalidPart,
-                "One or more of the specified parts could not be found."
-            )
+            s3_error!(InvalidPart, "One or more of the specified parts could not be found.")
         })?;
         if part.size < LEAST_PART_SIZE && index + 1 < named.len() {
             return Err(s3_error!(

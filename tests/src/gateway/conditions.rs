@@ -3,9 +3,7 @@
 use std::time::SystemTime;
 
 use hyper::HeaderMap;
-use hyper::header::{
-    HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
-};
+use hyper::header::{HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE};
 use s3s::dto::{CopyObjectInput, ETagCondition, Timestamp, TimestampFormat};
 use s3s::{S3Result, s3_error};
 
@@ -95,19 +93,12 @@ pub(super) fn check_copy(input: &CopyObjectInput, source: &Object) -> S3Result<(
         Some(unwanted) => names(unwanted, source),
         None => modified_since.is_some_and(|date| modified_by(source.modified, date)),
     };
-    if holds && !unchanged {
-        Ok(())
-    } else {
-        Err(failed())
-    }
+    if holds && !unchanged { Ok(()) } else { Err(failed()) }
 }
 
 /// The error of a condition that does not hold.
 pub(super) fn failed() -> s3s::S3Error {
-    s3_error!(
-        PreconditionFailed,
-        "At least one of the pre-conditions you specified did not hold"
-    )
+    s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -117,20 +108,13 @@ enum Comparison {
 }
 
 /// Whether one of the tags in the header called `name` is `etag`; `None` without the header.
-fn tags_match(
-    headers: &HeaderMap,
-    name: &HeaderName,
-    etag: &str,
-    comparison: Comparison,
-) -> Option<bool> {
+fn tags_match(headers: &HeaderMap, name: &HeaderName, etag: &str, comparison: Comparison) -> Option<bool> {
     if !headers.contains_key(name) {
         return None;
     }
     let lines = headers.get_all(name).iter();
-    let mut tags = lines
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .map(str::trim);
+    let mut tags =
+        lines.filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).map(str::trim);
     Some(tags.any(|tag| tag == "*" || tag_is(tag, etag, comparison)))
 }
 
@@ -140,9 +124,7 @@ fn tag_is(tag: &str, etag: &str, comparison: Comparison) -> bool {
         None => (false, tag),
     };
     // S3 also takes a tag without its quotes.
-    let unquoted = opaque
-        .strip_prefix('"')
-        .and_then(|tag| tag.strip_suffix('"'));
+    let unquoted = opaque.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
     unquoted.unwrap_or(opaque) == etag && !(weak && comparison == Comparison::Strong)
 }
 

@@ -37,10 +37,7 @@ impl S3 for Handler {
     async fn list_buckets(&self, r: S3Request<ListBucketsInput>) -> Answer<ListBucketsOutput> {
         let may_see = |name: &str| {
             let signer = r.credentials.as_ref();
-            self.0
-                .users
-                .check(signer, "ListBuckets", Some(name))
-                .is_ok()
+            self.0.users.check(signer, "ListBuckets", Some(name)).is_ok()
         };
         Ok(S3Response::new(buckets::list(&self.0.store, may_see)))
     }
@@ -57,10 +54,7 @@ impl S3 for Handler {
         lists::list_objects(&self.0.store, r.input).map(S3Response::new)
     }
 
-    async fn list_objects_v2(
-        &self,
-        r: S3Request<ListObjectsV2Input>,
-    ) -> Answer<ListObjectsV2Output> {
+    async fn list_objects_v2(&self, r: S3Request<ListObjectsV2Input>) -> Answer<ListObjectsV2Output> {
         lists::list_objects_v2(&self.0.store, r.input).map(S3Response::new)
     }
 
@@ -74,19 +68,11 @@ impl S3 for Handler {
 
     async fn delete_object(&self, r: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
         let bucket = &r.input.bucket;
-        self.0
-            .store
-            .state()
-            .bucket_mut(bucket)?
-            .objects
-            .remove(&r.input.key);
+        self.0.store.state().bucket_mut(bucket)?.objects.remove(&r.input.key);
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
-    async fn delete_objects(
-        &self,
-        r: S3Request<DeleteObjectsInput>,
-    ) -> Answer<DeleteObjectsOutput> {
+    async fn delete_objects(&self, r: S3Request<DeleteObjectsInput>) -> Answer<DeleteObjectsOutput> {
         objects::delete_many(&self.0.store, r.input).map(S3Response::new)
     }
 
@@ -98,18 +84,14 @@ impl S3 for Handler {
     }
 
     async fn upload_part(&self, r: S3Request<UploadPartInput>) -> Answer<UploadPartOutput> {
-        multipart::receive_part(&self.0.store, r)
-            .await
-            .map(S3Response::new)
+        multipart::receive_part(&self.0.store, r).await.map(S3Response::new)
     }
 
     async fn complete_multipart_upload(
         &self,
         r: S3Request<CompleteMultipartUploadInput>,
     ) -> Answer<CompleteMultipartUploadOutput> {
-        complete::complete(&self.0.store, r.input)
-            .await
-            .map(S3Response::new)
+        complete::complete(&self.0.store, r.input).await.map(S3Response::new)
     }
 
     async fn abort_multipart_upload(

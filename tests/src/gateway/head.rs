@@ -11,13 +11,7 @@ use super::names::{http_date, query_value};
 use super::store::Object;
 
 /// Kept with an object as they are, as is its user metadata.
-const KEPT: [HeaderName; 5] = [
-    CACHE_CONTROL,
-    CONTENT_DISPOSITION,
-    CONTENT_LANGUAGE,
-    CONTENT_TYPE,
-    EXPIRES,
-];
+const KEPT: [HeaderName; 5] = [CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LANGUAGE, CONTENT_TYPE, EXPIRES];
 
 /// The headers of an object that a signed query may replace, each by `response-<name>`.
 const REPLACEABLE: [&str; 6] = [
@@ -77,11 +71,7 @@ pub(super) fn redirect(object: &Object, query: &str, location: &str) -> S3Result
     insert(&mut headers, "location", location)?;
     insert(&mut headers, "lota-object-size", &object.size.to_string())?;
     insert(&mut headers, "content-length", "0")?;
-    Ok(response(
-        StatusCode::TEMPORARY_REDIRECT,
-        headers,
-        Body::empty(),
-    ))
+    Ok(response(StatusCode::TEMPORARY_REDIRECT, headers, Body::empty()))
 }
 
 pub(super) fn response(status: StatusCode, headers: HeaderMap, body: Body) -> S3Response<Body> {
@@ -112,10 +102,6 @@ fn validators(object: &Object) -> S3Result<HeaderMap> {
 fn without_chunking(encoding: &HeaderValue) -> Option<HeaderValue> {
     let text = encoding.to_str().ok()?;
     let all = text.split(',').map(str::trim);
-    let kept: Vec<_> = all
-        .filter(|one| !one.is_empty() && *one != "aws-chunked")
-        .collect();
-    HeaderValue::try_from(kept.join(","))
-        .ok()
-        .filter(|kept| !kept.is_empty())
+    let kept: Vec<_> = all.filter(|one| !one.is_empty() && *one != "aws-chunked").collect();
+    HeaderValue::try_from(kept.join(",")).ok().filter(|kept| !kept.is_empty())
 }

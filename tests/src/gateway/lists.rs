@@ -1,8 +1,8 @@
 //! The two operations that list the objects of a bucket.
 
 use s3s::dto::{
-    CommonPrefix, EncodingType, ListObjectsInput, ListObjectsOutput, ListObjectsV2Input,
-    ListObjectsV2Output, Object as Listed, ObjectStorageClass, Timestamp,
+    CommonPrefix, EncodingType, ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output,
+    Object as Listed, ObjectStorageClass, Timestamp,
 };
 use s3s::{S3Result, s3_error};
 
@@ -39,10 +39,7 @@ pub(super) fn list_objects(store: &Store, input: ListObjectsInput) -> S3Result<L
     })
 }
 
-pub(super) fn list_objects_v2(
-    store: &Store,
-    input: ListObjectsV2Input,
-) -> S3Result<ListObjectsV2Output> {
+pub(super) fn list_objects_v2(store: &Store, input: ListObjectsV2Input) -> S3Result<ListObjectsV2Output> {
     let spelling = Spelling::of(input.encoding_type.as_ref());
     let max_keys = max_keys(input.max_keys)?;
     let token = input.continuation_token.as_deref().map(from_token);
@@ -121,18 +118,14 @@ impl Spelling {
             e_tag: Some(strong(&object.etag)),
             last_modified: Some(Timestamp::from(object.modified)),
             size: i64::try_from(object.size).ok(),
-            storage_class: Some(ObjectStorageClass::from_static(
-                ObjectStorageClass::STANDARD,
-            )),
+            storage_class: Some(ObjectStorageClass::from_static(ObjectStorageClass::STANDARD)),
             ..Default::default()
         });
         listed.collect()
     }
 
     fn prefixes(self, page: &Page) -> Vec<CommonPrefix> {
-        let listed = page.prefixes.iter().map(|prefix| CommonPrefix {
-            prefix: Some(self.text(prefix)),
-        });
+        let listed = page.prefixes.iter().map(|prefix| CommonPrefix { prefix: Some(self.text(prefix)) });
         listed.collect()
     }
 }

@@ -55,24 +55,14 @@ pub(super) async fn receive_part(
             "Part number must be an integer between 1 and 10000, inclusive"
         ));
     }
-    store
-        .state()
-        .upload(&input.upload_id, &input.bucket, &input.key)?;
+    store.state().upload(&input.upload_id, &input.bucket, &input.key)?;
     let received = blob::receive(store.dir(), body, expected).await?;
-    let part = Part {
-        blob: received.blob,
-        size: received.size,
-        md5: received.md5,
-        modified: names::now(),
-    };
+    let part = Part { blob: received.blob, size: received.size, md5: received.md5, modified: names::now() };
     let e_tag = strong(&hex::encode(part.md5));
     let mut state = store.state();
     let upload = state.upload(&input.upload_id, &input.bucket, &input.key)?;
     upload.parts.insert(input.part_number, part);
-    Ok(UploadPartOutput {
-        e_tag: Some(e_tag),
-        ..Default::default()
-    })
+    Ok(UploadPartOutput { e_tag: Some(e_tag), ..Default::default() })
 }
 
 pub(super) fn abort(
@@ -86,18 +76,13 @@ pub(super) fn abort(
 }
 
 pub(super) fn list_parts(store: &Store, input: ListPartsInput) -> S3Result<ListPartsOutput> {
-    let most = input
-        .max_parts
-        .unwrap_or(MOST_PARTS_LISTED)
-        .clamp(0, MOST_PARTS_LISTED);
+    let most = input.max_parts.unwrap_or(MOST_PARTS_LISTED).clamp(0, MOST_PARTS_LISTED);
     let after = input.part_number_marker.unwrap_or(0);
     let mut state = store.state();
     let upload = state.upload(&input.upload_id, &input.bucket, &input.key)?;
     let mut rest = upload.parts.range(after.saturating_add(1)..);
     let listed = rest.by_ref().take(most.unsigned_abs() as usize);
-    let parts: Vec<_> = listed
-        .map(|(number, part)| listed_part(*number, part))
-        .collect();
+    let parts: Vec<_> = listed.map(|(number, part)| listed_part(*number, part)).collect();
     Ok(ListPartsOutput {
         bucket: Some(input.bucket),
         key: Some(input.key),

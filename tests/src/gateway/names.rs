@@ -7,12 +7,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use s3s::dto::{ETag, Timestamp, TimestampFormat};
 
 /// All but RFC 3986's unreserved characters and the slash.
-const ENCODED_IN_KEYS: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'_')
-    .remove(b'.')
-    .remove(b'~')
-    .remove(b'/');
+const ENCODED_IN_KEYS: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 /// Encodes a key as the path of a URL, the way `SigV4` canonicalizes it.
 pub(super) fn encode_key(key: &str) -> String {

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use s3s::dto::{
-    CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, DeleteObjectsInput,
-    DeleteObjectsOutput, DeletedObject, MetadataDirective, PutObjectInput, PutObjectOutput,
-    Timestamp,
+    CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, DeleteObjectsInput, DeleteObjectsOutput,
+    DeletedObject, MetadataDirective, PutObjectInput, PutObjectOutput, Timestamp,
 };
 use s3s::{S3Request, S3Result, s3_error};
 
@@ -15,28 +14,16 @@ use super::names::{self, strong};
 use super::store::{Object, Store};
 use super::{blob, conditions};
 
-pub(super) async fn put(
-    store: &Store,
-    mut request: S3Request<PutObjectInput>,
-) -> S3Result<PutObjectOutput> {
+pub(super) async fn put(store: &Store, mut request: S3Request<PutObjectInput>) -> S3Result<PutObjectOutput> {
     let body = request.input.body.take();
     let expected = Checksums::of(&request);
     let headers = OwnHeaders::of(&request.headers);
     let input = request.input;
     let check = |current: Option<&Object>| {
-        conditions::check_write(
-            input.if_match.as_ref(),
-            input.if_none_match.as_ref(),
-            current,
-        )
+        conditions::check_write(input.if_match.as_ref(), input.if_none_match.as_ref(), current)
     };
     // Once before the body is read, to refuse early, and once when it counts.
-    let current = store
-        .state()
-        .bucket(&input.bucket)?
-        .objects
-        .get(&input.key)
-        .cloned();
+    let current = store.state().bucket(&input.bucket)?.objects.get(&input.key).cloned();
     check(current.as_deref())?;
     drop(current);
     let received = blob::receive(store.dir(), body, expected).await?;
@@ -46,17 +33,11 @@ pub(super) async fn put(
     let objects = &mut state.bucket_mut(&input.bucket)?.objects;
     check(objects.get(&input.key).map(Arc::as_ref))?;
     objects.insert(input.key, Arc::new(object));
-    Ok(PutObjectOutput {
-        e_tag: Some(e_tag),
-        ..Default::default()
-    })
+    Ok(PutObjectOutput { e_tag: Some(e_tag), ..Default::default() })
 }
 
 /// Copies without copying bytes: both objects share a blob.
-pub(super) fn copy(
-    store: &Store,
-    request: &S3Request<CopyObjectInput>,
-) -> S3Result<CopyObjectOutput> {
+pub(super) fn copy(store: &Store, request: &S3Request<CopyObjectInput>) -> S3Result<CopyObjectOutput> {
     let input = &request.input;
     let CopySource::Bucket { bucket, key, .. } = &input.copy_source else {
         return Err(s3_error!(NotImplemented));
@@ -79,11 +60,7 @@ pub(super) fn copy(
         size: source.size,
         etag: source.etag.clone(),
         modified: names::now(),
-        headers: if replace {
-            OwnHeaders::of(&request.headers)
-        } else {
-            source.headers.clone()
-        },
+        headers: if replace { OwnHeaders::of(&request.headers) } else { source.headers.clone() },
     };
     let result = CopyObjectResult {
         e_tag: Some(strong(&object.etag)),
@@ -93,29 +70,17 @@ pub(super) fn copy(
     let mut state = store.state();
     let objects = &mut state.bucket_mut(&input.bucket)?.objects;
     objects.insert(input.key.clone(), Arc::new(object));
-    Ok(CopyObjectOutput {
-        copy_object_result: Some(result),
-        ..Default::default()
-    })
+    Ok(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() })
 }
 
-pub(super) fn delete_many(
-    store: &Store,
-    input: DeleteObjectsInput,
-) -> S3Result<DeleteObjectsOutput> {
+pub(super) fn delete_many(store: &Store, input: DeleteObjectsInput) -> S3Result<DeleteObjectsOutput> {
     let mut state = store.state();
     let objects = &mut state.bucket_mut(&input.bucket)?.objects;
     let mut deleted = Vec::new();
     for named in input.delete.objects {
         objects.remove(&named.key);
-        deleted.push(DeletedObject {
-            key: Some(named.key),
-            ..Default::default()
-        });
+        deleted.push(DeletedObject { key: Some(named.key), ..Default::default() });
     }
     let quiet = input.delete.quiet == Some(true);
-    Ok(DeleteObjectsOutput {
-        deleted: (!quiet).then_some(deleted),
-        ..Default::default()
-    })
+    Ok(DeleteObjectsOutput { deleted: (!quiet).then_some(deleted), ..Default::default() })
 }

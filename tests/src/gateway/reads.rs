@@ -21,15 +21,8 @@ use super::store::Object;
 use super::{blob, head, redirect};
 
 /// Queries that make a GET of an object another operation than `GetObject`.
-const OTHER_OPERATIONS: [&str; 7] = [
-    "acl",
-    "attributes",
-    "legal-hold",
-    "retention",
-    "tagging",
-    "torrent",
-    "uploadId",
-];
+const OTHER_OPERATIONS: [&str; 7] =
+    ["acl", "attributes", "legal-hold", "retention", "tagging", "torrent", "uploadId"];
 
 /// Serves the reads of objects.
 pub(super) struct Reads(Arc<Shared>);
@@ -49,17 +42,10 @@ struct Target {
 
 #[async_trait::async_trait]
 impl S3Route for Reads {
-    fn is_match(
-        &self,
-        method: &Method,
-        uri: &Uri,
-        headers: &HeaderMap,
-        extensions: &mut Extensions,
-    ) -> bool {
+    fn is_match(&self, method: &Method, uri: &Uri, headers: &HeaderMap, extensions: &mut Extensions) -> bool {
         let query = uri.query().unwrap_or_default();
         let other = |name: &&str| query_value(query, name).is_some();
-        if !(method == Method::GET || method == Method::HEAD) || OTHER_OPERATIONS.iter().any(other)
-        {
+        if !(method == Method::GET || method == Method::HEAD) || OTHER_OPERATIONS.iter().any(other) {
             return false;
         }
         let target = target(uri, headers, &self.0.zone);
@@ -89,10 +75,7 @@ impl S3Route for Reads {
             Verdict::Proceed => {}
         }
         let wants_direct = request.method == Method::GET
-            && request
-                .headers
-                .get("lota-accept")
-                .is_some_and(|how| how == "direct");
+            && request.headers.get("lota-accept").is_some_and(|how| how == "direct");
         if let Some(direct) = self.0.direct().filter(|_| wants_direct) {
             let location = redirect::presign(&direct, &target.bucket, &target.key)
                 .map_err(|error| s3_error!(InternalError, "{error:#}"))?;
@@ -110,20 +93,14 @@ fn target(uri: &Uri, headers: &HeaderMap, zone: &str) -> Option<Target> {
         None => parse_path_style(&path),
     };
     match parsed {
-        Ok(S3Path::Object { bucket, key }) => Some(Target {
-            bucket: bucket.into(),
-            key: key.into(),
-        }),
+        Ok(S3Path::Object { bucket, key }) => Some(Target { bucket: bucket.into(), key: key.into() }),
         _ => None,
     }
 }
 
 fn refuse_what_is_not_kept(query: &str) -> S3Result<()> {
     if query_value(query, "partNumber").is_some() {
-        return Err(s3_error!(
-            NotImplemented,
-            "Reading by part is not supported."
-        ));
+        return Err(s3_error!(NotImplemented, "Reading by part is not supported."));
     }
     match query_value(query, "versionId") {
         Some(version) if version != "null" => Err(s3_error!(NoSuchVersion)),
@@ -131,11 +108,7 @@ fn refuse_what_is_not_kept(query: &str) -> S3Result<()> {
     }
 }
 
-async fn answer(
-    request: &S3Request<Body>,
-    object: &Object,
-    query: &str,
-) -> S3Result<S3Response<Body>> {
+async fn answer(request: &S3Request<Body>, object: &Object, query: &str) -> S3Result<S3Response<Body>> {
     let applies = conditions::range_applies(&request.headers, &object.etag, object.modified);
     let range = request.headers.get(RANGE).filter(|_| applies);
     let range = range.and_then(|range| range.to_str().ok());
@@ -154,9 +127,7 @@ async fn answer(
     headers.insert(hyper::header::CONTENT_LENGTH, HeaderValue::from(length));
     let body = match request.method {
         Method::HEAD => Body::empty(),
-        _ => blob::read(&object.blob, range)
-            .await
-            .map_err(S3Error::internal_error)?,
+        _ => blob::read(&object.blob, range).await.map_err(S3Error::internal_error)?,
     };
     Ok(head::response(status, headers, body))
 }

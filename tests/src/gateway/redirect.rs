@@ -31,8 +31,7 @@ pub(super) fn presign(direct: &Direct, bucket: &str, key: &str) -> anyhow::Resul
     settings.percent_encoding_mode = PercentEncodingMode::Single;
     settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
 
-    let identity =
-        Credentials::new(&direct.access_key, &direct.secret_key, None, None, "direct").into();
+    let identity = Credentials::new(&direct.access_key, &direct.secret_key, None, None, "direct").into();
     let params = SigningParams::builder()
         .identity(&identity)
         .region("us-east-1")

@@ -53,16 +53,10 @@ fn build_service(shared: &Arc<Shared>) -> S3Service {
     builder.build()
 }
 
-async fn serve_connection(
-    io: TokioIo<tokio::net::TcpStream>,
-    service: S3Service,
-    shared: Arc<Shared>,
-) {
+async fn serve_connection(io: TokioIo<tokio::net::TcpStream>, service: S3Service, shared: Arc<Shared>) {
     let answer = service_fn(|request| answer(&service, &shared, request));
     // A connection ends in an error whenever the client goes away; nobody is left to tell.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .serve_connection(io, answer)
-        .await;
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, answer).await;
 }
 
 async fn answer(

@@ -20,10 +20,7 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new(dir: PathBuf) -> Store {
-        Store {
-            dir,
-            state: Mutex::default(),
-        }
+        Store { dir, state: Mutex::default() }
     }
 
     /// Where the blobs are.
@@ -44,9 +41,7 @@ impl Store {
     pub(super) fn object(&self, bucket: &str, key: &str) -> S3Result<Arc<Object>> {
         let state = self.state();
         let object = state.bucket(bucket)?.objects.get(key);
-        object
-            .cloned()
-            .ok_or_else(|| s3_error!(NoSuchKey, "The specified key does not exist."))
+        object.cloned().ok_or_else(|| s3_error!(NoSuchKey, "The specified key does not exist."))
     }
 }
 

@@ -49,14 +49,8 @@ fn conditions_follow_their_precedence() {
         (&[("if-unmodified-since", BEFORE)], Failed),
         (&[("if-unmodified-since", THEN)], Proceed),
         (&[("if-unmodified-since", "yesterday")], Proceed),
-        (
-            &[("if-match", "\"e\""), ("if-unmodified-since", BEFORE)],
-            Proceed,
-        ),
-        (
-            &[("if-match", "\"a\""), ("if-unmodified-since", AFTER)],
-            Failed,
-        ),
+        (&[("if-match", "\"e\""), ("if-unmodified-since", BEFORE)], Proceed),
+        (&[("if-match", "\"a\""), ("if-unmodified-since", AFTER)], Failed),
         (&[("if-none-match", "\"e\"")], NotModified),
         (&[("if-none-match", "W/\"e\"")], NotModified),
         (&[("if-none-match", "*")], NotModified),
@@ -65,30 +59,14 @@ fn conditions_follow_their_precedence() {
         (&[("if-modified-since", AFTER)], NotModified),
         (&[("if-modified-since", BEFORE)], Proceed),
         (&[("if-modified-since", "yesterday")], Proceed),
-        (
-            &[("if-none-match", "\"a\""), ("if-modified-since", AFTER)],
-            Proceed,
-        ),
-        (
-            &[("if-none-match", "\"e\""), ("if-modified-since", BEFORE)],
-            NotModified,
-        ),
+        (&[("if-none-match", "\"a\""), ("if-modified-since", AFTER)], Proceed),
+        (&[("if-none-match", "\"e\""), ("if-modified-since", BEFORE)], NotModified),
         (&[("if-match", "\"a\""), ("if-none-match", "\"e\"")], Failed),
-        (
-            &[("if-match", "\"e\""), ("if-none-match", "\"e\"")],
-            NotModified,
-        ),
-        (
-            &[("if-unmodified-since", AFTER), ("if-modified-since", AFTER)],
-            NotModified,
-        ),
+        (&[("if-match", "\"e\""), ("if-none-match", "\"e\"")], NotModified),
+        (&[("if-unmodified-since", AFTER), ("if-modified-since", AFTER)], NotModified),
     ];
     for (given, expected) in cases {
-        assert_eq!(
-            evaluate(&headers(given), "e", then()),
-            *expected,
-            "{given:?}"
-        );
+        assert_eq!(evaluate(&headers(given), "e", then()), *expected, "{given:?}");
     }
 }
 
@@ -136,14 +114,7 @@ fn hosts_in_the_zone_name_buckets() {
     let bucket = |host| bucket_of_host(host, "cwlota.com");
     assert_eq!(bucket("b.cwlota.com").as_deref(), Some("b"));
     assert_eq!(bucket("my.b.CWLota.com:8080").as_deref(), Some("my.b"));
-    for host in [
-        "cwlota.com",
-        "cwlota.com:80",
-        "10.0.0.1:9",
-        "[::1]:9",
-        "xcwlota.com",
-        "",
-    ] {
+    for host in ["cwlota.com", "cwlota.com:80", "10.0.0.1:9", "[::1]:9", "xcwlota.com", ""] {
         assert_eq!(bucket(host), None, "{host}");
     }
 }
@@ -154,30 +125,19 @@ async fn lists_roll_up_and_continue() {
     let mut objects = BTreeMap::new();
     for key in ["a", "b/1", "b/2", "b/c/3", "d", "d/e"] {
         let nothing = Checksums::none();
-        let received = blob::receive(&dir, None, nothing)
-            .await
-            .expect("a writable directory");
+        let received = blob::receive(&dir, None, nothing).await.expect("a writable directory");
         let own = OwnHeaders::of(&HeaderMap::new());
         objects.insert(key.to_owned(), Arc::new(Object::new(received, own)));
     }
     let page = |prefix, after, most| {
         let delimiter = Some("/");
-        let wanted = Wanted {
-            prefix,
-            delimiter,
-            after,
-            most,
-        };
+        let wanted = Wanted { prefix, delimiter, after, most };
         let page = list(&objects, &wanted);
         let keys: Vec<_> = page.objects.into_iter().map(|(key, _)| key).collect();
         (keys.join(" "), page.prefixes.join(" "), page.last_of_more)
     };
     let texts = |keys: &str, prefixes: &str, last: Option<&str>| {
-        (
-            keys.to_owned(),
-            prefixes.to_owned(),
-            last.map(str::to_owned),
-        )
+        (keys.to_owned(), prefixes.to_owned(), last.map(str::to_owned))
     };
     assert_eq!(page("", None, 9), texts("a d", "b/ d/", None));
     assert_eq!(page("", None, 2), texts("a", "b/", Some("b/")));
@@ -223,9 +183,6 @@ async fn a_dropped_gateway_stops_accepting() {
 
     drop(gateway);
     let mut rest = Vec::new();
-    client
-        .read_to_end(&mut rest)
-        .await
-        .expect("the end of the connection");
+    client.read_to_end(&mut rest).await.expect("the end of the connection");
     assert!(TcpStream::connect(address).await.is_err());
 }

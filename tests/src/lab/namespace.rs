@@ -121,7 +121,10 @@ impl Namespace {
 
     pub(super) fn set_resolver(&self, server: Ipv4Addr) -> Result<()> {
         fs::create_dir_all(self.etc())?;
-        fs::write(self.etc().join("resolv.conf"), format!("nameserver {server}\noptions timeout:1 attempts:2\n"))?;
+        fs::write(
+            self.etc().join("resolv.conf"),
+            format!("nameserver {server}\noptions timeout:1 attempts:2\n"),
+        )?;
         Ok(())
     }
 

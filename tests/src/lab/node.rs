@@ -19,7 +19,9 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, node_address, run};
+use super::{
+    BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, node_address, run,
+};
 
 /// The port nodes talk to each other on.
 pub const PEER_PORT: u16 = 7480;
@@ -90,7 +92,8 @@ impl Node {
     pub fn configure_gateway(&self, mode: Mode, port: u16) -> Result<()> {
         fs::create_dir_all(&self.folder)?;
         fs::write(self.folder.join("cluster-secret"), "the lab's cluster secret, nothing to protect")?;
-        let credential = format!("access_key = \"{}\"\nsecret_key = \"{}\"\n", READER.access_key, READER.secret_key);
+        let credential =
+            format!("access_key = \"{}\"\nsecret_key = \"{}\"\n", READER.access_key, READER.secret_key);
         fs::write(self.folder.join("credential.toml"), credential)?;
         fs::write(self.config(), self.config_text(mode, port)?)?;
         Ok(())
@@ -111,7 +114,10 @@ impl Node {
             writeln!(text, "\n[backend]\nendpoints = [\"http://{GATEWAY}:{BACKEND_PORT}\"]")?;
             writeln!(text, "credential_file = \"{folder}/credential.toml\"")?;
         }
-        writeln!(text, "\n[cache]\nfolder = \"{folder}/cache\"\ncapacity = \"4GiB\"\nmin_free = \"64MiB\"\n")?;
+        writeln!(
+            text,
+            "\n[cache]\nfolder = \"{folder}/cache\"\ncapacity = \"4GiB\"\nmin_free = \"64MiB\"\n"
+        )?;
         writeln!(text, "[peers]\nport = {PEER_PORT}\nsecret_file = \"{folder}/cluster-secret\"")?;
         writeln!(text, "nodes = [")?;
         for node in 1..=NODES {

@@ -97,7 +97,8 @@ impl Origin {
     pub fn given(url: &str) -> Result<Self> {
         let authority = url.strip_prefix("http://").context("the lab's relay speaks http:// only")?;
         let authority = authority.trim_end_matches('/');
-        let with_port = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+        let with_port =
+            if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
         let address = with_port.to_socket_addrs().with_context(|| format!("resolving {with_port}"))?.next();
         Ok(Self::Given(address.with_context(|| format!("{with_port} has no address"))?))
     }
@@ -157,7 +158,14 @@ impl Seaweed {
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(weed)
-            .args(["-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-master.telemetry=false"])
+            .args([
+                "-logtostderr",
+                "server",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                "-s3",
+                "-master.telemetry=false",
+            ])
             .arg(format!("-dir={}", folder.display()))
             .arg(format!("-master.port={}", ports[0]))
             .arg(format!("-volume.port={}", ports[1]))

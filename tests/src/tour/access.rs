@@ -44,7 +44,10 @@ fn denied(tour: &Tour) -> Result<Line> {
     ensure!(refusals >= 1.0, "the refusal was not counted");
     let (reached, _) = knock(&tour.lab.pod(Pod(DENIED.0, 1)), VIP.into(), 80)?;
     ensure!(reached == Reached::Open, "its neighbour, which may, got {reached:?}");
-    Ok(Line::new("a pod that no access entry names connects", format!("refused in {}, counted", micros(after))))
+    Ok(Line::new(
+        "a pod that no access entry names connects",
+        format!("refused in {}, counted", micros(after)),
+    ))
 }
 
 /// A pod without access that sends from its neighbour's address.
@@ -73,7 +76,10 @@ fn borrowed_address(tour: &Tour) -> Result<Line> {
     let node = &tour.nodes[usize::from(DENIED.0) - 1];
     let denied = node.metric("lota_datapath_packets_total{verdict=\"denied\"}")?;
     ensure!(denied >= 2.0, "a SYN from the neighbour's address was not denied ({sent:?})");
-    Ok(Line::new("it sends from its allowed neighbour's address", "not steered: bound to the other interface"))
+    Ok(Line::new(
+        "it sends from its allowed neighbour's address",
+        "not steered: bound to the other interface",
+    ))
 }
 
 /// The daemon is dead, and something else on the node listens on 0.0.0.0:80.
@@ -86,7 +92,10 @@ fn daemon_down(tour: &mut Tour) -> Result<Line> {
     let mut slowest = Duration::ZERO;
     for pod in 1..=PODS {
         let (reached, after) = knock(&tour.lab.pod(Pod(2, pod)), VIP.into(), 80)?;
-        ensure!(reached == Reached::Refused && after < AT_ONCE, "with the daemon down: {reached:?} after {after:?}");
+        ensure!(
+            reached == Reached::Refused && after < AT_ONCE,
+            "with the daemon down: {reached:?} after {after:?}"
+        );
         slowest = slowest.max(after);
     }
     let (control, _) = knock(&tour.lab.pod(Pod(2, 1)), node_address(2), 80)?;
@@ -121,13 +130,19 @@ fn hidden_ports(tour: &Tour) -> Result<Vec<Line>> {
     ensure!(answer.is_ok_and(|answer| answer.is_empty()), "the peer port answered a stranger");
     // From the other nodes' side of the guard: not a node's address, so not a peer.
     let (stranger, _) = knock(&tour.lab.switch(), node_address(2), PEER_PORT)?;
-    ensure!(stranger == Reached::Nothing, "a stranger on the nodes' network got {stranger:?} at the peer port");
+    ensure!(
+        stranger == Reached::Nothing,
+        "a stranger on the nodes' network got {stranger:?} at the peer port"
+    );
     let switch = tour.lab.switch();
     switch.ip(&format!("route add {VIP}/32 via {}", node_address(2)))?;
     let (outside, _) = knock(&switch, VIP, 80)?;
     let (names, _) = knock(&switch, VIP, 53)?;
     switch.ip(&format!("route del {VIP}/32"))?;
-    ensure!(outside == Reached::Nothing && names == Reached::Nothing, "from outside, the VIP gave {outside:?}, {names:?}");
+    ensure!(
+        outside == Reached::Nothing && names == Reached::Nothing,
+        "from outside, the VIP gave {outside:?}, {names:?}"
+    );
     Ok(vec![
         Line::new("a pod knocks at peer and admin ports of all nodes", "dropped at its own interface"),
         Line::new("a stranger on the nodes' network, at a peer port", "dropped at the uplink"),
@@ -142,7 +157,12 @@ fn entries(tour: &Tour) -> Result<Line> {
         let dump = dump_map(tour, usize::from(node) - 1, map::ACCESS4)?;
         let entries = dump.as_array().context("not a list")?;
         let allowed: Vec<Pod> = (1..=PODS).map(|pod| Pod(node, pod)).filter(|pod| *pod != DENIED).collect();
-        ensure!(entries.len() == allowed.len(), "n{node} has {} entries, not {}", entries.len(), allowed.len());
+        ensure!(
+            entries.len() == allowed.len(),
+            "n{node} has {} entries, not {}",
+            entries.len(),
+            allowed.len()
+        );
         for entry in entries {
             let formatted = &entry["formatted"];
             let octets: Vec<u8> = serde_json::from_value(formatted["key"]["address"].clone())

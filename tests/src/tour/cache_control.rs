@@ -19,7 +19,8 @@ pub(super) fn directives(tour: &mut Tour) -> Result<Vec<Line>> {
         ("", "hit", true),
     ];
     for (directive, cache, stored) in steps {
-        let what = if directive.is_empty() { "plain".to_owned() } else { format!("Cache-Control: {directive}") };
+        let what =
+            if directive.is_empty() { "plain".to_owned() } else { format!("Cache-Control: {directive}") };
         let got = if directive.is_empty() {
             client.get(&pod, key, Style::Path)?
         } else {
@@ -31,7 +32,8 @@ pub(super) fn directives(tour: &mut Tour) -> Result<Vec<Line>> {
             tour.wait_cached(key)?;
         } else {
             // A fill would be under way or done by now.
-            let fills: f64 = tour.nodes.iter().map(|node| node.metric("lota_fills_in_progress")).sum::<Result<f64>>()?;
+            let fills: f64 =
+                tour.nodes.iter().map(|node| node.metric("lota_fills_in_progress")).sum::<Result<f64>>()?;
             ensure!(fills == 0.0 && tour.holders(key)?.is_empty(), "{what} left the object in a cache");
         }
         let held = if stored { "in a cache" } else { "in no cache" };

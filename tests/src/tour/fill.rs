@@ -20,7 +20,10 @@ pub(super) fn ranges(tour: &mut Tour) -> Result<Vec<Line>> {
         let gateway = tour.gateway.received();
         lines.extend(range(tour, "direct path", "fill/direct", 41)?);
         let through_gateway = tour.gateway.received() - gateway;
-        ensure!(through_gateway < MIB, "{through_gateway} bytes came through the gateway, not the direct path");
+        ensure!(
+            through_gateway < MIB,
+            "{through_gateway} bytes came through the gateway, not the direct path"
+        );
         let told = tour.origin.last_node().unwrap_or_default();
         ensure!(told.contains("zone=rack-") && told.contains("region=lab"), "the gateway was told `{told}`");
         lines.push(Line::new("the gateway was told where the node is", told));
@@ -38,7 +41,8 @@ fn warm_up(tour: &Tour, key: &str) -> Result<()> {
         tour.client.get(&pods[0].1, &key, Style::Path)?;
         tour.wait_cached(&key)?;
         tour.client.get(&pods[0].1, &key, Style::Path)?;
-        let trusted: f64 = tour.nodes.iter().map(|node| node.metric("lota_gateway_trusted")).sum::<Result<f64>>()?;
+        let trusted: f64 =
+            tour.nodes.iter().map(|node| node.metric("lota_gateway_trusted")).sum::<Result<f64>>()?;
         if trusted >= tour.nodes.len() as f64 {
             return Ok(());
         }
@@ -57,7 +61,10 @@ fn range(tour: &Tour, authority: &str, key: &str, seed: u64) -> Result<Vec<Line>
     expect(&part, 206, "miss", &what)?;
     ensure!(part.size == MIB, "{what}: {} bytes came", part.size);
     let content_range = part.headers.get("content-range").cloned().unwrap_or_default();
-    ensure!(content_range == format!("bytes {}-{}/{SIZE}", 9 * MIB, 10 * MIB - 1), "Content-Range: {content_range}");
+    ensure!(
+        content_range == format!("bytes {}-{}/{SIZE}", 9 * MIB, 10 * MIB - 1),
+        "Content-Range: {content_range}"
+    );
     lines.push(Line::timed(&what, &part));
     tour.wait_cached(key)?;
     let fetched = tour.fetched() - before;
@@ -92,7 +99,8 @@ fn range(tour: &Tour, authority: &str, key: &str, seed: u64) -> Result<Vec<Line>
     wait_until("the crowd's object to be cached", || Ok(!tour.holders(&crowd)?.is_empty()))?;
     let fetched = tour.fetched() - before;
     ensure!(fetched <= SIZE + SOCKET_BUFFERS, "three cold readers in ranges cost {fetched} bytes of {SIZE}");
-    lines.push(Line::new(format!("fetched for three cold readers in ranges, by {authority}"), times(fetched)));
+    lines
+        .push(Line::new(format!("fetched for three cold readers in ranges, by {authority}"), times(fetched)));
     Ok(lines)
 }
 

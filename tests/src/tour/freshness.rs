@@ -14,7 +14,10 @@ pub(super) fn overwrites(tour: &mut Tour) -> Result<Vec<Line>> {
     expect(&client.get(&pod, key, Style::Path)?, 200, "hit", "before the overwrite")?;
 
     let direct = format!("http://{GATEWAY}:{GATEWAY_PORT}");
-    let ways = [("through LOTA", "http://cwlota.com", tour.pod(3, 1), 51), ("at the gateway, past LOTA", direct.as_str(), tour.lab.switch(), 52)];
+    let ways = [
+        ("through LOTA", "http://cwlota.com", tour.pod(3, 1), 51),
+        ("at the gateway, past LOTA", direct.as_str(), tour.lab.switch(), 52),
+    ];
     for (way, endpoint, from, seed) in ways {
         let put = client.put_at(endpoint, &from, key, seed, 8 * MIB)?;
         lines.push(Line::timed(format!("overwrite {way}"), &put));
@@ -51,7 +54,10 @@ pub(super) fn refusals(tour: &mut Tour) -> Result<Vec<Line>> {
                 let got = client.with(credential.clone()).get(&pod, key, style)?;
                 let refused = got.status == 403 && codes.contains(&got.code.as_str());
                 ensure!(refused, "{who}, through n{node}: {} {}", got.status, got.code);
-                ensure!(got.cache().is_empty() && got.size == 0, "{who}: the refusal carries more than a refusal");
+                ensure!(
+                    got.cache().is_empty() && got.size == 0,
+                    "{who}: the refusal carries more than a refusal"
+                );
             }
         }
         let code = codes[0];

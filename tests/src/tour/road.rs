@@ -68,7 +68,10 @@ pub(super) fn client(tour: &mut Tour) -> Result<Vec<Line>> {
     }
     let by_sendfile = sendfile_bytes(tour)? - sent;
     ensure!(by_sendfile >= 9.0 * SIZE as f64, "only {by_sendfile} bytes of nine hits went by sendfile");
-    lines.push(Line::new("bytes that left the owner by sendfile(2)", format!("{:.0} MiB", by_sendfile / 1048576.0)));
+    lines.push(Line::new(
+        "bytes that left the owner by sendfile(2)",
+        format!("{:.0} MiB", by_sendfile / 1048576.0),
+    ));
     lines.push(traced(tour, key, &owner)?);
     Ok(lines)
 }

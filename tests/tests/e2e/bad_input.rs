@@ -13,13 +13,32 @@ pub(crate) fn odd_keys(tour: &mut Tour) -> Result<()> {
     let (client, pod) = (&tour.client, tour.pod(1, 1));
     let long = "k".repeat(1000);
     // SeaweedFS, a file system beneath, refuses names over 255 bytes and dot segments: its own answer, then.
-    for key in ["with space", "plus+and%2Fpercent", "ünï/cødé €", "a//b", "trailing/", "quote\"<&>", "dots/..x", &long] {
+    for key in [
+        "with space",
+        "plus+and%2Fpercent",
+        "ünï/cødé €",
+        "a//b",
+        "trailing/",
+        "quote\"<&>",
+        "dots/..x",
+        &long,
+    ] {
         let Ok(put) = client.put(&pod, key, 100, 5000) else { continue };
         let cold = client.get(&pod, key, Style::Path)?;
-        ensure!(cold.status == 200 && cold.sha256 == put.sha256, "cold {key:?}: {} {}", cold.status, cold.code);
+        ensure!(
+            cold.status == 200 && cold.sha256 == put.sha256,
+            "cold {key:?}: {} {}",
+            cold.status,
+            cold.code
+        );
         tour.wait_cached(key)?;
         let warm = client.get(&tour.pod(2, 1), key, Style::Virtual)?;
-        ensure!(warm.sha256 == put.sha256 && warm.cache() == "hit", "warm {key:?}: {} {}", warm.status, warm.cache());
+        ensure!(
+            warm.sha256 == put.sha256 && warm.cache() == "hit",
+            "warm {key:?}: {} {}",
+            warm.status,
+            warm.cache()
+        );
     }
     for key in ["../../../../etc/passwd", "..", "a/../../b", "%2e%2e/%2e%2e/x"] {
         let got = client.get(&pod, key, Style::Path)?;
@@ -41,7 +60,10 @@ pub(crate) fn odd_keys(tour: &mut Tour) -> Result<()> {
             for file in fs::read_dir(shard?.path())? {
                 let name = file?.file_name().into_string().ok().context("a name that is no text")?;
                 let (id, kind) = name.split_once('.').context("a name without an extension")?;
-                ensure!(id.len() == 64 && hex::decode(id).is_ok() && matches!(kind, "data" | "record"), "{name}");
+                ensure!(
+                    id.len() == 64 && hex::decode(id).is_ok() && matches!(kind, "data" | "record"),
+                    "{name}"
+                );
             }
         }
         let outside = fs::read_dir(node.cache_folder())?.count();
@@ -55,15 +77,27 @@ pub(crate) fn impossible_ranges(tour: &mut Tour) -> Result<()> {
     let put = client.put(&pod, key, 102, MIB)?;
     for cached in [false, true] {
         let got = client.get_with(&pod, key, json!({"range": format!("bytes={}-", 2 * MIB)}))?;
-        ensure!(got.status == 416 && got.code == "InvalidRange", "cached {cached}: {} {}", got.status, got.code);
+        ensure!(
+            got.status == 416 && got.code == "InvalidRange",
+            "cached {cached}: {} {}",
+            got.status,
+            got.code
+        );
         if !cached {
             client.get(&pod, key, Style::Path)?;
             tour.wait_cached(key)?;
         }
     }
-    for (range, size) in [("bytes=0-0", 1), ("bytes=-5", 5), ("bytes=1048575-", 1), ("bytes=5-99999999", MIB - 5)] {
+    for (range, size) in
+        [("bytes=0-0", 1), ("bytes=-5", 5), ("bytes=1048575-", 1), ("bytes=5-99999999", MIB - 5)]
+    {
         let got = client.get_with(&pod, key, json!({"range": range}))?;
-        ensure!(got.status == 206 && got.size == size && got.cache() == "hit", "{range}: {} {}", got.status, got.size);
+        ensure!(
+            got.status == 206 && got.size == size && got.cache() == "hit",
+            "{range}: {} {}",
+            got.status,
+            got.size
+        );
     }
     let whole = client.get_with(&pod, key, json!({"range": "lines=5-2"}))?;
     ensure!(whole.sha256 == put.sha256, "a malformed range is not ignored: {} {}", whole.status, whole.code);

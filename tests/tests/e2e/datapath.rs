@@ -22,7 +22,9 @@ pub(crate) fn hidden_listener(tour: &mut Tour) -> Result<()> {
     let hidden = sockets
         .lines()
         .filter(|line| line.contains(&format!("pid={pid},")))
-        .find_map(|line| line.split_whitespace().find_map(|word| word.strip_prefix("127.0.0.1:")?.parse::<u16>().ok()))
+        .find_map(|line| {
+            line.split_whitespace().find_map(|word| word.strip_prefix("127.0.0.1:")?.parse::<u16>().ok())
+        })
         .context("no listener on 127.0.0.1")?;
     let came = tour.lab.node(1).run(move || -> std::io::Result<usize> {
         let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], hidden)))?;
@@ -47,13 +49,15 @@ pub(crate) fn clsact(tour: &mut Tour) -> Result<()> {
     for _ in 0..2 {
         // Twice: a restart replaces the filter that is there.
         node.start()?;
-        let filters = run(tour.lab.node(1).command("tc").args(["filter", "show", "dev", "veth-p1", "ingress"]))?;
+        let filters =
+            run(tour.lab.node(1).command("tc").args(["filter", "show", "dev", "veth-p1", "ingress"]))?;
         ensure!(filters.matches("lota_pod").count() == 1, "the filters are:\n{filters}");
         let put = client.put(&pod, key, 110, MIB)?;
         let got = client.get(&pod, key, Style::Path)?;
         ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);
         node.stop(Signal::SIGKILL)?;
-        let refused = pod.run(|| TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_secs(1)))?;
+        let refused =
+            pod.run(|| TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_secs(1)))?;
         let kind = refused.map(|_| ()).map_err(|error| error.kind());
         ensure!(kind == Err(std::io::ErrorKind::ConnectionRefused), "with the daemon killed: {kind:?}");
     }
@@ -71,7 +75,8 @@ pub(crate) fn interfaces(tour: &mut Tour) -> Result<()> {
     ensure!(pod != DENIED, "this pod has access");
     let (namespace, node) = (tour.lab.pod(pod), tour.lab.node(2));
     let denied = || -> Result<bool> {
-        let tried = namespace.run(|| TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_millis(300)))?;
+        let tried = namespace
+            .run(|| TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_millis(300)))?;
         Ok(tried.is_err())
     };
     ensure!(!denied()?, "it cannot connect to begin with");

@@ -41,25 +41,40 @@ pub(crate) fn malformed(tour: &mut Tour) -> Result<()> {
         ("no version", b"GET /b/k\r\n\r\n", &["400"]),
         ("no host", b"GET /b/k HTTP/1.1\r\n\r\n", &["400"]),
         ("two hosts", b"GET /b/k HTTP/1.1\r\nhost: cwlota.com\r\nhost: other\r\n\r\n", &["400"]),
-        ("hosts that disagree", b"GET http://b.cwlota.com/k HTTP/1.1\r\nhost: c.cwlota.com\r\n\r\n", &["400"]),
+        (
+            "hosts that disagree",
+            b"GET http://b.cwlota.com/k HTTP/1.1\r\nhost: c.cwlota.com\r\n\r\n",
+            &["400"],
+        ),
         ("a bad header name", b"GET /b/k HTTP/1.1\r\nhost: cwlota.com\r\nbad header: x\r\n\r\n", &["400"]),
         (
             "two lengths",
             b"PUT /b/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
             &["400"],
         ),
-        ("a length that is no number", b"PUT /b/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: x\r\n\r\n", &["400"]),
+        (
+            "a length that is no number",
+            b"PUT /b/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: x\r\n\r\n",
+            &["400"],
+        ),
         ("an endless path", long.as_bytes(), &["414", "431", "400"]),
         ("endless headers", many.as_bytes(), &["431", "400"]),
         ("anonymous", b"GET /b/k HTTP/1.1\r\nhost: cwlota.com\r\nconnection: close\r\n\r\n", &["403", "404"]),
-        ("a proxy's CONNECT", b"CONNECT cwlota.com:80 HTTP/1.1\r\nhost: cwlota.com:80\r\n\r\n", &["400", "403", "405", "501"]),
+        (
+            "a proxy's CONNECT",
+            b"CONNECT cwlota.com:80 HTTP/1.1\r\nhost: cwlota.com:80\r\n\r\n",
+            &["400", "403", "405", "501"],
+        ),
     ];
     for (name, bytes, statuses) in cases {
         let answer = exchange(&pod, bytes).with_context(|| name.to_owned())?;
         let status = answer.strip_prefix("HTTP/1.1 ").map_or("", |rest| rest.get(..3).unwrap_or_default());
         ensure!(statuses.contains(&status), "{name}: answered {status:?}, not one of {statuses:?}\n{answer}");
         if ["two hosts", "hosts that disagree", "no host"].contains(&name) {
-            ensure!(answer.contains("<Code>InvalidRequest</Code>") && answer.contains("<RequestId>"), "{name}: {answer}");
+            ensure!(
+                answer.contains("<Code>InvalidRequest</Code>") && answer.contains("<RequestId>"),
+                "{name}: {answer}"
+            );
         }
     }
     ensure!(tour.nodes[0].admin("/healthz")?.starts_with("alive"), "the daemon did not survive");

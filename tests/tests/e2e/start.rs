@@ -34,7 +34,10 @@ pub(crate) fn bad_configuration(tour: &mut Tour) -> Result<()> {
         ensure!(said.contains("bad.toml"), "it does not name the file: {said}");
     }
     let output = node.command().args(["run", "--config", "/nonexistent.toml"]).output()?;
-    ensure!(String::from_utf8_lossy(&output.stderr).contains("cannot read /nonexistent.toml"), "a missing file");
+    ensure!(
+        String::from_utf8_lossy(&output.stderr).contains("cannot read /nonexistent.toml"),
+        "a missing file"
+    );
     Ok(())
 }
 

