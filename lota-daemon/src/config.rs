@@ -15,7 +15,7 @@ pub use values::{ByteSize, Origin, Secret};
 
 use crate::s3::Zone;
 
-/// Everything the daemon is told. See `docs/configuration.md`.
+/// Everything the daemon is told; `deploy/lota.toml` shows every key.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

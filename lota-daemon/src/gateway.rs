@@ -56,6 +56,18 @@ pub enum Answer {
     Relay(Response<Incoming>),
 }
 
+/// What a node adds to a client's request.
+#[derive(Clone, Copy, Debug)]
+struct Added<'a> {
+    /// The validator of the version it holds.
+    held: Option<&'a Validator>,
+    /// That the answer may be a direct path.
+    direct: bool,
+}
+
+/// Nothing: the client's request as it is.
+const PLAIN: Added<'_> = Added { held: None, direct: false };
+
 impl Gateway {
     /// The configured gateway; `node` is who asks.
     ///
@@ -85,10 +97,7 @@ impl Gateway {
     /// # Errors
     /// [`S3Error`] if the gateway does not answer.
     pub async fn forward(&self, head: &Head, body: Body) -> Result<Response<Incoming>, S3Error> {
-        let mut request = self.request(head, body)?;
-        if self.protocol == Protocol::Lota {
-            request.headers_mut().insert(LOTA_NODE, self.node.clone());
-        }
+        let request = self.request(head, body)?;
         self.upstream.send(request).await.map_err(|error| self.unreachable(&error))
     }
 
@@ -102,39 +111,41 @@ impl Gateway {
         name: &ObjectName,
         held: Option<&Validator>,
     ) -> Result<Answer, S3Error> {
-        let held = held.filter(|_| self.trial.standing() != Standing::Distrusted);
-        let answer = self.replay(head, held).await?;
-        if let (StatusCode::NOT_MODIFIED, Some(held)) = (answer.status(), held) {
-            let trusted = self.trusts(head, held).await?;
-            if trusted && held.agrees_with(answer.headers()) {
-                return Ok(Answer::Fresh(Grant::new(name, held)));
+        if self.trial.standing() == Standing::Distrusted {
+            return Ok(Answer::Relay(self.replay(head, PLAIN).await?));
+        }
+        let direct = self.protocol == Protocol::Lota;
+        let answer = self.replay(head, Added { held, direct }).await?;
+        let answer = match (answer.status(), held) {
+            (StatusCode::NOT_MODIFIED, Some(held)) => {
+                if !self.trusts(head, held).await? {
+                    return Ok(Answer::Relay(self.replay(head, PLAIN).await?));
+                }
+                if held.agrees_with(answer.headers()) {
+                    return Ok(Answer::Fresh(Grant::new(name, held)));
+                }
+                // The same ETag, but written again, with other metadata perhaps.
+                self.replay(head, Added { held: None, direct }).await?
             }
-            // A cache in front of the gateway, or the same ETag with other metadata: ask for the object.
-            return Ok(self.classify(name, self.replay(head, None).await?));
+            _ => answer,
+        };
+        if direct && answer.status() == StatusCode::TEMPORARY_REDIRECT {
+            return match direct::parse(name, &answer, &self.direct_allow) {
+                Some((meta, path)) => Ok(Answer::Direct(Grant::new(name, &meta.version.validator), meta, path)),
+                // It may carry an authority, and was an answer to LOTA: the client must not see it.
+                None => Ok(classify(name, self.replay(head, PLAIN).await?)),
+            };
         }
-        Ok(self.classify(name, answer))
+        Ok(classify(name, answer))
     }
 
-    fn classify(&self, name: &ObjectName, answer: Response<Incoming>) -> Answer {
-        if self.protocol == Protocol::Lota
-            && let Some((meta, path)) = direct::parse(name, &answer, &self.direct_allow)
-        {
-            return Answer::Direct(Grant::new(name, &meta.version.validator), meta, path);
-        }
-        match ObjectMeta::of_answer(name, answer.status(), answer.headers()) {
-            Some(meta) => Answer::Arriving(Grant::new(name, &meta.version.validator), meta, answer),
-            None => Answer::Relay(answer),
-        }
-    }
-
-    /// The client's own request, with the validator this node holds.
-    async fn replay(&self, head: &Head, held: Option<&Validator>) -> Result<Response<Incoming>, S3Error> {
+    /// The client's own request, and what a node adds to it.
+    async fn replay(&self, head: &Head, added: Added<'_>) -> Result<Response<Incoming>, S3Error> {
         let mut request = self.request(head, empty())?;
-        if self.protocol == Protocol::Lota {
-            request.headers_mut().insert(LOTA_NODE, self.node.clone());
+        if added.direct {
             request.headers_mut().insert(LOTA_ACCEPT, HeaderValue::from_static("direct"));
         }
-        if let Some(etag) = held.and_then(|held| HeaderValue::from_str(&held.etag).ok()) {
+        if let Some(etag) = added.held.and_then(|held| HeaderValue::from_str(&held.etag).ok()) {
             request.headers_mut().insert(header::IF_NONE_MATCH, etag);
         }
         self.ask(request).await
@@ -148,8 +159,8 @@ impl Gateway {
         // An anonymous request has no signature to break; a later one will have.
         let Some(broken) = trial::break_signature(head) else { return Ok(false) };
         let made_up = Validator { etag: trial::MADE_UP.to_owned(), last_modified: None };
-        let refused = self.replay(&broken, Some(held)).await?.status();
-        let changed = self.replay(head, Some(&made_up)).await?.status();
+        let refused = self.replay(&broken, Added { held: Some(held), direct: false }).await?.status();
+        let changed = self.replay(head, Added { held: Some(&made_up), direct: false }).await?.status();
         Ok(trial.judge(refused, changed))
     }
 
@@ -161,13 +172,25 @@ impl Gateway {
     }
 
     fn request(&self, head: &Head, body: Body) -> Result<Request<Body>, S3Error> {
-        head.request(&self.origin, body)
-            .map_err(|error| S3Error::invalid_request(format!("The request cannot be forwarded: {error}")))
+        let mut request = head
+            .request(&self.origin, body)
+            .map_err(|error| S3Error::invalid_request(format!("The request cannot be forwarded: {error}")))?;
+        if self.protocol == Protocol::Lota {
+            request.headers_mut().insert(LOTA_NODE, self.node.clone());
+        }
+        Ok(request)
     }
 
     fn unreachable(&self, error: &hyper_util::client::legacy::Error) -> S3Error {
         tracing::warn!(gateway = %self.origin, error = chain(error), "the gateway does not answer");
         S3Error::unavailable("The gateway cannot be reached; try again")
+    }
+}
+
+fn classify(name: &ObjectName, answer: Response<Incoming>) -> Answer {
+    match ObjectMeta::of_answer(name, answer.status(), answer.headers()) {
+        Some(meta) => Answer::Arriving(Grant::new(name, &meta.version.validator), meta, answer),
+        None => Answer::Relay(answer),
     }
 }
 

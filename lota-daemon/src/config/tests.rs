@@ -63,6 +63,15 @@ fn secrets_do_not_show() {
     assert!(!format!("{credential:?}").contains("hunter2"));
 }
 
+#[test]
+fn the_example_that_shows_every_key_is_right() {
+    let config = Config::parse(include_str!("../../../deploy/lota.toml")).unwrap();
+    assert_eq!(config.datapath.pod_interfaces, Datapath::default().pod_interfaces);
+    assert_eq!(config.endpoint.vip, Endpoint::default().vip);
+    assert_eq!(config.admin.listen, Admin::default().listen);
+    assert_eq!(config.datapath.pins, Datapath::default().pins);
+}
+
 proptest! {
     #[test]
     fn any_text_is_survived(text in "\\PC*", key in "[a-z_]{1,12}") {

@@ -60,7 +60,7 @@ impl Running<'_> {
     /// Judges by the answers to a broken signature and to an ETag that no object has; is a 304 to be trusted?
     pub(super) fn judge(self, refused: StatusCode, changed: StatusCode) -> bool {
         let failure = match (refused.as_u16(), changed.as_u16()) {
-            (400 | 401 | 403, 200 | 206 | 307) => {
+            (400 | 401 | 403, 200 | 206) => {
                 tracing::info!("the gateway passed its trial: hits will be served from the cache");
                 self.trial.standing.store(1, Ordering::Release);
                 return true;

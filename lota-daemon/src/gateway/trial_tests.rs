@@ -17,7 +17,7 @@ async fn verdicts() {
         (403, 200, Standing::Trusted),
         (401, 200, Standing::Trusted),
         (403, 206, Standing::Trusted),
-        (403, 307, Standing::Trusted),
+        (403, 307, Standing::Distrusted),
         (304, 200, Standing::Distrusted),
         (200, 200, Standing::Distrusted),
         (403, 304, Standing::Distrusted),

@@ -101,6 +101,25 @@ def download(client, ask):
     return {"status": 200, "sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "seconds": seconds}
 
 
+def get_until_hit(client, ask):
+    """Reads until the cache answers."""
+    for _ in range(50):
+        got = get(client, ask)
+        if got["headers"].get("lota-cache", "").startswith("hit"):
+            return got
+        time.sleep(0.02)
+    return got
+
+
+def put_and_hit(client, ask):
+    """Writes `count` objects and reads each until it is a hit."""
+    for number in range(ask["count"]):
+        one = {**ask, "key": f"{ask['key']}-{number}"}
+        put(client, one)
+        got = get_until_hit(client, one)
+    return got
+
+
 def delete(client, ask):
     return told(client.delete_object(Bucket=ask["bucket"], Key=ask["key"]))
 
@@ -111,6 +130,7 @@ DO = {
     "upload": upload,
     "get": get,
     "download": download,
+    "put_and_hit": put_and_hit,
     "delete": delete,
 }
 

@@ -150,6 +150,17 @@ impl Client {
         self.ask(from, "download", key, style, json!({}))
     }
 
+    /// Writes `count` small objects, and reads each until it comes from a cache.
+    ///
+    /// # Errors
+    /// If the client cannot be run, or the last one never is a hit.
+    pub fn put_and_hit(&self, from: &Namespace, key: &str, count: u64) -> Result<()> {
+        let more = json!({"count": count, "seed": 7, "size": 1000});
+        let got = self.ask(from, "put_and_hit", key, Style::Path, more)?;
+        ensure!(got.cache() == "hit", "{key} is answered {} and `{}`, never a hit", got.status, got.cache());
+        Ok(())
+    }
+
     /// Removes an object.
     ///
     /// # Errors
