@@ -131,7 +131,9 @@ impl Gateway {
         };
         if direct && answer.status() == StatusCode::TEMPORARY_REDIRECT {
             return match direct::parse(name, &answer, &self.direct_allow) {
-                Some((meta, path)) => Ok(Answer::Direct(Grant::new(name, &meta.version.validator), meta, path)),
+                Some((meta, path)) => {
+                    Ok(Answer::Direct(Grant::new(name, &meta.version.validator), meta, path))
+                }
                 // It may carry an authority, and was an answer to LOTA: the client must not see it.
                 None => Ok(classify(name, self.replay(head, PLAIN).await?)),
             };

@@ -123,7 +123,8 @@ fn proxy(config: &Config, metrics: Metrics) -> Result<Proxy> {
     let backend = Backend::new(config.backend.as_ref(), gateway_origin, upstream.clone())?;
     let scope = gateway_origin.to_string();
     let capacity = config.cache.capacity.0;
-    let cache = Cache::open(&config.cache.folder, &scope, capacity, config.cache.min_free.0)?;
+    let cache = Cache::open(&config.cache.folder, &scope, capacity, config.cache.min_free.0)
+        .with_context(|| format!("opening the cache in {}", config.cache.folder.display()))?;
 
     let mut weights = BTreeMap::from([(me.clone(), capacity)]);
     let mut peers = None;

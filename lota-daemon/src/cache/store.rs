@@ -59,25 +59,15 @@ pub struct Listed {
 
 impl Store {
     pub(super) fn open(folder: &Path, gateway: &str, min_free: u64) -> io::Result<Self> {
-        let about = |error: io::Error| {
-            io::Error::new(error.kind(), format!("cache folder {}: {error}", folder.display()))
-        };
         let objects = folder.join(FORMAT);
         for first in 0..=u8::MAX {
-            fs::create_dir_all(objects.join(hex::encode([first]))).map_err(about)?;
+            fs::create_dir_all(objects.join(hex::encode([first])))?;
         }
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(folder.join("lock"))
-            .map_err(about)?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, errno)| match errno {
-                nix::errno::Errno::EWOULDBLOCK => io::Error::other("another daemon uses it"),
-                errno => errno.into(),
-            })
-            .map_err(about)?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("lock"))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            nix::errno::Errno::EWOULDBLOCK => io::Error::other("another daemon uses it"),
+            errno => errno.into(),
+        })?;
         Ok(Self { folder: objects, gateway: gateway.to_owned(), min_free, _lock: lock })
     }
 
@@ -163,12 +153,7 @@ impl Store {
     /// Removes an object's files. The record goes first: data without one is no object.
     pub(super) fn remove(&self, id: &VersionId) {
         for extension in [RECORD, DATA, UNFINISHED] {
-            let path = self.path(id, extension);
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(file = %path.display(), %error, "cannot remove a cached file");
-            }
+            remove(&self.path(id, extension));
         }
     }
 
@@ -191,13 +176,22 @@ impl Store {
                 },
                 (Some(DATA), Some(id)) if self.path(&id, RECORD).exists() => {}
                 _ => {
-                    tracing::info!(file = %path.display(), "removing a left-over");
-                    fs::remove_file(&path)?;
+                    tracing::debug!(file = %path.display(), "removing a left-over");
+                    remove(&path);
                 }
             }
         }
         found.sort_by_key(|(stored, _)| *stored);
         Ok(found.into_iter().map(|(_, found)| found).collect())
+    }
+}
+
+/// Removes a file that may be gone already.
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(file = %path.display(), %error, "cannot remove a cached file");
     }
 }
 

@@ -99,6 +99,21 @@ async fn a_restart_finds_what_was_complete_and_sweeps_the_rest() {
 }
 
 #[tokio::test]
+async fn many_damaged_objects_do_not_keep_the_cache_from_opening() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 100 * MIB);
+    for key in 0..40 {
+        put(&cache, &key.to_string(), "e", 10).await;
+    }
+    drop(cache);
+    for object in list(folder.path()).unwrap() {
+        fs::write(object.data.with_extension("record"), b"garbage").unwrap();
+    }
+    assert_eq!(open(&folder, 100 * MIB).usage(), Usage::default());
+    assert_eq!(files_in(&folder), 0);
+}
+
+#[tokio::test]
 async fn damaged_files_are_misses() {
     for damage in [
         |record: &Path, _: &Path| fs::write(record, b"garbage").unwrap(),

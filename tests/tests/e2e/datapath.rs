@@ -51,7 +51,7 @@ pub(crate) fn clsact(tour: &mut Tour) -> Result<()> {
         node.start()?;
         let filters =
             run(tour.lab.node(1).command("tc").args(["filter", "show", "dev", "veth-p1", "ingress"]))?;
-        ensure!(filters.matches("lota_pod").count() == 1, "the filters are:\n{filters}");
+        ensure!(filters.matches("handle 0x107a lota_pod").count() == 1, "the filters are:\n{filters}");
         let put = client.put(&pod, key, 110, MIB)?;
         let got = client.get(&pod, key, Style::Path)?;
         ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);

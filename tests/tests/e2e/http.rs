@@ -32,34 +32,42 @@ fn exchange(from: &Namespace, bytes: &[u8]) -> Result<String> {
 
 pub(crate) fn malformed(tour: &mut Tour) -> Result<()> {
     let pod = tour.pod(1, 1);
-    let long = format!("GET /b/{} HTTP/1.1\r\nhost: cwlota.com\r\n\r\n", "k".repeat(100_000));
-    let many = format!("GET /b/k HTTP/1.1\r\nhost: cwlota.com\r\n{}\r\n", "x-h: v\r\n".repeat(1000));
+    let long = format!("GET /bucket/{} HTTP/1.1\r\nhost: cwlota.com\r\n\r\n", "k".repeat(100_000));
+    let many = format!("GET /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\n{}\r\n", "x-h: v\r\n".repeat(1000));
     let cases: [(&str, &[u8], &[&str]); 14] = [
         ("garbage", b"\x00\x01\x02\x03 garbage\r\n\r\n", &["400"]),
         ("nothing", b"", &[""]),
         ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", &["", "400"]),
-        ("no version", b"GET /b/k\r\n\r\n", &["400"]),
-        ("no host", b"GET /b/k HTTP/1.1\r\n\r\n", &["400"]),
-        ("two hosts", b"GET /b/k HTTP/1.1\r\nhost: cwlota.com\r\nhost: other\r\n\r\n", &["400"]),
+        ("no version", b"GET /bucket/k\r\n\r\n", &["400"]),
+        ("no host", b"GET /bucket/k HTTP/1.1\r\n\r\n", &["400"]),
+        ("two hosts", b"GET /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\nhost: other\r\n\r\n", &["400"]),
         (
             "hosts that disagree",
-            b"GET http://b.cwlota.com/k HTTP/1.1\r\nhost: c.cwlota.com\r\n\r\n",
+            b"GET http://bucket.cwlota.com/k HTTP/1.1\r\nhost: c.cwlota.com\r\n\r\n",
             &["400"],
         ),
-        ("a bad header name", b"GET /b/k HTTP/1.1\r\nhost: cwlota.com\r\nbad header: x\r\n\r\n", &["400"]),
+        (
+            "a bad header name",
+            b"GET /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\nbad header: x\r\n\r\n",
+            &["400"],
+        ),
         (
             "two lengths",
-            b"PUT /b/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
+            b"PUT /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
             &["400"],
         ),
         (
             "a length that is no number",
-            b"PUT /b/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: x\r\n\r\n",
+            b"PUT /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: x\r\n\r\n",
             &["400"],
         ),
         ("an endless path", long.as_bytes(), &["414", "431", "400"]),
         ("endless headers", many.as_bytes(), &["431", "400"]),
-        ("anonymous", b"GET /b/k HTTP/1.1\r\nhost: cwlota.com\r\nconnection: close\r\n\r\n", &["403", "404"]),
+        (
+            "anonymous",
+            b"GET /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\nconnection: close\r\n\r\n",
+            &["403", "404"],
+        ),
         (
             "a proxy's CONNECT",
             b"CONNECT cwlota.com:80 HTTP/1.1\r\nhost: cwlota.com:80\r\n\r\n",
@@ -84,7 +92,7 @@ pub(crate) fn malformed(tour: &mut Tour) -> Result<()> {
 }
 
 pub(crate) fn stripped_headers(tour: &mut Tour) -> Result<()> {
-    let request = b"GET /b/k HTTP/1.1\r\nhost: cwlota.com\r\nlota-accept: direct\r\nlota-node: name=evil\r\nlota-peer: \
+    let request = b"GET /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\nlota-accept: direct\r\nlota-node: name=evil\r\nlota-peer: \
                     v=1;from=n2;to=n1;time=0;nonce=00;mac=00\r\nconnection: close\r\n\r\n";
     let answer = exchange(&tour.pod(1, 1), request)?;
     ensure!(answer.starts_with("HTTP/1.1 403") || answer.starts_with("HTTP/1.1 404"), "{answer}");
