@@ -5,7 +5,6 @@
 
 use std::{
     env,
-    ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -105,5 +104,5 @@ fn find_in_path(program: &str) -> Option<PathBuf> {
 }
 
 fn var(name: &str) -> String {
-    env::var_os(name).unwrap_or_else(OsString::new).into_string().unwrap_or_default()
+    env::var_os(name).unwrap_or_default().into_string().unwrap_or_default()
 }

@@ -23,7 +23,7 @@ use crate::{
     metrics::{Metrics, Outcome, PeerLabels, UncachedLabels},
     peer::Peers,
     placement::{NodeName, Placement},
-    s3::{ByteRange, CacheControl, GetObject, ObjectMeta, Operation, S3Error, Zone},
+    s3::{CacheControl, GetObject, ObjectMeta, Operation, S3Error, Zone},
 };
 
 /// Everything on the road.
@@ -225,7 +225,7 @@ impl Proxy {
             return match self.join(&meta).await {
                 Some(Join::Lead(fill)) => {
                     let object = fill.object();
-                    self.clone().start(fill, answer, FillAuthority::Client);
+                    self.clone().start(fill, answer, &FillAuthority::Client);
                     self.serve_or_pass_as(get, grant, object, Outcome::Miss).await
                 }
                 Some(Join::Follow(object)) => self.serve_or_pass(get, grant, object).await,
@@ -276,9 +276,8 @@ impl Proxy {
         path: DirectPath,
         outcome: Outcome,
     ) -> Result<Response<Body>, S3Error> {
-        let range = match get.get.range.resolve(meta.size) {
-            Ok(range) => range,
-            Err(_) => return Ok(answer::unsatisfiable(meta, get.head.target.path())),
+        let Ok(range) = get.get.range.resolve(meta.size) else {
+            return Ok(answer::unsatisfiable(meta, get.head.target.path()));
         };
         match self.backend.fetch(&FillAuthority::Direct(path), meta, range, get.head).await {
             Ok(answer) => {
@@ -314,9 +313,8 @@ impl Proxy {
             // Cannot happen; but a grant is for one version, and this is where bytes leave.
             return self.pass(get.head, empty()).await;
         }
-        let range: Option<ByteRange> = match get.get.range.resolve(object.meta().size) {
-            Ok(range) => range,
-            Err(_) => return Ok(answer::unsatisfiable(object.meta(), get.head.target.path())),
+        let Ok(range) = get.get.range.resolve(object.meta().size) else {
+            return Ok(answer::unsatisfiable(object.meta(), get.head.target.path()));
         };
         let mut reader = Reader::new(object.clone(), range);
         if reader.ready().await.is_err() {

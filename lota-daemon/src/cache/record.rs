@@ -122,7 +122,8 @@ mod tests {
         headers.append("x-amz-meta-a", HeaderValue::from_bytes(b"caf\xe9").unwrap());
         headers.append("x-amz-meta-a", HeaderValue::from_static("two"));
         let meta = ObjectMeta { version: ObjectVersion { name, validator }, size, headers };
-        let checksums = (0..size.div_ceil(u64::from(CHUNK))).map(|chunk| chunk as u32 * 7).collect();
+        let checksums =
+            (0..size.div_ceil(u64::from(CHUNK))).map(|chunk| u32::try_from(chunk).unwrap() * 7).collect();
         Record { meta, checksums }
     }
 

@@ -54,6 +54,10 @@ async fn read(object: Arc<Object>, range: Option<ByteRange>) -> Result<Vec<u8>, 
     Ok(all)
 }
 
+fn at(offset: u64) -> usize {
+    usize::try_from(offset).unwrap()
+}
+
 fn files_in(folder: &TempDir) -> usize {
     store::tests_files(folder.path()).len()
 }
@@ -69,7 +73,7 @@ async fn what_was_put_is_found_whole_and_in_part() {
         assert!(read(object.clone(), None).await.unwrap() == content(size, size), "{size}");
         if size > 10 {
             let range = ByteRange { start: size - 7, end: size - 2 };
-            let expected = content(size, size)[range.start as usize..range.end as usize].to_vec();
+            let expected = content(size, size)[at(range.start)..at(range.end)].to_vec();
             assert_eq!(read(object, Some(range)).await.unwrap(), expected);
         }
     }
@@ -147,7 +151,7 @@ async fn readers_follow_a_growing_object_and_learn_of_its_end() {
     let late = tokio::spawn(read(joined, Some(ByteRange { start: 2 * MIB, end: 3 * MIB })));
     fill.run(pieces(&whole)).await.unwrap();
     assert!(early.await.unwrap().unwrap() == whole);
-    assert!(late.await.unwrap().unwrap() == whole[2 * MIB as usize..]);
+    assert!(late.await.unwrap().unwrap() == whole[at(2 * MIB)..]);
 
     for (sent, size) in [(MIB + 5, 2 * MIB), (0, 1), (0, MIB), (2 * MIB + 1, 2 * MIB)] {
         let fill = lead(&cache, &meta("broken", "e", size)).await;

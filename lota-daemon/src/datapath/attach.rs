@@ -7,7 +7,7 @@ use aya::{
     Ebpf,
     programs::{
         LinkOrder, Program, SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
-        links::{FdLink, Link as _, PinnedLink},
+        links::{FdLink, Link, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
         xdp::XdpLink,
     },
@@ -123,7 +123,7 @@ pub(super) fn remove_clsact(interface: &str) {
     let NlOptions { priority, handle, classid } = CLSACT;
     let ours = SchedClassifierLink::attached(interface, TcAttachType::Ingress, priority, handle, classid);
     // None there is the usual case.
-    let _ = ours.map(|link| link.detach());
+    let _ = ours.map(Link::detach);
 }
 
 /// The XDP program, on the uplink.

@@ -39,7 +39,9 @@ fn a_peers_request_is_known_and_nothing_else_is() {
         |request| *request.uri_mut() = "/b/other?x=1".parse().unwrap(),
         |request| *request.method_mut() = hyper::Method::PUT,
         |request| drop(request.headers_mut().insert("range", HeaderValue::from_static("bytes=0-2"))),
-        |request| drop(request.headers_mut().append("range", HeaderValue::from_static("bytes=0-1"))),
+        |request| {
+            request.headers_mut().append("range", HeaderValue::from_static("bytes=0-1"));
+        },
         |request| drop(request.headers_mut().remove("range")),
     ];
     for tamper in tampered {

@@ -43,7 +43,7 @@ impl Proxy {
         match self.backend.fetch(&authority, meta, None, client).await {
             Ok(source) => {
                 let object = fill.object();
-                self.clone().start(fill, source, authority);
+                self.clone().start(fill, source, &authority);
                 Some((object, Outcome::Miss))
             }
             Err(error) => {
@@ -55,7 +55,7 @@ impl Proxy {
     }
 
     /// Sees a fill through, whoever still wants it.
-    pub(super) fn start(self: Arc<Self>, fill: Fill, source: Response<Incoming>, authority: FillAuthority) {
+    pub(super) fn start(self: Arc<Self>, fill: Fill, source: Response<Incoming>, authority: &FillAuthority) {
         let authority = match authority {
             FillAuthority::Direct(_) => "direct",
             FillAuthority::Own => "own",

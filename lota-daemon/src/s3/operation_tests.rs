@@ -97,7 +97,7 @@ fn real_clients_are_understood() {
                 gets += 1;
             }
             Operation::Pass(why) => {
-                assert!(method != "GET" || bucket_only || about, "{request} passed: {why}")
+                assert!(method != "GET" || bucket_only || about, "{request} passed: {why}");
             }
         }
     }

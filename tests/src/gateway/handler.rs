@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-#[allow(clippy::wildcard_imports)] // Two names for each operation.
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result};
 

@@ -38,11 +38,11 @@ fn denied(tour: &Tour) -> Result<Line> {
     let node = &tour.nodes[usize::from(DENIED.0) - 1];
     let counted = || node.metric("lota_datapath_packets_total{verdict=\"denied\"}");
     let before = counted()?;
-    let (reached, after) = knock(&tour.lab.pod(DENIED), VIP.into(), 80)?;
+    let (reached, after) = knock(&tour.lab.pod(DENIED), VIP, 80)?;
     ensure!(reached == Reached::Refused && after < AT_ONCE, "the denied pod got {reached:?} after {after:?}");
     let refusals = counted()? - before;
     ensure!(refusals >= 1.0, "the refusal was not counted");
-    let (reached, _) = knock(&tour.lab.pod(Pod(DENIED.0, 1)), VIP.into(), 80)?;
+    let (reached, _) = knock(&tour.lab.pod(Pod(DENIED.0, 1)), VIP, 80)?;
     ensure!(reached == Reached::Open, "its neighbour, which may, got {reached:?}");
     Ok(Line::new(
         "a pod that no access entry names connects",
@@ -91,7 +91,7 @@ fn daemon_down(tour: &mut Tour) -> Result<Line> {
     foreign.set_nonblocking(true)?;
     let mut slowest = Duration::ZERO;
     for pod in 1..=PODS {
-        let (reached, after) = knock(&tour.lab.pod(Pod(2, pod)), VIP.into(), 80)?;
+        let (reached, after) = knock(&tour.lab.pod(Pod(2, pod)), VIP, 80)?;
         ensure!(
             reached == Reached::Refused && after < AT_ONCE,
             "with the daemon down: {reached:?} after {after:?}"
@@ -107,7 +107,7 @@ fn daemon_down(tour: &mut Tour) -> Result<Line> {
     }
     ensure!(accepted == 1, "the foreign listener accepted {accepted} connections");
     tour.nodes[index].start().context("starting beside a foreign listener on 0.0.0.0:80")?;
-    let (reached, _) = knock(&tour.lab.pod(Pod(2, 1)), VIP.into(), 80)?;
+    let (reached, _) = knock(&tour.lab.pod(Pod(2, 1)), VIP, 80)?;
     ensure!(reached == Reached::Open && foreign.accept().is_err(), "beside a foreign listener: {reached:?}");
     Ok(Line::new("daemon killed, another listens on 0.0.0.0:80", format!("refused in {}", micros(slowest))))
 }

@@ -82,7 +82,7 @@ fn range(tour: &Tour, authority: &str, key: &str, seed: u64) -> Result<Vec<Line>
                 scope.spawn(move || client.download(&pod, crowd, Style::Path))
             })
             .collect();
-        readers.into_iter().map(|reader| reader.join()).collect()
+        readers.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
     });
     for read in reads {
         let read = read.map_err(|_| anyhow::anyhow!("a reader panicked"))??;

@@ -13,16 +13,7 @@ pub(crate) fn odd_keys(tour: &mut Tour) -> Result<()> {
     let (client, pod) = (&tour.client, tour.pod(1, 1));
     let long = "k".repeat(1000);
     // SeaweedFS, a file system beneath, refuses names over 255 bytes and dot segments: its own answer, then.
-    for key in [
-        "with space",
-        "plus+and%2Fpercent",
-        "ünï/cødé €",
-        "a//b",
-        "trailing/",
-        "quote\"<&>",
-        "dots/..x",
-        &long,
-    ] {
+    for key in ["with space", "plus+and%2Fpercent", "ünï/cødé €", "quote\"<&>", "dots/..x", &long] {
         let Ok(put) = client.put(&pod, key, 100, 5000) else { continue };
         let cold = client.get(&pod, key, Style::Path)?;
         ensure!(
@@ -47,8 +38,8 @@ pub(crate) fn odd_keys(tour: &mut Tour) -> Result<()> {
     if tour.origin.speaks_lota() {
         for key in ["a//b", "trailing/", "../up", "..", "a/../../b", "%2e%2e/x", &"ü".repeat(512)] {
             let put = client.put(&pod, key, 101, 3000)?;
-            for style in [Style::Path, Style::Path] {
-                let got = client.get(&pod, key, style)?;
+            for _ in ["cold", "warm"] {
+                let got = client.get(&pod, key, Style::Path)?;
                 ensure!(got.sha256 == put.sha256, "{key:?}: {} {}", got.status, got.code);
             }
             tour.wait_cached(key)?;
