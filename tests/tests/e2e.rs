@@ -30,6 +30,7 @@ mod trial;
 const NAME: &str = "lota-e2e";
 
 type Test = fn(&mut Tour) -> Result<()>;
+type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
 const MORE: [(&str, Test); 14] = [
@@ -51,7 +52,7 @@ const MORE: [(&str, Test); 14] = [
 
 fn main() -> ExitCode {
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let origins: [(&str, fn(&Lab) -> Result<Origin>); 2] = [
+    let origins: [(&str, MakeOrigin); 2] = [
         ("embedded", |lab| Origin::embedded(lab.folder())),
         ("seaweedfs", |lab| Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())),
     ];
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
 }
 
 /// One origin's tests, in one lab that is gone afterwards.
-fn run(arguments: &Arguments, name: &str, origin: fn(&Lab) -> Result<Origin>) -> bool {
+fn run(arguments: &Arguments, name: &str, origin: MakeOrigin) -> bool {
     let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
     let mut trials = Vec::new();
     let made = lab.clone();
@@ -106,7 +107,7 @@ fn run(arguments: &Arguments, name: &str, origin: fn(&Lab) -> Result<Origin>) ->
     libtest_mimic::run(arguments, trials).has_failed()
 }
 
-fn make(origin: fn(&Lab) -> Result<Origin>) -> Result<Tour> {
+fn make(origin: MakeOrigin) -> Result<Tour> {
     let lab = Lab::up(NAME)?;
     let origin = origin(&lab)?;
     let tour = Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })?;
