@@ -21,7 +21,7 @@ or install one yourself: a nightly toolchain with its sources, and a linker whos
 
 fn main() {
     let root = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("..");
-    for watched in ["lota-ebpf/src", "lota-ebpf/Cargo.toml", "lota-common/src", "Cargo.lock"] {
+    for watched in ["lota-ebpf", "lota-common", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     println!("cargo::rerun-if-env-changed=PATH");
@@ -73,6 +73,11 @@ fn build(root: &Path, out: &Path) -> Result<PathBuf, String> {
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr);
         return Err(format!("building the kernel side failed ({cargo:?}):\n{errors}"));
+    }
+    for warning in
+        String::from_utf8_lossy(&output.stderr).lines().filter(|line| line.starts_with("warning: "))
+    {
+        println!("cargo::warning=kernel side: {warning}");
     }
     Ok(target_dir.join(TARGET).join("release/lota-programs"))
 }

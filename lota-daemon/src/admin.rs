@@ -1,42 +1,39 @@
 //! Metrics and health, on a port of their own.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    http::{Body, SentBytes, full, server},
+    http::{
+        Body, SentBytes, full,
+        server::{self, Limits},
+    },
     metrics::Exposition,
 };
 
 /// Is the datapath up, and requests served?
 pub type Ready = Arc<AtomicBool>;
 
-/// Serves until the listener fails.
-///
-/// # Errors
-/// The listener's.
+/// Serves for as long as it is polled.
 pub async fn serve(
     listener: TcpListener,
     exposition: Arc<Exposition>,
     ready: Ready,
     stop: watch::Receiver<bool>,
-) -> io::Result<()> {
+) {
     loop {
-        let (stream, client) = listener.accept().await?;
+        let accepted = server::accept(&listener).await;
         let (exposition, ready) = (exposition.clone(), ready.clone());
         let service = move |_, request: Request<Incoming>| {
             let answer = answer(&request, &exposition, &ready);
             async move { Ok(answer) }
         };
-        tokio::spawn(server::serve(stream, client, SentBytes::default(), stop.clone(), service));
+        tokio::spawn(server::serve(accepted, Limits::CLIENT, SentBytes::default(), stop.clone(), service));
     }
 }
 

@@ -2,7 +2,10 @@
 
 mod sign;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
@@ -10,6 +13,7 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use thiserror::Error;
+use tokio::time::timeout;
 
 use self::sign::Signer;
 use crate::{
@@ -18,6 +22,9 @@ use crate::{
     http::{Head, empty, upstream::Upstream},
     s3::{ByteRange, ObjectMeta},
 };
+
+/// Longest wait for a backend's answer to begin.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Fetches from backends.
 #[derive(Debug)]
@@ -43,6 +50,9 @@ pub enum FetchError {
     /// No answer.
     #[error("no answer: {0}")]
     NoAnswer(#[from] hyper_util::client::legacy::Error),
+    /// No answer in time.
+    #[error("no answer within {} s", PATIENCE.as_secs())]
+    TimedOut,
     /// An answer other than the object's bytes.
     #[error("the backend answered {0}")]
     Status(StatusCode),
@@ -102,7 +112,8 @@ impl Backend {
         if let Some(range) = range.and_then(|range| HeaderValue::from_str(&range.to_string()).ok()) {
             headers.insert(header::RANGE, range);
         }
-        let answer = self.upstream.send(request).await?;
+        let answer =
+            timeout(PATIENCE, self.upstream.send(request)).await.map_err(|_| FetchError::TimedOut)??;
         check(meta, range, answer.status(), answer.headers())?;
         Ok(answer)
     }

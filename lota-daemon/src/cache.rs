@@ -11,11 +11,13 @@ mod record;
 mod store;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use tokio::sync::watch;
 
 pub use fill::{Fill, FillError};
 pub use object::Object;
@@ -24,30 +26,33 @@ pub use store::{Listed, list};
 
 use self::{
     lru::ByteLru,
-    store::{NameId, Store, VersionId},
+    store::{NameId, Part, Store, VersionId},
 };
 use crate::s3::{ObjectMeta, ObjectName, ObjectVersion};
 
-/// Objects whose file and record are kept at hand.
+/// Objects whose file and record are kept at hand: one descriptor each.
 const OPEN_OBJECTS: usize = 1024;
 
-/// This node's cache.
+/// This node's cache. No file is touched under its locks.
 #[derive(Debug)]
 pub struct Cache {
     store: Store,
     index: Mutex<Index>,
-    /// One probe of the gateway at a time for an object this node knows nothing of.
-    leaders: Mutex<HashMap<NameId, Weak<tokio::sync::Mutex<()>>>>,
+    /// Who is asking the gateway about an object that this node knows nothing of; closed when it has asked.
+    leaders: Mutex<HashMap<NameId, watch::Receiver<()>>>,
 }
 
+/// A version is in at most one of `lru` (complete), `filling` and `removing`.
 #[derive(Debug)]
 struct Index {
     /// Complete objects, by bytes.
     lru: ByteLru<VersionId, NameId>,
-    /// The version of each object that the gateway named last.
+    /// The version of each object that the gateway named last; complete or filling.
     newest: HashMap<NameId, VersionId>,
     /// Objects on their way in.
     filling: HashMap<VersionId, Arc<Object>>,
+    /// Objects on their way out: their files are not gone yet, so they cannot come in again.
+    removing: HashSet<VersionId>,
     /// Complete objects, opened.
     open: caches::RawLRU<VersionId, Arc<Object>>,
 }
@@ -65,9 +70,14 @@ pub enum Join {
 #[derive(Debug)]
 pub struct NoRoom(pub String);
 
-/// Held by the one request that asks the gateway about an object this node knows nothing of.
+/// Held by the one request that asks the gateway about an object this node knows nothing of, until others can
+/// find what it was told.
 #[derive(Debug)]
-pub struct Lead(#[expect(dead_code, reason = "held, not read")] tokio::sync::OwnedMutexGuard<()>);
+pub struct Lead {
+    cache: Arc<Cache>,
+    name: NameId,
+    _waiting: watch::Sender<()>,
+}
 
 /// What the cache holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,7 +108,8 @@ impl Cache {
         }
         newest.retain(|_, version| lru.contains(version));
         let open = caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| io::Error::other(error.to_string()))?;
-        let index = Mutex::new(Index { lru, newest, filling: HashMap::new(), open });
+        let (filling, removing) = (HashMap::new(), HashSet::new());
+        let index = Mutex::new(Index { lru, newest, filling, removing, open });
         Ok(Self { store, index, leaders: Mutex::default() })
     }
 
@@ -136,28 +147,34 @@ impl Cache {
                 Some(object)
             }
             Err(error) => {
-                // Gone or unreadable: a miss, and one file fewer.
-                tracing::warn!(file = %id, %error, "dropping a cached object that cannot be read");
-                self.drop_object(&id);
+                tracing::warn!(file = %id, %error, "a cached object cannot be read");
+                // Not for a lack of descriptors, say: that passes, and the object is good.
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) {
+                    self.drop_object(id);
+                }
                 None
             }
         }
     }
 
-    /// Waits to be the one that asks the gateway about an object nobody here knows. Others wait for the
-    /// answer, and then ask with the validator it named.
-    pub async fn lead(&self, name: &ObjectName) -> Lead {
-        let turn = {
+    /// Makes the caller the one that asks the gateway about an object nobody here knows; or waits until the
+    /// one that is asking already has been told, and returns `None`.
+    pub async fn lead(self: &Arc<Self>, name: &ObjectName) -> Option<Lead> {
+        let name = self.store.name_id(name);
+        let mut asking = {
             let mut leaders = self.leaders.lock().unwrap_or_else(PoisonError::into_inner);
-            leaders.retain(|_, turn| turn.strong_count() > 0);
-            let slot = leaders.entry(self.store.name_id(name)).or_default();
-            slot.upgrade().unwrap_or_else(|| {
-                let turn = Arc::new(tokio::sync::Mutex::new(()));
-                *slot = Arc::downgrade(&turn);
-                turn
-            })
+            match leaders.get(&name) {
+                Some(asking) => asking.clone(),
+                None => {
+                    let (waiting, asking) = watch::channel(());
+                    leaders.insert(name, asking);
+                    return Some(Lead { cache: self.clone(), name, _waiting: waiting });
+                }
+            }
         };
-        Lead(turn.lock_owned().await)
+        // Nothing is ever sent: the channel closes.
+        let _ = asking.changed().await;
+        None
     }
 
     /// Begins a fill, or joins the one that brings this version already. Makes room first.
@@ -165,54 +182,67 @@ impl Cache {
     /// # Errors
     /// [`NoRoom`]: the object must pass through uncached.
     pub async fn begin_fill(self: &Arc<Self>, meta: &ObjectMeta) -> Result<Join, NoRoom> {
+        let (cache, meta) = (self.clone(), meta.clone());
+        // A task of its own: what it has set aside must be given back even if the client is gone meanwhile.
+        let begun = tokio::spawn(async move { cache.begin_or_join(&meta).await });
+        begun.await.unwrap_or_else(|error| Err(NoRoom(error.to_string())))
+    }
+
+    async fn begin_or_join(self: &Arc<Self>, meta: &ObjectMeta) -> Result<Join, NoRoom> {
+        let id = self.store.version_id(&meta.version);
         if let Some(object) = self.get(&meta.version).await {
             return Ok(Join::Follow(object));
         }
-        let cache = self.clone();
-        let meta = meta.clone();
-        tokio::task::spawn_blocking(move || cache.begin_fill_blocking(meta))
-            .await
-            .map_err(|error| NoRoom(error.to_string()))?
+        let evicted = self.reserve(id, meta.size)?;
+        let (store, size) = (self.store.clone(), meta.size);
+        let (id_, victims) = (id, evicted.clone());
+        let part = tokio::task::spawn_blocking(move || {
+            victims.iter().for_each(|victim| store.remove(victim));
+            store.create(&id_, size)
+        });
+        let part = part.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let registered = {
+            let mut index = self.index();
+            evicted.iter().for_each(|victim| {
+                index.removing.remove(victim);
+            });
+            part.map_err(|error| {
+                index.lru.release(size);
+                NoRoom(format!("no file of {size} bytes: {error}"))
+            })
+            .map(|part| index.register(self, id, meta, part))?
+        };
+        match registered {
+            Some(fill) => Ok(Join::Lead(fill)),
+            // Another has come first; its bytes are as good.
+            None => match self.get(&meta.version).await {
+                Some(object) => Ok(Join::Follow(object)),
+                None => Err(NoRoom("it came and went meanwhile".into())),
+            },
+        }
     }
 
-    fn begin_fill_blocking(self: &Arc<Self>, meta: ObjectMeta) -> Result<Join, NoRoom> {
-        let id = self.store.version_id(&meta.version);
-        let name = self.store.name_id(&meta.version.name);
-        let size = meta.size;
+    /// Sets bytes aside; which versions must go for them, their files still to be removed.
+    fn reserve(&self, id: VersionId, size: u64) -> Result<Vec<VersionId>, NoRoom> {
         let mut index = self.index();
-        if let Some(object) = index.filling.get(&id) {
-            return Ok(Join::Follow(object.clone()));
+        if index.removing.contains(&id) {
+            return Err(NoRoom("it is just being evicted".into()));
         }
         let evicted = index.lru.reserve(size).ok_or_else(|| {
             NoRoom(format!("{size} bytes do not fit into a cache of {} bytes", index.lru.capacity()))
         })?;
-        for (version, name) in evicted {
-            index.forget(&version, name);
-            self.store.remove(&version);
+        for (version, name) in &evicted {
+            index.forget(version, *name);
+            index.removing.insert(*version);
         }
-        let created = self.store.create(&id, size).and_then(|file| Object::filling(meta, file));
-        let (object, progress) = match created {
-            Ok(created) => created,
-            Err(error) => {
-                index.lru.release(size);
-                self.store.remove(&id);
-                return Err(NoRoom(format!("no file of {size} bytes: {error}")));
-            }
-        };
-        let object = Arc::new(object);
-        index.filling.insert(id, object.clone());
-        index.newest.insert(name, id);
-        drop(index);
-        Ok(Join::Lead(Fill::new(self.clone(), id, name, object, progress)))
+        Ok(evicted.into_iter().map(|(version, _)| version).collect())
     }
 
     /// Hints that the gateway no longer has an object: what is here of it need not stay.
-    pub fn forget(&self, name: &ObjectName) {
-        let index = self.index();
-        let Some(id) = index.newest.get(&self.store.name_id(name)).copied() else { return };
-        if !index.filling.contains_key(&id) {
-            drop(index);
-            self.drop_object(&id);
+    pub fn forget(self: &Arc<Self>, name: &ObjectName) {
+        let newest = self.index().newest.get(&self.store.name_id(name)).copied();
+        if let Some(id) = newest {
+            self.drop_object(id);
         }
     }
 
@@ -222,14 +252,19 @@ impl Cache {
         Usage { objects: index.lru.len(), bytes: index.lru.bytes(), fills: index.filling.len() }
     }
 
-    fn drop_object(&self, id: &VersionId) {
-        let mut index = self.index();
-        if let Some(name) = index.lru.remove(id) {
-            index.forget(id, name);
+    /// Drops a complete object. A reader that has it open reads on: the file goes with its last descriptor.
+    fn drop_object(self: &Arc<Self>, id: VersionId) {
+        {
+            let mut index = self.index();
+            let Some(name) = index.lru.remove(&id) else { return };
+            index.forget(&id, name);
+            index.removing.insert(id);
         }
-        drop(index);
-        // A reader that has it open reads on: the file goes with its last descriptor.
-        self.store.remove(id);
+        let cache = self.clone();
+        tokio::task::spawn_blocking(move || {
+            cache.store.remove(&id);
+            cache.index().removing.remove(&id);
+        });
     }
 
     /// A fill has ended well: its record is on disk.
@@ -246,8 +281,6 @@ impl Cache {
         index.filling.remove(&id);
         index.lru.release(size);
         index.forget(&id, name);
-        drop(index);
-        self.store.remove(&id);
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -255,7 +288,27 @@ impl Cache {
     }
 }
 
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.cache.leaders.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
 impl Index {
+    /// Makes `part` the fill of a version, unless it has one or is complete.
+    fn register(&mut self, cache: &Arc<Cache>, id: VersionId, meta: &ObjectMeta, part: Part) -> Option<Fill> {
+        if self.filling.contains_key(&id) || self.lru.contains(&id) {
+            self.lru.release(meta.size);
+            return None;
+        }
+        let name = cache.store.name_id(&meta.version.name);
+        let (object, progress) = Object::filling(meta.clone(), part.file());
+        let object = Arc::new(object);
+        self.filling.insert(id, object.clone());
+        self.newest.insert(name, id);
+        Some(Fill::new(cache.clone(), id, name, object, progress, part))
+    }
+
     /// Forgets all that points at a version that is no longer among the entries.
     fn forget(&mut self, version: &VersionId, name: NameId) {
         caches::Cache::remove(&mut self.open, version);

@@ -47,7 +47,7 @@ pub enum CacheCommand {
 /// Looking after the kernel side.
 #[derive(Debug, Subcommand)]
 pub enum DatapathCommand {
-    /// Take everything out of the kernel: programs, maps, and the virtual address's protection with them.
+    /// Take LOTA out of the kernel: the virtual address, the programs, the maps.
     Detach {
         /// The configuration file.
         #[arg(long)]

@@ -205,7 +205,8 @@ pub struct Peer {
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// Where to listen. Pods cannot reach this port on any node, whatever the address.
+    /// Where to listen: loopback, or the node's address. Pods cannot reach this port on any node, so it must be
+    /// the same on each.
     pub listen: SocketAddr,
 }
 
@@ -281,8 +282,29 @@ impl Config {
         if self.backend.as_ref().is_some_and(|backend| backend.endpoints.is_empty()) {
             return Err("backend.endpoints: name at least one, or leave [backend] out".into());
         }
-        if self.node.name.is_empty() || !self.node.name.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(format!("node.name: `{}` must be visible ASCII characters", self.node.name));
+        // They stand in headers, between semicolons.
+        let sound = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b';');
+        let peers = self.peers.iter().flat_map(|peers| &peers.nodes).map(|peer| &peer.name);
+        for name in peers.chain([&self.node.name]) {
+            if name.is_empty() || !sound(name) {
+                return Err(format!("node.name: `{name}` must be visible ASCII characters, without `;`"));
+            }
+        }
+        for (key, text) in [("node.zone", &self.node.zone), ("node.region", &self.node.region)] {
+            if !sound(text) {
+                return Err(format!("{key}: `{text}` must be visible ASCII characters, without `;`"));
+            }
+        }
+        let admin = self.admin.listen.ip();
+        if !admin.is_loopback() && admin != self.node.address {
+            return Err(format!(
+                "admin.listen: {admin} is neither loopback nor node.address, so pods could not be kept from it"
+            ));
+        }
+        let mut addresses: Vec<IpAddr> = self.access.pods.iter().map(|pod| pod.address).collect();
+        addresses.sort_unstable();
+        if let Some(twice) = addresses.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("access.pods: {} stands there twice", twice[0]));
         }
         if self.peer_port() == self.admin.listen.port() {
             return Err("peers.port and admin.listen: the same port for both".into());

@@ -37,6 +37,8 @@ pub struct Datapath {
     attach: config::Attach,
     /// What is attached, by interface index.
     attached: BTreeMap<u32, AttachMode>,
+    /// The uplink that the guard is on, by interface index.
+    guarded: Option<u32>,
 }
 
 impl Datapath {
@@ -60,7 +62,7 @@ impl Datapath {
             attach::load(&mut ebpf, name).with_context(|| format!("loading the program {name}"))?;
         }
         attach::backstop(&mut ebpf, &pins).context("attaching the backstop")?;
-        Ok(Self { ebpf, maps, pins, attach: config.attach, attached: BTreeMap::new() })
+        Ok(Self { ebpf, maps, pins, attach: config.attach, attached: BTreeMap::new(), guarded: None })
     }
 
     /// Hands pods' connections to this listener from now on.
@@ -72,21 +74,14 @@ impl Datapath {
     }
 
     /// Attaches to exactly these pod-facing interfaces (name and index); what is new among them, with how it
-    /// was attached. An interface that cannot be attached to stays refused, and is reported.
+    /// was attached.
     pub fn set_interfaces(
         &mut self,
         interfaces: &BTreeMap<String, u32>,
     ) -> Vec<(String, Result<AttachMode>)> {
-        let gone: Vec<u32> = self
-            .attached
-            .keys()
-            .copied()
-            .filter(|index| !interfaces.values().any(|known| known == index))
-            .collect();
-        for index in gone {
-            self.attached.remove(&index);
-            self.pins.remove_pod_link(index);
-        }
+        self.attached.retain(|index, _| interfaces.values().any(|known| known == index));
+        // Those that cannot be attached to keep what an earlier daemon had put there.
+        self.pins.keep_only_pod_links(interfaces.values().copied());
         let mut reports = Vec::new();
         for (name, index) in interfaces {
             if self.attached.contains_key(index) {
@@ -98,16 +93,20 @@ impl Datapath {
             }
             reports.push((name.clone(), mode));
         }
-        self.pins.keep_only_pod_links(self.attached.keys().copied());
         reports
     }
 
-    /// Puts the guard on the uplink.
+    /// Puts the guard on the uplink, unless it is there; how, if it was not.
     ///
     /// # Errors
     /// If no mode of XDP holds there.
-    pub fn guard(&mut self, interface: &str) -> Result<GuardMode> {
-        attach::guard(&mut self.ebpf, &self.pins, interface)
+    pub fn set_uplink(&mut self, interface: &str, index: u32) -> Result<Option<GuardMode>> {
+        if self.guarded == Some(index) {
+            return Ok(None);
+        }
+        let mode = attach::guard(&mut self.ebpf, &self.pins, interface, index)?;
+        self.guarded = Some(index);
+        Ok(Some(mode))
     }
 
     /// Makes the access maps hold exactly these entries: pod address → interface index.
@@ -141,14 +140,15 @@ impl Datapath {
     }
 }
 
-/// Takes everything out of the kernel: clsact filters, and all pins of every layout. Pods are no longer
-/// steered, nor refused by LOTA.
+/// Takes LOTA out of the kernel: first the virtual address, which would otherwise be anyone's who listens on
+/// the node, then the programs and maps of every layout.
 ///
 /// # Errors
-/// If a pin cannot be removed, or interfaces cannot be listed.
-pub async fn detach(config: &config::Datapath) -> Result<()> {
-    let interfaces = Netlink::connect()?.interfaces().await?;
-    for interface in netlink::matching(&interfaces, &config.pod_interfaces).keys() {
+/// If something of it cannot be removed.
+pub async fn detach(config: &config::Datapath, vip: IpAddr) -> Result<()> {
+    let netlink = Netlink::connect()?;
+    netlink.remove_virtual_address(vip).await?;
+    for interface in netlink::matching(&netlink.interfaces().await?, &config.pod_interfaces).keys() {
         attach::remove_clsact(interface);
     }
     pins::remove_all(&config.pins).with_context(|| format!("removing {}", config.pins.display()))

@@ -12,7 +12,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::s3::Zone;
+use crate::{http::server::accept, s3::Zone};
 
 /// How long resolvers may keep an answer, in seconds.
 const TTL: u32 = 60;
@@ -40,18 +40,18 @@ impl Responder {
         Ok(Self { zone, vip })
     }
 
-    /// Serves UDP until the socket fails.
-    ///
-    /// # Errors
-    /// The socket's.
-    pub async fn serve_udp(&self, socket: UdpSocket) -> io::Result<()> {
+    /// Serves UDP for as long as it is polled.
+    pub async fn serve_udp(&self, socket: UdpSocket) {
         let mut query = [0; MAX_QUERY];
         loop {
             let (length, client) = match socket.recv_from(&mut query).await {
                 Ok(received) => received,
-                // An earlier answer's ICMP error, reported here.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
-                Err(error) => return Err(error),
+                // An earlier answer's ICMP error, perhaps, which is reported here.
+                Err(error) => {
+                    tracing::debug!(%error, "receiving a name query");
+                    tokio::task::yield_now().await;
+                    continue;
+                }
             };
             if let Some(answer) = self.answer(&query[..length]) {
                 let _ = socket.send_to(&answer, client).await;
@@ -59,15 +59,12 @@ impl Responder {
         }
     }
 
-    /// Serves TCP until the listener fails.
-    ///
-    /// # Errors
-    /// The listener's.
-    pub async fn serve_tcp(&self, listener: TcpListener) -> io::Result<()> {
+    /// Serves TCP for as long as it is polled.
+    pub async fn serve_tcp(&self, listener: TcpListener) {
         let places = Arc::new(Semaphore::new(TCP_CLIENTS));
         loop {
-            let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-            let (stream, _) = listener.accept().await?;
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let (stream, _) = accept(&listener).await;
             let responder = self.clone();
             tokio::spawn(async move {
                 let _place = place;

@@ -23,12 +23,15 @@ pub use trial::Standing;
 use self::trial::Trial;
 use crate::{
     config::{self, Origin, Protocol},
-    http::{Body, Head, empty, upstream::Upstream},
+    http::{
+        Body, Head, empty,
+        upstream::{Upstream, chain},
+    },
     s3::{ObjectMeta, ObjectName, S3Error, Validator},
 };
 
 /// Longest wait for the gateway's word on a GET.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(20);
 const LOTA_NODE: HeaderName = HeaderName::from_static("lota-node");
 const LOTA_ACCEPT: HeaderName = HeaderName::from_static("lota-accept");
 
@@ -194,12 +197,4 @@ fn classify(name: &ObjectName, answer: Response<Incoming>) -> Answer {
         Some(meta) => Answer::Arriving(Grant::new(name, &meta.version.validator), meta, answer),
         None => Answer::Relay(answer),
     }
-}
-
-/// An error with all its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

@@ -14,11 +14,18 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("LOTA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    // A level, or a list of `module=level`.
+    let wanted = std::env::var("LOTA_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(filter).init();
     match dispatch(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -78,5 +85,5 @@ fn list(folder: &Path, json: bool) -> Result<()> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn detach(config: &Config) -> Result<()> {
-    datapath::detach(&config.datapath).await
+    datapath::detach(&config.datapath, config.endpoint.vip.into()).await
 }

@@ -2,18 +2,19 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use hyper::{Request, Response, body::Incoming};
 use lota_common::Settings;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 
@@ -29,7 +30,11 @@ use crate::{
     },
     dns::Responder,
     gateway::Gateway,
-    http::{server, upstream::Upstream},
+    http::{
+        Body,
+        server::{self, Connection, Limits, NoAnswer},
+        upstream::Upstream,
+    },
     metrics::{Exposition, Metrics},
     peer::Peers,
     placement::{NodeName, Placement},
@@ -48,38 +53,42 @@ const DRAIN: Duration = Duration::from_secs(30);
 pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<()> {
     datapath::preflight(&config.datapath.pins)
         .map_err(|missing| anyhow!("cannot hold the datapath: {missing}"))?;
+    raise_descriptor_limit();
     let metrics = Metrics::default();
     let proxy = Arc::new(proxy(&config, metrics.clone())?);
 
+    // In this order, nothing is ever reachable before what protects it is in place.
     let mut netlink = Netlink::connect()?;
-    netlink.add_virtual_address(config.endpoint.vip.into()).await?;
     let mut datapath = Datapath::load(&config.datapath, settings(&config))?;
+    netlink.add_virtual_address(config.endpoint.vip.into()).await?;
     datapath.set_nodes(&nodes(&config))?;
+    follow_interfaces(&config, &netlink, &mut datapath).await?;
+    if config.datapath.uplink.is_none() {
+        tracing::warn!("no datapath.uplink: the peer port is kept by the cluster's secret alone");
+    }
+    if let Err(error) = netlink::reserve_port(config.peer_port()) {
+        tracing::warn!(port = config.peer_port(), %error, "cannot reserve the peer port");
+    }
     let exposition =
         Arc::new(Exposition::new(&metrics, proxy.cache.clone(), proxy.gateway.clone(), datapath.verdicts()?));
-
-    let listen = Listeners::bind(&config, &mut datapath).await?;
-    follow_interfaces(&config, &netlink, &mut datapath).await?;
-    if let Some(uplink) = &config.datapath.uplink {
-        let mode = datapath.guard(uplink)?;
-        tracing::info!(uplink, %mode, "the guard is up");
-    }
+    let listen = Listeners::bind(&config).await?;
+    datapath.set_listener(&listen.hidden)?;
 
     let ready = Ready::default();
-    let mut parts: JoinSet<Result<()>> = JoinSet::new();
+    let (connections, mut drained) = mpsc::channel::<()>(1);
+    let door = Door { proxy: proxy.clone(), stop: stop.clone(), alive: connections };
     let responder = Responder::new(&config.endpoint.zone, config.endpoint.vip)?;
     let names = responder.clone();
-    parts.spawn(async move { responder.serve_udp(listen.dns_udp).await.context("answering names over UDP") });
-    parts.spawn(async move { names.serve_tcp(listen.dns_tcp).await.context("answering names over TCP") });
-    let admin = admin::serve(listen.admin, exposition, ready.clone(), stop.clone());
-    parts.spawn(async move { admin.await.context("serving the admin port") });
-    let (connections, mut drained) = tokio::sync::mpsc::channel::<()>(1);
+    let mut parts = JoinSet::new();
+    parts.spawn(async move { responder.serve_udp(listen.dns_udp).await });
+    parts.spawn(async move { names.serve_tcp(listen.dns_tcp).await });
+    parts.spawn(admin::serve(listen.admin, exposition, ready.clone(), stop.clone()));
     let vip = SocketAddr::from((config.endpoint.vip, HTTP_PORT));
-    parts.spawn(serve_pods(listen.pods, vip, proxy.clone(), stop.clone(), connections.clone()));
+    parts.spawn(door.clone().serve_pods(TcpListener::from_std(listen.hidden)?, vip));
     if let Some(peers) = listen.peers {
-        parts.spawn(serve_peers(peers, proxy.clone(), stop.clone(), connections.clone()));
+        parts.spawn(door.clone().serve_peers(peers));
     }
-    drop(connections);
+    drop(door);
 
     ready.store(true, Ordering::Release);
     tracing::info!(
@@ -96,9 +105,11 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<()> 
         tokio::select! {
             changed = netlink.changed() => {
                 changed?;
-                follow_interfaces(&config, &netlink, &mut datapath).await?;
+                if let Err(error) = follow_interfaces(&config, &netlink, &mut datapath).await {
+                    tracing::error!(error = format!("{error:#}"), "not everything follows the interfaces");
+                }
             }
-            Some(ended) = parts.join_next() => ended.context("a part of the node panicked")??,
+            Some(ended) = parts.join_next() => ended.context("a part of the node panicked")?,
             _ = stop.wait_for(|stop| *stop) => break,
         }
     }
@@ -164,27 +175,36 @@ fn nodes(config: &Config) -> BTreeMap<IpAddr, bool> {
     peers.chain(own.filter(|address| !address.is_unspecified()).map(|address| (address, true))).collect()
 }
 
-/// Brings attachments and access entries in line with the interfaces that there are now.
+/// Brings attachments, guard and access entries in line with the interfaces that there are now.
+///
+/// # Errors
+/// What could not be, after all that could.
 async fn follow_interfaces(config: &Config, netlink: &Netlink, datapath: &mut Datapath) -> Result<()> {
     let interfaces = netlink.interfaces().await?;
     let pods = netlink::matching(&interfaces, &config.datapath.pod_interfaces);
+    let mut problems = Vec::new();
     for (interface, attached) in datapath.set_interfaces(&pods) {
         match attached {
             Ok(mode) => tracing::info!(interface, %mode, "attached"),
-            Err(error) => tracing::error!(
-                interface,
-                error = format!("{error:#}"),
-                "pods behind this interface are refused"
-            ),
+            Err(error) => problems.push(format!("attaching to {interface}: {error:#}")),
         }
     }
-    datapath.set_access(&access::entries(&config.access.pods, &interfaces))
+    if let Some(uplink) = &config.datapath.uplink {
+        match interfaces.get(uplink).map(|index| datapath.set_uplink(uplink, *index)) {
+            Some(Ok(None)) => {}
+            Some(Ok(Some(mode))) => tracing::info!(uplink, %mode, "the guard is up"),
+            Some(Err(error)) => problems.push(format!("{error:#}")),
+            None => problems.push(format!("the uplink {uplink} does not exist")),
+        }
+    }
+    datapath.set_access(&access::entries(&config.access.pods, &interfaces))?;
+    if problems.is_empty() { Ok(()) } else { Err(anyhow!(problems.join("; "))) }
 }
 
 /// Every socket the node listens on.
 struct Listeners {
-    /// Hidden: only what the datapath steers here is served.
-    pods: TcpListener,
+    /// Only what the datapath steers here is served.
+    hidden: std::net::TcpListener,
     peers: Option<TcpListener>,
     admin: TcpListener,
     dns_udp: UdpSocket,
@@ -192,7 +212,7 @@ struct Listeners {
 }
 
 impl Listeners {
-    async fn bind(config: &Config, datapath: &mut Datapath) -> Result<Self> {
+    async fn bind(config: &Config) -> Result<Self> {
         let about = |what: &str, address: SocketAddr| format!("listening for {what} on {address}");
         let dns = SocketAddr::from((config.endpoint.vip, DNS_PORT));
         let dns_udp = UdpSocket::bind(dns).await.with_context(|| about("names (UDP)", dns))?;
@@ -206,75 +226,71 @@ impl Listeners {
                 Some(TcpListener::bind(address).await.with_context(|| about("peers", address))?)
             }
         };
-        // Last: from here on, pods are served.
         let hidden = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("the hidden listener")?;
         hidden.set_nonblocking(true)?;
-        datapath.set_listener(&hidden)?;
-        Ok(Self { pods: TcpListener::from_std(hidden)?, peers, admin, dns_udp, dns_tcp })
+        Ok(Self { hidden, peers, admin, dns_udp, dns_tcp })
     }
 }
 
-/// `alive` is dropped with the last connection.
-async fn serve_pods(
-    listener: TcpListener,
-    vip: SocketAddr,
+/// What every accepted connection needs.
+#[derive(Clone)]
+struct Door {
     proxy: Arc<Proxy>,
     stop: watch::Receiver<bool>,
-    alive: tokio::sync::mpsc::Sender<()>,
-) -> Result<()> {
-    loop {
-        let (stream, client) = accept(&listener).await.context("accepting pods")?;
-        if stream.local_addr().ok() != Some(vip) {
-            // A process of the node found the hidden listener; the datapath steers to the VIP only.
-            proxy.unsteered(client);
-            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-            continue;
-        }
-        let (entry, sent) = (proxy.clone(), proxy.metrics.sendfile.clone());
-        let service = move |connection, request| {
-            let entry = entry.clone();
-            async move { entry.enter(connection, request).await }
-        };
-        let (stop, alive) = (stop.clone(), alive.clone());
-        tokio::spawn(async move {
-            server::serve(stream, client, sent, stop, service).await;
-            drop(alive);
-        });
-    }
+    /// Dropped with the last connection.
+    alive: mpsc::Sender<()>,
 }
 
-async fn serve_peers(
-    listener: TcpListener,
-    proxy: Arc<Proxy>,
-    stop: watch::Receiver<bool>,
-    alive: tokio::sync::mpsc::Sender<()>,
-) -> Result<()> {
-    loop {
-        let (stream, client) = accept(&listener).await.context("accepting peers")?;
-        let (owner, sent) = (proxy.clone(), proxy.metrics.sendfile.clone());
-        let service = move |connection, request| {
-            let owner = owner.clone();
-            async move { owner.own(connection, request).await }
-        };
-        let (stop, alive) = (stop.clone(), alive.clone());
-        tokio::spawn(async move {
-            server::serve(stream, client, sent, stop, service).await;
-            drop(alive);
-        });
-    }
-}
-
-/// Accepts; a client that gave up, or a lack of descriptors for a moment, must not end the node.
-async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-    loop {
-        match listener.accept().await {
-            Ok(accepted) => return Ok(accepted),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) => {
-                tracing::error!("out of file descriptors; raise the limit (ulimit -n)");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+impl Door {
+    async fn serve_pods(self, listener: TcpListener, vip: SocketAddr) {
+        loop {
+            let (stream, client) = server::accept(&listener).await;
+            if stream.local_addr().ok() != Some(vip) {
+                // A process of the node found the hidden listener; the datapath steers to the VIP only.
+                self.proxy.unsteered(client);
+                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                continue;
             }
-            Err(error) => return Err(error),
+            let entry = self.clone();
+            let service = move |connection, request| {
+                let proxy = entry.proxy.clone();
+                async move { proxy.enter(connection, request).await }
+            };
+            self.serve((stream, client), Limits::CLIENT, service);
         }
+    }
+
+    async fn serve_peers(self, listener: TcpListener) {
+        loop {
+            let accepted = server::accept(&listener).await;
+            let owner = self.clone();
+            let service = move |connection, request| {
+                let proxy = owner.proxy.clone();
+                async move { proxy.own(connection, request).await }
+            };
+            self.serve(accepted, Limits::PEER, service);
+        }
+    }
+
+    fn serve<S, F>(&self, accepted: (TcpStream, SocketAddr), limits: Limits, service: S)
+    where
+        S: Fn(Connection, Request<Incoming>) -> F + Send + 'static,
+        F: Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'static,
+    {
+        let (sent, stop) = (self.proxy.metrics.sendfile.clone(), self.stop.clone());
+        let alive = self.alive.clone();
+        tokio::spawn(async move {
+            server::serve(accepted, limits, sent, stop, service).await;
+            drop(alive);
+        });
+    }
+}
+
+/// As many descriptors as the system allows: each connection is one, each open object another.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }

@@ -21,14 +21,18 @@ pub use wire::{Refused, Signature};
 use self::{replay::Window, wire::Wire};
 use crate::{
     config::{Origin, Secret},
-    http::{Body, Head, empty, upstream::Upstream},
+    http::{
+        Body, Head, empty,
+        upstream::{Upstream, chain},
+    },
     placement::NodeName,
 };
 
 /// How long a peer that did not answer is left alone.
 const REST: Duration = Duration::from_secs(2);
-/// Longest wait for an owner's answer; it may have to ask the gateway first.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// Longest wait for an owner's answer. It may have to wait for another request's answer, ask the gateway up to
+/// four times (the trial), and hesitate over a fill; giving up earlier would begin a second fill elsewhere.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The other nodes, and the secret shared with them.
 #[derive(Debug)]
@@ -49,6 +53,9 @@ pub enum PeerError {
     /// No such node is configured.
     #[error("its address is not known")]
     Unknown,
+    /// Nobody is there.
+    #[error("no connection: {0}")]
+    NoConnection(String),
     /// No answer, or none in time.
     #[error("no answer: {0}")]
     NoAnswer(String),
@@ -93,6 +100,9 @@ impl Peers {
         let answer = self.send(owner, origin, head).await;
         if let Err(error) = &answer {
             tracing::warn!(peer = %owner.0, %error, "peer unavailable");
+        }
+        // Slow is not dead, and one odd request says nothing about the next.
+        if let Err(PeerError::NoConnection(_)) = &answer {
             let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
             resting.insert(owner.clone(), Instant::now() + REST);
         }
@@ -111,7 +121,10 @@ impl Peers {
         let answer = tokio::time::timeout(PATIENCE, self.upstream.send(request))
             .await
             .map_err(|_| PeerError::NoAnswer("timed out".into()))?
-            .map_err(|error| PeerError::NoAnswer(error.to_string()))?;
+            .map_err(|error| match error.is_connect() {
+                true => PeerError::NoConnection(chain(&error)),
+                false => PeerError::NoAnswer(chain(&error)),
+            })?;
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
         Ok(answer)
     }

@@ -8,13 +8,14 @@
 mod answer;
 mod fill;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::{Request, Response, StatusCode, body::Incoming};
+use tokio::time::timeout;
 
 use crate::{
     backend::Backend,
-    cache::{Cache, Join, Object, Reader},
+    cache::{Cache, Join, Lead, Object, Reader},
     gateway::{Answer, DirectPath, FillAuthority, Gateway, Grant},
     http::{
         Body, FileSlices, Head, empty, incoming,
@@ -25,6 +26,9 @@ use crate::{
     placement::{NodeName, Placement},
     s3::{CacheControl, GetObject, ObjectMeta, Operation, S3Error, Zone},
 };
+
+/// Longest wait for a fill's first byte before the answer's head goes out all the same.
+const HESITATION: Duration = Duration::from_secs(5);
 
 /// Everything on the road.
 pub struct Proxy {
@@ -46,11 +50,22 @@ pub struct Proxy {
     pub metrics: Metrics,
 }
 
-/// A GET on its way: the client's request, and where the bytes of its answer are queued.
+/// A GET on its way.
 struct Get<'a> {
+    /// The client's request.
     head: &'a Head,
-    get: &'a GetObject,
+    /// What it asks for.
+    object: &'a GetObject,
+    /// Where the bytes of its answer are queued.
     slices: &'a FileSlices,
+    /// Held while this request asks about an object that nobody here knows.
+    lead: Option<Lead>,
+}
+
+impl<'a> Get<'a> {
+    fn new(head: &'a Head, object: &'a GetObject, slices: &'a FileSlices) -> Self {
+        Self { head, object, slices, lead: None }
+    }
 }
 
 impl Proxy {
@@ -64,7 +79,7 @@ impl Proxy {
         let target = parts.uri.path().to_owned();
         let answer = match Head::of(parts) {
             Ok(head) => self.route(&head, body, &connection.slices).await,
-            Err(wrong) => Err(S3Error::invalid_request(format!("The request has {wrong}"))),
+            Err(wrong) => Err(S3Error::invalid_request(wrong)),
         };
         let answer = answer.unwrap_or_else(|error| answer::error(&error, &target));
         self.count(&answer);
@@ -93,15 +108,15 @@ impl Proxy {
         let target = parts.uri.path().to_owned();
         let answer = match Head::of(parts) {
             Ok(head) => match self.classify(&head) {
-                Operation::Get(get) => {
-                    let get = Get { head: &head, get: &get, slices: &connection.slices };
-                    self.authorize_and_serve(get).await
+                Operation::Get(object) => {
+                    self.authorize_and_serve(Get::new(&head, &object, &connection.slices)).await
                 }
-                Operation::Pass(_) => Err(S3Error::invalid_request("Peers send cacheable requests only")),
+                // A node of another version, or zone, reads the request otherwise.
+                Operation::Pass(_) => self.pass(&head, empty()).await,
             },
-            Err(wrong) => Err(S3Error::invalid_request(format!("The request has {wrong}"))),
+            Err(wrong) => Err(S3Error::invalid_request(wrong)),
         };
-        let mut answer = answer.unwrap_or_else(|error| answer::error(&error, &target));
+        let mut answer = answer.unwrap_or_else(|error| answer::owner_error(&error, &target));
         peers.sign(&signature, &mut answer);
         Ok(answer)
     }
@@ -117,9 +132,9 @@ impl Proxy {
                 tracing::debug!(method = %head.method, why, "passing through");
                 self.pass(head, incoming(body)).await
             }
-            Operation::Get(get) => {
-                let get = Get { head, get: &get, slices };
-                match get.get.cache_control {
+            Operation::Get(object) => {
+                let get = Get::new(head, &object, slices);
+                match object.cache_control {
                     CacheControl::Bypass => self.past_the_cache(get).await,
                     CacheControl::Use | CacheControl::LookOnly => self.find_owner(get).await,
                 }
@@ -128,14 +143,7 @@ impl Proxy {
     }
 
     fn classify(&self, head: &Head) -> Operation {
-        Operation::classify(
-            &self.zone,
-            &head.method,
-            &head.host,
-            head.target.path(),
-            head.query(),
-            &head.headers,
-        )
+        Operation::classify(&self.zone, &head.method, &head.host, &head.target, &head.headers, head.chunked)
     }
 
     /// To the gateway and back, byte for byte.
@@ -146,7 +154,7 @@ impl Proxy {
 
     /// `no-store`: straight from the backend, the cache untouched.
     async fn past_the_cache(&self, get: Get<'_>) -> Result<Response<Body>, S3Error> {
-        match self.gateway.authorize(get.head, &get.get.name, None).await? {
+        match self.gateway.authorize(get.head, &get.object.name, None).await? {
             Answer::Direct(grant, meta, path) => {
                 self.stream_direct(get, grant, &meta, path, Outcome::Bypass).await
             }
@@ -160,9 +168,13 @@ impl Proxy {
     /// Has the object's owner answer; the next in line if that one cannot; in the end this node itself.
     async fn find_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
         let count = |role| self.metrics.peer_requests.get_or_create(&PeerLabels { role }).inc();
-        for owner in self.placement.order(&get.get.name) {
+        for owner in self.placement.order(&get.object.name) {
             let Some(peers) = self.peers.as_ref().filter(|_| *owner != self.node) else { break };
             match peers.ask(owner, get.head).await {
+                Ok(answer) if answer::is_owner_error(&answer) => {
+                    count("unavailable");
+                    tracing::debug!(owner = %owner.0, "it cannot reach the gateway; asking the next");
+                }
                 Ok(answer) => {
                     count("asked");
                     return Ok(answer::relay_from_owner(answer));
@@ -177,20 +189,17 @@ impl Proxy {
     }
 
     /// The owner's part.
-    async fn authorize_and_serve(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
-        let name = &get.get.name;
+    async fn authorize_and_serve(self: &Arc<Self>, mut get: Get<'_>) -> Result<Response<Body>, S3Error> {
+        let name = &get.object.name;
         let mut held = self.cache.find(name).await;
-        // Of many who want what nobody here knows, one asks; the others then know what to ask about.
-        let _lead = if held.is_none() {
-            let lead = self.cache.lead(name).await;
+        if held.is_none() {
+            // Of many who want what nobody here knows, one asks; the others then know what to ask about.
+            get.lead = self.cache.lead(name).await;
             held = self.cache.find(name).await;
-            held.is_none().then_some(lead)
-        } else {
-            None
-        };
+        }
         let validator = held.as_ref().map(|object| &object.meta().version.validator);
         match (self.gateway.authorize(get.head, name, validator).await?, held) {
-            (Answer::Fresh(grant), Some(object)) => self.serve_or_pass(get, grant, object).await,
+            (Answer::Fresh(grant), Some(object)) => self.serve(get, grant, object).await,
             (Answer::Fresh(_), None) => {
                 Err(S3Error::unavailable("The gateway answered a question it was not asked"))
             }
@@ -214,10 +223,10 @@ impl Proxy {
         answer: Response<Incoming>,
     ) -> Result<Response<Body>, S3Error> {
         if let Some(object) = self.cache.get(&meta.version).await {
-            return self.serve_or_pass(get, grant, object).await;
+            return self.serve(get, grant, object).await;
         }
         let relay = |answer| Ok(answer::relay(answer, Outcome::Miss, &self.node));
-        if get.get.cache_control == CacheControl::LookOnly {
+        if get.object.cache_control == CacheControl::LookOnly {
             return relay(answer);
         }
         if answer.status() == StatusCode::OK {
@@ -225,16 +234,19 @@ impl Proxy {
             return match self.join(&meta).await {
                 Some(Join::Lead(fill)) => {
                     let object = fill.object();
-                    self.clone().start(fill, answer, &FillAuthority::Client);
-                    self.serve_or_pass_as(get, grant, object, Outcome::Miss).await
+                    let proxy = self.clone();
+                    tokio::spawn(
+                        async move { proxy.see_through(fill, answer, &FillAuthority::Client).await },
+                    );
+                    self.serve_as(get, grant, object, Outcome::Miss).await
                 }
-                Some(Join::Follow(object)) => self.serve_or_pass(get, grant, object).await,
+                Some(Join::Follow(object)) => self.serve(get, grant, object).await,
                 None => relay(answer),
             };
         }
         let authority = if self.backend.has_own_credential() {
             FillAuthority::Own
-        } else if !get.get.range_signed {
+        } else if !get.object.range_signed {
             FillAuthority::Client
         } else {
             self.uncached("no-fill-authority");
@@ -242,7 +254,7 @@ impl Proxy {
         };
         match self.fill_from(get.head, &meta, authority).await {
             // The range that was arriving is dropped with `answer`: it comes with the whole.
-            Some((object, outcome)) => self.serve_or_pass_as(get, grant, object, outcome).await,
+            Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
             None => relay(answer),
         }
     }
@@ -256,13 +268,13 @@ impl Proxy {
         path: DirectPath,
     ) -> Result<Response<Body>, S3Error> {
         if let Some(object) = self.cache.get(&meta.version).await {
-            return self.serve_or_pass(get, grant, object).await;
+            return self.serve(get, grant, object).await;
         }
-        if get.get.cache_control == CacheControl::Use
+        if get.object.cache_control == CacheControl::Use
             && let Some((object, outcome)) =
                 self.fill_from(get.head, &meta, FillAuthority::Direct(path.clone())).await
         {
-            return self.serve_or_pass_as(get, grant, object, outcome).await;
+            return self.serve_as(get, grant, object, outcome).await;
         }
         self.stream_direct(get, grant, &meta, path, Outcome::Miss).await
     }
@@ -276,54 +288,59 @@ impl Proxy {
         path: DirectPath,
         outcome: Outcome,
     ) -> Result<Response<Body>, S3Error> {
-        let Ok(range) = get.get.range.resolve(meta.size) else {
+        let Ok(range) = get.object.range.resolve(meta.size) else {
             return Ok(answer::unsatisfiable(meta, get.head.target.path()));
         };
         match self.backend.fetch(&FillAuthority::Direct(path), meta, range, get.head).await {
             Ok(answer) => {
                 let body = incoming(answer.into_body());
-                Ok(answer::object(grant, meta, range, get.get.wants_checksums, body, outcome, &self.node))
+                Ok(answer::object(grant, meta, range, get.object.wants_checksums, body, outcome, &self.node))
             }
             Err(error) => {
                 tracing::warn!(object = %meta.version.name, %error, "direct path failed; asking the gateway");
-                self.pass(get.head, empty()).await
+                self.around_the_cache(get, "direct-path-failed").await
             }
         }
     }
 
     /// Serves an object that is here or on its way.
-    async fn serve_or_pass(
+    async fn serve(
         &self,
         get: Get<'_>,
         grant: Grant,
         object: Arc<Object>,
     ) -> Result<Response<Body>, S3Error> {
         let outcome = if object.is_complete() { Outcome::Hit } else { Outcome::Fill };
-        self.serve_or_pass_as(get, grant, object, outcome).await
+        self.serve_as(get, grant, object, outcome).await
     }
 
-    async fn serve_or_pass_as(
+    async fn serve_as(
         &self,
-        get: Get<'_>,
+        mut get: Get<'_>,
         grant: Grant,
         object: Arc<Object>,
         outcome: Outcome,
     ) -> Result<Response<Body>, S3Error> {
-        if *grant.version() != object.meta().version {
-            // Cannot happen; but a grant is for one version, and this is where bytes leave.
-            return self.pass(get.head, empty()).await;
-        }
-        let Ok(range) = get.get.range.resolve(object.meta().size) else {
+        // Others can find it now.
+        get.lead = None;
+        let Ok(range) = get.object.range.resolve(object.meta().size) else {
             return Ok(answer::unsatisfiable(object.meta(), get.head.target.path()));
         };
-        let mut reader = Reader::new(object.clone(), range);
-        if reader.ready().await.is_err() {
-            // The fill broke off before this client's first byte: it need not notice.
-            self.uncached("fill-broke-off");
-            return self.pass(get.head, empty()).await;
+        let Some(mut reader) = Reader::new(&grant, object.clone(), range) else {
+            return self.around_the_cache(get, "granted-otherwise").await;
+        };
+        // The head can wait a little for the first byte: if the fill breaks off before, no client notices.
+        if let Ok(Err(_)) = timeout(HESITATION, reader.ready()).await {
+            return self.around_the_cache(get, "fill-broke-off").await;
         }
         let body = answer::file_body(reader, get.slices.clone());
-        Ok(answer::object(grant, object.meta(), range, get.get.wants_checksums, body, outcome, &self.node))
+        Ok(answer::object(grant, object.meta(), range, get.object.wants_checksums, body, outcome, &self.node))
+    }
+
+    /// From the gateway itself, since the cache would not do: costs speed, nothing else.
+    async fn around_the_cache(&self, get: Get<'_>, reason: &'static str) -> Result<Response<Body>, S3Error> {
+        self.uncached(reason);
+        self.pass(get.head, empty()).await
     }
 
     fn uncached(&self, reason: &'static str) {

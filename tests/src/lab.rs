@@ -6,6 +6,7 @@ mod namespace;
 mod node;
 mod origin;
 mod relay;
+mod signals;
 
 use std::{
     fs,
@@ -25,6 +26,7 @@ pub use namespace::Namespace;
 pub use node::{ADMIN_PORT, Mode, Node, PEER_PORT, Program};
 pub use origin::{ADMIN, NOBODY, Origin, READER};
 pub use relay::Relay;
+pub use signals::{clean_up_on_signal, still_wanted};
 
 /// Nodes in the lab.
 pub const NODES: u8 = 3;
@@ -45,6 +47,24 @@ pub struct Pod(pub u8, pub u8);
 
 /// The pod that no access entry names.
 pub const DENIED: Pod = Pod(NODES, PODS);
+
+/// A namespace of a lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Switch,
+    Node(u8),
+    Pod(Pod),
+}
+
+impl Place {
+    fn namespace(self, lab: &str) -> Namespace {
+        Namespace::named(&match self {
+            Self::Switch => format!("{lab}-switch"),
+            Self::Node(node) => format!("{lab}-n{node}"),
+            Self::Pod(Pod(node, pod)) => format!("{lab}-n{node}p{pod}"),
+        })
+    }
+}
 
 /// The namespaces, and the folder that goes with them.
 #[derive(Debug)]
@@ -102,10 +122,7 @@ impl Lab {
     /// # Errors
     /// If something of it cannot be removed.
     pub fn down(name: &str) -> Result<()> {
-        let prefix = format!("{name}-");
-        for namespace in
-            Namespace::all()?.into_iter().filter(|namespace| namespace.name().starts_with(&prefix))
-        {
+        for namespace in Self::namespaces(name) {
             namespace.delete()?;
         }
         for node in 1..=NODES {
@@ -114,20 +131,29 @@ impl Lab {
         remove_folder(&folder(name))
     }
 
-    /// Names of what is left of a lab; empty once it is down.
-    ///
-    /// # Errors
-    /// If namespaces cannot be listed.
-    pub fn leftovers(name: &str) -> Result<Vec<String>> {
-        let prefix = format!("{name}-");
-        let mut left: Vec<String> = Namespace::all()?
-            .into_iter()
-            .map(|namespace| namespace.name().to_owned())
-            .filter(|namespace| namespace.starts_with(&prefix))
-            .collect();
+    /// What is left of a lab; empty once it is down.
+    #[must_use]
+    pub fn leftovers(name: &str) -> Vec<String> {
+        let namespaces = Self::namespaces(name).into_iter().flat_map(|namespace| namespace.traces());
         let folders = (1..=NODES).map(|node| pins(name, node)).chain([folder(name)]);
-        left.extend(folders.filter(|folder| folder.exists()).map(|folder| folder.display().to_string()));
-        Ok(left)
+        let mut left: Vec<PathBuf> = namespaces.chain(folders).filter(|path| path.exists()).collect();
+        // A daemon's command line names its configuration, which is in the folder.
+        let folder = folder(name).display().to_string();
+        left.extend(
+            fs::read_dir("/proc").into_iter().flatten().flatten().map(|process| process.path()).filter(
+                |process| {
+                    fs::read_to_string(process.join("cmdline")).is_ok_and(|line| line.contains(&folder))
+                },
+            ),
+        );
+        left.into_iter().map(|path| path.display().to_string()).collect()
+    }
+
+    /// Every namespace that a lab of this name may have, and no other's.
+    fn namespaces(name: &str) -> Vec<Namespace> {
+        let nodes = (1..=NODES).map(Place::Node);
+        let pods = Pod::all().map(Place::Pod);
+        nodes.chain(pods).chain([Place::Switch]).map(|place| place.namespace(name)).collect()
     }
 
     /// The lab's name.
@@ -145,19 +171,19 @@ impl Lab {
     /// The namespace of the switch, where the gateway's address is.
     #[must_use]
     pub fn switch(&self) -> Namespace {
-        Namespace::named(&format!("{}-switch", self.name))
+        Place::Switch.namespace(&self.name)
     }
 
     /// A node's namespace.
     #[must_use]
     pub fn node(&self, node: u8) -> Namespace {
-        Namespace::named(&format!("{}-n{node}", self.name))
+        Place::Node(node).namespace(&self.name)
     }
 
     /// A pod's namespace.
     #[must_use]
     pub fn pod(&self, pod: Pod) -> Namespace {
-        Namespace::named(&format!("{}-n{}p{}", self.name, pod.0, pod.1))
+        Place::Pod(pod).namespace(&self.name)
     }
 
     /// Where a node's daemon pins its maps.

@@ -13,18 +13,17 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use lota_tests::{
-    lab::{DENIED, Lab, Origin, Pod},
+    lab::{DENIED, Lab, Origin, Pod, clean_up_on_signal, still_wanted},
     tour::{Line, STEPS, Tools, Tour},
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::signal::unix::{SignalKind, signal};
 
 /// The tour's lab, and the one that `lab up` keeps.
 const DEMO: &str = "lota-demo";
-const KEPT: &str = "lota";
+const KEPT: &str = "lota-kept";
 /// Longest wait for a lab in the background.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -92,6 +91,7 @@ fn main() -> ExitCode {
         LabCommand::Down => down(),
         LabCommand::Exec { place, command } => exec(&place, &command),
     };
+    still_wanted();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -120,7 +120,7 @@ fn tour(parts: &Parts, keep: bool, json: bool) -> Result<()> {
         }
     }
     show_access_map(&tour, &table)?;
-    if keep {
+    if keep && failed == 0 {
         hint(&tour.lab, "Ctrl-C takes the lab down.");
         loop {
             thread::park();
@@ -128,7 +128,7 @@ fn tour(parts: &Parts, keep: bool, json: bool) -> Result<()> {
     }
     table.step(10, "everything it made is gone");
     drop(tour);
-    let left = Lab::leftovers(DEMO)?;
+    let left = Lab::leftovers(DEMO);
     table.line(&plain("namespaces, pins, processes, files left", &left.len().to_string()));
     ensure!(left.is_empty(), "left behind: {}", left.join(", "));
     ensure!(failed == 0, "{failed} steps failed");
@@ -233,32 +233,6 @@ fn exec(place: &str, command: &[String]) -> Result<()> {
     let pod = place.contains('p');
     let mut command = if pod { namespace.pod_command(program) } else { namespace.command(program) };
     Err(command.args(arguments).exec()).with_context(|| format!("running {program} in {place}"))
-}
-
-/// Ctrl-C, in the middle of anything: everything goes, then this process.
-fn clean_up_on_signal(name: &'static str) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _inside = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    thread::spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        });
-        eprintln!("\ntaking the lab down …");
-        // What was being made while we looked may have appeared since: look again.
-        for _ in 0..3 {
-            if let Err(error) = Lab::down(name) {
-                eprintln!("lota-lab: {error:#}");
-            }
-        }
-        std::process::exit(130);
-    });
-    Ok(())
 }
 
 /// The tour's table, as it grows.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use lota_tests::{
-    lab::{Lab, Origin},
+    lab::{Lab, Origin, clean_up_on_signal, still_wanted},
     tour::{STEPS, Tools, Tour},
 };
 
@@ -51,6 +51,10 @@ const MORE: [(&str, Test); 14] = [
 ];
 
 fn main() -> ExitCode {
+    if let Err(error) = clean_up_on_signal(NAME) {
+        eprintln!("e2e: {error:#}");
+        return ExitCode::FAILURE;
+    }
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let origins: [(&str, MakeOrigin); 2] = [
         ("embedded", |lab| Origin::embedded(lab.folder())),
@@ -60,11 +64,13 @@ fn main() -> ExitCode {
     for (name, origin) in origins {
         failed |= run(&arguments, name, origin);
     }
-    failed |= libtest_mimic::run(
-        &arguments,
-        vec![Trial::test("10 Ctrl-C takes everything down", || start::interrupted().map_err(Failed::from))],
-    )
-    .has_failed();
+    let last: [(&str, fn() -> Result<()>); 2] =
+        [("10 Ctrl-C takes everything down", start::interrupted), ("10 lab up, exec, down", start::kept_lab)];
+    let trials = last.map(|(name, test)| {
+        Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+    });
+    failed |= libtest_mimic::run(&arguments, trials.into()).has_failed();
+    still_wanted();
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -101,7 +107,7 @@ fn run(arguments: &Arguments, name: &str, origin: MakeOrigin) -> bool {
     let ended = lab.clone();
     trials.push(Trial::test(format!("{name}: 10 everything it made is gone afterwards"), move || {
         drop(ended.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let left = Lab::leftovers(NAME)?;
+        let left = Lab::leftovers(NAME);
         if left.is_empty() { Ok(()) } else { Err(format!("left behind: {}", left.join(", ")).into()) }
     }));
     libtest_mimic::run(arguments, trials).has_failed()

@@ -35,6 +35,8 @@ const STRANGER6: Ipv6Addr = Ipv6Addr::new(0xfd10, 1, 0, 0, 0, 0, 0, 9);
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
 const SELF: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const SELF6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 1);
+const PEER6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 2);
 const PEER_PORT: u16 = 7480;
 const ADMIN_PORT: u16 = 7481;
 /// Test packets come from `lo`, whose index is 1 everywhere.
@@ -140,6 +142,14 @@ fn pod_cases() -> Vec<Case> {
             SHOT,
             Verdict::Protected,
         ),
+        ("another node's peer port, IPv6", v6(POD6, PEER6, syn(PEER_PORT)), SHOT, Verdict::Protected),
+        (
+            "behind extension headers, to a node",
+            v6(POD6, PEER6, syn(9)).extension(60),
+            SHOT,
+            Verdict::Protected,
+        ),
+        ("the same to no node", v6(POD6, STRANGER6, syn(9)).extension(60), NEXT, Verdict::NotOurs),
         ("the same port of no node", v4(POD, STRANGER, syn(PEER_PORT)), NEXT, Verdict::NotOurs),
         ("UDP to a peer port", v4(POD, PEER, udp(PEER_PORT)), NEXT, Verdict::NotOurs),
     ]
@@ -154,6 +164,13 @@ fn guard_cases() -> Vec<Case> {
         (
             "a stranger's first fragment there",
             v4(STRANGER, SELF, syn(PEER_PORT)).fragment(0x2000),
+            XDP_DROP,
+            Verdict::Stranger,
+        ),
+        ("a peer, IPv6", Packet::v6(PEER6, SELF6, syn(PEER_PORT)), XDP_PASS, Verdict::Peer),
+        (
+            "a stranger behind extension headers",
+            Packet::v6(STRANGER6, SELF6, syn(9)).extension(60),
             XDP_DROP,
             Verdict::Stranger,
         ),
@@ -235,6 +252,9 @@ impl Kernel {
         let mut nodes: HashMap<_, Address4, Node> = map_mut(&mut ebpf, map::NODES4)?.try_into()?;
         nodes.insert(Address4 { address: SELF.octets() }, Node { own: 1 }, 0)?;
         nodes.insert(Address4 { address: PEER.octets() }, Node { own: 0 }, 0)?;
+        let mut nodes6: HashMap<_, Address6, Node> = map_mut(&mut ebpf, map::NODES6)?.try_into()?;
+        nodes6.insert(Address6 { address: SELF6.octets() }, Node { own: 1 }, 0)?;
+        nodes6.insert(Address6 { address: PEER6.octets() }, Node { own: 0 }, 0)?;
         Ok(Self { ebpf })
     }
 

@@ -24,8 +24,8 @@ const TO_BUILD: [&str; 10] = [
     "libxml2-dev",
 ];
 /// Debian packages that the lab needs.
-const TO_RUN: [&str; 7] =
-    ["bpftool", "iproute2", "procps", "python3-venv", "strace", "util-linux", "python3"];
+const TO_RUN: [&str; 8] =
+    ["bpftool", "curl", "iproute2", "procps", "python3-venv", "strace", "util-linux", "python3"];
 const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 /// Python packages of the lab: a real client, and a real S3 server that others wrote.
@@ -67,9 +67,9 @@ pub(crate) fn to_build() -> Result<(), String> {
 /// What linting needs besides.
 pub(crate) fn to_lint() -> Result<(), String> {
     to_build()?;
-    for component in ["clippy", "rustfmt"] {
-        let tool = if component == "clippy" { "cargo-clippy" } else { "rustfmt" };
-        if find(tool).is_none() {
+    // rustup has a stand-in for each tool, installed or not: only running it tells.
+    for (component, tool) in [("clippy", "clippy"), ("rustfmt", "fmt")] {
+        if !succeeds(&mut cargo(&[tool, "--version"])) {
             run(
                 &format!("installing {component}"),
                 &mut command("rustup", &["component", "add", component]),
@@ -104,8 +104,10 @@ fn python(packages: &[&str]) -> Result<PathBuf, String> {
         .iter()
         .copied()
         .filter(|package| {
-            let name = package.split('=').next().unwrap_or(package);
-            !succeeds(Command::new(&pip).args(["show", "--quiet", name]))
+            let frozen = Command::new(&pip).args(["freeze", "--disable-pip-version-check"]).output();
+            !frozen.is_ok_and(|output| {
+                String::from_utf8_lossy(&output.stdout).lines().any(|line| line == *package)
+            })
         })
         .collect();
     if !missing.is_empty() {

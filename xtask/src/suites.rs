@@ -36,12 +36,14 @@ pub(crate) fn test(names: &[&str]) -> Result<(), String> {
     if counts.failed == 0 { Ok(()) } else { Err("not everything passed".into()) }
 }
 
-/// Formatting, and clippy with warnings as errors.
+/// Formatting, clippy with warnings as errors, and the one feature that no other suite builds.
 fn lint(counts: &mut Counts) -> Result<(), String> {
     setup::to_lint()?;
     counts.one(watch("formatting", &mut cargo(&["fmt", "--all", "--check"]), |_| ())?);
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     counts.one(watch("clippy", &mut cargo(&clippy), |_| ())?);
+    let log = ["check", "--quiet", "--package", "lota-daemon", "--features", "datapath-log"];
+    counts.one(watch("the kernel side with its log", &mut cargo(&log), |_| ())?);
     Ok(())
 }
 

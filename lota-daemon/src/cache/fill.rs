@@ -1,18 +1,20 @@
 //! One whole-object fetch into the cache, which any number of readers follow.
 
-use std::{io, os::unix::fs::FileExt as _, sync::Arc};
+use std::{io, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     Cache, Object,
-    object::Progress,
     record::{CHUNK, Record},
-    store::{NameId, VersionId},
+    store::{NameId, Part, VersionId},
 };
+
+/// Longest silence of a source.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The right, and the duty, to bring an object's bytes. Dropped before its end, it leaves nothing behind.
 #[derive(Debug)]
@@ -21,7 +23,8 @@ pub struct Fill {
     id: VersionId,
     name: NameId,
     object: Arc<Object>,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<u64>,
+    part: Part,
     pending: BytesMut,
     written: u64,
     checksums: Vec<u32>,
@@ -40,6 +43,14 @@ pub enum FillError {
         size: u64,
         /// What it said.
         reason: String,
+    },
+    /// The source stopped sending, without ending.
+    #[error("the source sent nothing for {} s after {after} of {size} bytes", PATIENCE.as_secs())]
+    Stalled {
+        /// Bytes that had come.
+        after: u64,
+        /// Bytes that were to come.
+        size: u64,
     },
     /// The source sent another number of bytes than the gateway had said.
     #[error("the source sent {got} bytes of an object of {size}")]
@@ -60,7 +71,8 @@ impl Fill {
         id: VersionId,
         name: NameId,
         object: Arc<Object>,
-        progress: watch::Sender<Progress>,
+        progress: watch::Sender<u64>,
+        part: Part,
     ) -> Self {
         Self {
             cache,
@@ -68,6 +80,7 @@ impl Fill {
             name,
             object,
             progress,
+            part,
             pending: BytesMut::new(),
             written: 0,
             checksums: Vec::new(),
@@ -91,8 +104,10 @@ impl Fill {
     ) -> Result<u64, FillError> {
         let size = self.object.meta().size;
         let mut source = std::pin::pin!(source);
-        while let Some(bytes) = source.next().await {
+        loop {
             let after = self.written + self.pending.len() as u64;
+            let stalled = |_| FillError::Stalled { after, size };
+            let Some(bytes) = timeout(PATIENCE, source.next()).await.map_err(stalled)? else { break };
             let bytes =
                 bytes.map_err(|error| FillError::Source { after, size, reason: error.to_string() })?;
             if after + bytes.len() as u64 > size {
@@ -130,15 +145,15 @@ impl Fill {
         .await
         .map_err(io::Error::other)??;
         self.checksums.push(checksum);
-        self.progress.send_replace(Progress::Has(self.written));
+        self.progress.send_replace(self.written);
         Ok(())
     }
 
     async fn commit(mut self) -> io::Result<()> {
-        let record =
-            Record { meta: self.object.meta().clone(), checksums: std::mem::take(&mut self.checksums) };
-        let (cache, id, file) = (self.cache.clone(), self.id, self.object.file().clone());
-        tokio::task::spawn_blocking(move || cache.store.commit(&id, &file, &record))
+        let checksums = std::mem::take(&mut self.checksums);
+        let record = Record { meta: self.object.meta().clone(), checksums };
+        let (store, id, part) = (self.cache.store.clone(), self.id, self.part.clone());
+        tokio::task::spawn_blocking(move || store.commit(&id, &part, &record))
             .await
             .map_err(io::Error::other)??;
         self.committed = true;
@@ -150,10 +165,7 @@ impl Fill {
 impl Drop for Fill {
     fn drop(&mut self) {
         if !self.committed {
-            // Readers of an object that is all there (only its record failed) have what they need.
-            if self.written < self.object.meta().size || self.object.meta().size == 0 {
-                self.progress.send_replace(Progress::Failed);
-            }
+            // The sender goes with this: readers of what did not come are told.
             self.cache.fill_abandoned(self.id, self.name, self.object.meta().size);
         }
     }

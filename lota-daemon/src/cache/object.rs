@@ -1,37 +1,31 @@
 //! An object in the cache: complete, or growing.
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, sync::Arc};
 
 use tokio::sync::watch;
 
 use crate::s3::ObjectMeta;
-
-/// How far a growing object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// So many bytes from the start are there, with their checksums recorded.
-    Has(u64),
-    /// Nothing more will come.
-    Failed,
-}
 
 /// An object in the cache. It stays readable for whoever holds it, even when evicted.
 #[derive(Debug)]
 pub struct Object {
     meta: ObjectMeta,
     file: Arc<File>,
-    progress: watch::Receiver<Progress>,
+    /// So many bytes from the start are there, with their checksums recorded.
+    progress: watch::Receiver<u64>,
 }
 
 impl Object {
     pub(super) fn complete(meta: ObjectMeta, file: File) -> Self {
-        let (_, progress) = watch::channel(Progress::Has(meta.size));
+        let (_, progress) = watch::channel(meta.size);
         Self { meta, file: Arc::new(file), progress }
     }
 
-    pub(super) fn filling(meta: ObjectMeta, file: File) -> io::Result<(Self, watch::Sender<Progress>)> {
-        let (sender, progress) = watch::channel(Progress::Has(0));
-        Ok((Self { meta, file: Arc::new(file), progress }, sender))
+    /// A growing object, and where its growth is told. A sender dropped before the end means that nothing
+    /// more will come.
+    pub(super) fn filling(meta: ObjectMeta, file: Arc<File>) -> (Self, watch::Sender<u64>) {
+        let (sender, progress) = watch::channel(0);
+        (Self { meta, file, progress }, sender)
     }
 
     /// What it is.
@@ -43,14 +37,14 @@ impl Object {
     /// Is all of it here?
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        *self.progress.borrow() == Progress::Has(self.meta.size)
+        *self.progress.borrow() == self.meta.size
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+    pub(super) fn progress(&self) -> watch::Receiver<u64> {
         self.progress.clone()
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio::sync::watch;
 
-use super::{Object, object::Progress};
+use super::Object;
 use crate::{
+    gateway::Grant,
     http::{FileSlice, MAX_SLICE},
     s3::ByteRange,
 };
@@ -20,18 +21,22 @@ pub struct Broken;
 #[derive(Debug)]
 pub struct Reader {
     object: Arc<Object>,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<u64>,
     position: u64,
     end: u64,
 }
 
 impl Reader {
-    /// Reads `range` of an object, or all of it.
+    /// Reads `range` of an object, or all of it: this is where bytes leave, so it takes the gateway's grant
+    /// for that very version. `None` if it is for another.
     #[must_use]
-    pub fn new(object: Arc<Object>, range: Option<ByteRange>) -> Self {
+    pub fn new(grant: &Grant, object: Arc<Object>, range: Option<ByteRange>) -> Option<Self> {
+        if *grant.version() != object.meta().version {
+            return None;
+        }
         let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: object.meta().size });
         let progress = object.progress();
-        Self { object, progress, position: start, end }
+        Some(Self { object, progress, position: start, end })
     }
 
     /// Waits until the next byte is there, if there is to be one.
@@ -63,18 +68,7 @@ impl Reader {
 
     async fn available(&mut self) -> Result<u64, Broken> {
         let position = self.position;
-        let beyond = |progress: &Progress| match progress {
-            Progress::Has(bytes) => *bytes > position,
-            Progress::Failed => true,
-        };
-        // A sender that is gone leaves its last word; unless that is enough, nothing more will come.
-        let progress = match self.progress.wait_for(beyond).await {
-            Ok(progress) => *progress,
-            Err(_) => Progress::Failed,
-        };
-        match progress {
-            Progress::Has(bytes) => Ok(bytes),
-            Progress::Failed => Err(Broken),
-        }
+        // What a sender that is gone said last still counts; nothing more will come.
+        self.progress.wait_for(|bytes| *bytes > position).await.map(|bytes| *bytes).map_err(|_| Broken)
     }
 }

@@ -1,10 +1,13 @@
-//! Files: `<folder>/v1/ab/abcdef….data`, sparse until filled, and `….record` beside it once complete.
+//! Files: `<folder>/v1/ab/abcdef….data`, and `….record` beside it. While it is filled, the data is `….part-…`, a
+//! file of that fill alone: no file that a reader may have open is ever written or cut again.
 
 use std::{
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -21,6 +24,7 @@ const FORMAT: &str = "v1";
 const DATA: &str = "data";
 const RECORD: &str = "record";
 const UNFINISHED: &str = "tmp";
+const PART: &str = "part-";
 
 /// Names an object in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,12 +35,22 @@ pub(super) struct NameId([u8; 16]);
 pub(super) struct VersionId([u8; 32]);
 
 /// The folder, owned by this process.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Store {
-    folder: PathBuf,
-    gateway: String,
+    folder: Arc<Path>,
+    gateway: Arc<str>,
     min_free: u64,
-    _lock: Flock<File>,
+    _lock: Arc<Flock<File>>,
+}
+
+/// A data file that is being filled; removed with its last owner, unless it has become an object.
+#[derive(Clone, Debug)]
+pub(super) struct Part(Arc<Unfinished>);
+
+#[derive(Debug)]
+struct Unfinished {
+    file: Arc<File>,
+    path: PathBuf,
 }
 
 /// A complete object that was there at start.
@@ -61,14 +75,16 @@ impl Store {
     pub(super) fn open(folder: &Path, gateway: &str, min_free: u64) -> io::Result<Self> {
         let objects = folder.join(FORMAT);
         for first in 0..=u8::MAX {
-            fs::create_dir_all(objects.join(hex::encode([first])))?;
+            // Other users of this machine have no grant for what is in here.
+            let shard = objects.join(hex::encode([first]));
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(shard)?;
         }
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("lock"))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             nix::errno::Errno::EWOULDBLOCK => io::Error::other("another daemon uses it"),
             errno => errno.into(),
         })?;
-        Ok(Self { folder: objects, gateway: gateway.to_owned(), min_free, _lock: lock })
+        Ok(Self { folder: objects.into(), gateway: gateway.into(), min_free, _lock: Arc::new(lock) })
     }
 
     pub(super) fn name_id(&self, name: &ObjectName) -> NameId {
@@ -88,7 +104,7 @@ impl Store {
     fn digest<const N: usize>(&self, name: &ObjectName, more: [&str; N]) -> [u8; 32] {
         let mut hash = Sha256::new();
         let version_id = name.version_id.as_deref().unwrap_or_default();
-        let fields = [&self.gateway, name.bucket.as_str(), name.key.as_str(), version_id];
+        let fields = [&*self.gateway, name.bucket.as_str(), name.key.as_str(), version_id];
         for field in fields.into_iter().chain(more) {
             hash.update((field.len() as u64).to_le_bytes());
             hash.update(field);
@@ -105,8 +121,8 @@ impl Store {
     ///
     /// # Errors
     /// If that would leave less than the configured rest of the disk free.
-    pub(super) fn create(&self, id: &VersionId, size: u64) -> io::Result<File> {
-        let disk = statvfs(&self.folder)?;
+    pub(super) fn create(&self, id: &VersionId, size: u64) -> io::Result<Part> {
+        let disk = statvfs(&*self.folder)?;
         let free = disk.blocks_available().saturating_mul(disk.fragment_size());
         if free.saturating_sub(size) < self.min_free {
             return Err(io::Error::new(
@@ -114,25 +130,25 @@ impl Store {
                 format!("{free} bytes are free on the disk, {} must stay so", self.min_free),
             ));
         }
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .read(true)
-            .write(true)
-            .open(self.path(id, DATA))?;
+        let path = self.path(id, &format!("{PART}{}", hex::encode(rand::random::<[u8; 8]>())));
+        let mut options = OpenOptions::new();
+        let file = options.create_new(true).read(true).write(true).mode(0o600).open(&path)?;
+        let part = Part(Arc::new(Unfinished { file: Arc::new(file), path }));
         if size > 0 {
             let length = i64::try_from(size).map_err(io::Error::other)?;
-            fallocate(&file, FallocateFlags::empty(), 0, length)?;
+            fallocate(&part.0.file, FallocateFlags::empty(), 0, length)?;
         }
-        Ok(file)
+        Ok(part)
     }
 
     /// Makes a filled file an object: data first, then its record, each on disk before the next step, so that
     /// no crash leaves a record without its data.
-    pub(super) fn commit(&self, id: &VersionId, data: &File, record: &Record) -> io::Result<()> {
-        data.sync_data()?;
+    pub(super) fn commit(&self, id: &VersionId, part: &Part, record: &Record) -> io::Result<()> {
+        part.0.file.sync_data()?;
+        fs::rename(&part.0.path, self.path(id, DATA))?;
         let unfinished = self.path(id, UNFINISHED);
-        let mut file = File::create(&unfinished)?;
+        let mut options = OpenOptions::new();
+        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&unfinished)?;
         file.write_all(&record.encode()?)?;
         file.sync_data()?;
         let finished = self.path(id, RECORD);
@@ -225,6 +241,18 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
+}
+
+impl Part {
+    pub(super) fn file(&self) -> Arc<File> {
+        self.0.file.clone()
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
 }
 
 impl VersionId {

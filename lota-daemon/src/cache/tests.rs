@@ -1,11 +1,14 @@
 use std::{fs, os::unix::fs::FileExt as _};
 
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use hyper::HeaderMap;
 use tempfile::TempDir;
 
 use super::*;
-use crate::s3::{ByteRange, Validator};
+use crate::{
+    gateway::Grant,
+    s3::{ByteRange, Validator},
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -44,7 +47,8 @@ async fn put(cache: &Arc<Cache>, key: &str, etag: &str, size: u64) {
 }
 
 async fn read(object: Arc<Object>, range: Option<ByteRange>) -> Result<Vec<u8>, Broken> {
-    let mut reader = Reader::new(object, range);
+    let grant = Grant::for_tests(&object.meta().version);
+    let mut reader = Reader::new(&grant, object, range).unwrap();
     let mut all = Vec::new();
     while let Some(slice) = reader.next().await? {
         let mut bytes = vec![0; slice.length];
@@ -167,6 +171,17 @@ async fn readers_follow_a_growing_object_and_learn_of_its_end() {
     assert_eq!(cache.usage(), Usage { objects: 1, bytes: 3 * MIB, fills: 0 });
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_source_that_falls_silent_is_given_up() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 100 * MIB);
+    let fill = lead(&cache, &meta("k", "e", MIB)).await;
+    let reader = tokio::spawn(read(fill.object(), None));
+    let error = fill.run(pieces(&content(0, 10)).chain(stream::pending())).await.unwrap_err();
+    assert!(error.to_string().contains("after 10 of"), "{error}");
+    assert_eq!(reader.await.unwrap(), Err(Broken));
+}
+
 #[tokio::test]
 async fn an_overwritten_object_is_another_file() {
     let folder = TempDir::new().unwrap();
@@ -206,19 +221,34 @@ async fn a_full_disk_is_no_room() {
 }
 
 #[tokio::test]
-async fn leaders_take_turns() {
+async fn one_leads_and_the_others_wait_for_what_it_is_told() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, MIB);
-    let first = cache.lead(&name("k")).await;
-    let other = cache.lead(&name("other")).await;
-    let waiting = tokio::spawn({
-        let cache = cache.clone();
-        async move { cache.lead(&name("k")).await }
-    });
+    let first = cache.lead(&name("k")).await.unwrap();
+    assert!(cache.lead(&name("other")).await.is_some());
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.lead(&name("k")).await.is_none() })
+        })
+        .collect();
     tokio::task::yield_now().await;
-    assert!(!waiting.is_finished());
-    drop((first, other));
-    waiting.await.unwrap();
+    assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+    drop(first);
+    for waiting in waiting {
+        assert!(waiting.await.unwrap(), "all go on at once, none leads");
+    }
+    assert!(cache.lead(&name("k")).await.is_some());
+}
+
+#[tokio::test]
+async fn a_grant_for_another_version_opens_nothing() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, MIB);
+    put(&cache, "k", "e", 10).await;
+    let object = cache.find(&name("k")).await.unwrap();
+    let other = Grant::for_tests(&meta("k", "f", 10).version);
+    assert!(Reader::new(&other, object, None).is_none());
 }
 
 #[tokio::test]
@@ -228,5 +258,68 @@ async fn what_the_gateway_no_longer_has_goes() {
     put(&cache, "k", "e", MIB).await;
     cache.forget(&name("k"));
     assert!(cache.find(&name("k")).await.is_none());
-    assert_eq!((cache.usage(), files_in(&folder)), (Usage::default(), 0));
+    assert_eq!(cache.usage(), Usage::default());
+    while files_in(&folder) > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Many at once fill, abandon, read, forget and evict a few versions of a few objects. Whoever is granted a
+/// version reads that version's bytes, or learns that they will not come; and at the end, index and disk agree.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whatever_happens_at_once_a_reader_gets_the_bytes_of_its_version() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 600_000);
+    let mut workers = Vec::new();
+    for worker in 0..8u64 {
+        let cache = cache.clone();
+        workers.push(tokio::spawn(async move {
+            let mut state = worker + 1;
+            let mut next = |bound: u64| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) % bound
+            };
+            for _ in 0..150 {
+                let (key, version) = (next(3), next(2));
+                let seed = key * 7 + version + 1;
+                let size = 40_000 * seed;
+                let meta = meta(&key.to_string(), &version.to_string(), size);
+                match next(10) {
+                    0 => cache.forget(&name(&key.to_string())),
+                    1 => {
+                        // Abandoned in its middle.
+                        if let Ok(Join::Lead(fill)) = cache.begin_fill(&meta).await {
+                            let _ = fill.run(pieces(&content(seed, size / 2))).await;
+                        }
+                    }
+                    _ => match cache.begin_fill(&meta).await {
+                        Ok(Join::Lead(fill)) => {
+                            let reader = tokio::spawn(read(fill.object(), None));
+                            fill.run(pieces(&content(seed, size))).await.unwrap();
+                            assert!(reader.await.unwrap().unwrap() == content(seed, size));
+                        }
+                        Ok(Join::Follow(object)) => {
+                            assert_eq!(object.meta().version, meta.version);
+                            if let Ok(bytes) = read(object, None).await {
+                                assert!(bytes == content(seed, size), "other bytes than the version's");
+                            }
+                        }
+                        Err(NoRoom(_)) => {}
+                    },
+                }
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    // Removals go on behind the index.
+    while cache.index().removing.iter().next().is_some() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let usage = cache.usage();
+    let listed = list(folder.path()).unwrap();
+    assert_eq!((usage.objects, usage.fills), (listed.len(), 0));
+    assert_eq!(usage.bytes, listed.iter().map(|object| object.meta.size).sum::<u64>());
+    assert_eq!(files_in(&folder), 2 * listed.len(), "a data file and a record each, and nothing else");
 }

@@ -51,10 +51,20 @@ fn bad_values_say_what_they_should_be() {
         ("http://10.0.0.9:9000", "http://user:pw@10.0.0.9", "http://"),
         ("10.0.0.1", "10.0.0.256", "IP address"),
         ("\"n1\"", "\"\"", "node.name"),
+        ("\"n1\"", "\"a;b\"", "node.name"),
+        ("[cache]", "[admin]\nlisten = \"0.0.0.0:7481\"\n[cache]", "admin.listen"),
     ] {
         let message = error(&SMALLEST.replace(good, bad));
         assert!(message.contains(hint), "{message}");
     }
+}
+
+#[test]
+fn default_ports_are_no_difference() {
+    let origin = |text| Origin::parse(text).unwrap();
+    assert_eq!(origin("http://h:80"), origin("http://h"));
+    assert_eq!(origin("https://h:443"), origin("https://h/"));
+    assert_ne!(origin("http://h:443"), origin("http://h"));
 }
 
 #[test]

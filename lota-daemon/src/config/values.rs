@@ -61,7 +61,7 @@ impl Origin {
         Ok(origin)
     }
 
-    /// The origin of an absolute URL.
+    /// The origin of an absolute URL, without a default port. `None` if it carries a user or password.
     #[must_use]
     pub fn of(uri: &Uri) -> Option<Self> {
         let tls = match uri.scheme_str()? {
@@ -69,7 +69,16 @@ impl Origin {
             "https" => true,
             _ => return None,
         };
-        Some(Self { tls, authority: uri.authority()?.clone() })
+        let authority = uri.authority()?;
+        if authority.as_str().contains('@') {
+            return None;
+        }
+        let default = if tls { ":443" } else { ":80" };
+        let authority = match authority.as_str().strip_suffix(default) {
+            Some(host) => host.parse().ok()?,
+            None => authority.clone(),
+        };
+        Some(Self { tls, authority })
     }
 
     /// `http` or `https`.

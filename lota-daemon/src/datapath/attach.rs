@@ -20,7 +20,8 @@ use crate::config;
 /// LOTA's clsact filter, always at the same place so that it can be replaced exactly.
 const CLSACT: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 0x107a), classid: None };
 const BACKSTOP: &str = "backstop";
-const GUARD: &str = "guard";
+/// Followed by the interface's index.
+const GUARD: &str = "guard-";
 
 /// How the pod program is attached to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +96,8 @@ pub(super) fn pod(
             Ok(id) => {
                 let link: FdLink = program.take_link(id)?.try_into()?;
                 pins.replace_link(&Pins::pod_link(index), link)?;
+                // Of a daemon that was told to use clsact.
+                remove_clsact(interface);
                 return Ok(AttachMode::Tcx);
             }
             Err(error) if how == config::Attach::Tcx => return Err(error.into()),
@@ -115,6 +118,8 @@ pub(super) fn pod(
     };
     // The filter stays when the daemon goes: like a pinned link, it outlives us.
     std::mem::forget(program.take_link(id)?);
+    // Of a daemon that used tcx: two programs would decide.
+    pins.remove_links(|name| name == Pins::pod_link(index));
     Ok(AttachMode::Clsact)
 }
 
@@ -126,10 +131,12 @@ pub(super) fn remove_clsact(interface: &str) {
     let _ = ours.map(Link::detach);
 }
 
-/// The XDP program, on the uplink.
-pub(super) fn guard(ebpf: &mut Ebpf, pins: &Pins, interface: &str) -> Result<GuardMode> {
+/// The XDP program, on the uplink, and nowhere else.
+pub(super) fn guard(ebpf: &mut Ebpf, pins: &Pins, interface: &str, index: u32) -> Result<GuardMode> {
     let program: &mut Xdp = program_mut(ebpf, program::GUARD)?;
-    let path = pins.link(GUARD);
+    let name = format!("{GUARD}{index}");
+    pins.remove_links(|other| other.starts_with(GUARD) && other != name);
+    let path = pins.link(&name);
     if path.exists() {
         // A device takes one XDP program: an earlier daemon's is updated in place.
         let updated = PinnedLink::from_pin(&path)
@@ -148,7 +155,7 @@ pub(super) fn guard(ebpf: &mut Ebpf, pins: &Pins, interface: &str) -> Result<Gua
         let attached = program.attach(interface, flags).map_err(anyhow::Error::from).and_then(|id| {
             // Refused a link, aya falls back to netlink, which nothing would own: that counts as refused.
             let link: FdLink = program.take_link(id)?.try_into()?;
-            pins.replace_link(GUARD, link)
+            pins.replace_link(&name, link)
         });
         match attached {
             Ok(()) => return Ok(mode),

@@ -56,8 +56,7 @@ pub(super) fn check_shapes(pins: &Pins) -> Result<()> {
             && info.max_entries() as usize == shape.entries;
         if !same {
             bail!(
-                "{} has another shape than this build expects; `lota datapath detach` removes it (pods are \
-                 refused until the daemon runs again)",
+                "{} has another shape than this build expects; `lota datapath detach` removes it",
                 path.display()
             );
         }

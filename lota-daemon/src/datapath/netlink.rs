@@ -69,6 +69,23 @@ impl Netlink {
         Ok(interfaces)
     }
 
+    /// Takes the virtual address off `lo`, if it is there.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn remove_virtual_address(&self, address: IpAddr) -> Result<()> {
+        let mut found = self.handle.address().get().set_address_filter(address).execute();
+        while let Some(message) = found.try_next().await.context("listing addresses")? {
+            self.handle
+                .address()
+                .del(message)
+                .execute()
+                .await
+                .with_context(|| format!("removing {address}"))?;
+        }
+        Ok(())
+    }
+
     /// Puts the virtual address on `lo`, where it stays: packets to it are then local on this node, and the
     /// datapath decides about them, daemon up or down.
     ///
@@ -83,6 +100,28 @@ impl Netlink {
         }
         self.handle.link().set(LinkUnspec::new_with_index(lo).up().build()).execute().await.context("lo up")
     }
+}
+
+/// Keeps the kernel from giving a port to a connection that wants any: the peer port must be free to listen on,
+/// and pods' answers to such a connection would be dropped.
+///
+/// # Errors
+/// If the kernel's list cannot be changed, as where `/proc/sys` is mounted read-only.
+pub fn reserve_port(port: u16) -> std::io::Result<()> {
+    let list = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    let reserved = std::fs::read_to_string(list)?;
+    if in_list(reserved.trim(), port) {
+        return Ok(());
+    }
+    let separator = if reserved.trim().is_empty() { "" } else { "," };
+    std::fs::write(list, format!("{}{separator}{port}", reserved.trim()))
+}
+
+fn in_list(list: &str, port: u16) -> bool {
+    list.split(',').any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        matches!((first.parse(), last.parse()), (Ok(first), Ok(last)) if (first..=last).contains(&port))
+    })
 }
 
 /// Those of `interfaces` that one of `patterns` names; a trailing `*` matches any rest.
@@ -100,6 +139,12 @@ pub fn matching(interfaces: &BTreeMap<String, u32>, patterns: &[String]) -> BTre
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reserved_ports() {
+        assert!(in_list("22,7000-7500", 7480) && in_list("7480", 7480));
+        assert!(!in_list("", 7480) && !in_list("748,7481-7490", 7480));
+    }
 
     #[test]
     fn patterns() {

@@ -18,10 +18,10 @@ const CAPABILITIES: [(u32, &str, &str); 3] = [
     (10, "CAP_NET_BIND_SERVICE", "answers names on port 53"),
 ];
 
-/// Everything that is missing, as one message; empty results are never errors.
+/// Looks for everything that is missing.
 ///
 /// # Errors
-/// Says what is missing, and what to do about each.
+/// Says all of it, in one line.
 pub fn preflight(pins: &Path) -> Result<(), String> {
     let mut missing = Vec::new();
     match kernel() {

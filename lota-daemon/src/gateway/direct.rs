@@ -23,7 +23,7 @@ impl DirectPath {
 
 impl fmt::Debug for DirectPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DirectPath({}/…)", self.0.authority().map_or("", |authority| authority.as_str()))
+        write!(f, "DirectPath({}/…)", self.0.host().unwrap_or_default())
     }
 }
 

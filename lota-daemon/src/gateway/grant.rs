@@ -29,6 +29,12 @@ impl Grant {
         Self { version: ObjectVersion { name: name.clone(), validator: validator.clone() } }
     }
 
+    /// A grant out of nothing, which only tests can make.
+    #[cfg(test)]
+    pub(crate) fn for_tests(version: &ObjectVersion) -> Self {
+        Self { version: version.clone() }
+    }
+
     /// What is granted.
     #[must_use]
     pub fn version(&self) -> &ObjectVersion {

@@ -2,7 +2,8 @@
 //!
 //! All rests on "304 means authorized". A cache in front of the gateway breaks that: it answers 304 to anyone.
 //! So before the first hit is served, the client's own request is sent twice more: with a broken signature,
-//! which must be refused, and with an ETag that no object has, which must not be 304.
+//! which must be refused, and with an ETag that no object has, which must not be 304. A 200 needs no trial: by it
+//! the gateway hands out these very bytes itself.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -59,16 +60,18 @@ pub(super) struct Running<'a> {
 impl Running<'_> {
     /// Judges by the answers to a broken signature and to an ETag that no object has; is a 304 to be trusted?
     pub(super) fn judge(self, refused: StatusCode, changed: StatusCode) -> bool {
-        let failure = match (refused.as_u16(), changed.as_u16()) {
-            (400 | 401 | 403, 200 | 206) => {
-                tracing::info!("the gateway passed its trial: hits will be served from the cache");
-                self.trial.standing.store(1, Ordering::Release);
-                return true;
-            }
-            // It has troubles of its own; another time.
-            (500.., _) | (_, 500..) => return false,
-            (400 | 401 | 403, _) => format!("it answered {changed} to an ETag that no object has"),
-            _ => format!("it answered {refused} to a broken signature"),
+        let failure = if refused.is_success() || refused == StatusCode::NOT_MODIFIED {
+            format!("it answered {refused} to a broken signature")
+        } else if changed == StatusCode::NOT_MODIFIED {
+            format!("it answered {changed} to an ETag that no object has")
+        } else if matches!(refused.as_u16(), 400 | 401 | 403) && changed.is_success() {
+            tracing::info!("the gateway passed its trial: hits will be served from the cache");
+            self.trial.standing.store(1, Ordering::Release);
+            return true;
+        } else {
+            // The object has changed meanwhile, the range lies outside it, the gateway has troubles of its own:
+            // this proves nothing. Another request will.
+            return false;
         };
         tracing::error!(
             "the gateway failed its trial: {failure}. Is there a cache in front of it? Requests are proxied, and \
@@ -84,6 +87,10 @@ pub(super) fn break_signature(head: &Head) -> Option<Head> {
     let mut broken = head.clone();
     if let Some(authorization) = head.headers.get(header::AUTHORIZATION) {
         let text = authorization.to_str().ok()?;
+        // Of another scheme, it may be nothing to the gateway, and the request anonymous.
+        if !text.starts_with("AWS4-HMAC-SHA256 ") && !text.starts_with("AWS ") {
+            return None;
+        }
         let value = text.find("Signature=").map_or(0, |at| at + "Signature=".len());
         let end = text[value..].find(',').map_or(text.len(), |length| value + length);
         broken.headers.insert(header::AUTHORIZATION, change_before(text, end)?.parse().ok()?);

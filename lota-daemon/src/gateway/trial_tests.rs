@@ -16,14 +16,18 @@ async fn verdicts() {
     for (refused, changed, standing) in [
         (403, 200, Standing::Trusted),
         (401, 200, Standing::Trusted),
-        (403, 206, Standing::Trusted),
-        (403, 307, Standing::Distrusted),
+        (400, 206, Standing::Trusted),
         (304, 200, Standing::Distrusted),
         (200, 200, Standing::Distrusted),
         (403, 304, Standing::Distrusted),
         (304, 304, Standing::Distrusted),
+        // Proves nothing either way.
         (503, 200, Standing::Untried),
         (403, 503, Standing::Untried),
+        (403, 416, Standing::Untried),
+        (403, 404, Standing::Untried),
+        (403, 412, Standing::Untried),
+        (404, 200, Standing::Untried),
     ] {
         let trial = Trial::default();
         let status = |code| StatusCode::from_u16(code).unwrap();
@@ -50,6 +54,12 @@ fn every_place_of_a_signature_is_found() {
     ] {
         assert_eq!(broken(target, None).target.as_str(), expected);
     }
+}
+
+#[test]
+fn a_scheme_that_may_be_nothing_to_the_gateway_is_no_signature() {
+    assert!(break_signature(&head("/b/k", Some("Bearer abc"))).is_none());
+    assert!(break_signature(&head("/b/k", Some("AWS4-ECDSA-P256-SHA256 Signature=ab"))).is_none());
 }
 
 proptest! {

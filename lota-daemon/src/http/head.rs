@@ -1,7 +1,8 @@
 //! The head of a client's request: what travels to the gateway, or to a peer.
 
 use hyper::{
-    HeaderMap, Method, Request, Uri, Version,
+    HeaderMap, Method, Request, Uri,
+    body::Body as _,
     header::{self, HeaderValue},
     http::{Extensions, request::Parts, uri::PathAndQuery},
 };
@@ -20,6 +21,8 @@ pub struct Head {
     pub host: String,
     /// All end-to-end headers, `Host` included.
     pub headers: HeaderMap,
+    /// Does a body of unknown length follow?
+    pub chunked: bool,
     /// The case the client spelt header names in.
     extensions: Extensions,
 }
@@ -30,30 +33,29 @@ impl Head {
     /// # Errors
     /// Says what is wrong with it, for the client.
     pub fn of(parts: Parts) -> Result<Self, &'static str> {
-        let Parts { method, uri, mut headers, extensions, version, .. } = parts;
+        let Parts { method, uri, mut headers, extensions, .. } = parts;
         let absolute = uri.authority().map(|authority| authority.as_str().to_owned());
         let mut hosts = headers.get_all(header::HOST).iter();
         let host = match (hosts.next(), hosts.next()) {
-            (Some(_), Some(_)) => return Err("more than one Host header"),
-            (Some(host), None) => {
-                Some(host.to_str().map_err(|_| "a Host header that is not ASCII")?.to_owned())
-            }
+            (Some(_), Some(_)) => return Err("The request has more than one Host header"),
+            (Some(host), None) => Some(host.to_str().map_err(|_| "The Host header is not ASCII")?.to_owned()),
             (None, _) => None,
         };
         let host = match (host, absolute) {
             (Some(host), Some(target)) if !host.eq_ignore_ascii_case(&target) => {
-                return Err("the request target and the Host header name different hosts");
+                return Err("The request target and the Host header name different hosts");
             }
             (Some(host), _) => host,
             (None, Some(target)) => target,
-            (None, None) if version == Version::HTTP_11 => return Err("HTTP/1.1 needs a Host header"),
-            (None, None) => return Err("no Host header"),
+            (None, None) => return Err("The request has no Host header"),
         };
-        let target = uri.into_parts().path_and_query.ok_or("no request target")?;
+        let target = uri.into_parts().path_and_query.ok_or("The request has no target")?;
+        let chunked = headers.contains_key(header::TRANSFER_ENCODING);
         headers::strip_hop_by_hop(&mut headers);
         headers::strip_lota(&mut headers);
-        headers.insert(header::HOST, HeaderValue::from_str(&host).map_err(|_| "a malformed host")?);
-        Ok(Self { method, target, host, headers, extensions })
+        headers
+            .insert(header::HOST, HeaderValue::from_str(&host).map_err(|_| "The Host header is malformed")?);
+        Ok(Self { method, target, host, headers, chunked, extensions })
     }
 
     /// Its query, without the question mark.
@@ -72,10 +74,15 @@ impl Head {
             .authority(origin.authority.clone())
             .path_and_query(self.target.clone())
             .build()?;
+        let body_is_empty = body.is_end_stream();
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = self.headers.clone();
+        if self.chunked && !body_is_empty {
+            // hyper would leave out a GET's body of unknown length.
+            request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         *request.extensions_mut() = self.extensions.clone();
         Ok(request)
     }

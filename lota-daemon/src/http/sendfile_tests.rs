@@ -23,7 +23,7 @@ async fn serve_file(content: Vec<u8>) -> (std::net::SocketAddr, SentBytes) {
     let counter = sent.clone();
     tokio::spawn(async move {
         loop {
-            let (stream, client) = listener.accept().await.unwrap();
+            let accepted = listener.accept().await.unwrap();
             let (file, size) = (file.clone(), content.len());
             let (_keep, stop) = watch::channel(false);
             let service = move |connection: server::Connection, _: Request<_>| {
@@ -34,7 +34,7 @@ async fn serve_file(content: Vec<u8>) -> (std::net::SocketAddr, SentBytes) {
             let counter = counter.clone();
             tokio::spawn(async move {
                 let _keep = _keep;
-                server::serve(stream, client, counter, stop, service).await;
+                server::serve(accepted, server::Limits::CLIENT, counter, stop, service).await;
             });
         }
     });
@@ -114,14 +114,14 @@ async fn a_file_cut_short_breaks_the_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
-        let (stream, client) = listener.accept().await.unwrap();
+        let accepted = listener.accept().await.unwrap();
         let (_keep, stop) = watch::channel(false);
         let service = |connection: server::Connection, _: Request<_>| {
             let answer = Response::builder().header("content-length", 10);
             let answer = answer.body(body(file.clone(), 10, connection.slices)).unwrap();
             async move { Ok::<_, server::NoAnswer>(answer) }
         };
-        server::serve(stream, client, SentBytes::default(), stop, service).await;
+        server::serve(accepted, server::Limits::CLIENT, SentBytes::default(), stop, service).await;
     });
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();

@@ -1,11 +1,14 @@
 //! Connections in: one hyper connection each, with limits and timeouts.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioTimer;
 use thiserror::Error;
-use tokio::{net::TcpStream, sync::watch};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 use super::{
     Body,
@@ -14,10 +17,42 @@ use super::{
 
 /// Longest a client may take to send a request's head, or to begin the next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Most bytes of a request's head.
-const MAX_HEAD: usize = 64 << 10;
-/// Most headers of a request.
-const MAX_HEADERS: usize = 256;
+/// How long to wait when there is nothing to accept a connection with.
+const SHORTAGE: Duration = Duration::from_millis(100);
+
+/// What one client may send, and do.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most bytes of a request's head.
+    pub head: usize,
+    /// Most headers of a request.
+    pub headers: usize,
+    /// May it close its half of the connection and still read the answer? If not, a closed half ends a request
+    /// whose client is gone.
+    pub half_close: bool,
+}
+
+impl Limits {
+    /// For clients at large.
+    pub const CLIENT: Self = Self { head: 64 << 10, headers: 256, half_close: true };
+    /// For peers: they pass on what clients sent, and something of their own.
+    pub const PEER: Self = Self { head: 128 << 10, headers: 512, half_close: false };
+}
+
+/// Accepts a connection, however long that takes: neither a client that gave up nor a lack of descriptors or
+/// memory for a moment ends the daemon.
+pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept a connection; trying again");
+                tokio::time::sleep(SHORTAGE).await;
+            }
+        }
+    }
+}
 
 /// One accepted connection.
 #[derive(Clone, Debug)]
@@ -35,8 +70,8 @@ pub struct NoAnswer;
 
 /// Serves one connection until it ends, or until `stop` says so and the request under way is answered.
 pub async fn serve<S, F>(
-    stream: TcpStream,
-    client: SocketAddr,
+    (stream, client): (TcpStream, SocketAddr),
+    limits: Limits,
     sent: SentBytes,
     mut stop: watch::Receiver<bool>,
     service: S,
@@ -51,10 +86,10 @@ pub async fn serve<S, F>(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS)
+        .max_buf_size(limits.head)
+        .max_headers(limits.headers)
         .preserve_header_case(true)
-        .half_close(true)
+        .half_close(limits.half_close)
         .writev(true)
         .serve_connection(
             io,

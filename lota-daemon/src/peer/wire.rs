@@ -35,7 +35,7 @@ pub enum Refused {
     #[error("a wrong MAC")]
     Mac,
     /// Sent too long ago, too far in the future, or before this process began.
-    #[error("a stale time")]
+    #[error("a stale time: do the nodes' clocks agree?")]
     Stale,
     /// Seen before.
     #[error("a replay")]

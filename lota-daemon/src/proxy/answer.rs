@@ -20,6 +20,8 @@ use crate::{
     },
 };
 
+/// Between nodes only.
+const LOTA_OWNER: HeaderName = HeaderName::from_static("lota-owner");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 
 /// The gateway's answer, as it is; a success also says what the cache did.
@@ -99,6 +101,20 @@ pub(super) fn error(error: &S3Error, resource: &str) -> Response<Body> {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     answer
+}
+
+/// An owner's own error, for the entry node to see as such: it may fare better.
+pub(super) fn owner_error(error_: &S3Error, resource: &str) -> Response<Body> {
+    let mut answer = error(error_, resource);
+    if error_.status == StatusCode::SERVICE_UNAVAILABLE {
+        answer.headers_mut().insert(LOTA_OWNER, HeaderValue::from_static("unavailable"));
+    }
+    answer
+}
+
+/// Is this an owner's word that it cannot answer, rather than the gateway's answer?
+pub(super) fn is_owner_error<B>(answer: &Response<B>) -> bool {
+    answer.headers().contains_key(LOTA_OWNER)
 }
 
 /// What metrics count an answer as.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use http_body_util::BodyStream;
 use hyper::{Response, body::Incoming};
+use tokio::sync::oneshot;
 
 use super::Proxy;
 use crate::{
@@ -40,43 +41,52 @@ impl Proxy {
             Join::Lead(fill) => fill,
             Join::Follow(object) => return Some((object, Outcome::Fill)),
         };
-        match self.backend.fetch(&authority, meta, None, client).await {
-            Ok(source) => {
-                let object = fill.object();
-                self.clone().start(fill, source, &authority);
-                Some((object, Outcome::Miss))
+        let object = fill.object();
+        let (proxy, meta, client) = (self.clone(), meta.clone(), client.clone());
+        let (agree, agreed) = oneshot::channel();
+        // A task of its own from the first: others may wait for it when this client is gone.
+        tokio::spawn(async move {
+            match proxy.backend.fetch(&authority, &meta, None, &client).await {
+                Ok(source) => {
+                    let _ = agree.send(());
+                    proxy.see_through(fill, source, &authority).await;
+                }
+                Err(error) => {
+                    let object = &meta.version.name;
+                    tracing::warn!(%object, ?authority, %error, "no fill; passing through uncached");
+                    proxy.uncached("fill-refused");
+                }
             }
-            Err(error) => {
-                tracing::warn!(object = %meta.version.name, ?authority, %error, "no fill; passing through uncached");
-                self.uncached("fill-refused");
-                None
-            }
-        }
+        });
+        agreed.await.ok().map(|()| (object, Outcome::Miss))
     }
 
     /// Sees a fill through, whoever still wants it.
-    pub(super) fn start(self: Arc<Self>, fill: Fill, source: Response<Incoming>, authority: &FillAuthority) {
+    pub(super) async fn see_through(
+        &self,
+        fill: Fill,
+        source: Response<Incoming>,
+        authority: &FillAuthority,
+    ) {
         let authority = match authority {
             FillAuthority::Direct(_) => "direct",
             FillAuthority::Own => "own",
             FillAuthority::Client => "client",
         };
-        tokio::spawn(async move {
-            let name = fill.object().meta().version.name.clone();
-            let source = BodyStream::new(source.into_body())
-                .try_filter_map(async |frame| Ok(frame.into_data().ok()))
-                .boxed();
-            let end = match fill.run(source).await {
-                Ok(bytes) => {
-                    self.metrics.fill_bytes.inc_by(bytes);
-                    "complete"
-                }
-                Err(error) => {
-                    tracing::warn!(object = %name, authority, %error, "fill broke off");
-                    "broken"
-                }
-            };
-            self.metrics.fills.get_or_create(&FillLabels { authority, end }).inc();
-        });
+        let name = fill.object().meta().version.name.clone();
+        let source = BodyStream::new(source.into_body())
+            .try_filter_map(async |frame| Ok(frame.into_data().ok()))
+            .boxed();
+        let end = match fill.run(source).await {
+            Ok(bytes) => {
+                self.metrics.fill_bytes.inc_by(bytes);
+                "complete"
+            }
+            Err(error) => {
+                tracing::warn!(object = %name, authority, %error, "fill broke off");
+                "broken"
+            }
+        };
+        self.metrics.fills.get_or_create(&FillLabels { authority, end }).inc();
     }
 }

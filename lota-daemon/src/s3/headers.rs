@@ -22,31 +22,26 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-/// Headers that describe one answer, not the object.
-const OF_THE_ANSWER: [&str; 14] = [
-    "accept-ranges",
-    "age",
-    "content-length",
-    "content-range",
-    "date",
-    "location",
-    "server",
-    "set-cookie",
-    "strict-transport-security",
-    "vary",
-    "via",
-    "x-amz-id-2",
-    "x-amz-request-id",
-    "x-amz-request-charged",
-];
-
-/// Headers that depend on the requester's permissions, or change without a new ETag.
-const OF_THE_REQUESTER: [&str; 5] = [
-    "x-amz-expiration",
-    "x-amz-object-lock-",
-    "x-amz-replication-status",
-    "x-amz-restore",
-    "x-amz-tagging-count",
+/// Headers that belong to an object, those with a final hyphen being prefixes: they change only with it, and are the same for whoever may read it. Not,
+/// for one, object lock, tagging count, replication and expiration.
+const OF_THE_OBJECT: [&str; 17] = [
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "etag",
+    "expires",
+    "last-modified",
+    "x-amz-missing-meta",
+    "x-amz-mp-parts-count",
+    "x-amz-storage-class",
+    "x-amz-version-id",
+    "x-amz-website-redirect-location",
+    "x-amz-checksum-",
+    "x-amz-meta-",
+    "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-",
 ];
 
 /// Removes what belongs to one connection, including whatever `Connection` itself names.
@@ -75,19 +70,15 @@ pub fn strip_lota(headers: &mut HeaderMap) {
 /// The headers of an answer that belong to the object and may be served to whoever is granted it.
 #[must_use]
 pub fn of_the_object(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = headers.clone();
-    strip_hop_by_hop(&mut kept);
-    strip_lota(&mut kept);
-    let others: Vec<HeaderName> = kept
-        .keys()
-        .filter(|name| {
-            OF_THE_ANSWER.contains(&name.as_str())
-                || OF_THE_REQUESTER.iter().any(|prefix| name.as_str().starts_with(prefix))
-        })
-        .cloned()
-        .collect();
-    for name in others {
-        kept.remove(&name);
+    let mut kept = HeaderMap::new();
+    for (name, value) in headers {
+        let belongs = OF_THE_OBJECT.iter().any(|known| match known.ends_with('-') {
+            true => name.as_str().starts_with(known),
+            false => name == known,
+        });
+        if belongs {
+            kept.append(name, value.clone());
+        }
     }
     kept
 }
@@ -139,6 +130,8 @@ mod tests {
             ("x-amz-object-lock-mode", "GOVERNANCE"),
             ("x-amz-request-id", "1"),
             ("x-amz-tagging-count", "2"),
+            ("access-control-allow-origin", "https://filler.example"),
+            ("x-ratelimit-remaining", "7"),
         ]));
         assert_eq!(
             kept,

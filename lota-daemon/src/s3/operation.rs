@@ -1,6 +1,7 @@
 //! What a request asks for, as far as the road it takes depends on it.
 
-use hyper::{HeaderMap, Method, header};
+use hyper::{HeaderMap, Method, header, http::uri::PathAndQuery};
+use percent_encoding::percent_decode_str;
 
 use super::{
     address::{ObjectName, Resource, Zone},
@@ -51,41 +52,40 @@ const HARMLESS: [&str; 12] = [
 
 /// Headers whose requests only the gateway can answer: conditionals that an added `If-None-Match` would
 /// override, keys that come with the request, and requests that are billed to their sender.
-const GATEWAY_ONLY: [(&str, &str); 6] = [
+const GATEWAY_ONLY: [(&str, &str); 5] = [
     ("if-modified-since", "conditional"),
     ("if-none-match", "conditional"),
     ("if-range", "conditional"),
-    ("upgrade", "upgrade"),
     ("x-amz-request-payer", "requester-pays"),
     ("x-amz-server-side-encryption-customer-algorithm", "sse-c"),
 ];
 
 impl Operation {
-    /// Classifies a request by its line and headers. `host` is what the client addressed.
+    /// Classifies a request by its line and end-to-end headers. `host` is what the client addressed; `chunked`,
+    /// whether a body of unknown length follows.
     #[must_use]
     pub fn classify(
         zone: &Zone,
         method: &Method,
         host: &str,
-        path: &str,
-        query: &str,
+        target: &PathAndQuery,
         headers: &HeaderMap,
+        chunked: bool,
     ) -> Self {
         if method != Method::GET {
             return Self::Pass("method");
         }
-        let Resource::Object(bucket, key) = zone.resource(host, path) else {
+        let Resource::Object(bucket, key) = zone.resource(host, target.path()) else {
             return Self::Pass("not-an-object");
         };
-        if headers.contains_key(header::TRANSFER_ENCODING)
-            || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
-        {
+        if chunked || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
             return Self::Pass("body");
         }
+        let query = target.query().unwrap_or_default();
         let mut version_id = None;
         for (name, value) in parameters(query) {
             if name == "versionId" {
-                version_id = Some(value.to_owned());
+                version_id = Some(percent_decode_str(value).decode_utf8_lossy().into_owned());
             }
             if !HARMLESS.contains(&name.to_ascii_lowercase().as_str()) {
                 return Self::Pass("query");
@@ -125,14 +125,10 @@ fn signs_range(authorization: &str, query: &str) -> bool {
         .split([',', ' '])
         .find_map(|part| part.trim().strip_prefix("SignedHeaders="))
         .is_some_and(|names| names.split(';').any(|name| name == "range"));
-    let in_query = parameters(query)
-        .find(|(name, _)| name.eq_ignore_ascii_case("x-amz-signedheaders"))
-        .is_some_and(|(_, names)| {
-            percent_encoding::percent_decode_str(names)
-                .decode_utf8_lossy()
-                .split(';')
-                .any(|name| name == "range")
-        });
+    let in_query =
+        parameters(query).find(|(name, _)| name.eq_ignore_ascii_case("x-amz-signedheaders")).is_some_and(
+            |(_, names)| percent_decode_str(names).decode_utf8_lossy().split(';').any(|name| name == "range"),
+        );
     in_header || in_query
 }
 

@@ -38,6 +38,7 @@ def main():
             "status": answer["ResponseMetadata"]["HTTPStatusCode"],
             "code": answer["Error"].get("Code", ""),
             "headers": answer["ResponseMetadata"]["HTTPHeaders"],
+            "size": int(answer["ResponseMetadata"]["HTTPHeaders"].get("content-length", 0)),
         }
     told.setdefault("seconds", time.monotonic() - started)
     print(json.dumps(told))
@@ -120,6 +121,12 @@ def put_and_hit(client, ask):
     return got
 
 
+def digest(_, ask):
+    """What a slice of the content should be; asks nobody."""
+    body = content(ask)[ask["start"] : ask["end"]]
+    return {"status": 200, "sha256": hashlib.sha256(body).hexdigest(), "size": len(body)}
+
+
 def delete(client, ask):
     return told(client.delete_object(Bucket=ask["bucket"], Key=ask["key"]))
 
@@ -131,6 +138,7 @@ DO = {
     "get": get,
     "download": download,
     "put_and_hit": put_and_hit,
+    "digest": digest,
     "delete": delete,
 }
 

@@ -31,6 +31,7 @@ pub enum Style {
 pub struct Client {
     python: PathBuf,
     script: PathBuf,
+    home: PathBuf,
     /// Who signs.
     pub credential: Credential,
     bucket: String,
@@ -50,7 +51,7 @@ pub struct Got {
     /// Of the body sent or received, in hex.
     #[serde(default)]
     pub sha256: String,
-    /// Bytes of the body.
+    /// Bytes of the body; of an error's, as its `Content-Length` says.
     #[serde(default)]
     pub size: u64,
     /// How long the transfer took.
@@ -82,7 +83,8 @@ impl Client {
     pub fn new(lab: &Lab, python: PathBuf, credential: Credential, bucket: &str) -> Result<Self> {
         let script = lab.folder().join("client.py");
         fs::write(&script, include_str!("client.py"))?;
-        Ok(Self { python, script, credential, bucket: bucket.to_owned() })
+        let home = lab.folder().to_owned();
+        Ok(Self { python, script, home, credential, bucket: bucket.to_owned() })
     }
 
     /// The same, signing with another credential.
@@ -161,6 +163,15 @@ impl Client {
         Ok(())
     }
 
+    /// The SHA-256 of bytes `start..end` of what [`Client::put`] writes.
+    ///
+    /// # Errors
+    /// If the script cannot be run.
+    pub fn digest(&self, from: &Namespace, seed: u64, size: u64, start: u64, end: u64) -> Result<String> {
+        let more = json!({"seed": seed, "size": size, "start": start, "end": end});
+        Ok(self.ask(from, "digest", "", Style::Path, more)?.sha256)
+    }
+
     /// Removes an object.
     ///
     /// # Errors
@@ -189,12 +200,13 @@ impl Client {
             .pod_command(&self.python)
             .arg(&self.script)
             .arg(Value::Object(ask).to_string())
+            // The user's own proxies and profiles are not the pod's.
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", &self.home)
             .env("AWS_ACCESS_KEY_ID", &*self.credential.access_key)
             .env("AWS_SECRET_ACCESS_KEY", &*self.credential.secret_key)
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .env_remove("AWS_SESSION_TOKEN")
-            .env_remove("AWS_PROFILE")
-            .env_remove("AWS_ENDPOINT_URL"))?;
+            .env("AWS_EC2_METADATA_DISABLED", "true"))?;
         serde_json::from_str(&told).with_context(|| format!("the client said {told:?}"))
     }
 }

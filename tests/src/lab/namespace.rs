@@ -33,15 +33,6 @@ impl Namespace {
         Self(name.to_owned())
     }
 
-    /// Every named namespace of the machine.
-    ///
-    /// # Errors
-    /// If `ip` fails.
-    pub fn all() -> Result<Vec<Self>> {
-        let list = run(Command::new("ip").args(["netns", "list"]))?;
-        Ok(list.lines().filter_map(|line| line.split_whitespace().next()).map(Self::named).collect())
-    }
-
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -53,12 +44,12 @@ impl Namespace {
         self.ip("link set lo up")
     }
 
-    /// Ends its processes and removes it.
+    /// Ends its processes and removes it, if it is there. Another may be doing the same.
     pub(super) fn delete(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            let pids = run(Command::new("ip").args(["netns", "pids", &self.0]))?;
-            if pids.trim().is_empty() || Instant::now() > deadline {
+        while self.path().exists() && Instant::now() < deadline {
+            let pids = run(Command::new("ip").args(["netns", "pids", &self.0])).unwrap_or_default();
+            if pids.trim().is_empty() {
                 break;
             }
             for pid in pids.lines().filter_map(|pid| pid.trim().parse().ok()) {
@@ -66,11 +57,19 @@ impl Namespace {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        run(Command::new("ip").args(["netns", "del", &self.0]))?;
+        let deleted = run(Command::new("ip").args(["netns", "del", &self.0]));
+        if self.path().exists() {
+            deleted?;
+        }
         match fs::remove_dir_all(self.etc()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Where it shows while it exists.
+    pub(super) fn traces(&self) -> [PathBuf; 2] {
+        [self.path(), self.etc()]
     }
 
     /// Runs `ip` in it.

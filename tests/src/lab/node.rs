@@ -28,7 +28,7 @@ pub const PEER_PORT: u16 = 7480;
 /// The port of metrics and health.
 pub const ADMIN_PORT: u16 = 7481;
 /// Longest wait for a daemon to be ready or gone.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(35);
 
 /// How the nodes get at whole objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,7 @@ pub struct Node {
     pins: PathBuf,
     program: Program,
     attach: &'static str,
+    environment: Vec<(&'static str, PathBuf)>,
     process: Option<Child>,
 }
 
@@ -63,7 +64,16 @@ impl Node {
     pub fn new(lab: &Lab, number: u8, program: &Program) -> Self {
         let folder = lab.folder().join(format!("n{number}"));
         let (namespace, pins) = (lab.node(number), lab.pins(number));
-        Self { number, namespace, folder, pins, program: program.clone(), attach: "auto", process: None }
+        Self {
+            number,
+            namespace,
+            folder,
+            pins,
+            program: program.clone(),
+            attach: "auto",
+            environment: Vec::new(),
+            process: None,
+        }
     }
 
     /// Its name.
@@ -77,36 +87,41 @@ impl Node {
         self.attach = attach;
     }
 
+    /// Variables of its process' environment, from the next start on.
+    pub fn set_environment(&mut self, environment: Vec<(&'static str, PathBuf)>) {
+        self.environment = environment;
+    }
+
     /// Writes its configuration.
     ///
     /// # Errors
     /// If a file cannot be written.
     pub fn configure(&self, mode: Mode) -> Result<()> {
-        self.configure_gateway(mode, GATEWAY_PORT)
+        self.configure_gateway(mode, &format!("http://{GATEWAY}:{GATEWAY_PORT}"))
     }
 
-    /// The same, with the gateway at another port.
+    /// The same, with the gateway elsewhere.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn configure_gateway(&self, mode: Mode, port: u16) -> Result<()> {
+    pub fn configure_gateway(&self, mode: Mode, gateway: &str) -> Result<()> {
         fs::create_dir_all(&self.folder)?;
         fs::write(self.folder.join("cluster-secret"), "the lab's cluster secret, nothing to protect")?;
         let credential =
             format!("access_key = \"{}\"\nsecret_key = \"{}\"\n", READER.access_key, READER.secret_key);
         fs::write(self.folder.join("credential.toml"), credential)?;
-        fs::write(self.config(), self.config_text(mode, port)?)?;
+        fs::write(self.config(), self.config_text(mode, gateway)?)?;
         Ok(())
     }
 
-    fn config_text(&self, mode: Mode, port: u16) -> Result<String> {
+    fn config_text(&self, mode: Mode, gateway: &str) -> Result<String> {
         let folder = self.folder.display();
         let mut text = String::new();
         writeln!(text, "[node]\nname = \"{}\"\naddress = \"{}\"", self.name(), node_address(self.number))?;
         writeln!(text, "zone = \"rack-{}\"\nregion = \"lab\"\n", self.number)?;
         writeln!(text, "[datapath]\npod_interfaces = [\"veth-*\"]\nuplink = \"uplink\"")?;
         writeln!(text, "attach = \"{}\"\npins = \"{}\"\n", self.attach, self.pins.display())?;
-        writeln!(text, "[gateway]\nendpoint = \"http://{GATEWAY}:{port}\"")?;
+        writeln!(text, "[gateway]\nendpoint = \"{gateway}\"")?;
         if mode == Mode::Direct {
             writeln!(text, "protocol = \"lota\"\ndirect_allow = [\"http://{GATEWAY}:{BACKEND_PORT}\"]")?;
         }
@@ -162,6 +177,7 @@ impl Node {
             .command()
             .args(["run", "--config"])
             .arg(self.config())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("LOTA_LOG", std::env::var("LOTA_LOG").unwrap_or_else(|_| "info".into()))
             .stderr(log)
             .spawn()?;

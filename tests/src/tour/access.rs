@@ -18,6 +18,9 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 /// How long a packet that is dropped is waited for.
 const LONG_ENOUGH: Duration = Duration::from_millis(400);
 
+const DENIALS: &str = "lota_datapath_packets_total{verdict=\"denied\"}";
+const BACKSTOPPED: &str = "lota_datapath_packets_total{verdict=\"backstop\"}";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reached {
     Open,
@@ -36,11 +39,10 @@ pub(super) fn refusals(tour: &mut Tour) -> Result<Vec<Line>> {
 /// A pod without access, with everything running.
 fn denied(tour: &Tour) -> Result<Line> {
     let node = &tour.nodes[usize::from(DENIED.0) - 1];
-    let counted = || node.metric("lota_datapath_packets_total{verdict=\"denied\"}");
-    let before = counted()?;
+    let before = node.metric(DENIALS)?;
     let (reached, after) = knock(&tour.lab.pod(DENIED), VIP, 80)?;
     ensure!(reached == Reached::Refused && after < AT_ONCE, "the denied pod got {reached:?} after {after:?}");
-    let refusals = counted()? - before;
+    let refusals = node.metric(DENIALS)? - before;
     ensure!(refusals >= 1.0, "the refusal was not counted");
     let (reached, _) = knock(&tour.lab.pod(Pod(DENIED.0, 1)), VIP, 80)?;
     ensure!(reached == Reached::Open, "its neighbour, which may, got {reached:?}");
@@ -53,6 +55,8 @@ fn denied(tour: &Tour) -> Result<Line> {
 /// A pod without access that sends from its neighbour's address.
 fn borrowed_address(tour: &Tour) -> Result<Line> {
     let (pod, neighbour) = (tour.lab.pod(DENIED), Pod(DENIED.0, 1).address());
+    let node = &tour.nodes[usize::from(DENIED.0) - 1];
+    let before = node.metric(DENIALS)?;
     pod.ip(&format!("addr add {neighbour}/32 dev eth0"))?;
     let sent = pod.run(move || -> std::io::Result<()> {
         // The answer would go to the neighbour: that the SYN was sent is all there is to see here.
@@ -73,32 +77,33 @@ fn borrowed_address(tour: &Tour) -> Result<Line> {
         Ok(())
     });
     pod.ip(&format!("addr del {neighbour}/32 dev eth0"))?;
-    let node = &tour.nodes[usize::from(DENIED.0) - 1];
-    let denied = node.metric("lota_datapath_packets_total{verdict=\"denied\"}")?;
-    ensure!(denied >= 2.0, "a SYN from the neighbour's address was not denied ({sent:?})");
+    let denied = node.metric(DENIALS)? - before;
+    ensure!(denied >= 1.0, "a SYN from the neighbour's address was not denied ({sent:?})");
     Ok(Line::new(
         "it sends from its allowed neighbour's address",
         "not steered: bound to the other interface",
     ))
 }
 
-/// The daemon is dead, and something else on the node listens on 0.0.0.0:80.
+/// The daemon is dead, and something else on the node listens on 0.0.0.0:80. Neither the pod that never had
+/// access nor its neighbour, which had, reaches it.
 fn daemon_down(tour: &mut Tour) -> Result<Line> {
-    let index = 1;
-    let node_namespace = tour.lab.node(2);
+    let number = DENIED.0;
+    let index = usize::from(number) - 1;
+    let before = (tour.nodes[index].metric(DENIALS)?, tour.nodes[index].metric(BACKSTOPPED)?);
     tour.nodes[index].stop(Signal::SIGKILL)?;
-    let foreign = node_namespace.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))??;
+    let foreign = tour.lab.node(number).run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))??;
     foreign.set_nonblocking(true)?;
     let mut slowest = Duration::ZERO;
     for pod in 1..=PODS {
-        let (reached, after) = knock(&tour.lab.pod(Pod(2, pod)), VIP, 80)?;
+        let (reached, after) = knock(&tour.lab.pod(Pod(number, pod)), VIP, 80)?;
         ensure!(
             reached == Reached::Refused && after < AT_ONCE,
             "with the daemon down: {reached:?} after {after:?}"
         );
         slowest = slowest.max(after);
     }
-    let (control, _) = knock(&tour.lab.pod(Pod(2, 1)), node_address(2), 80)?;
+    let (control, _) = knock(&tour.lab.pod(Pod(number, 1)), node_address(number), 80)?;
     ensure!(control == Reached::Open, "the foreign listener does not listen at all: the test proves nothing");
     // The control's connection is the only one that may have come.
     let mut accepted = 0;
@@ -107,9 +112,16 @@ fn daemon_down(tour: &mut Tour) -> Result<Line> {
     }
     ensure!(accepted == 1, "the foreign listener accepted {accepted} connections");
     tour.nodes[index].start().context("starting beside a foreign listener on 0.0.0.0:80")?;
-    let (reached, _) = knock(&tour.lab.pod(Pod(2, 1)), VIP, 80)?;
+    // The counters are pinned: they went on while the daemon was gone.
+    let after = (tour.nodes[index].metric(DENIALS)?, tour.nodes[index].metric(BACKSTOPPED)?);
+    ensure!(after.0 > before.0, "the denied pod's attempt was not counted");
+    ensure!(after.1 >= before.1 + 2.0, "the backstop counted {} of two attempts", after.1 - before.1);
+    let (reached, _) = knock(&tour.lab.pod(Pod(number, 1)), VIP, 80)?;
     ensure!(reached == Reached::Open && foreign.accept().is_err(), "beside a foreign listener: {reached:?}");
-    Ok(Line::new("daemon killed, another listens on 0.0.0.0:80", format!("refused in {}", micros(slowest))))
+    Ok(Line::new(
+        "daemon killed, another listens on 0.0.0.0:80",
+        format!("refused in {}, counted", micros(slowest)),
+    ))
 }
 
 /// The peer and admin ports of every node, from a pod that may talk to LOTA.

@@ -51,7 +51,8 @@ fn range(tour: &Tour, authority: &str, key: &str, seed: u64) -> Result<Vec<Line>
     let what = format!("a cold 1 MiB range of 64 MiB, by {authority}");
     let part = client.get_with(&pod, key, json!({"range": format!("bytes={}-{}", 9 * MIB, 10 * MIB - 1)}))?;
     expect(&part, 206, "miss", &what)?;
-    ensure!(part.size == MIB, "{what}: {} bytes came", part.size);
+    let expected = client.digest(&pod, seed, SIZE, 9 * MIB, 10 * MIB)?;
+    ensure!(part.size == MIB && part.sha256 == expected, "{what}: {} bytes came, or other ones", part.size);
     let content_range = part.headers.get("content-range").cloned().unwrap_or_default();
     ensure!(
         content_range == format!("bytes {}-{}/{SIZE}", 9 * MIB, 10 * MIB - 1),

@@ -1,11 +1,11 @@
 //! Steps 2 and 3: the nodes run, and a real client reads through them.
 
-use std::{process::Command, thread, time::Duration};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Line, SIZE, Tour, expect, same};
+use super::{Line, SIZE, Tour, expect, same, wait_until};
 use crate::lab::{Pod, Style, VIP, run};
 
 pub(super) fn nodes(tour: &mut Tour) -> Result<Vec<Line>> {
@@ -72,6 +72,12 @@ pub(super) fn client(tour: &mut Tour) -> Result<Vec<Line>> {
         "bytes that left the owner by sendfile(2)",
         format!("{:.0} MiB", by_sendfile / 1048576.0),
     ));
+    for verdict in ["steered", "established"] {
+        let metric = format!("lota_datapath_packets_total{{verdict=\"{verdict}\"}}");
+        for node in &tour.nodes {
+            ensure!(node.metric(&metric)? >= 1.0, "{} has counted no packet as {verdict}", node.name());
+        }
+    }
     lines.push(traced(tour, key, &owner)?);
     Ok(lines)
 }
@@ -90,15 +96,20 @@ fn traced(tour: &Tour, key: &str, owner: &str) -> Result<Line> {
         .args(["-p", &node.pid().context("the owner does not run")?.to_string()])
         .spawn()
         .context("running strace")?;
-    thread::sleep(Duration::from_millis(500));
+    let tasks = format!("/proc/{}/task", node.pid().unwrap_or_default());
+    wait_until("strace to follow every thread", || {
+        let statuses =
+            std::fs::read_dir(&tasks)?.map(|task| std::fs::read_to_string(task?.path().join("status")));
+        let statuses: Vec<String> = statuses.collect::<std::io::Result<_>>()?;
+        Ok(statuses.iter().all(|status| !status.contains("TracerPid:\t0\n")))
+    })?;
     let number: u8 = owner.trim_start_matches('n').parse()?;
     let warm = tour.client.get(&tour.lab.pod(Pod(number, 1)), key, Style::Path);
     crate::lab::interrupt(&mut strace)?;
     expect(&warm?, 200, "hit", "read under strace")?;
     let calls = std::fs::read_to_string(output)?;
     let returned = |call: &str| -> u64 {
-        let lines = calls.lines().filter(|line| line.contains(call) || line.contains("resumed"));
-        let lines = lines.filter(|line| line.contains(call));
+        let lines = calls.lines().filter(|line| line.contains(call));
         lines.filter_map(|line| line.rsplit_once("= ")?.1.split(' ').next()?.parse::<u64>().ok()).sum()
     };
     let (file, other) = (returned("sendfile"), returned("sendmsg") + returned("write"));

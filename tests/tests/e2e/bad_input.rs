@@ -14,7 +14,11 @@ pub(crate) fn odd_keys(tour: &mut Tour) -> Result<()> {
     let long = "k".repeat(1000);
     // SeaweedFS, a file system beneath, refuses names over 255 bytes and dot segments: its own answer, then.
     for key in ["with space", "plus+and%2Fpercent", "ünï/cødé €", "quote\"<&>", "dots/..x", &long] {
-        let Ok(put) = client.put(&pod, key, 100, 5000) else { continue };
+        let put = match client.put(&pod, key, 100, 5000) {
+            Ok(put) => put,
+            Err(_) if !tour.origin.speaks_lota() => continue,
+            Err(error) => return Err(error),
+        };
         let cold = client.get(&pod, key, Style::Path)?;
         ensure!(
             cold.status == 200 && cold.sha256 == put.sha256,
@@ -138,7 +142,7 @@ pub(crate) fn gateway_down(tour: &mut Tour) -> Result<()> {
     client.put(&pod, key, 105, MIB)?;
     client.get(&pod, key, Style::Path)?;
     tour.wait_cached(key)?;
-    // The switch refuses what is for the gateway, as if it were gone.
+    // Nobody has the gateway's address any more.
     let switch = tour.lab.switch();
     switch.ip("addr del 10.77.0.100/24 dev br0")?;
     let got = client.get_with(&pod, key, json!({"attempts": 1}));

@@ -34,7 +34,7 @@ pub(crate) fn malformed(tour: &mut Tour) -> Result<()> {
     let pod = tour.pod(1, 1);
     let long = format!("GET /bucket/{} HTTP/1.1\r\nhost: cwlota.com\r\n\r\n", "k".repeat(100_000));
     let many = format!("GET /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\n{}\r\n", "x-h: v\r\n".repeat(1000));
-    let cases: [(&str, &[u8], &[&str]); 14] = [
+    let cases: [(&str, &[u8], &[&str]); 17] = [
         ("garbage", b"\x00\x01\x02\x03 garbage\r\n\r\n", &["400"]),
         ("nothing", b"", &[""]),
         ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", &["", "400"]),
@@ -63,6 +63,13 @@ pub(crate) fn malformed(tour: &mut Tour) -> Result<()> {
         ),
         ("an endless path", long.as_bytes(), &["414", "431", "400"]),
         ("endless headers", many.as_bytes(), &["431", "400"]),
+        ("a bucket of dots", b"GET /../../etc/passwd HTTP/1.1\r\nhost: cwlota.com\r\n\r\n", &["400", "403", "404"]),
+        ("an encoded one", b"GET /%2e%2e%2fetc/passwd HTTP/1.1\r\nhost: cwlota.com\r\n\r\n", &["400", "403", "404"]),
+        (
+            "a GET with a chunked body",
+            b"GET /bucket/key HTTP/1.1\r\nhost: cwlota.com\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+            &["400", "403", "404"],
+        ),
         (
             "anonymous",
             b"GET /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\nconnection: close\r\n\r\n",

@@ -3,15 +3,18 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
+    process::Stdio,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
-    lab::{Lab, Mode, interrupt},
+    lab::{Lab, Mode, run},
     tour::Tour,
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::{lota_lab, tool};
 
@@ -43,7 +46,7 @@ pub(crate) fn bad_configuration(tour: &mut Tour) -> Result<()> {
 
 pub(crate) fn missing_privileges(tour: &mut Tour) -> Result<()> {
     let node = &tour.nodes[0];
-    let run = |drop: &str| -> Result<String> {
+    let without = |drop: &str| -> Result<String> {
         let mut command = tour.lab.node(1).command("setpriv");
         command.args([&format!("--bounding-set=-{drop}"), &format!("--inh-caps=-{drop}"), "--"]);
         let output = command.arg(tool("LOTA_BIN")?).args(["run", "--config"]).arg(node.config()).output()?;
@@ -53,7 +56,7 @@ pub(crate) fn missing_privileges(tour: &mut Tour) -> Result<()> {
     for (drop, names) in
         [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN"), ("net_bind_service", "CAP_NET_BIND_SERVICE")]
     {
-        let said = run(drop)?;
+        let said = without(drop)?;
         ensure!(said.contains(names), "without {drop} it says: {said}");
     }
     let bad = node.folder().join("no-bpffs.toml");
@@ -69,27 +72,64 @@ pub(crate) fn second_daemon(tour: &mut Tour) -> Result<()> {
     let output = node.command().args(["run", "--config"]).arg(node.config()).output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(!output.status.success() && said.contains("another daemon uses it"), "{said}");
+    let other = node.folder().join("other-cache.toml");
+    fs::write(&other, fs::read_to_string(node.config())?.replace("/cache\"", "/other-cache\""))?;
+    let output = node.command().args(["run", "--config"]).arg(&other).output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        !output.status.success() && said.contains("another daemon uses it"),
+        "with another cache: {said}"
+    );
     ensure!(node.admin("/readyz")?.starts_with("ready"), "the first one suffered");
     node.stop(Signal::SIGTERM)?;
     node.configure(Mode::OwnCredential)?;
     node.start()
 }
 
-/// The tour, interrupted in its middle.
+/// The tour, interrupted while it makes its lab, and in its middle.
 pub(crate) fn interrupted() -> Result<()> {
-    let mut tour = lota_lab();
-    tour.arg("tour").arg("--lota").arg(tool("LOTA_BIN")?).arg("--python").arg(tool("LOTA_PYTHON")?);
-    let mut tour = tour.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    let output = BufReader::new(tour.stdout.take().context("no output")?);
-    for line in output.lines() {
-        if line?.contains("upload 64 MiB") {
-            break;
+    for moment in ["a lab: three nodes", "upload 64 MiB"] {
+        let mut tour = lota_lab();
+        tour.arg("tour").arg("--lota").arg(tool("LOTA_BIN")?).arg("--python").arg(tool("LOTA_PYTHON")?);
+        let mut tour = tour.stdout(Stdio::piped()).spawn()?;
+        let mut output = BufReader::new(tour.stdout.take().context("no output")?);
+        let mut line = String::new();
+        while !line.contains(moment) {
+            line.clear();
+            ensure!(output.read_line(&mut line)? > 0, "the tour ended before `{moment}`");
         }
+        kill(Pid::from_raw(tour.id().cast_signed()), Signal::SIGINT)?;
+        // Read on: a full or closed pipe would end it in another way.
+        std::io::copy(&mut output, &mut std::io::sink())?;
+        let status = tour.wait()?;
+        ensure!(status.code() == Some(130), "interrupted at `{moment}` it ended with {status}");
+        let left = Lab::leftovers("lota-demo");
+        ensure!(left.is_empty(), "left behind after Ctrl-C at `{moment}`: {}", left.join(", "));
     }
-    interrupt(&mut tour)?;
-    let left = Lab::leftovers("lota-demo")?;
-    ensure!(left.is_empty(), "left behind after Ctrl-C: {}", left.join(", "));
-    let daemons = Command::new("pgrep").args(["-f", "lota-lab-lota-demo"]).output()?;
-    ensure!(daemons.stdout.is_empty(), "daemons left: {}", String::from_utf8_lossy(&daemons.stdout));
+    Ok(())
+}
+
+/// The lab without the tour.
+pub(crate) fn kept_lab() -> Result<()> {
+    let lab = |arguments: &[&str]| -> Result<String> {
+        let mut lab = lota_lab();
+        lab.arg(arguments[0]);
+        if arguments[0] == "up" {
+            lab.arg("--lota").arg(tool("LOTA_BIN")?).arg("--python").arg(tool("LOTA_PYTHON")?);
+        }
+        run(lab.args(&arguments[1..]))
+    };
+    let said = lab(&["up"])?;
+    ensure!(
+        said.contains("ip netns exec lota-kept-n1p1"),
+        "`lab up` does not say how to enter a pod: {said}"
+    );
+    let found = lab(&["exec", "n1p1", "getent", "ahostsv4", "some-bucket.cwlota.com"]);
+    let on_node = lab(&["exec", "n1", "bpftool", "map", "list"]);
+    lab(&["down"])?;
+    ensure!(found?.contains("169.254.77.80"), "a pod of the kept lab does not resolve the zone");
+    ensure!(on_node?.contains("lota_access4"), "a node of the kept lab does not see its maps");
+    let left = Lab::leftovers("lota-kept");
+    ensure!(left.is_empty(), "left behind after `lab down`: {}", left.join(", "));
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Result, ensure};
 use lota_tests::{
-    lab::{Mode, NOBODY, Style},
+    lab::{GATEWAY, Mode, NOBODY, Style},
     tour::{MIB, Tour},
 };
 use nix::sys::signal::Signal;
@@ -17,7 +17,7 @@ use tokio::{
 const IN_FRONT: u16 = 9002;
 
 pub(crate) fn cache_in_front(tour: &mut Tour) -> Result<()> {
-    let listener = tour.lab.switch().run(|| TcpListener::bind((lota_tests::lab::GATEWAY, IN_FRONT)))??;
+    let listener = tour.lab.switch().run(|| TcpListener::bind((GATEWAY, IN_FRONT)))??;
     let runtime = tokio::runtime::Runtime::new()?;
     let origin = tour.origin.address();
     listener.set_nonblocking(true)?;
@@ -29,7 +29,7 @@ pub(crate) fn cache_in_front(tour: &mut Tour) -> Result<()> {
     });
     for node in &mut tour.nodes {
         node.stop(Signal::SIGTERM)?;
-        node.configure_gateway(Mode::OwnCredential, IN_FRONT)?;
+        node.configure_gateway(Mode::OwnCredential, &format!("http://{GATEWAY}:{IN_FRONT}"))?;
         node.start()?;
     }
     let (client, pod, key) = (&tour.client, tour.pod(1, 1), "trial/object");
