@@ -23,6 +23,8 @@ mod datapath;
 mod http;
 #[path = "e2e/start.rs"]
 mod start;
+#[path = "e2e/tls.rs"]
+mod tls;
 #[path = "e2e/trial.rs"]
 mod trial;
 
@@ -33,7 +35,7 @@ type Test = fn(&mut Tour) -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 14] = [
+const MORE: [(&str, Test); 15] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
@@ -44,6 +46,7 @@ const MORE: [(&str, Test); 14] = [
     ("clsact steers as tcx does, and detaches", datapath::clsact),
     ("an interface that comes later is attached, one that goes takes its entry", datapath::interfaces),
     ("a gateway that 304s anyone is distrusted and proxied", trial::cache_in_front),
+    ("a gateway behind TLS, with a certificate that is trusted and one that is not", tls::gateway),
     ("no gateway, no bytes", bad_input::gateway_down),
     ("bad configuration names the key and the nearest valid one", start::bad_configuration),
     ("missing privileges are named", start::missing_privileges),
@@ -98,6 +101,10 @@ fn run(arguments: &Arguments, name: &str, origin: MakeOrigin) -> bool {
         let lab = lab.clone();
         trials.push(Trial::test(format!("{name}: {title}"), move || {
             let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+            // Made here if only some tests are run.
+            if lab.is_none() {
+                *lab = Some(make(origin)?);
+            }
             let tour = lab.as_mut().ok_or("there is no lab")?;
             // Tests before may have ended a node and failed.
             tour.revive()?;
