@@ -9,23 +9,19 @@ use crate::{
 
 /// `cargo xtask demo`.
 pub(crate) fn demo(arguments: &[&str]) -> Result<(), String> {
-    let mut tour = lab_command("tour")?;
+    let mut tour = lab_command("tour", arguments)?;
     // Replaced by it, so that Ctrl-C is the tour's to handle.
-    Err(format!("cannot run the tour: {}", tour.args(arguments).exec()))
+    Err(format!("cannot run the tour: {}", tour.exec()))
 }
 
 /// `cargo xtask lab …`.
 pub(crate) fn lab(arguments: &[&str]) -> Result<(), String> {
     let mut lab = match arguments {
-        ["up", rest @ ..] => {
-            let mut lab = lab_command("up")?;
-            lab.args(rest);
-            lab
-        }
+        ["up", rest @ ..] => lab_command("up", rest)?,
         ["down"] | ["exec", _, _, ..] => {
             setup::to_build()?;
             build_lab()?;
-            let mut lab = Command::new(lota_lab());
+            let mut lab = Command::new(program("debug/lota-lab"));
             lab.args(arguments);
             lab
         }
@@ -34,20 +30,25 @@ pub(crate) fn lab(arguments: &[&str]) -> Result<(), String> {
     Err(format!("cannot run the lab: {}", lab.exec()))
 }
 
-/// The daemon as users run it: optimized. Where it is.
-pub(crate) fn build_lota() -> Result<String, String> {
-    run("building lota", &mut cargo(&["build", "--quiet", "--release", "--package", "lota-daemon"]))?;
-    Ok(path("release/lota"))
+/// Builds the daemon; where it is. Without optimization unless asked for: that is most of the time to a first
+/// demo, and an object's bytes go by the kernel either way.
+pub(crate) fn build_lota(release: bool) -> Result<String, String> {
+    let build = ["build", "--quiet", "--package", "lota-daemon", "--release"];
+    let build = if release { &build[..] } else { &build[..4] };
+    run("building lota", &mut cargo(build))?;
+    Ok(program(if release { "release/lota" } else { "debug/lota" }))
 }
 
-fn lab_command(verb: &str) -> Result<Command, String> {
+/// A `lota-lab` command, with the daemon and the client it needs. `--release` is for us, the rest for it.
+fn lab_command(verb: &str, arguments: &[&str]) -> Result<Command, String> {
     setup::to_build()?;
     setup::to_run()?;
     let python = setup::client()?;
-    let lota = build_lota()?;
+    let lota = build_lota(arguments.contains(&"--release"))?;
     build_lab()?;
-    let mut command = Command::new(lota_lab());
+    let mut command = Command::new(program("debug/lota-lab"));
     command.arg(verb).arg("--lota").arg(lota).arg("--python").arg(python);
+    command.args(arguments.iter().filter(|argument| **argument != "--release"));
     Ok(command)
 }
 
@@ -55,12 +56,8 @@ fn build_lab() -> Result<(), String> {
     run("building the lab", &mut cargo(&["build", "--quiet", "--package", "lota-tests"]))
 }
 
-fn lota_lab() -> String {
-    path("debug/lota-lab")
-}
-
-fn path(program: &str) -> String {
+fn program(name: &str) -> String {
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| format!("{ROOT}/target"));
-    let path = Path::new(&target).join(program);
+    let path = Path::new(&target).join(name);
     std::fs::canonicalize(&path).unwrap_or(path).display().to_string()
 }

@@ -70,7 +70,7 @@ fn e2e(counts: &mut Counts) -> Result<(), String> {
     let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "e2e"]);
     tests.env("LOTA_PYTHON", setup::client()?);
     tests.env("LOTA_WEED", setup::seaweedfs()?);
-    tests.env("LOTA_BIN", demo::build_lota()?);
+    tests.env("LOTA_BIN", demo::build_lota(false)?);
     counts.tests("end-to-end tests", &mut tests)
 }
 
