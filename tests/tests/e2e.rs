@@ -32,6 +32,8 @@ mod trial;
 const NAME: &str = "lota-e2e";
 
 type Test = fn(&mut Tour) -> Result<()>;
+/// A test with a lab of its own.
+type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
@@ -67,7 +69,7 @@ fn main() -> ExitCode {
     for (name, origin) in origins {
         failed |= run(&arguments, name, origin);
     }
-    let last: [(&str, fn() -> Result<()>); 2] =
+    let last: [(&str, OwnLab); 2] =
         [("10 Ctrl-C takes everything down", start::interrupted), ("10 lab up, exec, down", start::kept_lab)];
     let trials = last.map(|(name, test)| {
         Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))

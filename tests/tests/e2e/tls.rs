@@ -1,6 +1,6 @@
 //! A gateway behind TLS.
 
-use std::{net::TcpListener, path::PathBuf, sync::Arc};
+use std::{net::TcpListener, path::Path, sync::Arc};
 
 use anyhow::{Result, ensure};
 use lota_tests::{
@@ -46,7 +46,7 @@ pub(crate) fn gateway(tour: &mut Tour) -> Result<()> {
         }
     });
 
-    restart(tour, &format!("https://{GATEWAY}:{PORT}"), vec![("SSL_CERT_FILE", root)])?;
+    restart(tour, &format!("https://{GATEWAY}:{PORT}"), &root)?;
     let (client, pod, key) = (tour.client.clone(), tour.pod(1, 1), "tls/object");
     let put = client.put(&pod, key, 130, 2 * MIB)?;
     for cache in ["miss", "hit"] {
@@ -63,7 +63,7 @@ pub(crate) fn gateway(tour: &mut Tour) -> Result<()> {
     // Without that root there is no gateway, and so there are no bytes.
     let empty = tour.lab.folder().join("no-root.pem");
     std::fs::write(&empty, other_root()?)?;
-    restart(tour, &format!("https://{GATEWAY}:{PORT}"), vec![("SSL_CERT_FILE", empty)])?;
+    restart(tour, &format!("https://{GATEWAY}:{PORT}"), &empty)?;
     let got = client.get_with(&pod, key, serde_json::json!({"attempts": 1}))?;
     ensure!(got.status == 503, "with a certificate it does not trust: {}", got.status);
     for node in &mut tour.nodes {
@@ -76,11 +76,11 @@ fn other_root() -> Result<String> {
     Ok(rcgen::generate_simple_self_signed(["elsewhere.example".to_owned()])?.cert.pem())
 }
 
-fn restart(tour: &mut Tour, gateway: &str, environment: Vec<(&'static str, PathBuf)>) -> Result<()> {
+fn restart(tour: &mut Tour, gateway: &str, root: &Path) -> Result<()> {
     for node in &mut tour.nodes {
         node.stop(Signal::SIGTERM)?;
         node.configure_gateway(Mode::OwnCredential, gateway)?;
-        node.set_environment(environment.clone());
+        node.set_environment(vec![("SSL_CERT_FILE", root.to_owned())]);
         node.start()?;
     }
     Ok(())
