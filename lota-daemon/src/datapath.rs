@@ -10,7 +10,7 @@ mod pins;
 mod preflight;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, TcpListener},
     path::Path,
 };
@@ -35,8 +35,8 @@ pub struct Datapath {
     maps: Maps,
     pins: Pins,
     attach: config::Attach,
-    /// What is attached, by interface index.
-    attached: BTreeMap<u32, AttachMode>,
+    /// The interfaces that the pod program is on, by index.
+    attached: BTreeSet<u32>,
     /// The uplink that the guard is on, by interface index.
     guarded: Option<u32>,
 }
@@ -62,7 +62,7 @@ impl Datapath {
             attach::load(&mut ebpf, name).with_context(|| format!("loading the program {name}"))?;
         }
         attach::backstop(&mut ebpf, &pins).context("attaching the backstop")?;
-        Ok(Self { ebpf, maps, pins, attach: config.attach, attached: BTreeMap::new(), guarded: None })
+        Ok(Self { ebpf, maps, pins, attach: config.attach, attached: BTreeSet::new(), guarded: None })
     }
 
     /// Hands pods' connections to this listener from now on.
@@ -79,17 +79,17 @@ impl Datapath {
         &mut self,
         interfaces: &BTreeMap<String, u32>,
     ) -> Vec<(String, Result<AttachMode>)> {
-        self.attached.retain(|index, _| interfaces.values().any(|known| known == index));
+        self.attached.retain(|index| interfaces.values().any(|known| known == index));
         // Those that cannot be attached to keep what an earlier daemon had put there.
         self.pins.keep_only_pod_links(interfaces.values().copied());
         let mut reports = Vec::new();
         for (name, index) in interfaces {
-            if self.attached.contains_key(index) {
+            if self.attached.contains(index) {
                 continue;
             }
             let mode = attach::pod(&mut self.ebpf, &self.pins, name, *index, self.attach);
-            if let Ok(mode) = mode {
-                self.attached.insert(*index, mode);
+            if mode.is_ok() {
+                self.attached.insert(*index);
             }
             reports.push((name.clone(), mode));
         }

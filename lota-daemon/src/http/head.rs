@@ -51,17 +51,10 @@ impl Head {
         };
         let target = uri.into_parts().path_and_query.ok_or("The request has no target")?;
         let chunked = headers.contains_key(header::TRANSFER_ENCODING);
-        headers::strip_hop_by_hop(&mut headers);
-        headers::strip_lota(&mut headers);
+        headers::keep_end_to_end(&mut headers);
         headers
             .insert(header::HOST, HeaderValue::from_str(&host).map_err(|_| "The Host header is malformed")?);
         Ok(Self { method, target, host, headers, chunked, extensions })
-    }
-
-    /// Its query, without the question mark.
-    #[must_use]
-    pub fn query(&self) -> &str {
-        self.target.query().unwrap_or_default()
     }
 
     /// This request, for the server at `origin`; its `Host` stays the client's.

@@ -16,7 +16,7 @@ use crate::{
     placement::NodeName,
     s3::{
         ByteRange, ObjectMeta, S3Error,
-        headers::{LOTA_CACHE, strip_hop_by_hop, strip_lota},
+        headers::{LOTA_CACHE, keep_end_to_end},
     },
 };
 
@@ -27,8 +27,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 /// The gateway's answer, as it is; a success also says what the cache did.
 pub(super) fn relay(answer: Response<Incoming>, outcome: Outcome, node: &NodeName) -> Response<Body> {
     let mut answer = answer.map(incoming);
-    strip_hop_by_hop(answer.headers_mut());
-    strip_lota(answer.headers_mut());
+    keep_end_to_end(answer.headers_mut());
     if answer.status().is_success() {
         mark(&mut answer, outcome, node);
     }
@@ -39,8 +38,7 @@ pub(super) fn relay(answer: Response<Incoming>, outcome: Outcome, node: &NodeNam
 pub(super) fn relay_from_owner(answer: Response<Incoming>) -> Response<Body> {
     let mut answer = answer.map(incoming);
     let cache = answer.headers().get(LOTA_CACHE).cloned();
-    strip_hop_by_hop(answer.headers_mut());
-    strip_lota(answer.headers_mut());
+    keep_end_to_end(answer.headers_mut());
     if let Some(cache) = cache {
         answer.headers_mut().insert(LOTA_CACHE, cache);
     }

@@ -6,7 +6,7 @@ use hyper::{
 };
 
 /// Prefix of LOTA's own headers; what a client sends under it is stripped.
-pub const LOTA_PREFIX: &str = "lota-";
+const LOTA_PREFIX: &str = "lota-";
 /// On successes: what the cache did, and on which node.
 pub const LOTA_CACHE: HeaderName = HeaderName::from_static("lota-cache");
 
@@ -22,8 +22,8 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-/// Headers that belong to an object, those with a final hyphen being prefixes: they change only with it, and are the same for whoever may read it. Not,
-/// for one, object lock, tagging count, replication and expiration.
+/// Headers that belong to an object (those with a final hyphen are prefixes): they change only with it, and are
+/// the same for whoever may read it. Object lock, tagging count, replication and expiration are not.
 const OF_THE_OBJECT: [&str; 17] = [
     "cache-control",
     "content-disposition",
@@ -44,8 +44,14 @@ const OF_THE_OBJECT: [&str; 17] = [
     "x-amz-server-side-encryption-",
 ];
 
+/// Removes what does not travel past this node: what belongs to one connection, and what only LOTA may say.
+pub fn keep_end_to_end(headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
+    strip_lota(headers);
+}
+
 /// Removes what belongs to one connection, including whatever `Connection` itself names.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -59,7 +65,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Removes `Lota-*`: only LOTA itself speaks under that prefix.
-pub fn strip_lota(headers: &mut HeaderMap) {
+fn strip_lota(headers: &mut HeaderMap) {
     let ours: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with(LOTA_PREFIX)).cloned().collect();
     for name in ours {

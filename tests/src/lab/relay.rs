@@ -19,15 +19,14 @@ use tokio::{
 #[derive(Debug)]
 pub struct Relay {
     received: Arc<AtomicU64>,
-    connections: Arc<AtomicU64>,
     _runtime: Runtime,
 }
 
 impl Relay {
     pub(super) fn start(listener: TcpListener, target: SocketAddr) -> Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (received, connections) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let (bytes, accepted) = (received.clone(), connections.clone());
+        let received = Arc::new(AtomicU64::new(0));
+        let bytes = received.clone();
         listener.set_nonblocking(true)?;
         let listener = {
             let _inside = runtime.enter();
@@ -35,23 +34,16 @@ impl Relay {
         };
         runtime.spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                accepted.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(relay(client, target, bytes.clone()));
             }
         });
-        Ok(Self { received, connections, _runtime: runtime })
+        Ok(Self { received, _runtime: runtime })
     }
 
     /// Bytes that came from the target since the relay began.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
-    }
-
-    /// Connections made since the relay began.
-    #[must_use]
-    pub fn connections(&self) -> u64 {
-        self.connections.load(Ordering::Relaxed)
     }
 }
 
