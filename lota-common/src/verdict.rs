@@ -37,13 +37,14 @@ verdicts! {
     Revoked = 4, "revoked";
     /// An allowed pod, but no daemon listens: not steered, so the kernel refuses.
     NoListener = 5, "no_listener";
-    /// A name query to the VIP.
+    /// A name query to the VIP, left to the daemon's responder.
     Dns = 6, "dns";
     /// Another port or protocol of the VIP: left to the stack, where the backstop refuses it.
     VipOther = 7, "vip_other";
     /// A fragment toward the VIP, dropped: it has no ports to judge by.
     Fragment = 8, "fragment";
-    /// Toward the VIP, but cut short or behind IPv6 extension headers: dropped.
+    /// Toward the VIP, but cut short or behind IPv6 extension headers; or, wherever it is for, behind more VLAN
+    /// tags than are looked through: dropped.
     Malformed = 9, "malformed";
     /// A pod's packet to a peer or admin port: dropped.
     Protected = 10, "protected";
@@ -55,6 +56,8 @@ verdicts! {
     Stranger = 13, "stranger";
     /// From outside the node to the VIP: dropped at the uplink.
     Outside = 14, "outside";
+    /// An allowed pod's name query for the zone, to whatever resolver: answered in the datapath.
+    Answered = 15, "answered";
 }
 
 #[cfg(test)]

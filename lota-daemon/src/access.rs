@@ -1,25 +1,206 @@
-//! Which pods may talk to LOTA. So far the configuration says so, pod by pod.
+//! Which pods may talk to LOTA: what each source says, and what follows from all of it together.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    str::FromStr,
+};
 
-use crate::config::Pod;
+use ipnet::IpNet;
+use lota_common::Source;
+use serde::{Deserialize, Deserializer, Serialize, de};
 
-/// What the kernel's access maps must hold, exactly: each allowed address, and the index of the one interface
-/// it may send from. An entry whose interface does not exist is none: it comes and goes with it.
-#[must_use]
-pub fn entries(pods: &[Pod], interfaces: &BTreeMap<String, u32>) -> BTreeMap<IpAddr, u32> {
-    pods.iter().filter_map(|pod| Some((pod.address, *interfaces.get(&pod.interface)?))).collect()
+use crate::{
+    config::{self, Pod},
+    datapath::Interfaces,
+};
+
+/// Whom an entry is about: one address, or all of a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// One address.
+    Address(IpAddr),
+    /// Every address of a prefix that has no entry of its own.
+    Prefix(IpNet),
+}
+
+/// What is said about a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Access, or none?
+    pub allow: bool,
+    /// The index of the only interface it may send from; 0 is any.
+    pub ifindex: u32,
+    /// Who says so.
+    pub source: Source,
+}
+
+/// What the kernel's maps hold, exactly.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Entries of single addresses.
+    pub addresses: BTreeMap<IpAddr, Entry>,
+    /// Rules for prefixes; the longest that an address is in decides.
+    pub prefixes: BTreeMap<IpNet, Entry>,
+    /// Have addresses that nothing is said about access?
+    pub default_allow: bool,
+}
+
+/// What every source says.
+#[derive(Debug)]
+pub struct Access {
+    config: config::Access,
+    /// This node's virtual addresses, which host-networked clients send from.
+    vips: Vec<IpAddr>,
+    /// By `lota access`.
+    command: BTreeMap<Subject, Entry>,
+    /// Pods that Kubernetes told of.
+    kubernetes: BTreeSet<Pod>,
+}
+
+impl Access {
+    /// What the configuration says.
+    #[must_use]
+    pub fn new(config: config::Access, vips: Vec<IpAddr>) -> Self {
+        Self { config, vips, command: BTreeMap::new(), kubernetes: BTreeSet::new() }
+    }
+
+    /// Takes over what an earlier daemon's operators had said.
+    pub fn adopt(&mut self, table: &Table) {
+        let addresses = table.addresses.iter().map(|(address, entry)| (Subject::Address(*address), *entry));
+        let prefixes = table.prefixes.iter().map(|(prefix, entry)| (Subject::Prefix(*prefix), *entry));
+        self.command.extend(addresses.chain(prefixes).filter(|(_, entry)| entry.source == Source::Command));
+    }
+
+    /// An operator allows a subject. An address is bound to the interface of this index, and loses its entry with
+    /// it; 0 is any.
+    pub fn allow(&mut self, subject: Subject, ifindex: u32) {
+        self.command.insert(subject, Entry { allow: true, ifindex, source: Source::Command });
+    }
+
+    /// An operator denies a subject, whatever other sources say.
+    pub fn deny(&mut self, subject: Subject) {
+        self.command.insert(subject, Entry { allow: false, ifindex: 0, source: Source::Command });
+    }
+
+    /// An operator takes back what was said about a subject; false if nothing was.
+    pub fn forget(&mut self, subject: Subject) -> bool {
+        self.command.remove(&subject).is_some()
+    }
+
+    /// The pods of this node that Kubernetes allows, all of them.
+    pub fn set_kubernetes(&mut self, pods: BTreeSet<Pod>) {
+        self.kubernetes = pods;
+    }
+
+    /// What follows from all of it, for the interfaces there are. An entry whose interface does not exist is
+    /// none: it comes and goes with it. What an operator said about an address at an interface that is gone is
+    /// forgotten for good, since the next to have the address may be someone else.
+    pub fn table(&mut self, interfaces: &Interfaces) -> Table {
+        self.command.retain(|_, entry| entry.ifindex == 0 || interfaces.0.contains_key(&entry.ifindex));
+        let mut table =
+            Table { default_allow: self.config.default == config::DefaultAccess::Allow, ..Table::default() };
+        // A later source overrides those before it.
+        let pods = |pods: &mut dyn Iterator<Item = &Pod>, source| {
+            pods.filter_map(|pod| {
+                let ifindex = interfaces.seen_as(&pod.interface)?;
+                Some((pod.address, Entry { allow: true, ifindex, source }))
+            })
+            .collect::<Vec<_>>()
+        };
+        table.addresses.extend(pods(&mut self.kubernetes.iter(), Source::Kubernetes));
+        table.addresses.extend(pods(&mut self.config.pods.iter(), Source::Config));
+        if self.config.host_network {
+            let entry = Entry { allow: true, ifindex: LOOPBACK, source: Source::Config };
+            table.addresses.extend(self.vips.iter().map(|vip| (*vip, entry)));
+        }
+        for (subjects, allow) in [(&self.config.allow, true), (&self.config.deny, false)] {
+            let entry = Entry { allow, ifindex: 0, source: Source::Config };
+            subjects.iter().for_each(|subject| table.insert(*subject, entry));
+        }
+        self.command.iter().for_each(|(subject, entry)| table.insert(*subject, *entry));
+        table
+    }
+}
+
+/// `lo`, everywhere.
+const LOOPBACK: u32 = 1;
+
+impl Table {
+    fn insert(&mut self, subject: Subject, entry: Entry) {
+        match subject {
+            Subject::Address(address) => {
+                self.addresses.insert(address, entry);
+            }
+            Subject::Prefix(prefix) => {
+                self.prefixes.insert(prefix, entry);
+            }
+        }
+    }
+
+    /// The interface that an address may send from (0 is any); `None`: it has no access.
+    #[must_use]
+    pub fn binding(&self, address: IpAddr) -> Option<u32> {
+        match self.addresses.get(&address).or_else(|| self.rule(address)) {
+            Some(entry) => entry.allow.then_some(entry.ifindex),
+            None => self.default_allow.then_some(0),
+        }
+    }
+
+    /// May a connection stay open that this address opened when it was bound to `then`?
+    #[must_use]
+    pub fn keeps(&self, address: IpAddr, then: u32) -> bool {
+        // At another interface now, it is another pod.
+        self.binding(address).is_some_and(|now| now == then || now == 0 || then == 0)
+    }
+
+    fn rule(&self, address: IpAddr) -> Option<&Entry> {
+        let covering = self.prefixes.iter().filter(|(prefix, _)| prefix.contains(&address));
+        covering.max_by_key(|(prefix, _)| prefix.prefix_len()).map(|(_, entry)| entry)
+    }
+}
+
+impl FromStr for Subject {
+    type Err = String;
+
+    /// An address, or a prefix in CIDR form. One that holds a single address is that address.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Address(address));
+        }
+        let prefix: IpNet = text.parse().map_err(|_| {
+            format!("`{text}` is neither an address such as `10.1.0.2` nor a prefix such as `10.1.0.0/16`")
+        })?;
+        if prefix.trunc() != prefix {
+            return Err(format!("`{text}` has bits beyond its prefix: `{}` is meant?", prefix.trunc()));
+        }
+        let whole = prefix.prefix_len() == prefix.max_prefix_len();
+        Ok(if whole { Self::Address(prefix.addr()) } else { Self::Prefix(prefix) })
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Prefix(prefix) => prefix.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Subject {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Subject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_entry_lives_and_dies_with_its_interface() {
-        let address: IpAddr = "10.0.0.2".parse().unwrap();
-        let pods = [Pod { address, interface: "veth1".into() }];
-        assert_eq!(entries(&pods, &BTreeMap::from([("veth2".into(), 7)])), BTreeMap::new());
-        assert_eq!(entries(&pods, &BTreeMap::from([("veth1".into(), 8)])), BTreeMap::from([(address, 8)]));
-    }
-}
+#[path = "access_tests.rs"]
+mod tests;

@@ -12,9 +12,13 @@ mod store;
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::File,
     io,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::sync::watch;
@@ -40,6 +44,8 @@ pub struct Cache {
     index: Mutex<Index>,
     /// Who is asking the gateway about an object that this node knows nothing of; closed when it has asked.
     leaders: Mutex<HashMap<NameId, watch::Receiver<()>>>,
+    /// Another daemon has the folder: what is in it is read, and nothing is changed.
+    handed_over: AtomicBool,
 }
 
 /// A version is in at most one of `lru` (complete), `filling` and `removing`.
@@ -95,9 +101,15 @@ impl Cache {
     /// `gateway` scopes the names in it.
     ///
     /// # Errors
-    /// If the folder cannot be used, or another daemon uses it.
-    pub fn open(folder: &Path, gateway: &str, capacity: u64, min_free: u64) -> io::Result<Self> {
-        let store = Store::open(folder, gateway, min_free)?;
+    /// If the folder cannot be used, or another daemon uses it that has not handed over its `lock`.
+    pub fn open(
+        folder: &Path,
+        gateway: &str,
+        capacity: u64,
+        min_free: u64,
+        lock: Option<File>,
+    ) -> io::Result<Self> {
+        let store = Store::open(folder, gateway, min_free, lock)?;
         let mut lru = ByteLru::new(capacity);
         let mut newest = HashMap::new();
         for found in store.recover()? {
@@ -110,7 +122,7 @@ impl Cache {
         let open = caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| io::Error::other(error.to_string()))?;
         let (filling, removing) = (HashMap::new(), HashSet::new());
         let index = Mutex::new(Index { lru, newest, filling, removing, open });
-        Ok(Self { store, index, leaders: Mutex::default() })
+        Ok(Self { store, index, leaders: Mutex::default(), handed_over: AtomicBool::new(false) })
     }
 
     /// The version of an object that the gateway named last, if it is here or on its way.
@@ -193,6 +205,9 @@ impl Cache {
         if let Some(object) = self.get(&meta.version).await {
             return Ok(Join::Follow(object));
         }
+        if self.is_handed_over() {
+            return Err(NoRoom("another daemon has the cache now".into()));
+        }
         let evicted = self.reserve(id, meta.size)?;
         let (store, size) = (self.store.clone(), meta.size);
         let (id_, victims) = (id, evicted.clone());
@@ -246,6 +261,22 @@ impl Cache {
         }
     }
 
+    /// Leaves the folder to another daemon, or takes it back. What is left is read while it lasts, and fills under
+    /// way reach their readers, but nothing in the folder is changed any more.
+    pub fn set_handed_over(&self, handed_over: bool) {
+        self.handed_over.store(handed_over, Ordering::Release);
+    }
+
+    fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire)
+    }
+
+    /// What says that this process is the one that writes in the folder, to hand over.
+    #[must_use]
+    pub fn lock(&self) -> &File {
+        self.store.lock()
+    }
+
     /// What the cache holds now.
     pub fn usage(&self) -> Usage {
         let index = self.index();
@@ -262,7 +293,9 @@ impl Cache {
         }
         let cache = self.clone();
         tokio::task::spawn_blocking(move || {
-            cache.store.remove(&id);
+            if !cache.is_handed_over() {
+                cache.store.remove(&id);
+            }
             cache.index().removing.remove(&id);
         });
     }

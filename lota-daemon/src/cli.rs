@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+
+use crate::access::Subject;
+
+/// Where the configuration is, unless it is said.
+const CONFIG: &str = "/etc/lota/lota.toml";
 
 /// The Local Object Transfer Accelerator: one daemon per node.
 #[derive(Debug, Parser)]
@@ -16,15 +21,18 @@ pub struct Cli {
 /// What `lota` can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the node.
+    /// Run the node. A daemon that runs already hands over to this one, without a refused connection.
     Run {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = CONFIG)]
         config: PathBuf,
     },
     /// Look into the cache.
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Say which addresses may talk to LOTA on this node, and see which were refused.
+    #[command(subcommand)]
+    Access(AccessCommand),
     /// Look after the kernel side.
     #[command(subcommand)]
     Datapath(DatapathCommand),
@@ -34,23 +42,63 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// List the complete objects on this node's disk.
-    Ls {
+    Ls(Look),
+}
+
+/// Who may talk to LOTA.
+#[derive(Debug, Subcommand)]
+pub enum AccessCommand {
+    /// Allow an address, bound to its interface and gone with it, or a prefix.
+    Allow {
+        /// `10.1.0.2` or `10.1.0.0/16`.
+        subject: Subject,
+        /// The interface that the address sends from; that of the route to it, if none is named.
+        #[arg(long)]
+        interface: Option<String>,
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = CONFIG)]
         config: PathBuf,
-        /// For scripts.
-        #[arg(long)]
-        json: bool,
     },
+    /// Deny an address or a prefix, whatever configuration and Kubernetes say. Open connections end.
+    Deny(About),
+    /// Take back an `allow` or `deny`: configuration and Kubernetes decide again.
+    Forget(About),
+    /// List the entries as the kernel has them.
+    List(Look),
+    /// List the addresses that were refused, last first.
+    Denied(Look),
 }
 
 /// Looking after the kernel side.
 #[derive(Debug, Subcommand)]
 pub enum DatapathCommand {
+    /// Show what is steered how, and what not and why.
+    Status(Look),
     /// Take LOTA out of the kernel: the virtual address, the programs, the maps.
     Detach {
         /// The configuration file.
-        #[arg(long)]
+        #[arg(long, default_value = CONFIG)]
         config: PathBuf,
     },
+}
+
+/// About whom.
+#[derive(Args, Debug)]
+pub struct About {
+    /// `10.1.0.2` or `10.1.0.0/16`.
+    pub subject: Subject,
+    /// The configuration file.
+    #[arg(long, default_value = CONFIG)]
+    pub config: PathBuf,
+}
+
+/// Showing something.
+#[derive(Args, Debug)]
+pub struct Look {
+    /// The configuration file.
+    #[arg(long, default_value = CONFIG)]
+    pub config: PathBuf,
+    /// For scripts.
+    #[arg(long)]
+    pub json: bool,
 }

@@ -2,10 +2,11 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
+use lota_common::MAX_ZONE;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -13,7 +14,7 @@ mod values;
 
 pub use values::{ByteSize, Origin, Secret};
 
-use crate::s3::Zone;
+use crate::{access::Subject, s3::Zone};
 
 /// Everything the daemon is told; `deploy/lota.toml` shows every key.
 #[derive(Debug, Deserialize)]
@@ -67,12 +68,23 @@ pub struct Endpoint {
     pub zone: Zone,
     /// The virtual address the zone resolves to, the same on every node.
     pub vip: Ipv4Addr,
+    /// The same for IPv6; none, if nothing is said.
+    pub vip6: Option<Ipv6Addr>,
 }
 
 impl Default for Endpoint {
     fn default() -> Self {
         let zone = Zone::parse("cwlota.com").unwrap_or_else(|_| unreachable!("a DNS name"));
-        Self { zone, vip: Ipv4Addr::new(169, 254, 77, 80) }
+        Self { zone, vip: Ipv4Addr::new(169, 254, 77, 80), vip6: None }
+    }
+}
+
+impl Endpoint {
+    /// The virtual addresses.
+    #[must_use]
+    pub fn vips(&self) -> Vec<IpAddr> {
+        let v6 = self.vip6.map(IpAddr::from);
+        [IpAddr::from(self.vip)].into_iter().chain(v6).collect()
     }
 }
 
@@ -84,8 +96,12 @@ pub struct Datapath {
     pub pod_interfaces: Vec<String>,
     /// The interface toward the other nodes, which the guard watches.
     pub uplink: Option<String>,
-    /// How to attach to the pods' interfaces.
+    /// How to steer.
+    pub mode: Mode,
+    /// How to attach TC programs.
     pub attach: Attach,
+    /// Answer pods' name queries for the zone in the datapath, whatever resolver they go to?
+    pub answer_names: bool,
     /// Where maps and links are pinned; on a bpffs.
     pub pins: PathBuf,
 }
@@ -95,13 +111,28 @@ impl Default for Datapath {
         Self {
             pod_interfaces: ["veth*", "cali*", "lxc*", "eni*"].map(str::to_owned).to_vec(),
             uplink: None,
+            mode: Mode::Auto,
             attach: Attach::Auto,
+            answer_names: true,
             pins: PathBuf::from("/sys/fs/bpf/lota"),
         }
     }
 }
 
-/// How to attach to the pods' interfaces.
+/// How to steer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// By TC where that works, else at socket lookup.
+    Auto,
+    /// By TC programs on the pods' interfaces.
+    Tc,
+    /// At socket lookup (kernel 5.17): without anything on the pods' interfaces, and so without name answers there.
+    #[serde(rename = "sk_lookup")]
+    Lookup,
+}
+
+/// How to attach TC programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {
@@ -208,24 +239,49 @@ pub struct Admin {
     /// Where to listen: loopback, or the node's address. Pods cannot reach this port on any node, so it must be
     /// the same on each.
     pub listen: SocketAddr,
+    /// The socket that `lota access` and `lota datapath status` talk to; for root alone. The socket for handing over
+    /// to a new daemon is beside it.
+    pub socket: PathBuf,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7481)) }
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7481)),
+            socket: PathBuf::from("/run/lota/admin.sock"),
+        }
     }
 }
 
 /// Which pods may talk to LOTA; none, if nothing is said.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Access {
-    /// The pods, one by one.
+    /// What holds for addresses that nothing is said about.
+    pub default: DefaultAccess,
+    /// The pods, one by one, each bound to its interface.
     pub pods: Vec<Pod>,
+    /// Addresses and prefixes that may, from any interface.
+    pub allow: Vec<Subject>,
+    /// Addresses and prefixes that may not.
+    pub deny: Vec<Subject>,
+    /// May processes in the node's own network namespace? They cannot be told apart.
+    pub host_network: bool,
+}
+
+/// What holds for addresses that nothing is said about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DefaultAccess {
+    /// No access.
+    #[default]
+    Deny,
+    /// Access: for those who want only the acceleration.
+    Allow,
 }
 
 /// A pod that may talk to LOTA.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pod {
     /// Its address.
@@ -301,10 +357,18 @@ impl Config {
                 "admin.listen: {admin} is neither loopback nor node.address, so pods could not be kept from it"
             ));
         }
-        let mut addresses: Vec<IpAddr> = self.access.pods.iter().map(|pod| pod.address).collect();
-        addresses.sort_unstable();
-        if let Some(twice) = addresses.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("access.pods: {} stands there twice", twice[0]));
+        let pods = self.access.pods.iter().map(|pod| Subject::Address(pod.address));
+        let mut subjects: Vec<Subject> =
+            pods.chain(self.access.allow.iter().chain(&self.access.deny).copied()).collect();
+        subjects.sort_unstable();
+        if let Some(twice) = subjects.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(format!("access: {} stands there twice", twice[0]));
+        }
+        if self.datapath.answer_names && self.endpoint.zone.wire().len() > MAX_ZONE {
+            return Err(format!(
+                "endpoint.zone: longer than {} characters; set datapath.answer_names to false for it",
+                MAX_ZONE - 2
+            ));
         }
         if self.peer_port() == self.admin.listen.port() {
             return Err("peers.port and admin.listen: the same port for both".into());

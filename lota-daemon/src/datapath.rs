@@ -4,27 +4,37 @@
 //! rather than reaching whoever else listens.
 
 mod attach;
+mod interfaces;
 mod maps;
 pub mod netlink;
 mod pins;
 mod preflight;
+mod query;
+mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     net::{IpAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use lota_common::{Settings, program};
+use lota_common::{LAYOUT, Settings, program};
 
 pub use attach::{AttachMode, GuardMode};
-pub use maps::VerdictCounts;
+pub use interfaces::{Interface, Interfaces, Plan, Steering};
+pub use maps::{Denied, VerdictCounts};
 pub use preflight::preflight;
+pub use status::{InterfaceStatus, Status};
 
-use self::{maps::Maps, netlink::Netlink, pins::Pins};
-use crate::config;
+use self::{
+    maps::{Maps, Pinned},
+    netlink::Netlink,
+    pins::Pins,
+};
+use crate::{access::Table, config};
 
 /// The programs, as `build.rs` left them.
 pub static OBJECT: &[u8] = include_bytes_aligned!(env!("LOTA_PROGRAMS"));
@@ -35,20 +45,31 @@ pub struct Datapath {
     maps: Maps,
     pins: Pins,
     attach: config::Attach,
-    /// The interfaces that the pod program is on, by index.
-    attached: BTreeSet<u32>,
+    /// The interfaces that are steered, by index.
+    steered: BTreeMap<u32, Attached>,
+    /// Those that are not, though they should be or were asked for, with the reason.
+    unsteered: BTreeMap<u32, String>,
     /// The uplink that the guard is on, by interface index.
-    guarded: Option<u32>,
+    guard: Option<(u32, GuardMode)>,
+    /// Is the steering lookup program in the backstop's place?
+    steers_lookups: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Attached {
+    mode: AttachMode,
+    /// The number of the program that is on it, if one is.
+    program: u32,
 }
 
 impl Datapath {
     /// Loads the programs against the pinned maps, makes those that are missing, and puts the backstop in
-    /// place.
+    /// place. `lock` is what an earlier daemon handed over.
     ///
     /// # Errors
-    /// If the kernel refuses, or pinned maps have another shape.
-    pub fn load(config: &config::Datapath, settings: Settings) -> Result<Self> {
-        let pins = Pins::open(&config.pins)?;
+    /// If the kernel refuses, pinned maps have another shape, or another daemon has not handed over.
+    pub fn load(config: &config::Datapath, settings: Settings, lock: Option<&File>) -> Result<Self> {
+        let pins = Pins::open(&config.pins, lock)?;
         maps::check_shapes(&pins)?;
         let mut loader = EbpfLoader::new();
         for shape in &maps::SHAPES {
@@ -58,14 +79,36 @@ impl Datapath {
         start_log(&mut ebpf);
         let mut maps = Maps::take(&mut ebpf)?;
         maps.set_settings(settings)?;
-        for name in [program::POD, program::BACKSTOP, program::GUARD] {
+        for name in [program::POD, program::BACKSTOP] {
             attach::load(&mut ebpf, name).with_context(|| format!("loading the program {name}"))?;
         }
-        attach::backstop(&mut ebpf, &pins).context("attaching the backstop")?;
-        Ok(Self { ebpf, maps, pins, attach: config.attach, attached: BTreeSet::new(), guarded: None })
+        attach::lookup(&mut ebpf, &pins, program::BACKSTOP).context("attaching the backstop")?;
+        Ok(Self {
+            ebpf,
+            maps,
+            pins,
+            attach: config.attach,
+            steered: BTreeMap::new(),
+            unsteered: BTreeMap::new(),
+            guard: None,
+            steers_lookups: false,
+        })
     }
 
-    /// Hands pods' connections to this listener from now on.
+    /// Puts the settings and the backstop back, and has everything else attached again: another daemon may have been
+    /// at it.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn reassert(&mut self, settings: Settings) -> Result<()> {
+        self.maps.set_settings(settings)?;
+        attach::lookup(&mut self.ebpf, &self.pins, program::BACKSTOP)?;
+        (self.steers_lookups, self.guard) = (false, None);
+        self.steered.clear();
+        Ok(())
+    }
+
+    /// Hands pods' connections to this listener from now on, in its family.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -73,48 +116,128 @@ impl Datapath {
         self.maps.set_listener(listener)
     }
 
-    /// Attaches to exactly these pod-facing interfaces (name and index); what is new among them, with how it
-    /// was attached.
+    /// Steers exactly the interfaces of this plan; what is new among them, with how that went.
     pub fn set_interfaces(
         &mut self,
-        interfaces: &BTreeMap<String, u32>,
+        interfaces: &Interfaces,
+        plan: &Plan,
     ) -> Vec<(String, Result<AttachMode>)> {
-        self.attached.retain(|index| interfaces.values().any(|known| known == index));
+        let is = |index: &u32, steering| plan.steered.get(index) == Some(&steering);
+        self.steered.retain(|index, attached| match attached.mode {
+            AttachMode::SkLookup => is(index, Steering::Lookup),
+            AttachMode::Tcx | AttachMode::Clsact => is(index, Steering::Tc),
+        });
         // Those that cannot be attached to keep what an earlier daemon had put there.
-        self.pins.keep_only_pod_links(interfaces.values().copied());
+        let by_tc = plan.steered.iter().filter(|(_, steering)| **steering == Steering::Tc);
+        self.pins.keep_only_pod_links(by_tc.map(|(index, _)| *index));
         let mut reports = Vec::new();
-        for (name, index) in interfaces {
-            if self.attached.contains(index) {
+        self.unsteered = plan.skipped.clone();
+        let looked_up = self.set_lookups(plan);
+        for (index, steering) in &plan.steered {
+            let name = interfaces.name(*index).unwrap_or_default().to_owned();
+            if self.steered.contains_key(index) {
                 continue;
             }
-            let mode = attach::pod(&mut self.ebpf, &self.pins, name, *index, self.attach);
-            if mode.is_ok() {
-                self.attached.insert(*index);
+            let attached = match (steering, &looked_up) {
+                (Steering::Lookup, Err(error)) => Err(anyhow::anyhow!("{error:#}")),
+                (Steering::Lookup, Ok(())) => {
+                    attach::remove_clsact(&name);
+                    Ok(Attached { mode: AttachMode::SkLookup, program: 0 })
+                }
+                (Steering::Tc, _) => self.attach(&name, *index),
+            };
+            match &attached {
+                Ok(attached) => {
+                    self.steered.insert(*index, *attached);
+                }
+                Err(error) => {
+                    self.unsteered.insert(*index, format!("{error:#}"));
+                }
             }
-            reports.push((name.clone(), mode));
+            reports.push((name, attached.map(|attached| attached.mode)));
         }
         reports
+    }
+
+    fn attach(&mut self, name: &str, index: u32) -> Result<Attached> {
+        let mode = attach::pod(&mut self.ebpf, &self.pins, name, index, self.attach)?;
+        Ok(Attached { mode, program: attach::id(&mut self.ebpf, program::POD)? })
+    }
+
+    /// Steers lookups for those interfaces, by the program that can, if there are any.
+    fn set_lookups(&mut self, plan: &Plan) -> Result<()> {
+        let lookups: BTreeSet<u32> = plan
+            .steered
+            .iter()
+            .filter(|(_, steering)| **steering == Steering::Lookup)
+            .map(|(index, _)| *index)
+            .collect();
+        if !lookups.is_empty() && !self.steers_lookups {
+            attach::load_lookup(&mut self.ebpf)
+                .context("loading the program that steers at socket lookup (kernel 5.17 at least)")?;
+            attach::lookup(&mut self.ebpf, &self.pins, program::LOOKUP)?;
+            self.steers_lookups = true;
+        }
+        self.maps.set_interfaces(&lookups)
+    }
+
+    /// Puts the pod program back ahead of others wherever one has gone before it; where that was.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn regain_heads(&mut self, interfaces: &Interfaces) -> Result<Vec<String>> {
+        let mut regained = Vec::new();
+        let by_tcx: Vec<u32> =
+            self.steered.iter().filter(|(_, on)| on.mode == AttachMode::Tcx).map(|(index, _)| *index).collect();
+        for index in by_tcx {
+            // No answer: the interface is just gone.
+            let Ok(ids) = query::tcx_ingress(index) else { continue };
+            if ids.first() == self.steered.get(&index).map(|attached| &attached.program) {
+                continue;
+            }
+            let Some(name) = interfaces.name(index) else { continue };
+            attach::pod_again(&mut self.ebpf, &self.pins, name, index)
+                .with_context(|| format!("going ahead of others on {name}"))?;
+            let program = attach::id(&mut self.ebpf, program::POD)?;
+            self.steered.insert(index, Attached { mode: AttachMode::Tcx, program });
+            regained.push(name.to_owned());
+        }
+        Ok(regained)
+    }
+
+    /// How many programs see an interface's packets before ours does.
+    fn position(&self, index: u32) -> Option<usize> {
+        let ours = self.steered.get(&index)?.program;
+        query::tcx_ingress(index).ok()?.iter().position(|id| *id == ours)
     }
 
     /// Puts the guard on the uplink, unless it is there; how, if it was not.
     ///
     /// # Errors
-    /// If no mode of XDP holds there.
+    /// If nothing holds there.
     pub fn set_uplink(&mut self, interface: &str, index: u32) -> Result<Option<GuardMode>> {
-        if self.guarded == Some(index) {
+        if self.guard.is_some_and(|(guarded, _)| guarded == index) {
             return Ok(None);
         }
-        let mode = attach::guard(&mut self.ebpf, &self.pins, interface, index)?;
-        self.guarded = Some(index);
+        let mode = attach::guard(&mut self.ebpf, &self.pins, interface, index, self.attach)?;
+        self.guard = Some((index, mode));
         Ok(Some(mode))
     }
 
-    /// Makes the access maps hold exactly these entries: pod address → interface index.
+    /// Makes the access maps hold exactly this.
     ///
     /// # Errors
     /// If the kernel refuses, as it does when a map is full.
-    pub fn set_access(&mut self, entries: &BTreeMap<IpAddr, u32>) -> Result<()> {
-        self.maps.set_access(entries)
+    pub fn set_access(&mut self, table: &Table) -> Result<()> {
+        self.maps.set_access(table)
+    }
+
+    /// What the access maps hold.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn access(&self) -> Result<Table> {
+        self.maps.access()
     }
 
     /// Makes the node maps hold exactly these addresses; true marks this node's own.
@@ -125,12 +248,18 @@ impl Datapath {
         self.maps.set_nodes(nodes)
     }
 
-    /// A handle to the verdict counters.
+    /// Removes what builds with other layouts have left in the kernel, now that this one's is in place.
     ///
     /// # Errors
-    /// If the map cannot be opened a second time.
-    pub fn verdicts(&self) -> Result<VerdictCounts> {
-        VerdictCounts::open(&self.pins)
+    /// If a pin cannot be removed.
+    pub fn retire_other_layouts(&self) -> Result<()> {
+        self.pins.remove_other_layouts().context("removing the pins of another build's layout")
+    }
+
+    /// How often each verdict was given.
+    #[must_use]
+    pub fn verdicts(&self) -> VerdictCounts {
+        self.maps.verdicts()
     }
 
     /// Where everything is pinned.
@@ -138,19 +267,65 @@ impl Datapath {
     pub fn pins(&self) -> &Path {
         self.pins.folder()
     }
+
+    /// What says that this process is the one that writes there, to hand over.
+    #[must_use]
+    pub fn lock(&self) -> &File {
+        self.pins.lock()
+    }
 }
 
-/// Takes LOTA out of the kernel: first the virtual address, which would otherwise be anyone's who listens on
+/// What a node's pinned maps say, to whoever may read them, daemon or no daemon.
+#[derive(Clone, Debug)]
+pub struct PinnedMaps(PathBuf);
+
+impl PinnedMaps {
+    /// Looks at the maps under this configuration's folder.
+    #[must_use]
+    pub fn new(config: &config::Datapath) -> Self {
+        Self(config.pins.join(format!("v{LAYOUT}")))
+    }
+
+    /// Who has access.
+    ///
+    /// # Errors
+    /// If there are no maps, or they may not be read.
+    pub fn access(&self) -> Result<Table> {
+        Pinned(&self.0).access()
+    }
+
+    /// Who was refused, last first.
+    ///
+    /// # Errors
+    /// As for access.
+    pub fn denied(&self) -> Result<Vec<Denied>> {
+        Pinned(&self.0).denied()
+    }
+
+    /// How often each verdict was given.
+    ///
+    /// # Errors
+    /// As for access.
+    pub fn verdicts(&self) -> Result<VerdictCounts> {
+        Pinned(&self.0).verdicts()
+    }
+}
+
+/// Takes LOTA out of the kernel: first the virtual addresses, which would otherwise be anyone's who listens on
 /// the node, then the programs and maps of every layout.
 ///
 /// # Errors
 /// If something of it cannot be removed.
-pub async fn detach(config: &config::Datapath, vip: IpAddr) -> Result<()> {
+pub async fn detach(config: &config::Datapath, vips: &[IpAddr]) -> Result<()> {
     let netlink = Netlink::connect()?;
-    netlink.remove_virtual_address(vip).await?;
-    for interface in netlink::matching(&netlink.interfaces().await?, &config.pod_interfaces).keys() {
-        attach::remove_clsact(interface);
+    for vip in vips {
+        netlink.remove_virtual_address(*vip).await?;
     }
+    let interfaces = netlink.interfaces().await?;
+    for index in interfaces.plan(config, true).steered.keys() {
+        attach::remove_clsact(interfaces.name(*index).unwrap_or_default());
+    }
+    config.uplink.iter().for_each(|uplink| attach::remove_clsact(uplink));
     pins::remove_all(&config.pins).with_context(|| format!("removing {}", config.pins.display()))
 }
 

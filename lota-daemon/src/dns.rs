@@ -1,6 +1,9 @@
 //! Names: a small responder on VIP:53 that answers for the zone and refuses the rest.
 
-use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc, time::Duration};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode},
@@ -28,16 +31,17 @@ const TCP_CLIENTS: usize = 64;
 pub struct Responder {
     zone: Name,
     vip: Ipv4Addr,
+    vip6: Option<Ipv6Addr>,
 }
 
 impl Responder {
-    /// A responder that answers the zone's apex, and every name under it, with `vip`.
+    /// A responder that answers the zone's apex, and every name under it, with the virtual addresses.
     ///
     /// # Errors
     /// If the zone is not a DNS name, which a parsed [`Zone`] always is.
-    pub fn new(zone: &Zone, vip: Ipv4Addr) -> io::Result<Self> {
+    pub fn new(zone: &Zone, vip: Ipv4Addr, vip6: Option<Ipv6Addr>) -> io::Result<Self> {
         let zone = Name::from_ascii(format!("{}.", zone.as_str())).map_err(io::Error::other)?;
-        Ok(Self { zone, vip })
+        Ok(Self { zone, vip, vip6 })
     }
 
     /// Serves UDP for as long as it is polled.
@@ -117,14 +121,17 @@ impl Responder {
         answer.metadata.authoritative = true;
         let name = question.name().clone();
         let apex = name == self.zone;
-        match question.query_type() {
-            RecordType::A | RecordType::ANY => {
+        match (question.query_type(), self.vip6) {
+            (RecordType::A | RecordType::ANY, _) => {
                 answer.add_answer(Record::from_rdata(name, TTL, RData::A(rdata::A(self.vip))));
             }
-            RecordType::NS if apex => {
+            (RecordType::AAAA, Some(vip6)) => {
+                answer.add_answer(Record::from_rdata(name, TTL, RData::AAAA(rdata::AAAA(vip6))));
+            }
+            (RecordType::NS, _) if apex => {
                 answer.add_answer(Record::from_rdata(name.clone(), TTL, RData::NS(rdata::NS(name))));
             }
-            RecordType::SOA if apex => {
+            (RecordType::SOA, _) if apex => {
                 answer.add_answer(self.authority());
             }
             _ => {
@@ -150,6 +157,7 @@ mod tests {
     use super::*;
 
     const VIP: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 80);
+    const VIP6: Option<Ipv6Addr> = Some(Ipv6Addr::new(0xfd10, 0xface, 0, 0, 0, 0, 0, 0x80));
 
     fn ask(name: &str, kind: RecordType) -> Message {
         let mut query = Message::query();
@@ -158,7 +166,7 @@ mod tests {
         let mut edns = Edns::new();
         edns.set_max_payload(4096);
         query.edns = Some(edns);
-        let responder = Responder::new(&Zone::parse("cwlota.com").unwrap(), VIP).unwrap();
+        let responder = Responder::new(&Zone::parse("cwlota.com").unwrap(), VIP, VIP6).unwrap();
         let answer = Message::from_vec(&responder.answer(&query.to_vec().unwrap()).unwrap()).unwrap();
         assert_eq!((answer.metadata.id, &answer.queries), (query.metadata.id, &query.queries));
         assert!(answer.edns.is_some());
@@ -178,7 +186,8 @@ mod tests {
 
     #[test]
     fn other_types_are_no_data_rather_than_no_name() {
-        let answer = ask("bucket.cwlota.com.", RecordType::AAAA);
+        assert_eq!(ask("bucket.cwlota.com.", RecordType::AAAA).answers.len(), 1);
+        let answer = ask("bucket.cwlota.com.", RecordType::MX);
         assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
         assert_eq!(answer.authorities[0].record_type(), RecordType::SOA);
         assert_eq!(ask("cwlota.com.", RecordType::SOA).answers.len(), 1);
@@ -195,7 +204,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>) {
-            let responder = Responder::new(&Zone::parse("cwlota.com").unwrap(), VIP).unwrap();
+            let responder = Responder::new(&Zone::parse("cwlota.com").unwrap(), VIP, VIP6).unwrap();
             let _ = responder.answer(&bytes);
         }
     }

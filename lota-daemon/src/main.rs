@@ -1,14 +1,18 @@
 //! `lota`: arguments and signals.
 
-use std::{path::Path, process::ExitCode, time::SystemTime};
+mod show;
+
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser as _;
 use lota_daemon::{
-    cache,
-    cli::{CacheCommand, Cli, Command, DatapathCommand},
+    admin::socket,
+    cli::{About, AccessCommand, CacheCommand, Cli, Command, DatapathCommand, Look},
     config::Config,
-    datapath, node,
+    control::{AccessRequest, Verb},
+    datapath::{self, PinnedMaps},
+    node, privileges,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -38,52 +42,69 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run { config } => run(Config::read(&config)?),
-        Command::Cache(CacheCommand::Ls { config, json }) => list(&Config::read(&config)?.cache.folder, json),
+        Command::Cache(CacheCommand::Ls(Look { config, json })) => {
+            show::cache(&Config::read(&config)?.cache.folder, json)
+        }
+        Command::Access(command) => access(command),
+        Command::Datapath(DatapathCommand::Status(Look { config, json })) => {
+            show::datapath(&status(&Config::read(&config)?.admin.socket)?, json)
+        }
         Command::Datapath(DatapathCommand::Detach { config }) => detach(&Config::read(&config)?),
     }
 }
 
-#[tokio::main]
-async fn run(config: Config) -> Result<()> {
-    let (stop, stopped) = watch::channel(false);
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        let _ = stop.send(true);
-        // Kept, so that the signal stays visible until the process ends.
-        std::future::pending::<()>().await;
+/// Two runtimes: this thread keeps the capabilities that the kernel side needs, and everything that handles what
+/// others send runs on threads that have none.
+fn run(config: Config) -> Result<()> {
+    let serving = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_start(privileges::drop_all)
+        .build()?;
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = control.block_on(async {
+        let (stop, stopped) = watch::channel(false);
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            let _ = stop.send(true);
+            // Kept, so that the signal stays visible until the process ends.
+            std::future::pending::<()>().await;
+        });
+        node::run(config, stopped, serving.handle()).await
     });
-    node::run(config, stopped).await
+    serving.shutdown_background();
+    ended
 }
 
-fn list(folder: &Path, json: bool) -> Result<()> {
-    for object in cache::list(folder)? {
-        let meta = object.meta;
-        let age = SystemTime::now().duration_since(object.stored).unwrap_or_default().as_secs();
-        let name = meta.version.name;
-        if json {
-            let line = serde_json::json!({
-                "bucket": name.bucket.as_str(),
-                "key": name.key.as_str(),
-                "version_id": name.version_id,
-                "etag": meta.version.validator.etag,
-                "size": meta.size,
-                "age_seconds": age,
-                "file": object.data,
-            });
-            println!("{line}");
-        } else {
-            println!("{:>14}  {age:>8}s  {}  {name}", meta.size, meta.version.validator.etag);
+fn access(command: AccessCommand) -> Result<()> {
+    let (verb, subject, interface, config) = match command {
+        AccessCommand::Allow { subject, interface, config } => (Verb::Allow, subject, interface, config),
+        AccessCommand::Deny(About { subject, config }) => (Verb::Deny, subject, None, config),
+        AccessCommand::Forget(About { subject, config }) => (Verb::Forget, subject, None, config),
+        AccessCommand::List(Look { config, json }) => {
+            return show::access(&PinnedMaps::new(&Config::read(&config)?.datapath).access()?, json);
         }
-    }
-    Ok(())
+        AccessCommand::Denied(Look { config, json }) => {
+            return show::denied(&PinnedMaps::new(&Config::read(&config)?.datapath).denied()?, json);
+        }
+    };
+    let config = Config::read(&config)?;
+    let request = AccessRequest { verb, subject, interface };
+    block_on(socket::request_access(&config.admin.socket, &request))?
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn detach(config: &Config) -> Result<()> {
-    datapath::detach(&config.datapath, config.endpoint.vip.into()).await
+fn status(socket: &Path) -> Result<datapath::Status> {
+    block_on(socket::request_status(socket))?
+}
+
+fn detach(config: &Config) -> Result<()> {
+    block_on(datapath::detach(&config.datapath, &config.endpoint.vips()))?
+}
+
+fn block_on<F: Future>(future: F) -> Result<F::Output> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
 }

@@ -1,8 +1,11 @@
 //! Metrics, by Prometheus' conventions.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use lota_common::Verdict;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _, text::encode},
@@ -12,7 +15,7 @@ use prometheus_client::{
 
 use crate::{
     cache::Cache,
-    datapath::VerdictCounts,
+    datapath::Status,
     gateway::{Gateway, Standing},
     http::SentBytes,
 };
@@ -104,11 +107,16 @@ pub struct Metrics {
 #[derive(Debug)]
 pub struct Exposition {
     registry: Registry,
+    datapath: Datapath,
 }
+
+/// The state of the kernel side when it was last asked for.
+type Datapath = Arc<Mutex<Option<Status>>>;
 
 impl Exposition {
     /// Registers the road's counters, and what is read at each scrape.
-    pub fn new(metrics: &Metrics, cache: Arc<Cache>, gateway: Arc<Gateway>, verdicts: VerdictCounts) -> Self {
+    pub fn new(metrics: &Metrics, cache: Arc<Cache>, gateway: Arc<Gateway>) -> Self {
+        let datapath = Datapath::default();
         let mut registry = Registry::with_prefix("lota");
         registry.register("requests", "Requests of pods that were answered", metrics.requests.clone());
         registry.register("fills", "Fills that ended", metrics.fills.clone());
@@ -128,10 +136,15 @@ impl Exposition {
         registry.register_collector(Box::new(Scraped {
             cache,
             gateway,
-            verdicts,
+            datapath: datapath.clone(),
             sent: metrics.sendfile.clone(),
         }));
-        Self { registry }
+        Self { registry, datapath }
+    }
+
+    /// What to show of the kernel side from now on.
+    pub fn set_datapath(&self, status: Status) {
+        *self.datapath.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
     }
 
     /// The text that Prometheus reads.
@@ -150,7 +163,7 @@ impl Exposition {
 struct Scraped {
     cache: Arc<Cache>,
     gateway: Arc<Gateway>,
-    verdicts: VerdictCounts,
+    datapath: Datapath,
     sent: SentBytes,
 }
 
@@ -180,14 +193,44 @@ impl Collector for Scraped {
             counter.metric_type(),
         )?)?;
 
-        let counts = self.verdicts.read();
-        let help = "Packets, by what the datapath decided about them";
-        let any = ConstCounter::new(0u64);
-        let mut family = encoder.encode_descriptor("datapath_packets", help, None, any.metric_type())?;
-        for verdict in Verdict::ALL {
-            let counter = ConstCounter::new(counts[*verdict as usize].packets);
-            counter.encode(family.encode_family(&[("verdict", verdict.label())])?)?;
+        match &*self.datapath.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(status) => encode_datapath(status, &mut encoder),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+fn encode_datapath(status: &Status, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+    let any = ConstCounter::new(0u64);
+    let help = "Packets, by what the datapath decided about them";
+    let mut family = encoder.encode_descriptor("datapath_packets", help, None, any.metric_type())?;
+    for verdict in &status.verdicts {
+        let counter = ConstCounter::new(verdict.packets);
+        counter.encode(family.encode_family(&[("verdict", verdict.verdict.as_str())])?)?;
+    }
+    let mut by_mode: BTreeMap<String, i64> = BTreeMap::new();
+    for interface in &status.interfaces {
+        let mode = interface.steered.map_or("none".to_owned(), |mode| mode.to_string());
+        *by_mode.entry(mode).or_default() += 1;
+    }
+    let any = ConstGauge::new(0i64);
+    let help = "Interfaces that were asked for, by how packets from them are steered";
+    let mut family = encoder.encode_descriptor("datapath_interfaces", help, None, any.metric_type())?;
+    for (mode, count) in &by_mode {
+        ConstGauge::new(*count).encode(family.encode_family(&[("steered", mode.as_str())])?)?;
+    }
+    let help = "How many other programs see an interface's packets before LOTA's does";
+    let mut family = encoder.encode_descriptor("datapath_position", help, None, any.metric_type())?;
+    for interface in &status.interfaces {
+        let Some(position) = interface.position else { continue };
+        let gauge = ConstGauge::new(i64::try_from(position).unwrap_or(i64::MAX));
+        gauge.encode(family.encode_family(&[("interface", interface.name.as_str())])?)?;
+    }
+    let help = "Access entries in the kernel, by what they are about";
+    let mut family = encoder.encode_descriptor("access_entries", help, None, any.metric_type())?;
+    for (subject, count) in [("address", status.addresses), ("prefix", status.prefixes)] {
+        let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+        gauge.encode(family.encode_family(&[("subject", subject)])?)?;
+    }
+    Ok(())
 }

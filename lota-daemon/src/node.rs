@@ -2,126 +2,242 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    fs::File,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use hyper::{Request, Response, body::Incoming};
-use lota_common::Settings;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::{mpsc, watch},
     task::JoinSet,
 };
 
 use crate::{
-    access,
-    admin::{self, Ready},
+    access::Table,
+    admin::{self, Admin, Ready},
     backend::Backend,
     cache::Cache,
     config::{Config, Origin},
-    datapath::{
-        self, Datapath,
-        netlink::{self, Netlink},
-    },
+    control::{Command, Control, HTTP_PORT},
+    datapath::{self, netlink},
     dns::Responder,
     gateway::Gateway,
+    handover::{Inherited, Taker},
     http::{
         Body,
-        server::{self, Connection, Limits, NoAnswer},
+        server::{self, Connection, Life, Limits, NoAnswer},
         upstream::Upstream,
     },
     metrics::{Exposition, Metrics},
     peer::Peers,
     placement::{NodeName, Placement},
     proxy::Proxy,
+    sockets::{PINS_LOCK, CACHE_LOCK, Sockets},
 };
 
-const HTTP_PORT: u16 = 80;
-const DNS_PORT: u16 = 53;
-/// Longest a stopping node waits for answers under way.
+/// Longest a stopping node waits for answers under way, and one that has handed over for its idle clients.
 const DRAIN: Duration = Duration::from_secs(30);
+/// How often the order of programs on the interfaces is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// How soon connections that a successor inherits from nobody learn of its changes of access.
+const RELOOK: Duration = Duration::from_millis(250);
+/// Most commands that wait for the control part.
+const COMMANDS: usize = 64;
 
-/// Runs the node until it is told to stop, or a part of it fails.
+/// Runs the node until it is told to stop, another daemon has taken over, or a part of it fails. `serving` runs what
+/// handles requests; the caller's own runtime changes the kernel side.
 ///
 /// # Errors
 /// What failed, and to what it was being done.
-pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<()> {
+pub async fn run(config: Config, mut stop: watch::Receiver<bool>, serving: &Handle) -> Result<()> {
     datapath::preflight(&config.datapath.pins)
         .map_err(|missing| anyhow!("cannot hold the datapath: {missing}"))?;
     raise_descriptor_limit();
-    let metrics = Metrics::default();
-    let proxy = Arc::new(proxy(&config, metrics.clone())?);
-
-    // In this order, nothing is ever reachable before what protects it is in place.
-    let mut netlink = Netlink::connect()?;
-    let mut datapath = Datapath::load(&config.datapath, settings(&config))?;
-    netlink.add_virtual_address(config.endpoint.vip.into()).await?;
-    datapath.set_nodes(&nodes(&config))?;
-    follow_interfaces(&config, &netlink, &mut datapath).await?;
-    if config.datapath.uplink.is_none() {
-        tracing::warn!("no datapath.uplink: the peer port is kept by the cluster's secret alone");
-    }
-    if let Err(error) = netlink::reserve_port(config.peer_port()) {
-        tracing::warn!(port = config.peer_port(), %error, "cannot reserve the peer port");
-    }
-    let exposition =
-        Arc::new(Exposition::new(&metrics, proxy.cache.clone(), proxy.gateway.clone(), datapath.verdicts()?));
-    let listen = Listeners::bind(&config).await?;
-    datapath.set_listener(&listen.hidden)?;
-
-    let ready = Ready::default();
-    let (connections, mut drained) = mpsc::channel::<()>(1);
-    let door = Door { proxy: proxy.clone(), stop: stop.clone(), alive: connections };
-    let responder = Responder::new(&config.endpoint.zone, config.endpoint.vip)?;
-    let names = responder.clone();
-    let mut parts = JoinSet::new();
-    parts.spawn(async move { responder.serve_udp(listen.dns_udp).await });
-    parts.spawn(async move { names.serve_tcp(listen.dns_tcp).await });
-    parts.spawn(admin::serve(listen.admin, exposition, ready.clone(), stop.clone()));
-    let vip = SocketAddr::from((config.endpoint.vip, HTTP_PORT));
-    parts.spawn(door.clone().serve_pods(TcpListener::from_std(listen.hidden)?, vip));
-    if let Some(peers) = listen.peers {
-        parts.spawn(door.clone().serve_peers(peers));
-    }
-    drop(door);
-
-    ready.store(true, Ordering::Release);
-    tracing::info!(
-        node = config.node.name,
-        vip = %config.endpoint.vip,
-        zone = config.endpoint.zone.as_str(),
-        gateway = %config.gateway.endpoint,
-        pins = %datapath.pins().display(),
-        cached = proxy.cache.usage().objects,
-        "ready"
-    );
-
-    loop {
+    let config = Arc::new(config);
+    let mut node = Node::start(config.clone(), serving).await?;
+    let handover = node.sockets.handover(&Handle::current())?;
+    let mut look = tokio::time::interval(LOOK);
+    let handed_over = loop {
         tokio::select! {
-            changed = netlink.changed() => {
+            changed = node.control.changed() => {
                 changed?;
-                if let Err(error) = follow_interfaces(&config, &netlink, &mut datapath).await {
+                if let Err(error) = node.control.follow().await {
                     tracing::error!(error = format!("{error:#}"), "not everything follows the interfaces");
                 }
             }
-            Some(ended) = parts.join_next() => ended.context("a part of the node panicked")?,
-            _ = stop.wait_for(|stop| *stop) => break,
+            _ = look.tick() => node.control.regain_heads(),
+            Some(command) = node.commands.recv() => node.control.obey(command).await,
+            Some(ended) = node.doors.join_next() => ended.context("a part of the node panicked")?,
+            taker = Taker::next(&handover) => match taker {
+                Ok(taker) => {
+                    if node.hand_over(taker).await? {
+                        break true;
+                    }
+                }
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "nothing is handed over"),
+            },
+            _ = stop.wait_for(|stop| *stop) => break false,
         }
-    }
-    // The datapath stays: until the next daemon comes, pods are refused rather than lost.
-    ready.store(false, Ordering::Release);
-    tracing::info!("stopping: no new connections, finishing answers under way");
-    parts.abort_all();
-    let _ = tokio::time::timeout(DRAIN, drained.recv()).await;
+    };
+    node.end(handed_over, stop).await;
     Ok(())
 }
 
-fn proxy(config: &Config, metrics: Metrics) -> Result<Proxy> {
+/// A running node.
+struct Node {
+    config: Arc<Config>,
+    serving: Handle,
+    control: Control,
+    sockets: Sockets,
+    door: Door,
+    admin: Admin,
+    responder: Responder,
+    commands: mpsc::Receiver<Command>,
+    life: watch::Sender<Life>,
+    /// Ends when the last connection has.
+    drained: mpsc::Receiver<()>,
+    /// Everything that accepts or receives.
+    doors: JoinSet<()>,
+}
+
+impl Node {
+    async fn start(config: Arc<Config>, serving: &Handle) -> Result<Self> {
+        let mut inherited = Inherited::ask(&config.admin.socket)?;
+        if inherited.is_some() {
+            tracing::info!("taking over from the daemon that runs");
+        }
+        let metrics = Metrics::default();
+        let lock = inherited.take(PINS_LOCK).map(File::from);
+        let mut control = Control::start(config.clone(), lock.as_ref()).await?;
+        let lock = inherited.take(CACHE_LOCK).map(File::from);
+        let proxy = Arc::new(proxy(&config, metrics.clone(), lock)?);
+        if config.datapath.uplink.is_none() {
+            tracing::warn!("no datapath.uplink: the peer port is kept by the cluster's secret alone");
+        }
+        if let Err(error) = netlink::reserve_port(config.peer_port()) {
+            tracing::warn!(port = config.peer_port(), %error, "cannot reserve the peer port");
+        }
+        let sockets = Sockets::open(&config, &mut inherited)?;
+        control.set_listeners(&sockets.hidden)?;
+
+        let (life, lives) = watch::channel(Life::Serving);
+        let (alive, drained) = mpsc::channel::<()>(1);
+        let (commander, commands) = mpsc::channel(COMMANDS);
+        let exposition = Arc::new(Exposition::new(&metrics, proxy.cache.clone(), proxy.gateway.clone()));
+        let vips = config.endpoint.vips().into_iter().map(|vip| SocketAddr::new(vip, HTTP_PORT)).collect();
+        let mut node = Self {
+            responder: Responder::new(&config.endpoint.zone, config.endpoint.vip, config.endpoint.vip6)?,
+            door: Door { proxy, life: lives, alive, vips, access: control.table() },
+            admin: Admin { exposition, ready: Ready::default(), control: commander },
+            serving: serving.clone(),
+            config,
+            control,
+            sockets,
+            commands,
+            life,
+            drained,
+            doors: JoinSet::new(),
+        };
+        node.open_doors()?;
+        inherited.serving();
+        Ok(node)
+    }
+
+    /// Begins to accept, on every socket.
+    fn open_doors(&mut self) -> Result<()> {
+        let sockets = self.sockets.accepting(&self.serving)?;
+        for listener in sockets.hidden {
+            self.doors.spawn_on(self.door.clone().serve_pods(listener), &self.serving);
+        }
+        if let Some(listener) = sockets.peers {
+            self.doors.spawn_on(self.door.clone().serve_peers(listener), &self.serving);
+        }
+        for socket in sockets.dns_udp {
+            let responder = self.responder.clone();
+            self.doors.spawn_on(async move { responder.serve_udp(socket).await }, &self.serving);
+        }
+        for listener in sockets.dns_tcp {
+            let responder = self.responder.clone();
+            self.doors.spawn_on(async move { responder.serve_tcp(listener).await }, &self.serving);
+        }
+        self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), &self.serving);
+        let control = self.admin.control.clone();
+        self.doors.spawn_on(admin::socket::serve(sockets.admin_socket, control), &self.serving);
+        self.admin.ready.store(true, Ordering::Release);
+        tracing::info!(
+            node = self.config.node.name,
+            vip = %self.config.endpoint.vip,
+            zone = self.config.endpoint.zone.as_str(),
+            gateway = %self.config.gateway.endpoint,
+            pins = %self.control.datapath().pins().display(),
+            cached = self.door.proxy.cache.usage().objects,
+            "ready"
+        );
+        Ok(())
+    }
+
+    /// Gives everything to another daemon; true once that one serves.
+    async fn hand_over(&mut self, taker: Taker) -> Result<bool> {
+        // What connects from here on waits in the sockets, which both have.
+        self.doors.abort_all();
+        while self.doors.join_next().await.is_some() {}
+        let cache = &self.door.proxy.cache;
+        cache.set_handed_over(true);
+        let mut given = self.sockets.names();
+        given.push((PINS_LOCK.to_owned(), self.control.datapath().lock().as_fd()));
+        given.push((CACHE_LOCK.to_owned(), cache.lock().as_fd()));
+        match taker.give(&given).await {
+            Ok(true) => return Ok(true),
+            Ok(false) => tracing::error!("the daemon that wanted to take over has failed; going on"),
+            Err(error) => tracing::error!(error = format!("{error:#}"), "cannot hand over; going on"),
+        }
+        self.door.proxy.cache.set_handed_over(false);
+        self.control.reassert().await?;
+        self.control.set_listeners(&self.sockets.hidden)?;
+        self.open_doors()?;
+        Ok(false)
+    }
+
+    /// Finishes what was begun. The datapath stays: until the next daemon comes, pods are refused rather than lost.
+    async fn end(self, handed_over: bool, mut stop: watch::Receiver<bool>) {
+        let Self { control, sockets, door, admin, life, mut drained, mut doors, .. } = self;
+        admin.ready.store(false, Ordering::Release);
+        doors.abort_all();
+        drop((door, admin, doors));
+        if handed_over {
+            tracing::info!("handed over: finishing what was begun");
+            life.send_replace(Life::Draining);
+            let drain = tokio::time::sleep(DRAIN);
+            let mut drain = std::pin::pin!(drain);
+            let mut relook = tokio::time::interval(RELOOK);
+            loop {
+                tokio::select! {
+                    // The successor writes the maps now.
+                    _ = relook.tick() => control.publish_kernel_table(),
+                    _ = drained.recv() => return,
+                    () = &mut drain => break,
+                    _ = stop.wait_for(|stop| *stop) => break,
+                }
+            }
+        } else {
+            tracing::info!("stopping: no new connections, finishing answers under way");
+            sockets.unlink();
+        }
+        drop(sockets);
+        life.send_replace(Life::Ending);
+        let _ = tokio::time::timeout(DRAIN, drained.recv()).await;
+    }
+}
+
+fn proxy(config: &Config, metrics: Metrics, lock: Option<File>) -> Result<Proxy> {
     let me = NodeName(config.node.name.clone());
     let gateway_origin = &config.gateway.endpoint;
     let tls = |origin: &Origin| origin.tls;
@@ -134,7 +250,7 @@ fn proxy(config: &Config, metrics: Metrics) -> Result<Proxy> {
     let backend = Backend::new(config.backend.as_ref(), gateway_origin, upstream.clone())?;
     let scope = gateway_origin.to_string();
     let capacity = config.cache.capacity.0;
-    let cache = Cache::open(&config.cache.folder, &scope, capacity, config.cache.min_free.0)
+    let cache = Cache::open(&config.cache.folder, &scope, capacity, config.cache.min_free.0, lock)
         .with_context(|| format!("opening the cache in {}", config.cache.folder.display()))?;
 
     let mut weights = BTreeMap::from([(me.clone(), capacity)]);
@@ -157,106 +273,41 @@ fn proxy(config: &Config, metrics: Metrics) -> Result<Proxy> {
     })
 }
 
-fn settings(config: &Config) -> Settings {
-    Settings {
-        vip4: config.endpoint.vip.octets(),
-        vip6: [0; 16],
-        http_port: HTTP_PORT.to_be_bytes(),
-        dns_port: DNS_PORT.to_be_bytes(),
-        peer_port: config.peer_port().to_be_bytes(),
-        admin_port: config.admin.listen.port().to_be_bytes(),
-    }
-}
-
-/// Every node's address; true for this node's own.
-fn nodes(config: &Config) -> BTreeMap<IpAddr, bool> {
-    let peers = config.peers.iter().flat_map(|peers| &peers.nodes).map(|peer| (peer.address, false));
-    let own = [config.node.address, config.admin.listen.ip()].into_iter();
-    peers.chain(own.filter(|address| !address.is_unspecified()).map(|address| (address, true))).collect()
-}
-
-/// Brings attachments, guard and access entries in line with the interfaces that there are now.
-///
-/// # Errors
-/// What could not be, after all that could.
-async fn follow_interfaces(config: &Config, netlink: &Netlink, datapath: &mut Datapath) -> Result<()> {
-    let interfaces = netlink.interfaces().await?;
-    let pods = netlink::matching(&interfaces, &config.datapath.pod_interfaces);
-    let mut problems = Vec::new();
-    for (interface, attached) in datapath.set_interfaces(&pods) {
-        match attached {
-            Ok(mode) => tracing::info!(interface, %mode, "attached"),
-            Err(error) => problems.push(format!("attaching to {interface}: {error:#}")),
-        }
-    }
-    if let Some(uplink) = &config.datapath.uplink {
-        match interfaces.get(uplink).map(|index| datapath.set_uplink(uplink, *index)) {
-            Some(Ok(None)) => {}
-            Some(Ok(Some(mode))) => tracing::info!(uplink, %mode, "the guard is up"),
-            Some(Err(error)) => problems.push(format!("{error:#}")),
-            None => problems.push(format!("the uplink {uplink} does not exist")),
-        }
-    }
-    datapath.set_access(&access::entries(&config.access.pods, &interfaces))?;
-    if problems.is_empty() { Ok(()) } else { Err(anyhow!(problems.join("; "))) }
-}
-
-/// Every socket the node listens on.
-struct Listeners {
-    /// Only what the datapath steers here is served.
-    hidden: std::net::TcpListener,
-    peers: Option<TcpListener>,
-    admin: TcpListener,
-    dns_udp: UdpSocket,
-    dns_tcp: TcpListener,
-}
-
-impl Listeners {
-    async fn bind(config: &Config) -> Result<Self> {
-        let about = |what: &str, address: SocketAddr| format!("listening for {what} on {address}");
-        let dns = SocketAddr::from((config.endpoint.vip, DNS_PORT));
-        let dns_udp = UdpSocket::bind(dns).await.with_context(|| about("names (UDP)", dns))?;
-        let dns_tcp = TcpListener::bind(dns).await.with_context(|| about("names (TCP)", dns))?;
-        let admin = config.admin.listen;
-        let admin = TcpListener::bind(admin).await.with_context(|| about("metrics and health", admin))?;
-        let peers = match &config.peers {
-            None => None,
-            Some(peers) => {
-                let address = SocketAddr::new(config.node.address, peers.port);
-                Some(TcpListener::bind(address).await.with_context(|| about("peers", address))?)
-            }
-        };
-        let hidden = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("the hidden listener")?;
-        hidden.set_nonblocking(true)?;
-        Ok(Self { hidden, peers, admin, dns_udp, dns_tcp })
-    }
-}
-
 /// What every accepted connection needs.
 #[derive(Clone)]
 struct Door {
     proxy: Arc<Proxy>,
-    stop: watch::Receiver<bool>,
+    life: watch::Receiver<Life>,
     /// Dropped with the last connection.
     alive: mpsc::Sender<()>,
+    /// What pods connect to.
+    vips: Vec<SocketAddr>,
+    access: watch::Receiver<Arc<Table>>,
 }
 
 impl Door {
-    async fn serve_pods(self, listener: TcpListener, vip: SocketAddr) {
+    async fn serve_pods(self, listener: TcpListener) {
         loop {
             let (stream, client) = server::accept(&listener).await;
-            if stream.local_addr().ok() != Some(vip) {
-                // A process of the node found the hidden listener; the datapath steers to the VIP only.
+            let pod = client.ip().to_canonical();
+            // A process of the node may find the hidden listener; the datapath steers to the VIP only.
+            let steered = stream.local_addr().is_ok_and(|local| self.vips.contains(&local));
+            if !steered {
                 self.proxy.unsteered(client);
+            }
+            // It may have lost its access since it was steered.
+            let binding = self.access.borrow().binding(pod).filter(|_| steered);
+            let Some(binding) = binding else {
                 let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
                 continue;
-            }
+            };
             let entry = self.clone();
             let service = move |connection, request| {
                 let proxy = entry.proxy.clone();
                 async move { proxy.enter(connection, request).await }
             };
-            self.serve((stream, client), Limits::CLIENT, service);
+            let lost = access_lost(self.access.clone(), pod, binding);
+            self.serve((stream, client), Limits::CLIENT, lost, service);
         }
     }
 
@@ -268,21 +319,33 @@ impl Door {
                 let proxy = owner.proxy.clone();
                 async move { proxy.own(connection, request).await }
             };
-            self.serve(accepted, Limits::PEER, service);
+            self.serve(accepted, Limits::PEER, std::future::pending(), service);
         }
     }
 
-    fn serve<S, F>(&self, accepted: (TcpStream, SocketAddr), limits: Limits, service: S)
-    where
+    fn serve<S, F>(
+        &self,
+        accepted: (TcpStream, SocketAddr),
+        limits: Limits,
+        cut: impl Future<Output = ()> + Send + 'static,
+        service: S,
+    ) where
         S: Fn(Connection, Request<Incoming>) -> F + Send + 'static,
         F: Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'static,
     {
-        let (sent, stop) = (self.proxy.metrics.sendfile.clone(), self.stop.clone());
+        let (sent, life) = (self.proxy.metrics.sendfile.clone(), self.life.clone());
         let alive = self.alive.clone();
         tokio::spawn(async move {
-            server::serve(accepted, limits, sent, stop, service).await;
+            server::serve(accepted, limits, sent, life, cut, service).await;
             drop(alive);
         });
+    }
+}
+
+/// Waits until a pod has lost the access it had when it was bound to `then`.
+async fn access_lost(mut access: watch::Receiver<Arc<Table>>, pod: IpAddr, then: u32) {
+    if access.wait_for(|table| !table.keeps(pod, then)).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -11,6 +11,8 @@ pub enum Pod {
     Settled(Verdict),
     /// HTTP to the VIP: steer it if the source has access.
     Steer,
+    /// A name query to some resolver: answer it if it is for the zone and the source has access.
+    Name,
     /// To a port that pods must not reach on any node, as far as one can tell: drop it if the destination is
     /// a node.
     Protect,
@@ -36,6 +38,7 @@ pub fn from_pod<A: Address>(settings: &Settings, packet: &Packet<A>) -> Pod {
             }
             // Could be hiding such a port.
             Kind::Opaque => Pod::Protect,
+            Kind::Udp if port == settings.dns_port && settings.answer_names == 1 => Pod::Name,
             _ => Pod::Settled(Verdict::NotOurs),
         };
     }

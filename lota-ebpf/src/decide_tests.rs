@@ -10,11 +10,15 @@ const SETTINGS: Settings = Settings {
     dns_port: [0, 53],
     peer_port: [0x1d, 0x38],
     admin_port: [0x1d, 0x39],
+    zone: [0; lota_common::MAX_ZONE],
+    zone_length: 0,
+    answer_names: 1,
+    default_allow: 0,
 };
 const VIP: [u8; 4] = SETTINGS.vip4;
 
 fn to<A: Address>(destination: A, payload: Payload) -> Packet<A> {
-    Packet { source: destination, destination, payload }
+    Packet { source: destination, destination, payload, network: 14, transport: 34 }
 }
 
 #[test]
@@ -65,6 +69,7 @@ proptest! {
         };
         let expected = match (vip, kind, port) {
             (false, ..) if protected(&[7480, 7481]) => Pod::Protect,
+            (false, Kind::Udp, 53) => Pod::Name,
             (false, ..) => Pod::Settled(Verdict::NotOurs),
             (true, Kind::Opaque, _) => Pod::Settled(Verdict::Malformed),
             (true, Kind::Fragment | Kind::FirstFragment, _) => Pod::Settled(Verdict::Fragment),

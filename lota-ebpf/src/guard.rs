@@ -1,28 +1,30 @@
 //! The guard on the uplink: only peers reach this node's peer port, nobody from outside reaches the VIP.
 
-use aya_ebpf::programs::XdpContext;
 use lota_common::{Node, Settings, Verdict};
 use lota_ebpf::{
     decide::{Guard, from_outside},
-    packet::{Family, Packet, family, parse_v4, parse_v6},
+    packet::{Bytes, Network, Packet, network, parse_v4, parse_v6},
 };
 
-use crate::{
-    kernel_bytes::Frame,
-    maps::{self, Known},
-};
+use crate::maps::{self, Known};
 
 /// The verdict on one packet that came in over the uplink.
 #[inline(always)]
-pub(crate) fn verdict(ctx: &XdpContext) -> Verdict {
+pub(crate) fn verdict(bytes: &impl Bytes) -> Verdict {
     let Some(settings) = maps::settings() else { return Verdict::NotOurs };
-    let bytes = Frame(ctx);
-    match family(&bytes) {
-        Some(Family::V4) => parse_v4(&bytes).map(|packet| judge(settings, &packet)),
-        Some(Family::V6) => parse_v6(&bytes).map(|packet| judge(settings, &packet)),
-        None => None,
+    match network(bytes) {
+        (Network::V4, at) => parse_v4(bytes, at).map(|packet| judge(settings, &packet)),
+        (Network::V6, at) => parse_v6(bytes, at).map(|packet| judge(settings, &packet)),
+        (Network::Other, _) => None,
+        (Network::Hidden, _) => Some(Verdict::Malformed),
     }
     .unwrap_or(Verdict::NotOurs)
+}
+
+/// Must this packet go no further?
+#[inline(always)]
+pub(crate) fn drops(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::Stranger | Verdict::Outside | Verdict::Malformed)
 }
 
 #[inline(always)]

@@ -4,4 +4,5 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 
 pub mod decide;
+pub mod names;
 pub mod packet;

@@ -4,11 +4,13 @@
 #[cfg(target_arch = "bpf")]
 mod access;
 #[cfg(target_arch = "bpf")]
-mod backstop;
+mod answer;
 #[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]
 mod kernel_bytes;
+#[cfg(target_arch = "bpf")]
+mod lookup;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
@@ -17,13 +19,17 @@ mod steer;
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
-        bindings::{TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action, xdp_action},
+        bindings::{TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, sk_action, xdp_action},
         macros::{classifier, sk_lookup, xdp},
         programs::{SkLookupContext, TcContext, XdpContext},
     };
     use lota_common::Verdict;
 
-    use crate::{backstop, guard, maps, steer};
+    use crate::{
+        guard,
+        kernel_bytes::{Frame, Skb},
+        lookup, maps, steer,
+    };
 
     /// TC ingress on a pod's interface.
     #[classifier]
@@ -34,6 +40,7 @@ mod programs {
         match verdict {
             // "Next": other programs on this interface keep seeing what is not ours.
             Verdict::NotOurs => TC_ACT_UNSPEC,
+            Verdict::Answered => TC_ACT_REDIRECT,
             Verdict::Revoked | Verdict::Fragment | Verdict::Malformed | Verdict::Protected => TC_ACT_SHOT,
             // Refusals pass too: without an assigned socket the stack itself answers with a reset.
             _ => TC_ACT_OK,
@@ -43,29 +50,48 @@ mod programs {
     /// XDP on the uplink.
     #[xdp]
     pub(crate) fn lota_guard(ctx: XdpContext) -> u32 {
-        let verdict = guard::verdict(&ctx);
+        let verdict = guard::verdict(&Frame(&ctx));
         maps::count(verdict, 0);
-        match verdict {
-            Verdict::Stranger | Verdict::Outside => xdp_action::XDP_DROP,
-            _ => xdp_action::XDP_PASS,
-        }
+        if guard::drops(verdict) { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+    }
+
+    /// TC ingress on an uplink that takes no XDP.
+    #[classifier]
+    pub(crate) fn lota_guard_tc(ctx: TcContext) -> i32 {
+        let verdict = guard::verdict(&Skb(&ctx));
+        maps::count(verdict, ctx.len());
+        if guard::drops(verdict) { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
     }
 
     /// Socket lookup in the node's network namespace.
     #[sk_lookup]
     pub(crate) fn lota_backstop(ctx: SkLookupContext) -> u32 {
-        match backstop::verdict(&ctx) {
-            Some(verdict) => {
-                maps::count(verdict, 0);
-                sk_action::SK_DROP
-            }
-            None => sk_action::SK_PASS,
+        settle(lookup::backstop(&ctx))
+    }
+
+    /// Socket lookup where some interfaces have no program of their own.
+    #[sk_lookup]
+    pub(crate) fn lota_lookup(ctx: SkLookupContext) -> u32 {
+        settle(lookup::steer(&ctx))
+    }
+
+    #[inline(always)]
+    fn settle(verdict: Option<Verdict>) -> u32 {
+        if let Some(verdict) = verdict {
+            maps::count(verdict, 0);
         }
+        if lookup::passes(verdict) { sk_action::SK_PASS } else { sk_action::SK_DROP }
+    }
+
+    /// What benchmarks compare with.
+    #[classifier]
+    pub(crate) fn lota_nothing(_: TcContext) -> i32 {
+        TC_ACT_UNSPEC
     }
 
     #[cfg(feature = "log")]
     fn log_refusal(ctx: &TcContext, verdict: Verdict) {
-        if !matches!(verdict, Verdict::NotOurs | Verdict::Steered | Verdict::Established | Verdict::Dns) {
+        if !matches!(verdict, Verdict::NotOurs | Verdict::Steered | Verdict::Established | Verdict::Dns | Verdict::Answered) {
             aya_log_ebpf::debug!(ctx, "refused: verdict {}", verdict as u32);
         }
     }

@@ -3,7 +3,11 @@
 use lota_common::Settings;
 
 const ETHERNET: usize = 14;
-const IPV6: usize = 40;
+const VLAN_TAG: usize = 4;
+/// Length of an IPv4 header without options.
+pub const IPV4: usize = 20;
+/// Length of an IPv6 header.
+pub const IPV6: usize = 40;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -20,6 +24,12 @@ pub const ACK: u8 = 0x10;
 pub trait Bytes {
     /// The `N` bytes at `offset`, unless the packet is shorter.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// The same number. In the kernel, one that the verifier knows nothing about any more: it then checks what
+    /// follows a loop once, rather than once for each way out of the loop.
+    fn opaque(&self, number: usize) -> usize {
+        number
+    }
 }
 
 /// An IP address as on the wire. The two families are types, not variants: the verifier wants every byte it
@@ -70,13 +80,17 @@ impl Address for [u8; 16] {
     }
 }
 
-/// The families of IP.
+/// What an Ethernet frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub enum Network {
     /// IPv4.
     V4,
     /// IPv6.
     V6,
+    /// Something else.
+    Other,
+    /// Behind more VLAN tags than are looked through.
+    Hidden,
 }
 
 /// An IP packet.
@@ -88,6 +102,10 @@ pub struct Packet<A> {
     pub destination: A,
     /// What it carries.
     pub payload: Payload,
+    /// Where its own header begins, from the frame's beginning.
+    pub network: usize,
+    /// Where the payload begins, likewise.
+    pub transport: usize,
 }
 
 /// What an IP packet carries, as far as it matters here. Flat for the verifier's sake, as [`Address`] explains:
@@ -147,48 +165,60 @@ impl TcpFlags {
     }
 }
 
-/// The family of IP that an Ethernet frame carries, if it does.
+/// What a frame carries, and where that begins. The kernel takes off any number of priority tags before it looks
+/// further, so up to two tags are looked through, whatever their VLAN: what is behind them is judged as if
+/// they were not there.
 #[inline(always)]
-pub fn family(bytes: &impl Bytes) -> Option<Family> {
-    match bytes.load::<2>(12)? {
-        [0x08, 0x00] => Some(Family::V4),
-        [0x86, 0xdd] => Some(Family::V6),
-        _ => None,
+pub fn network(bytes: &impl Bytes) -> (Network, usize) {
+    let mut tags = 0;
+    while tags <= 2 {
+        let Some(ether_type) = bytes.load::<2>(ETHERNET - 2 + tags * VLAN_TAG) else {
+            return (Network::Other, 0);
+        };
+        match ether_type {
+            [0x08, 0x00] => return (Network::V4, ETHERNET + tags * VLAN_TAG),
+            [0x86, 0xdd] => return (Network::V6, ETHERNET + tags * VLAN_TAG),
+            [0x81, 0x00] | [0x88, 0xa8] => tags += 1,
+            _ => return (Network::Other, 0),
+        }
     }
+    (Network::Hidden, 0)
 }
 
-/// Parses a frame that carries IPv4; `None` if it is shorter than an IP header.
+/// Parses the IPv4 packet at `network`; `None` if it is shorter than an IP header.
 #[inline(always)]
-pub fn parse_v4(bytes: &impl Bytes) -> Option<Packet<[u8; 4]>> {
-    let header: [u8; 20] = bytes.load(ETHERNET)?;
+pub fn parse_v4(bytes: &impl Bytes, network: usize) -> Option<Packet<[u8; 4]>> {
+    let header: [u8; IPV4] = bytes.load(network)?;
     let source = [header[12], header[13], header[14], header[15]];
     let destination = [header[16], header[17], header[18], header[19]];
     let length = usize::from(header[0] & 0x0f) * 4;
     // RFC 791: a flag for "more fragments", then thirteen bits of offset.
     let more = header[6] & 0x20 != 0;
     let offset = header[6] & 0x1f != 0 || header[7] != 0;
-    let payload = if header[0] >> 4 != 4 || length < 20 {
+    let transport = network + length;
+    let payload = if header[0] >> 4 != 4 || length < IPV4 {
         Payload::bare(Kind::Opaque)
     } else if offset {
         Payload::bare(Kind::Fragment)
     } else {
-        parse_transport(bytes, header[9], ETHERNET + length, more)
+        parse_transport(bytes, header[9], transport, more)
     };
-    Some(Packet { source, destination, payload })
+    Some(Packet { source, destination, payload, network, transport })
 }
 
-/// Parses a frame that carries IPv6; `None` if it is shorter than an IP header.
+/// Parses the IPv6 packet at `network`; `None` if it is shorter than an IP header.
 #[inline(always)]
-pub fn parse_v6(bytes: &impl Bytes) -> Option<Packet<[u8; 16]>> {
-    let [next]: [u8; 1] = bytes.load(ETHERNET + 6)?;
-    let source = bytes.load(ETHERNET + 8)?;
-    let destination = bytes.load(ETHERNET + 24)?;
+pub fn parse_v6(bytes: &impl Bytes, network: usize) -> Option<Packet<[u8; 16]>> {
+    let [next]: [u8; 1] = bytes.load(network + 6)?;
+    let source = bytes.load(network + 8)?;
+    let destination = bytes.load(network + 24)?;
+    let transport = network + IPV6;
     let payload = if EXTENSIONS.contains(&next) {
         Payload::bare(Kind::Opaque)
     } else {
-        parse_transport(bytes, next, ETHERNET + IPV6, false)
+        parse_transport(bytes, next, transport, false)
     };
-    Some(Packet { source, destination, payload })
+    Some(Packet { source, destination, payload, network, transport })
 }
 
 #[inline(always)]

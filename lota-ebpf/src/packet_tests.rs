@@ -39,7 +39,7 @@ const PORTS: Ports = Ports { source: [0x9c, 0x40], destination: [0, 80] };
 #[test]
 fn a_syn_opens_a_connection_and_an_answer_does_not() {
     for (flags, opens) in [(SYN, true), (SYN | ACK, false), (ACK, false), (0, false)] {
-        let packet = parse_v4(&&ipv4(5, [0x40, 0], TCP, &tcp(flags))[..]).unwrap();
+        let packet = parse_v4(&&ipv4(5, [0x40, 0], TCP, &tcp(flags))[..], ETHERNET).unwrap();
         assert_eq!(packet.payload, segment(flags));
         assert_eq!(TcpFlags(flags).opens(), opens);
     }
@@ -47,25 +47,25 @@ fn a_syn_opens_a_connection_and_an_answer_does_not() {
 
 #[test]
 fn options_move_the_transport_header() {
-    let packet = parse_v4(&&ipv4(7, [0, 0], TCP, &tcp(SYN))[..]).unwrap();
+    let packet = parse_v4(&&ipv4(7, [0, 0], TCP, &tcp(SYN))[..], ETHERNET).unwrap();
     assert_eq!(packet.payload, segment(SYN));
 }
 
 #[test]
 fn any_fragment_is_a_fragment() {
     for fragment in [[0, 1], [0x20, 1], [0x1f, 0xff]] {
-        assert_eq!(parse_v4(&&ipv4(5, fragment, TCP, &tcp(SYN))[..]).unwrap().payload.kind, Kind::Fragment);
+        assert_eq!(parse_v4(&&ipv4(5, fragment, TCP, &tcp(SYN))[..], ETHERNET).unwrap().payload.kind, Kind::Fragment);
     }
     for length in 8..=20 {
         let first = ipv4(5, [0x20, 0], TCP, &tcp(SYN)[..length]);
-        let payload = parse_v4(&&first[..]).unwrap().payload;
+        let payload = parse_v4(&&first[..], ETHERNET).unwrap().payload;
         assert_eq!((payload.kind, payload.ports), (Kind::FirstFragment, PORTS), "{length}");
     }
 }
 
 #[test]
 fn a_header_shorter_than_a_header_is_opaque() {
-    assert_eq!(parse_v4(&&ipv4(4, [0, 0], TCP, &tcp(SYN))[..]).unwrap().payload.kind, Kind::Opaque);
+    assert_eq!(parse_v4(&&ipv4(4, [0, 0], TCP, &tcp(SYN))[..], ETHERNET).unwrap().payload.kind, Kind::Opaque);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn extension_headers_are_opaque() {
         header[0] = 0x60;
         header[6] = next;
         header.extend_from_slice(&tcp(SYN));
-        assert_eq!(parse_v6(&&frame([0x86, 0xdd], &header)[..]).unwrap().payload.kind, Kind::Opaque);
+        assert_eq!(parse_v6(&&frame([0x86, 0xdd], &header)[..], ETHERNET).unwrap().payload.kind, Kind::Opaque);
     }
 }
 
@@ -83,7 +83,7 @@ fn extension_headers_are_opaque() {
 fn truncation_never_invents_ports() {
     let whole = ipv4(5, [0, 0], TCP, &tcp(SYN));
     for length in 0..whole.len() {
-        let parsed = parse_v4(&&whole[..length]);
+        let parsed = parse_v4(&&whole[..length], ETHERNET);
         match length {
             0..34 => assert_eq!(parsed, None, "{length}"),
             34..48 => assert_eq!(parsed.unwrap().payload.kind, Kind::Opaque, "{length}"),
@@ -95,7 +95,25 @@ fn truncation_never_invents_ports() {
 proptest! {
     #[test]
     fn any_bytes_parse_without_reading_past_the_end(bytes: Vec<u8>) {
-        let _ = (family(&&bytes[..]), parse_v4(&&bytes[..]), parse_v6(&&bytes[..]));
+        let (_, at) = network(&&bytes[..]);
+        let _ = (parse_v4(&&bytes[..], at), parse_v6(&&bytes[..], at));
+    }
+}
+
+#[test]
+fn up_to_two_tags_are_looked_through() {
+    let tagged = |tags: usize, inner: [u8; 2]| {
+        let tags: Vec<u8> = (0..tags).flat_map(|tag| [[0x81, 0x00, 0, 0], [0x88, 0xa8, 0, 7]][tag % 2]).collect();
+        [&[0; 12][..], &tags, &inner, &[0; 40]].concat()
+    };
+    for (tags, inner, expected) in [
+        (0, [0x08, 0x00], (Network::V4, 14)),
+        (1, [0x08, 0x00], (Network::V4, 18)),
+        (2, [0x86, 0xdd], (Network::V6, 22)),
+        (3, [0x08, 0x00], (Network::Hidden, 0)),
+        (1, [0x08, 0x06], (Network::Other, 0)),
+    ] {
+        assert_eq!(network(&&tagged(tags, inner)[..]), expected, "{tags} tags");
     }
 }
 

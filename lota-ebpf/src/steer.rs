@@ -8,17 +8,20 @@ use aya_ebpf::{
 use lota_common::{Settings, Verdict};
 use lota_ebpf::{
     decide::{Pod, from_pod},
-    packet::{Family, Packet, family, parse_v4, parse_v6},
+    packet::{Network, Packet, network, parse_v4, parse_v6},
 };
 
 use crate::{
     access,
+    answer::{self, Answerable},
     kernel_bytes::Skb,
     maps::{self, Known},
 };
 
 /// `BPF_F_CURRENT_NETNS`: look for sockets where the interface lives.
 const CURRENT_NETNS: u64 = u64::MAX;
+/// `lo`, in every network namespace (`LOOPBACK_IFINDEX`, `include/net/flow.h`).
+const LOOPBACK: u32 = 1;
 /// Socket states (`include/net/tcp_states.h`).
 const TIME_WAIT: u32 = 6;
 const LISTEN: u32 = 10;
@@ -37,37 +40,45 @@ struct Tuple<A> {
 pub(crate) fn verdict(ctx: &TcContext) -> Verdict {
     let Some(settings) = maps::settings() else { return Verdict::NotOurs };
     let bytes = Skb(ctx);
-    match family(&bytes) {
-        Some(Family::V4) => parse_v4(&bytes).map(|packet| judge(ctx, settings, &packet)),
-        Some(Family::V6) => parse_v6(&bytes).map(|packet| judge(ctx, settings, &packet)),
-        None => None,
+    match network(&bytes) {
+        (Network::V4, at) => parse_v4(&bytes, at).map(|packet| judge(ctx, settings, &packet)),
+        (Network::V6, at) => parse_v6(&bytes, at).map(|packet| judge(ctx, settings, &packet)),
+        (Network::Other, _) => None,
+        (Network::Hidden, _) => Some(Verdict::Malformed),
     }
     .unwrap_or(Verdict::NotOurs)
 }
 
 #[inline(always)]
-fn judge<A: Known>(ctx: &TcContext, settings: &Settings, packet: &Packet<A>) -> Verdict {
+fn judge<A: Known + Answerable>(ctx: &TcContext, settings: &Settings, packet: &Packet<A>) -> Verdict {
+    // SAFETY: the context the kernel called us with.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     match from_pod(settings, packet) {
+        // Processes of the node itself: of theirs, only what is for the endpoint is ours.
+        Pod::Protect | Pod::Name if ifindex == LOOPBACK => Verdict::NotOurs,
         Pod::Settled(verdict) => verdict,
         Pod::Protect if packet.destination.is_loopback() || packet.destination.node().is_some() => {
             Verdict::Protected
         }
         Pod::Protect => Verdict::NotOurs,
-        Pod::Steer => steer(ctx, packet),
+        Pod::Name => answer::name(ctx, settings, packet, ifindex),
+        Pod::Steer => steer(ctx, settings, packet, ifindex),
     }
 }
 
 #[inline(always)]
-fn steer<A: Known>(ctx: &TcContext, packet: &Packet<A>) -> Verdict {
+fn steer<A: Known>(ctx: &TcContext, settings: &Settings, packet: &Packet<A>, ifindex: u32) -> Verdict {
     let skb = ctx.skb.skb;
-    // SAFETY: the context the kernel called us with.
-    let ifindex = unsafe { (*skb).ifindex };
-    match (access::allowed(packet.source, ifindex), has_connection(skb, packet)) {
-        (true, true) => Verdict::Established,
-        (true, false) if assign(skb, A::LISTENER) => Verdict::Steered,
-        (true, false) => Verdict::NoListener,
-        (false, true) => Verdict::Revoked,
-        (false, false) => Verdict::Denied,
+    let connected = has_connection(skb, packet);
+    if !access::allowed(settings, packet.source, ifindex) {
+        let verdict = if connected { Verdict::Revoked } else { Verdict::Denied };
+        packet.source.refused(verdict, ifindex);
+        return verdict;
+    }
+    match connected {
+        true => Verdict::Established,
+        false if assign(skb, A::LISTENER) => Verdict::Steered,
+        false => Verdict::NoListener,
     }
 }
 

@@ -4,188 +4,151 @@
 //! kernel lets no socket be assigned outside of TC ingress, so steering itself is the `e2e` suite's to test.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError},
+    fs::File,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::{
-    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, PerCpuArray},
-    programs::{SchedClassifier, Xdp},
-};
-use libtest_mimic::{Arguments, Trial};
-use lota_common::{Access, Address4, Address6, Count, Node, Settings, Verdict, map, program};
+use cases::{STRANGER, STRANGER6, guard_cases, pod_cases, settings};
+use kernel::{Kernel, Ran};
+use libtest_mimic::{Arguments, Failed, Trial};
+use lota_common::{Settings, Verdict, program};
 use lota_ebpf::{
     decide::{Pod, from_pod},
-    packet::{Bytes, Family, family, parse_v4, parse_v6},
+    packet::{Bytes, Network, network, parse_v4, parse_v6},
 };
-use packets::{Packet, Transport};
+use lota_tests::lab::Namespace;
+use nix::{
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, setns},
+};
 
+#[path = "packet/budget.rs"]
+mod budget;
+#[path = "packet/cases.rs"]
+mod cases;
+#[path = "packet/kernel.rs"]
+mod kernel;
+#[path = "packet/names.rs"]
+mod names;
 #[path = "packet/packets.rs"]
 mod packets;
+#[path = "packet/steering.rs"]
+mod steering;
 
-const VIP: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 80);
-const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0xface, 0, 0, 0, 0, 0, 0x80);
-const POD: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
-const POD6: Ipv6Addr = Ipv6Addr::new(0xfd10, 1, 0, 0, 0, 0, 0, 2);
-const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 9);
-const STRANGER6: Ipv6Addr = Ipv6Addr::new(0xfd10, 1, 0, 0, 0, 0, 0, 9);
-/// Has an entry, but for another interface than test packets come from.
-const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
-const SELF: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-const SELF6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 1);
-const PEER6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 2);
-const PEER_PORT: u16 = 7480;
-const ADMIN_PORT: u16 = 7481;
-/// Test packets come from `lo`, whose index is 1 everywhere.
-const LO: u32 = 1;
+/// Packets must come from an interface that is not `lo`: so there is one, in a namespace of its own.
+const NAMESPACE: &str = "lota-packet";
 
-const SETTINGS: Settings = Settings {
-    vip4: VIP.octets(),
-    vip6: VIP6.octets(),
-    http_port: 80u16.to_be_bytes(),
-    dns_port: 53u16.to_be_bytes(),
-    peer_port: PEER_PORT.to_be_bytes(),
-    admin_port: ADMIN_PORT.to_be_bytes(),
-};
+type Test = fn(&mut Kernel) -> Result<()>;
 
-/// What TC does with a packet.
-const NEXT: u32 = u32::MAX;
-const PASS: u32 = 0;
-const SHOT: u32 = 2;
-/// What XDP does with a packet.
-const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
+const MORE: [(&str, Test); 6] = [
+    ("pod: every packet, cut at every length, as the model says", truncated),
+    ("pod: refusals are remembered", refusals),
+    ("pod: by default allowed, if configured so", default_allow),
+    ("names: the zone's addresses", names::addresses),
+    ("names: no data", names::no_data),
+    ("names: what is not the zone's is not touched", names::others),
+];
 
 fn main() {
-    let kernel = match Kernel::load() {
+    let namespace = Namespace::named(NAMESPACE);
+    let home = File::open("/proc/self/ns/net").expect("a process has a network namespace");
+    let kernel = match enter(&namespace).and_then(Kernel::load) {
         Ok(kernel) => Arc::new(Mutex::new(kernel)),
         Err(error) => {
             eprintln!("packet: the programs cannot be loaded (this suite needs root): {error:#}");
+            let _ = namespace.delete();
             std::process::exit(1);
         }
     };
     let mut trials = Vec::new();
-    for (name, packet, action, verdict) in pod_cases() {
-        let kernel = kernel.clone();
-        trials.push(Trial::test(format!("pod: {name}"), move || {
-            Ok(lock(&kernel).expect(program::POD, &packet.bytes(), action, verdict)?)
-        }));
+    let tables = [
+        ("pod", program::POD, pod_cases()),
+        ("guard", program::GUARD, guard_cases()),
+        // The next program's, where XDP passes.
+        ("guard at TC", program::GUARD_TC, guard_cases()),
+    ];
+    for (title, program, cases) in tables {
+        for (name, packet, action, verdict) in cases {
+            let kernel = kernel.clone();
+            let next = program == program::GUARD_TC && action == cases::Action::Pass;
+            let action = if next { cases::Action::Next } else { action };
+            trials.push(Trial::test(format!("{title}: {name}"), move || {
+                Ok(lock(&kernel).expect(program, &packet.bytes(), action, verdict)?)
+            }));
+        }
     }
-    for (name, packet, action, verdict) in guard_cases() {
+    for (name, test) in MORE {
         let kernel = kernel.clone();
-        trials.push(Trial::test(format!("guard: {name}"), move || {
-            Ok(lock(&kernel).expect(program::GUARD, &packet.bytes(), action, verdict)?)
-        }));
+        trials.push(Trial::test(name, move || test(&mut lock(&kernel)).map_err(told)));
     }
-    trials.push(Trial::test("pod: every packet, cut at every length, as the model says", move || {
-        Ok(truncated(&mut lock(&kernel))?)
-    }));
-    libtest_mimic::run(&Arguments { test_threads: Some(1), ..Arguments::from_args() }, trials).exit();
+    trials.push(Trial::test("budget: instructions", move || budget::instructions(&lock(&kernel)).map_err(told)));
+    let steering: [(&str, fn() -> Result<()>); 3] = [
+        ("steering: one connection, by TC", steering::by_tc),
+        ("steering: one connection, by clsact", steering::by_clsact),
+        ("steering: one connection, at socket lookup", steering::by_lookup),
+    ];
+    for (name, test) in steering {
+        trials.push(Trial::test(name, move || test().map_err(told)));
+    }
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Deleting it ends the processes that are in it.
+    let left = setns(home, CloneFlags::CLONE_NEWNET).map_err(anyhow::Error::from);
+    if let Err(error) = left.and_then(|()| namespace.delete()) {
+        eprintln!("packet: {error:#}");
+        std::process::exit(1);
+    }
+    conclusion.exit();
 }
 
-fn lock(kernel: &Mutex<Kernel>) -> std::sync::MutexGuard<'_, Kernel> {
+/// Makes the namespace and moves this thread into it; the index of its interface.
+fn enter(namespace: &Namespace) -> Result<u32> {
+    namespace.delete()?;
+    namespace.create()?;
+    namespace.ip("link add pod type veth peer name other")?;
+    namespace.enter()?;
+    if_nametoindex("pod").context("the interface just made is gone")
+}
+
+fn told(error: anyhow::Error) -> Failed {
+    format!("{error:#}").into()
+}
+
+fn lock(kernel: &Mutex<Kernel>) -> MutexGuard<'_, Kernel> {
     kernel.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Case = (&'static str, Packet, u32, Verdict);
-
-fn pod_cases() -> Vec<Case> {
-    let v4 = Packet::v4;
-    let v6 = Packet::v6;
-    let syn = |port| Transport::Tcp { port, flags: 0x02 };
-    let ack = |port| Transport::Tcp { port, flags: 0x10 };
-    let udp = |port| Transport::Udp { port };
-    vec![
-        ("an allowed pod's SYN", v4(POD, VIP, syn(80)), PASS, Verdict::NoListener),
-        ("an allowed pod's SYN, IPv6", v6(POD6, VIP6, syn(80)), PASS, Verdict::NoListener),
-        ("an allowed pod's SYN with IP options", v4(POD, VIP, syn(80)).options(8), PASS, Verdict::NoListener),
-        ("an allowed pod's ACK without a socket", v4(POD, VIP, ack(80)), PASS, Verdict::NoListener),
-        ("a denied pod's SYN", v4(STRANGER, VIP, syn(80)), PASS, Verdict::Denied),
-        ("a denied pod's SYN, IPv6", v6(STRANGER6, VIP6, syn(80)), PASS, Verdict::Denied),
-        ("an allowed address at another interface", v4(ELSEWHERE, VIP, syn(80)), PASS, Verdict::Denied),
-        ("the VIP as a source", v4(VIP, VIP, syn(80)), PASS, Verdict::Denied),
-        ("a name query", v4(STRANGER, VIP, udp(53)), PASS, Verdict::Dns),
-        ("a name query over TCP", v4(STRANGER, VIP, syn(53)), PASS, Verdict::Dns),
-        ("another port of the VIP", v4(POD, VIP, syn(443)), PASS, Verdict::VipOther),
-        ("UDP to the VIP's port 80", v4(POD, VIP, udp(80)), PASS, Verdict::VipOther),
-        ("a ping of the VIP", v4(POD, VIP, Transport::Other(1)), PASS, Verdict::VipOther),
-        ("a first fragment to the VIP", v4(POD, VIP, syn(80)).fragment(0x2000), SHOT, Verdict::Fragment),
-        ("a later fragment to the VIP", v4(POD, VIP, syn(80)).fragment(0x0001), SHOT, Verdict::Fragment),
-        ("extension headers to the VIP", v6(POD6, VIP6, syn(80)).extension(60), SHOT, Verdict::Malformed),
-        (
-            "a fragment header to the VIP, IPv6",
-            v6(POD6, VIP6, syn(80)).extension(44),
-            SHOT,
-            Verdict::Malformed,
-        ),
-        ("another address", v4(POD, PEER, syn(80)), NEXT, Verdict::NotOurs),
-        ("another address, IPv6", v6(POD6, STRANGER6, syn(80)), NEXT, Verdict::NotOurs),
-        ("a fragment to another address", v4(POD, STRANGER, udp(9)).fragment(0x0001), NEXT, Verdict::NotOurs),
-        ("ARP", v4(POD, VIP, syn(80)).ether_type(0x0806), NEXT, Verdict::NotOurs),
-        ("a VLAN tag in the packet", v4(POD, VIP, syn(80)).ether_type(0x8100), NEXT, Verdict::NotOurs),
-        ("this node's peer port", v4(POD, SELF, syn(PEER_PORT)), SHOT, Verdict::Protected),
-        ("this node's admin port", v4(POD, SELF, syn(ADMIN_PORT)), SHOT, Verdict::Protected),
-        ("another node's peer port", v4(POD, PEER, syn(PEER_PORT)), SHOT, Verdict::Protected),
-        ("another node's admin port", v4(POD, PEER, ack(ADMIN_PORT)), SHOT, Verdict::Protected),
-        (
-            "a peer port in a first fragment",
-            v4(POD, PEER, syn(PEER_PORT)).fragment(0x2000),
-            SHOT,
-            Verdict::Protected,
-        ),
-        (
-            "the admin port at 127.0.0.1",
-            v4(POD, Ipv4Addr::LOCALHOST, syn(ADMIN_PORT)),
-            SHOT,
-            Verdict::Protected,
-        ),
-        ("another node's peer port, IPv6", v6(POD6, PEER6, syn(PEER_PORT)), SHOT, Verdict::Protected),
-        (
-            "behind extension headers, to a node",
-            v6(POD6, PEER6, syn(9)).extension(60),
-            SHOT,
-            Verdict::Protected,
-        ),
-        ("the same to no node", v6(POD6, STRANGER6, syn(9)).extension(60), NEXT, Verdict::NotOurs),
-        ("the same port of no node", v4(POD, STRANGER, syn(PEER_PORT)), NEXT, Verdict::NotOurs),
-        ("UDP to a peer port", v4(POD, PEER, udp(PEER_PORT)), NEXT, Verdict::NotOurs),
-    ]
+/// Who was refused, how often, when and where.
+fn refusals(kernel: &mut Kernel) -> Result<()> {
+    let syn = packets::Transport::Tcp { port: 80, flags: 0x02 };
+    for (address, packet) in [
+        (IpAddr::from(STRANGER), packets::Packet::v4(STRANGER, cases::VIP, syn.clone())),
+        (IpAddr::from(STRANGER6), packets::Packet::v6(STRANGER6, cases::VIP6, syn)),
+    ] {
+        kernel.run(program::POD, &packet.bytes())?;
+        let before = kernel.denial(address)?;
+        kernel.run(program::POD, &packet.bytes())?;
+        let after = kernel.denial(address)?;
+        ensure!(after.count == before.count + 1, "{before:?}, then {after:?}");
+        ensure!(after.last_ns > before.last_ns, "{before:?}, then {after:?}");
+        ensure!(after.verdict == Verdict::Denied as u32, "{after:?}");
+        ensure!(after.ifindex == if_nametoindex("pod")?, "{after:?}");
+    }
+    Ok(())
 }
 
-fn guard_cases() -> Vec<Case> {
-    let v4 = Packet::v4;
-    let syn = |port| Transport::Tcp { port, flags: 0x02 };
-    vec![
-        ("a peer at the peer port", v4(PEER, SELF, syn(PEER_PORT)), XDP_PASS, Verdict::Peer),
-        ("a stranger at the peer port", v4(STRANGER, SELF, syn(PEER_PORT)), XDP_DROP, Verdict::Stranger),
-        (
-            "a stranger's first fragment there",
-            v4(STRANGER, SELF, syn(PEER_PORT)).fragment(0x2000),
-            XDP_DROP,
-            Verdict::Stranger,
-        ),
-        ("a peer, IPv6", Packet::v6(PEER6, SELF6, syn(PEER_PORT)), XDP_PASS, Verdict::Peer),
-        (
-            "a stranger behind extension headers",
-            Packet::v6(STRANGER6, SELF6, syn(9)).extension(60),
-            XDP_DROP,
-            Verdict::Stranger,
-        ),
-        ("a stranger at another port", v4(STRANGER, SELF, syn(22)), XDP_PASS, Verdict::NotOurs),
-        (
-            "forwarded to another node's peer port",
-            v4(STRANGER, PEER, syn(PEER_PORT)),
-            XDP_PASS,
-            Verdict::NotOurs,
-        ),
-        ("anyone at the VIP", v4(PEER, VIP, syn(80)), XDP_DROP, Verdict::Outside),
-        ("a name query from outside", v4(PEER, VIP, Transport::Udp { port: 53 }), XDP_DROP, Verdict::Outside),
-        ("the VIP, IPv6", Packet::v6(POD6, VIP6, syn(80)), XDP_DROP, Verdict::Outside),
-        ("anything else", v4(STRANGER, STRANGER, Transport::Other(1)), XDP_PASS, Verdict::NotOurs),
-    ]
+fn default_allow(kernel: &mut Kernel) -> Result<()> {
+    kernel.set(Settings { default_allow: 1, ..settings() })?;
+    let syn = packets::Transport::Tcp { port: 80, flags: 0x02 };
+    let mut decide = |address| Ok(kernel.run(program::POD, &packets::Packet::v4(address, cases::VIP, syn.clone()).bytes())?.verdict);
+    let decided: Result<Vec<Verdict>> =
+        [STRANGER, cases::RULED_OUT, cases::ELSEWHERE].into_iter().map(&mut decide).collect();
+    kernel.set(settings())?;
+    let decided = decided?;
+    ensure!(decided == [Verdict::NoListener, Verdict::Denied, Verdict::Denied], "{decided:?}");
+    Ok(())
 }
 
 /// The kernel refuses test packets shorter than their IP header; the host's property tests cover those.
@@ -195,10 +158,10 @@ fn truncated(kernel: &mut Kernel) -> Result<()> {
         for length in packet.shortest()..=whole.len() {
             let bytes = &whole[..length];
             let expected = model(bytes);
-            let (action, verdict) = kernel.run(program::POD, bytes)?;
+            let Ran { action, verdict, .. } = kernel.run(program::POD, bytes)?;
             ensure!(
                 expected.contains(&verdict),
-                "{name}, cut to {length} bytes: {verdict:?} and {action}, where the model says {expected:?}"
+                "{name}, cut to {length} bytes: {verdict:?} and {action:?}, where the model says {expected:?}"
             );
         }
     }
@@ -207,15 +170,19 @@ fn truncated(kernel: &mut Kernel) -> Result<()> {
 
 /// The verdicts that the host's half allows, without the lookups that come after it.
 fn model(bytes: &[u8]) -> Vec<Verdict> {
-    let decision = match family(&Cut(bytes)) {
-        Some(Family::V4) => parse_v4(&Cut(bytes)).map(|packet| from_pod(&SETTINGS, &packet)),
-        Some(Family::V6) => parse_v6(&Cut(bytes)).map(|packet| from_pod(&SETTINGS, &packet)),
-        None => None,
+    let settings = settings();
+    let decision = match network(&Cut(bytes)) {
+        (Network::V4, at) => parse_v4(&Cut(bytes), at).map(|packet| from_pod(&settings, &packet)),
+        (Network::V6, at) => parse_v6(&Cut(bytes), at).map(|packet| from_pod(&settings, &packet)),
+        (Network::Other, _) => None,
+        (Network::Hidden, _) => return vec![Verdict::Malformed],
     };
     match decision {
         None => vec![Verdict::NotOurs],
         Some(Pod::Settled(verdict)) => vec![verdict],
         Some(Pod::Steer) => vec![Verdict::NoListener, Verdict::Denied],
+        // Cut short, none is a query.
+        Some(Pod::Name) => vec![Verdict::NotOurs],
         Some(Pod::Protect) => vec![Verdict::Protected, Verdict::NotOurs],
     }
 }
@@ -228,77 +195,3 @@ impl Bytes for Cut<'_> {
     }
 }
 
-/// The loaded programs, with this file's addresses in their maps.
-struct Kernel {
-    ebpf: Ebpf,
-}
-
-impl Kernel {
-    fn load() -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(lota_daemon::datapath::OBJECT)?;
-        let pod: &mut SchedClassifier =
-            ebpf.program_mut(program::POD).context("no pod program")?.try_into()?;
-        pod.load()?;
-        let guard: &mut Xdp = ebpf.program_mut(program::GUARD).context("no guard")?.try_into()?;
-        guard.load()?;
-
-        let mut settings: Array<_, Settings> = map_mut(&mut ebpf, map::SETTINGS)?.try_into()?;
-        settings.set(0, SETTINGS, 0)?;
-        let mut access: HashMap<_, Address4, Access> = map_mut(&mut ebpf, map::ACCESS4)?.try_into()?;
-        access.insert(Address4 { address: POD.octets() }, Access { ifindex: LO }, 0)?;
-        access.insert(Address4 { address: ELSEWHERE.octets() }, Access { ifindex: LO + 1 }, 0)?;
-        let mut access6: HashMap<_, Address6, Access> = map_mut(&mut ebpf, map::ACCESS6)?.try_into()?;
-        access6.insert(Address6 { address: POD6.octets() }, Access { ifindex: LO }, 0)?;
-        let mut nodes: HashMap<_, Address4, Node> = map_mut(&mut ebpf, map::NODES4)?.try_into()?;
-        nodes.insert(Address4 { address: SELF.octets() }, Node { own: 1 }, 0)?;
-        nodes.insert(Address4 { address: PEER.octets() }, Node { own: 0 }, 0)?;
-        let mut nodes6: HashMap<_, Address6, Node> = map_mut(&mut ebpf, map::NODES6)?.try_into()?;
-        nodes6.insert(Address6 { address: SELF6.octets() }, Node { own: 1 }, 0)?;
-        nodes6.insert(Address6 { address: PEER6.octets() }, Node { own: 0 }, 0)?;
-        Ok(Self { ebpf })
-    }
-
-    fn expect(&mut self, program: &str, packet: &[u8], action: u32, verdict: Verdict) -> Result<()> {
-        let (done, decided) = self.run(program, packet)?;
-        ensure!(
-            (done, decided) == (action, verdict),
-            "decided {decided:?} and returned {done}, not {verdict:?} and {action}"
-        );
-        Ok(())
-    }
-
-    /// What the program returned, and the one verdict it counted.
-    fn run(&mut self, program: &str, packet: &[u8]) -> Result<(u32, Verdict)> {
-        let before = self.counts()?;
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(packet);
-        let loaded = self.ebpf.program(program).context("no such program")?;
-        let result = if program == program::POD {
-            <&SchedClassifier>::try_from(loaded)?.test_run(options)?
-        } else {
-            <&Xdp>::try_from(loaded)?.test_run(options)?
-        };
-        let after = self.counts()?;
-        let counted: Vec<Verdict> = Verdict::ALL
-            .iter()
-            .copied()
-            .filter(|verdict| after[*verdict as usize] > before[*verdict as usize])
-            .collect();
-        let [verdict] = counted[..] else { anyhow::bail!("counted {counted:?}, not one verdict") };
-        Ok((result.return_value, verdict))
-    }
-
-    fn counts(&mut self) -> Result<[u64; Verdict::COUNT]> {
-        let counters: PerCpuArray<_, Count> = map_mut(&mut self.ebpf, map::VERDICTS)?.try_into()?;
-        let mut counts = [0; Verdict::COUNT];
-        for verdict in Verdict::ALL {
-            let per_cpu = counters.get(&(*verdict as u32), 0)?;
-            counts[*verdict as usize] = per_cpu.iter().map(|count| count.packets).sum();
-        }
-        Ok(counts)
-    }
-}
-
-fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::maps::Map> {
-    ebpf.map_mut(name).with_context(|| format!("no map {name}"))
-}

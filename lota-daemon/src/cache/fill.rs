@@ -150,6 +150,9 @@ impl Fill {
     }
 
     async fn commit(mut self) -> io::Result<()> {
+        if self.cache.is_handed_over() {
+            return Err(io::Error::other("another daemon has the cache now; its readers had it all"));
+        }
         let checksums = std::mem::take(&mut self.checksums);
         let record = Record { meta: self.object.meta().clone(), checksums };
         let (store, id, part) = (self.cache.store.clone(), self.id, self.part.clone());

@@ -3,16 +3,16 @@
 
 use std::{
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
 };
 
 use nix::{
-    fcntl::{FallocateFlags, Flock, FlockArg, fallocate},
+    fcntl::{FallocateFlags, fallocate},
     sys::statvfs::statvfs,
 };
 use sha2::{Digest as _, Sha256};
@@ -40,7 +40,7 @@ pub(super) struct Store {
     folder: Arc<Path>,
     gateway: Arc<str>,
     min_free: u64,
-    _lock: Arc<Flock<File>>,
+    lock: Arc<File>,
 }
 
 /// A data file that is being filled; removed with its last owner, unless it has become an object.
@@ -72,19 +72,36 @@ pub struct Listed {
 }
 
 impl Store {
-    pub(super) fn open(folder: &Path, gateway: &str, min_free: u64) -> io::Result<Self> {
+    pub(super) fn open(
+        folder: &Path,
+        gateway: &str,
+        min_free: u64,
+        handed_over: Option<File>,
+    ) -> io::Result<Self> {
         let objects = folder.join(FORMAT);
         for first in 0..=u8::MAX {
             // Other users of this machine have no grant for what is in here.
             let shard = objects.join(hex::encode([first]));
             fs::DirBuilder::new().recursive(true).mode(0o700).create(shard)?;
         }
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("lock"))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            nix::errno::Errno::EWOULDBLOCK => io::Error::other("another daemon uses it"),
-            errno => errno.into(),
-        })?;
-        Ok(Self { folder: objects.into(), gateway: gateway.into(), min_free, _lock: Arc::new(lock) })
+        let path = folder.join("lock");
+        let lock = match handed_over.filter(|lock| is_file_at(lock, &path)) {
+            // The lock is the open file's, whichever process has it.
+            Some(lock) => lock,
+            None => {
+                let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+                lock.try_lock().map_err(|error| match error {
+                    TryLockError::WouldBlock => io::Error::other("another daemon uses it"),
+                    TryLockError::Error(error) => error,
+                })?;
+                lock
+            }
+        };
+        Ok(Self { folder: objects.into(), gateway: gateway.into(), min_free, lock: Arc::new(lock) })
+    }
+
+    pub(super) fn lock(&self) -> &File {
+        &self.lock
     }
 
     pub(super) fn name_id(&self, name: &ObjectName) -> NameId {
@@ -199,6 +216,13 @@ impl Store {
         }
         found.sort_by_key(|(stored, _)| *stored);
         Ok(found.into_iter().map(|(_, found)| found).collect())
+    }
+}
+
+fn is_file_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
     }
 }
 

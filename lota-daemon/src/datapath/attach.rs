@@ -13,6 +13,7 @@ use aya::{
     },
 };
 use lota_common::program;
+use serde::{Deserialize, Serialize};
 
 use super::pins::Pins;
 use crate::config;
@@ -20,44 +21,52 @@ use crate::config;
 /// LOTA's clsact filter, always at the same place so that it can be replaced exactly.
 const CLSACT: NlOptions = NlOptions { priority: 1, handle: TcHandle::new(0, 0x107a), classid: None };
 const BACKSTOP: &str = "backstop";
-/// Followed by the interface's index.
+/// Followed by how it is attached and the interface's index.
 const GUARD: &str = "guard-";
 
-/// How the pod program is attached to an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How packets from an interface are steered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AttachMode {
-    /// At the head of the tcx chain.
+    /// By a program at the head of its tcx chain.
     Tcx,
-    /// As a clsact filter.
+    /// By a program that is its clsact filter.
     Clsact,
+    /// At socket lookup.
+    SkLookup,
 }
 
 /// How the guard is attached to the uplink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum GuardMode {
-    /// In the driver.
+    /// XDP, in the driver.
     Native,
-    /// In the stack, for drivers without XDP.
+    /// XDP, in the stack: for drivers without.
     Generic,
-    /// Where an earlier daemon had put it.
-    Kept,
+    /// At the head of the tcx chain: for devices whose XDP is taken.
+    Tcx,
+    /// As a clsact filter: likewise, before tcx.
+    Clsact,
 }
 
 impl fmt::Display for AttachMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
+            Self::SkLookup => "sk_lookup",
         })
     }
 }
 
 impl fmt::Display for GuardMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Native => "native XDP",
-            Self::Generic => "generic XDP",
-            Self::Kept => "XDP, as before",
+        f.pad(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
         })
     }
 }
@@ -66,16 +75,22 @@ pub(super) fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     match ebpf.program_mut(name) {
         Some(Program::SchedClassifier(program)) => program.load()?,
         Some(Program::SkLookup(program)) => program.load()?,
-        Some(Program::Xdp(program)) => program.load()?,
         _ => bail!("no such program in the object"),
     }
     Ok(())
 }
 
-/// The `sk_lookup` program, on the network namespace that the daemon runs in.
-pub(super) fn backstop(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
-    let program: &mut SkLookup = program_mut(ebpf, program::BACKSTOP)?;
-    let id = program.attach(File::open("/proc/self/ns/net")?)?;
+/// Loads the `sk_lookup` program that steers, unless it is.
+pub(super) fn load_lookup(ebpf: &mut Ebpf) -> Result<()> {
+    let program: &mut SkLookup = program_mut(ebpf, program::LOOKUP)?;
+    Ok(if program.fd().is_err() { program.load()? })
+}
+
+/// One of the `sk_lookup` programs, on the network namespace that the daemon runs in.
+pub(super) fn lookup(ebpf: &mut Ebpf, pins: &Pins, name: &str) -> Result<()> {
+    let program: &mut SkLookup = program_mut(ebpf, name)?;
+    // The thread's, which differs from the process' in tests.
+    let id = program.attach(File::open("/proc/thread-self/ns/net")?)?;
     // Several may be attached, and any of them can refuse: an old one does no harm until it is replaced.
     pins.replace_link(BACKSTOP, program.take_link(id)?.into())
 }
@@ -89,16 +104,50 @@ pub(super) fn pod(
     how: config::Attach,
 ) -> Result<AttachMode> {
     let program: &mut SchedClassifier = program_mut(ebpf, program::POD)?;
+    let pin = Pins::pod_link(index);
+    Ok(match tc_program(program, pins, interface, &pin, how)? {
+        Tc::Tcx => AttachMode::Tcx,
+        Tc::Clsact => AttachMode::Clsact,
+    })
+}
+
+/// The pod program once more, ahead of whatever has gone before it. A program can be on a hook only once, so this
+/// is another instance of it; the first one stays in force until this one is.
+pub(super) fn pod_again(ebpf: &mut Ebpf, pins: &Pins, interface: &str, index: u32) -> Result<()> {
+    let program: &mut SchedClassifier = program_mut(ebpf, program::POD)?;
+    program.unload()?;
+    program.load()?;
+    tc_program(program, pins, interface, &Pins::pod_link(index), config::Attach::Tcx).map(|_| ())
+}
+
+/// The kernel's number of the loaded program.
+pub(super) fn id(ebpf: &mut Ebpf, name: &str) -> Result<u32> {
+    let program: &mut SchedClassifier = program_mut(ebpf, name)?;
+    Ok(program.info()?.id())
+}
+
+enum Tc {
+    Tcx,
+    Clsact,
+}
+
+fn tc_program(
+    program: &mut SchedClassifier,
+    pins: &Pins,
+    interface: &str,
+    pin: &str,
+    how: config::Attach,
+) -> Result<Tc> {
     if how != config::Attach::Clsact {
         // At the head: others end the chain, and what they end we would never see.
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         match program.attach_with_options(interface, TcAttachType::Ingress, options) {
             Ok(id) => {
                 let link: FdLink = program.take_link(id)?.try_into()?;
-                pins.replace_link(&Pins::pod_link(index), link)?;
+                pins.replace_link(pin, link)?;
                 // Of a daemon that was told to use clsact.
                 remove_clsact(interface);
-                return Ok(AttachMode::Tcx);
+                return Ok(Tc::Tcx);
             }
             Err(error) if how == config::Attach::Tcx => return Err(error.into()),
             Err(error) => tracing::info!(interface, %error, "no tcx here (kernel < 6.6?); using clsact"),
@@ -119,8 +168,8 @@ pub(super) fn pod(
     // The filter stays when the daemon goes: like a pinned link, it outlives us.
     std::mem::forget(program.take_link(id)?);
     // Of a daemon that used tcx: two programs would decide.
-    pins.remove_links(|name| name == Pins::pod_link(index));
-    Ok(AttachMode::Clsact)
+    pins.remove_links(|name| name == pin);
+    Ok(Tc::Clsact)
 }
 
 /// Removes LOTA's clsact filter from an interface, if it has one.
@@ -131,38 +180,67 @@ pub(super) fn remove_clsact(interface: &str) {
     let _ = ours.map(Link::detach);
 }
 
-/// The XDP program, on the uplink, and nowhere else.
-pub(super) fn guard(ebpf: &mut Ebpf, pins: &Pins, interface: &str, index: u32) -> Result<GuardMode> {
+/// The guard, on the uplink and nowhere else: by XDP in the driver, else in the stack, else by TC.
+pub(super) fn guard(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    interface: &str,
+    index: u32,
+    how: config::Attach,
+) -> Result<GuardMode> {
+    let name = |mode: GuardMode| format!("{GUARD}{mode}-{index}");
+    // A device takes one XDP program: another layout's would be in the way.
+    pins.remove_others_links(GUARD);
+    pins.remove_links(|other| other.starts_with(GUARD) && !other.ends_with(&format!("-{index}")));
+    let mut refusals = Vec::new();
+    for (mode, flags) in [(GuardMode::Native, XdpMode::Driver), (GuardMode::Generic, XdpMode::Skb)] {
+        match xdp(ebpf, pins, interface, &name(mode), flags) {
+            Ok(()) => {
+                pins.remove_links(|other| other.starts_with(GUARD) && other != name(mode));
+                return Ok(mode);
+            }
+            Err(error) => refusals.push(format!("{mode} XDP: {error:#}")),
+        }
+    }
+    let program: &mut SchedClassifier = program_mut(ebpf, program::GUARD_TC)?;
+    let loaded = if program.fd().is_err() { program.load() } else { Ok(()) };
+    let by_tc = loaded.map_err(anyhow::Error::from);
+    let by_tc = by_tc.and_then(|()| tc_program(program, pins, interface, &name(GuardMode::Tcx), how));
+    match by_tc {
+        Ok(mode) => {
+            tracing::info!(interface, why = refusals.join("; "), "the guard is at TC, not at XDP");
+            Ok(if matches!(mode, Tc::Tcx) { GuardMode::Tcx } else { GuardMode::Clsact })
+        }
+        Err(error) => {
+            refusals.push(format!("TC: {error:#}"));
+            Err(anyhow!("the guard cannot be put on {interface}: {}", refusals.join("; ")))
+        }
+    }
+}
+
+fn xdp(ebpf: &mut Ebpf, pins: &Pins, interface: &str, name: &str, flags: XdpMode) -> Result<()> {
     let program: &mut Xdp = program_mut(ebpf, program::GUARD)?;
-    let name = format!("{GUARD}{index}");
-    pins.remove_links(|other| other.starts_with(GUARD) && other != name);
-    let path = pins.link(&name);
+    if program.fd().is_err() {
+        program.load()?;
+    }
+    let path = pins.link(name);
     if path.exists() {
-        // A device takes one XDP program: an earlier daemon's is updated in place.
+        // An earlier daemon's is updated in place.
         let updated = PinnedLink::from_pin(&path)
             .map_err(anyhow::Error::from)
             .and_then(|pinned| Ok(XdpLink::try_from(FdLink::from(pinned))?))
             .and_then(|link| Ok(program.attach_to_link(link)?));
         if let Ok(id) = updated {
             drop(program.take_link(id)?);
-            return Ok(GuardMode::Kept);
+            return Ok(());
         }
         // Of an interface that is no longer there.
         std::fs::remove_file(&path)?;
     }
-    let mut refusals = Vec::new();
-    for (mode, flags) in [(GuardMode::Native, XdpMode::Driver), (GuardMode::Generic, XdpMode::Skb)] {
-        let attached = program.attach(interface, flags).map_err(anyhow::Error::from).and_then(|id| {
-            // Refused a link, aya falls back to netlink, which nothing would own: that counts as refused.
-            let link: FdLink = program.take_link(id)?.try_into()?;
-            pins.replace_link(&name, link)
-        });
-        match attached {
-            Ok(()) => return Ok(mode),
-            Err(error) => refusals.push(format!("{mode}: {error:#}")),
-        }
-    }
-    Err(anyhow!("the guard cannot be put on {interface}: {}", refusals.join("; ")))
+    let id = program.attach(interface, flags)?;
+    // Refused a link, aya falls back to netlink, which nothing would own: that counts as refused.
+    let link: FdLink = program.take_link(id)?.try_into()?;
+    pins.replace_link(name, link)
 }
 
 fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>

@@ -1,23 +1,25 @@
 //! Reading and writing the maps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, TcpListener},
-    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, Map, MapData, MapInfo, MapType, PerCpuArray, SockMap},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapInfo, MapType, PerCpuArray, SockMap, lpm_trie::Key},
 };
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lota_common::{
-    Access, Address4, Address6, Count, LISTENER4, LISTENERS, MAX_NODES, MAX_PODS, Node, Settings, Verdict,
-    map,
+    Access, Address4, Address6, Count, Denial, Interface, LISTENER4, LISTENER6, LISTENERS, MAX_DENIED,
+    MAX_INTERFACES, MAX_NODES, MAX_PODS, MAX_RULES, Node, SCRATCH, Settings, Source, Verdict, map,
 };
 
 use super::pins::Pins;
+use crate::access::{Entry, Table};
 
 /// What a map must look like. aya opens a pinned map without checking.
 pub(super) struct Shape {
@@ -28,14 +30,20 @@ pub(super) struct Shape {
     entries: usize,
 }
 
-pub(super) const SHAPES: [Shape; 7] = [
+pub(super) const SHAPES: [Shape; map::ALL.len()] = [
     shape::<Address4, Access>(map::ACCESS4, MapType::Hash, MAX_PODS),
     shape::<Address6, Access>(map::ACCESS6, MapType::Hash, MAX_PODS),
+    shape::<Key<Address4>, Access>(map::RULES4, MapType::LpmTrie, MAX_RULES),
+    shape::<Key<Address6>, Access>(map::RULES6, MapType::LpmTrie, MAX_RULES),
+    shape::<Address4, Denial>(map::DENIED4, MapType::LruHash, MAX_DENIED),
+    shape::<Address6, Denial>(map::DENIED6, MapType::LruHash, MAX_DENIED),
+    shape::<u32, Interface>(map::INTERFACES, MapType::Hash, MAX_INTERFACES),
     shape::<Address4, Node>(map::NODES4, MapType::Hash, MAX_NODES),
     shape::<Address6, Node>(map::NODES6, MapType::Hash, MAX_NODES),
     shape::<u32, Settings>(map::SETTINGS, MapType::Array, 1),
     shape::<u32, u32>(map::LISTENERS, MapType::SockMap, LISTENERS),
     shape::<u32, Count>(map::VERDICTS, MapType::PerCpuArray, Verdict::COUNT),
+    shape::<u32, [u8; SCRATCH]>(map::SCRATCH, MapType::PerCpuArray, 1),
 ];
 
 const fn shape<K, V>(name: &'static str, kind: MapType, entries: usize) -> Shape {
@@ -65,24 +73,49 @@ pub(super) fn check_shapes(pins: &Pins) -> Result<()> {
 }
 
 pub(super) struct Maps {
-    access4: HashMap<MapData, Address4, Access>,
-    access6: HashMap<MapData, Address6, Access>,
+    entries: Entries,
+    interfaces: HashMap<MapData, u32, Interface>,
     nodes4: HashMap<MapData, Address4, Node>,
     nodes6: HashMap<MapData, Address6, Node>,
     settings: Array<MapData, Settings>,
     listeners: SockMap<MapData>,
+    verdicts: PerCpuArray<MapData, Count>,
+}
+
+/// The maps that say who has access.
+struct Entries {
+    access4: HashMap<MapData, Address4, Access>,
+    access6: HashMap<MapData, Address6, Access>,
+    rules4: LpmTrie<MapData, Address4, Access>,
+    rules6: LpmTrie<MapData, Address6, Access>,
+}
+
+/// An address that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// Whose.
+    pub address: IpAddr,
+    /// Refused packets so far.
+    pub count: u64,
+    /// When the last one came.
+    pub last: SystemTime,
+    /// The index of the interface it came from.
+    pub ifindex: u32,
+    /// What was decided about it.
+    pub verdict: Option<Verdict>,
 }
 
 impl Maps {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
         let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| anyhow!("no map {name} in the object"));
         Ok(Self {
-            access4: take(map::ACCESS4)?.try_into()?,
-            access6: take(map::ACCESS6)?.try_into()?,
+            entries: Entries::from_maps(&mut take)?,
+            interfaces: take(map::INTERFACES)?.try_into()?,
             nodes4: take(map::NODES4)?.try_into()?,
             nodes6: take(map::NODES6)?.try_into()?,
             settings: take(map::SETTINGS)?.try_into()?,
             listeners: take(map::LISTENERS)?.try_into()?,
+            verdicts: take(map::VERDICTS)?.try_into()?,
         })
     }
 
@@ -91,14 +124,23 @@ impl Maps {
     }
 
     pub(super) fn set_listener(&mut self, listener: &TcpListener) -> Result<()> {
-        self.listeners.set(LISTENER4, listener, 0).context("registering the listener")
+        let slot = if listener.local_addr()?.is_ipv4() { LISTENER4 } else { LISTENER6 };
+        self.listeners.set(slot, listener, 0).context("registering the listener")
     }
 
-    pub(super) fn set_access(&mut self, entries: &BTreeMap<IpAddr, u32>) -> Result<()> {
-        let value = |ifindex: &u32| Access { ifindex: *ifindex };
-        let (v4, v6) = by_family(entries, value);
-        make_equal(&mut self.access4, &v4).context("writing access entries")?;
-        make_equal(&mut self.access6, &v6).context("writing access entries")
+    pub(super) fn access(&self) -> Result<Table> {
+        let settings = self.settings.get(&0, 0)?;
+        Ok(Table { default_allow: settings.default_allow == 1, ..self.entries.read()? })
+    }
+
+    pub(super) fn set_access(&mut self, table: &Table) -> Result<()> {
+        self.entries.write(table).context("writing access entries")
+    }
+
+    /// The interfaces that socket lookup steers.
+    pub(super) fn set_interfaces(&mut self, interfaces: &BTreeSet<u32>) -> Result<()> {
+        let wanted: Vec<_> = interfaces.iter().map(|index| (*index, Interface { lookup: 1 })).collect();
+        make_equal(&mut self.interfaces, &wanted).context("writing interfaces")
     }
 
     pub(super) fn set_nodes(&mut self, nodes: &BTreeMap<IpAddr, bool>) -> Result<()> {
@@ -106,6 +148,79 @@ impl Maps {
         make_equal(&mut self.nodes4, &v4).context("writing node addresses")?;
         make_equal(&mut self.nodes6, &v6).context("writing node addresses")
     }
+
+    /// The counters, summed over the CPUs, in verdict order.
+    pub(super) fn verdicts(&self) -> VerdictCounts {
+        read_verdicts(&self.verdicts)
+    }
+}
+
+impl Entries {
+    fn from_maps(take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        Ok(Self {
+            access4: take(map::ACCESS4)?.try_into()?,
+            access6: take(map::ACCESS6)?.try_into()?,
+            rules4: take(map::RULES4)?.try_into()?,
+            rules6: take(map::RULES6)?.try_into()?,
+        })
+    }
+
+    fn read(&self) -> Result<Table> {
+        let mut table = Table::default();
+        for entry in self.access4.iter() {
+            let (key, access) = entry?;
+            table.addresses.insert(key.address.into(), from_kernel(access));
+        }
+        for entry in self.access6.iter() {
+            let (key, access) = entry?;
+            table.addresses.insert(key.address.into(), from_kernel(access));
+        }
+        for entry in self.rules4.iter() {
+            let (key, access) = entry?;
+            let prefix = Ipv4Net::new(key.data().address.into(), u8::try_from(key.prefix_len())?)?;
+            table.prefixes.insert(prefix.into(), from_kernel(access));
+        }
+        for entry in self.rules6.iter() {
+            let (key, access) = entry?;
+            let prefix = Ipv6Net::new(key.data().address.into(), u8::try_from(key.prefix_len())?)?;
+            table.prefixes.insert(prefix.into(), from_kernel(access));
+        }
+        Ok(table)
+    }
+
+    /// Every removal comes before any addition, so that at no moment anyone has access who has none before and
+    /// none after.
+    fn write(&mut self, table: &Table) -> Result<()> {
+        let (access4, access6) = by_family(&table.addresses, to_kernel);
+        let (mut rules4, mut rules6) = (Vec::new(), Vec::new());
+        for (prefix, entry) in &table.prefixes {
+            let length = u32::from(prefix.prefix_len());
+            match prefix {
+                IpNet::V4(prefix) => {
+                    let address = Address4 { address: prefix.network().octets() };
+                    rules4.push((Key::new(length, address), to_kernel(entry)));
+                }
+                IpNet::V6(prefix) => {
+                    let address = Address6 { address: prefix.network().octets() };
+                    rules6.push((Key::new(length, address), to_kernel(entry)));
+                }
+            }
+        }
+        // Denials first: a rule that goes may have been one.
+        make_equal(&mut self.access4, &access4)?;
+        make_equal(&mut self.access6, &access6)?;
+        make_rules_equal(&mut self.rules4, &rules4)?;
+        make_rules_equal(&mut self.rules6, &rules6)
+    }
+}
+
+fn from_kernel(access: Access) -> Entry {
+    let source = Source::of(access.source).unwrap_or(Source::Config);
+    Entry { allow: access.allow == 1, ifindex: access.ifindex, source }
+}
+
+fn to_kernel(entry: &Entry) -> Access {
+    Access { allow: u32::from(entry.allow), ifindex: entry.ifindex, source: entry.source as u32 }
 }
 
 type ByFamily<V> = (Vec<(Address4, V)>, Vec<(Address6, V)>);
@@ -137,35 +252,90 @@ where
     Ok(())
 }
 
-/// A handle to the verdict counters.
-#[derive(Clone)]
-pub struct VerdictCounts(Arc<Mutex<PerCpuArray<MapData, Count>>>);
+/// The same, by longest prefix.
+fn make_rules_equal<K>(map: &mut LpmTrie<MapData, K, Access>, wanted: &[(Key<K>, Access)]) -> Result<()>
+where
+    K: Pod + PartialEq,
+{
+    let same = |a: &Key<K>, b: &Key<K>| a.prefix_len() == b.prefix_len() && a.data() == b.data();
+    let held: Vec<(Key<K>, Access)> = map.iter().collect::<Result<_, _>>()?;
+    for (key, _) in held.iter().filter(|(key, _)| !wanted.iter().any(|(other, _)| same(other, key))) {
+        map.remove(key)?;
+    }
+    for (key, access) in wanted {
+        if !held.iter().any(|(other, was)| same(other, key) && was == access) {
+            map.insert(key, *access, 0)?;
+        }
+    }
+    Ok(())
+}
 
-impl VerdictCounts {
-    pub(super) fn open(pins: &Pins) -> Result<Self> {
-        let data = MapData::from_pin(pins.map(map::VERDICTS))?;
-        Ok(Self(Arc::new(Mutex::new(Map::PerCpuArray(data).try_into()?))))
+/// How often each verdict was given, in verdict order.
+pub type VerdictCounts = [Count; Verdict::COUNT];
+
+fn read_verdicts(map: &PerCpuArray<MapData, Count>) -> VerdictCounts {
+    let mut counts = [Count::default(); Verdict::COUNT];
+    for verdict in Verdict::ALL {
+        let Ok(per_cpu) = map.get(&(*verdict as u32), 0) else { continue };
+        let count = &mut counts[*verdict as usize];
+        for cpu in per_cpu.iter() {
+            count.packets += cpu.packets;
+            count.bytes += cpu.bytes;
+        }
+    }
+    counts
+}
+
+/// The pinned maps, read by someone who need not be the daemon.
+pub(super) struct Pinned<'a>(pub(super) &'a std::path::Path);
+
+impl Pinned<'_> {
+    fn open(&self, name: &str) -> Result<Map> {
+        let path = self.0.join(name);
+        let data =
+            MapData::from_pin(&path).with_context(|| format!("opening {}: is LOTA here?", path.display()))?;
+        let data = Map::from_map_data(data)?;
+        Ok(data)
     }
 
-    /// The counters, summed over the CPUs, in verdict order.
-    #[must_use]
-    pub fn read(&self) -> [Count; Verdict::COUNT] {
-        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut counts = [Count::default(); Verdict::COUNT];
-        for verdict in Verdict::ALL {
-            let Ok(per_cpu) = map.get(&(*verdict as u32), 0) else { continue };
-            let count = &mut counts[*verdict as usize];
-            for cpu in per_cpu.iter() {
-                count.packets += cpu.packets;
-                count.bytes += cpu.bytes;
-            }
-        }
-        counts
+    pub(super) fn access(&self) -> Result<Table> {
+        let entries = Entries::from_maps(&mut |name| self.open(name))?;
+        let settings: Array<_, Settings> = self.open(map::SETTINGS)?.try_into()?;
+        Ok(Table { default_allow: settings.get(&0, 0)?.default_allow == 1, ..entries.read()? })
+    }
+
+    pub(super) fn verdicts(&self) -> Result<VerdictCounts> {
+        Ok(read_verdicts(&self.open(map::VERDICTS)?.try_into()?))
+    }
+
+    /// Most recent first.
+    pub(super) fn denied(&self) -> Result<Vec<Denied>> {
+        let v4: HashMap<_, Address4, Denial> = self.open(map::DENIED4)?.try_into()?;
+        let v6: HashMap<_, Address6, Denial> = self.open(map::DENIED6)?.try_into()?;
+        let started = started()?;
+        let denied = |address: IpAddr, denial: Denial| Denied {
+            address,
+            count: denial.count,
+            last: started + Duration::from_nanos(denial.last_ns),
+            ifindex: denial.ifindex,
+            verdict: Verdict::ALL.iter().copied().find(|verdict| *verdict as u32 == denial.verdict),
+        };
+        let v4 = v4.iter().flatten().map(|(key, denial)| denied(key.address.into(), denial));
+        let v6 = v6.iter().flatten().map(|(key, denial)| denied(key.address.into(), denial));
+        let mut all: Vec<Denied> = v4.chain(v6).collect();
+        all.sort_by_key(|denied| std::cmp::Reverse(denied.last));
+        Ok(all)
     }
 }
 
-impl fmt::Debug for VerdictCounts {
+/// When the machine started, as `CLOCK_BOOTTIME` counts.
+fn started() -> Result<SystemTime> {
+    let uptime = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
+    SystemTime::now().checked_sub(uptime.into()).context("the clock is not set")
+}
+
+impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("VerdictCounts")
+        write!(f, "{}", self.address)
     }
 }

@@ -1,15 +1,21 @@
 //! Interfaces and addresses, by rtnetlink.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
-    Error, Handle, LinkUnspec, MulticastGroup, new_multicast_connection,
+    Error, Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
     packet_core::NetlinkPayload,
-    packet_route::{RouteNetlinkMessage, link::LinkAttribute},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+        route::RouteAttribute,
+    },
 };
 use tokio::sync::watch;
+
+use super::{Interface, Interfaces};
 
 /// A view of the node's network.
 #[derive(Clone, Debug)]
@@ -52,21 +58,36 @@ impl Netlink {
         self.changes.changed().await.context("the netlink socket is gone")
     }
 
-    /// Every interface, by name: its index.
+    /// Every interface.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub async fn interfaces(&self) -> Result<BTreeMap<String, u32>> {
+    pub async fn interfaces(&self) -> Result<Interfaces> {
         let mut links = self.handle.link().get().execute();
-        let mut interfaces = BTreeMap::new();
+        let mut interfaces = Interfaces::default();
         while let Some(link) = links.try_next().await.context("listing interfaces")? {
-            let name = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            });
-            interfaces.extend(name.map(|name| (name, link.header.index)));
+            interfaces.0.extend(parse(&link).map(|interface| (link.header.index, interface)));
         }
         Ok(interfaces)
+    }
+
+    /// The index of the interface that packets to an address leave by.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn toward(&self, address: IpAddr) -> Result<u32> {
+        let route = match address {
+            IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
+            IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
+        };
+        let no_route = || format!("there is no route to {address}: name its interface");
+        let found = self.handle.route().get(route).execute().try_next().await;
+        let found = found.with_context(no_route)?.with_context(no_route)?;
+        let out = found.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        out.with_context(no_route)
     }
 
     /// Takes the virtual address off `lo`, if it is there.
@@ -92,7 +113,7 @@ impl Netlink {
     /// # Errors
     /// If the kernel refuses.
     pub async fn add_virtual_address(&self, address: IpAddr) -> Result<()> {
-        let lo = *self.interfaces().await?.get("lo").context("there is no `lo`")?;
+        let lo = self.interfaces().await?.index("lo").context("there is no `lo`")?;
         let prefix = if address.is_ipv4() { 32 } else { 128 };
         match self.handle.address().add(lo, address, prefix).execute().await {
             Err(Error::NetlinkError(error)) if error.raw_code() == -nix::libc::EEXIST => {}
@@ -124,16 +145,30 @@ fn in_list(list: &str, port: u16) -> bool {
     })
 }
 
-/// Those of `interfaces` that one of `patterns` names; a trailing `*` matches any rest.
-#[must_use]
-pub fn matching(interfaces: &BTreeMap<String, u32>, patterns: &[String]) -> BTreeMap<String, u32> {
-    let matches = |name: &str| {
-        patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
-            None => name == pattern,
-        })
-    };
-    interfaces.iter().filter(|(name, _)| matches(name)).map(|(name, index)| (name.clone(), *index)).collect()
+fn parse(link: &LinkMessage) -> Option<Interface> {
+    let mut interface = Interface { name: String::new(), kind: String::new(), controller: None };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Controller(index) if *index != 0 => interface.controller = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                let kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(name_of(kind)),
+                    _ => None,
+                });
+                interface.kind = kind.unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    (!interface.name.is_empty()).then_some(interface)
+}
+
+fn name_of(kind: &InfoKind) -> String {
+    match kind {
+        InfoKind::Other(kind) => kind.clone(),
+        kind => format!("{kind:?}").to_ascii_lowercase(),
+    }
 }
 
 #[cfg(test)]
@@ -144,22 +179,5 @@ mod tests {
     fn reserved_ports() {
         assert!(in_list("22,7000-7500", 7480) && in_list("7480", 7480));
         assert!(!in_list("", 7480) && !in_list("748,7481-7490", 7480));
-    }
-
-    #[test]
-    fn patterns() {
-        let all: BTreeMap<String, u32> = ["lo", "eth0", "veth1", "veth2"]
-            .into_iter()
-            .zip(1..)
-            .map(|(name, index)| (name.to_owned(), index))
-            .collect();
-        let names = |patterns: &[&str]| {
-            let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
-            matching(&all, &patterns).into_keys().collect::<Vec<_>>()
-        };
-        assert_eq!(names(&["veth*"]), ["veth1", "veth2"]);
-        assert_eq!(names(&["veth1", "eth"]), ["veth1"]);
-        assert_eq!(names(&["*"]).len(), 4);
-        assert_eq!(names(&[]), Vec::<String>::new());
     }
 }

@@ -1,15 +1,15 @@
 //! Where maps and links are pinned: `<pins>/v<layout>/<map>`, and links in `<pins>/v<layout>/links`.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::programs::links::FdLink;
 use lota_common::LAYOUT;
-use nix::fcntl::{Flock, FlockArg};
 
 const POD_LINK: &str = "pod-";
 
@@ -18,22 +18,44 @@ const NEW: &str = "-new";
 
 /// The pin folder of this build's layout, written by this process alone.
 pub(super) struct Pins {
+    root: PathBuf,
     folder: PathBuf,
-    _lock: Flock<File>,
+    lock: File,
 }
 
 impl Pins {
-    pub(super) fn open(pins: &Path) -> Result<Self> {
-        let folder = pins.join(format!("v{LAYOUT}"));
+    /// Opens the folder, with the lock that an earlier daemon handed over, if it did.
+    pub(super) fn open(root: &Path, handed_over: Option<&File>) -> Result<Self> {
+        let folder = root.join(format!("v{LAYOUT}"));
         let links = folder.join("links");
         fs::create_dir_all(&links).with_context(|| format!("creating {}", links.display()))?;
-        let lock = Flock::lock(File::open(&folder)?, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, errno)| errno)
-            .with_context(|| format!("locking {}: another daemon uses it", folder.display()))?;
-        let pins = Self { folder, _lock: lock };
+        for other in layouts(root)?.iter().filter(|other| **other != folder) {
+            // A daemon of another build must not think that it still has the node.
+            lock(other, handed_over)?;
+        }
+        let lock = lock(&folder, handed_over)?;
+        let pins = Self { root: root.to_owned(), folder, lock };
         // Left by a daemon that was killed in between.
         pins.remove_links(|name| name.ends_with(NEW));
         Ok(pins)
+    }
+
+    /// What says that this process is the one that writes here.
+    pub(super) fn lock(&self) -> &File {
+        &self.lock
+    }
+
+    /// Removes what builds with other layouts have left, links included: what they attached is detached.
+    pub(super) fn remove_other_layouts(&self) -> io::Result<()> {
+        let others = layouts(&self.root)?;
+        others.iter().filter(|other| **other != self.folder).try_for_each(fs::remove_dir_all)
+    }
+
+    /// Removes the links of builds with other layouts whose name begins so.
+    pub(super) fn remove_others_links(&self, prefix: &str) {
+        for other in layouts(&self.root).unwrap_or_default().iter().filter(|other| **other != self.folder) {
+            remove_links(&other.join("links"), |name| name.starts_with(prefix));
+        }
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -64,12 +86,7 @@ impl Pins {
 
     /// Removes the links whose name says so; what they attached is detached.
     pub(super) fn remove_links(&self, unwanted: impl Fn(&str) -> bool) {
-        let Ok(links) = fs::read_dir(self.folder.join("links")) else { return };
-        for link in links.flatten() {
-            if unwanted(&link.file_name().to_string_lossy()) {
-                let _ = fs::remove_file(link.path());
-            }
-        }
+        remove_links(&self.folder.join("links"), unwanted);
     }
 
     /// Removes the links to interfaces that are no longer there, or no longer pods'.
@@ -79,21 +96,56 @@ impl Pins {
     }
 }
 
-/// Removes the pins of every layout, and nothing else that may be in the folder.
-pub(super) fn remove_all(pins: &Path) -> io::Result<()> {
-    let folders = match fs::read_dir(pins) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+fn remove_links(folder: &Path, unwanted: impl Fn(&str) -> bool) {
+    let Ok(links) = fs::read_dir(folder) else { return };
+    for link in links.flatten() {
+        if unwanted(&link.file_name().to_string_lossy()) {
+            let _ = fs::remove_file(link.path());
+        }
+    }
+}
+
+/// Locks a layout's folder, for as long as the file is open anywhere.
+fn lock(folder: &Path, handed_over: Option<&File>) -> Result<File> {
+    let file = File::open(folder)?;
+    let same = |other: &&File| match (other.metadata(), file.metadata()) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        _ => false,
+    };
+    if let Some(lock) = handed_over.filter(same) {
+        return Ok(lock.try_clone()?);
+    }
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("locking {}: another daemon uses it", folder.display()),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking {}", folder.display()))
+        }
+    }
+}
+
+/// The folder of every layout that there is.
+fn layouts(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let folders = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         folders => folders?,
     };
+    let mut layouts = Vec::new();
     for folder in folders {
         let folder = folder?;
         let name = folder.file_name();
         let layout = name.to_str().and_then(|name| name.strip_prefix('v'));
         if layout.is_some_and(|layout| layout.parse::<u32>().is_ok()) {
-            fs::remove_dir_all(folder.path())?;
+            layouts.push(folder.path());
         }
     }
+    Ok(layouts)
+}
+
+/// Removes the pins of every layout, and nothing else that may be in the folder.
+pub(super) fn remove_all(root: &Path) -> io::Result<()> {
+    layouts(root)?.iter().try_for_each(fs::remove_dir_all)?;
     // Others' things may be in it.
-    let _ = fs::remove_dir(pins);
+    let _ = fs::remove_dir(root);
     Ok(())
 }

@@ -17,6 +17,7 @@ use std::{
     pin::Pin,
     sync::{Arc, LazyLock, Mutex, PoisonError, atomic::AtomicU64, atomic::Ordering},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,6 +27,7 @@ use nix::sys::{
     sendfile::sendfile,
     socket::{MsgFlags, sendmsg},
 };
+use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
 /// Most bytes in one token, and so between two looks at other connections.
@@ -98,6 +100,11 @@ impl SendfileStream {
     /// A connection; what it sends by `sendfile(2)` is added to `sent`.
     pub(super) fn new(stream: TcpStream, slices: FileSlices, sent: SentBytes) -> Self {
         Self { stream: TokioIo::new(stream), slices, sent }
+    }
+
+    /// Ends the connection at once, by a reset.
+    pub(super) fn reset(self) {
+        let _ = SockRef::from(self.stream.inner()).set_linger(Some(Duration::ZERO));
     }
 
     fn poll_io(

@@ -2,7 +2,13 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    header::{CONNECTION, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioTimer;
 use thiserror::Error;
 use tokio::{
@@ -54,6 +60,18 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
+/// What becomes of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// They stay.
+    Serving,
+    /// Another daemon takes the next ones: each ends with its next answer, which says so. An idle one is left to
+    /// its client, which may be about to send a request.
+    Draining,
+    /// Each ends as soon as nothing is under way.
+    Ending,
+}
+
 /// One accepted connection.
 #[derive(Clone, Debug)]
 pub struct Connection {
@@ -68,12 +86,13 @@ pub struct Connection {
 #[error("not answered")]
 pub struct NoAnswer;
 
-/// Serves one connection until it ends, or until `stop` says so and the request under way is answered.
+/// Serves one connection until it ends, or until `life` says so, or `cut` does: then it is reset at once.
 pub async fn serve<S, F>(
     (stream, client): (TcpStream, SocketAddr),
     limits: Limits,
     sent: SentBytes,
-    mut stop: watch::Receiver<bool>,
+    mut life: watch::Receiver<Life>,
+    cut: impl Future<Output = ()>,
     service: S,
 ) where
     S: Fn(Connection, Request<Incoming>) -> F,
@@ -83,7 +102,19 @@ pub async fn serve<S, F>(
     let _ = stream.set_nodelay(true);
     let slices = FileSlices::default();
     let io = SendfileStream::new(stream, slices.clone(), sent);
-    let connection = http1::Builder::new()
+    let watched = life.clone();
+    let service = service_fn(move |request| {
+        let answer = service(Connection { client, slices: slices.clone() }, request);
+        let life = watched.clone();
+        async move {
+            let mut answer = answer.await?;
+            if *life.borrow() != Life::Serving {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, NoAnswer>(answer)
+        }
+    });
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(limits.head)
@@ -91,20 +122,23 @@ pub async fn serve<S, F>(
         .preserve_header_case(true)
         .half_close(limits.half_close)
         .writev(true)
-        .serve_connection(
-            io,
-            service_fn(move |request| service(Connection { client, slices: slices.clone() }, request)),
-        );
-    let mut connection = std::pin::pin!(connection);
-    let stopping = async {
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopping => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        .serve_connection(io, service);
+    let ending = async {
+        if life.wait_for(|life| *life == Life::Ending).await.is_err() {
+            std::future::pending::<()>().await;
         }
+    };
+    let mut cut = std::pin::pin!(cut);
+    let result = tokio::select! {
+        result = &mut connection => result,
+        () = ending => {
+            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            tokio::select! {
+                result = &mut connection => result,
+                () = &mut cut => return connection.into_parts().io.reset(),
+            }
+        }
+        () = &mut cut => return connection.into_parts().io.reset(),
     };
     if let Err(error) = result {
         tracing::debug!(%client, %error, "connection ended");

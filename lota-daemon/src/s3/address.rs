@@ -67,6 +67,16 @@ impl Zone {
         &self.0
     }
 
+    /// The zone's name as DNS messages write it (RFC 1035, section 3.1).
+    #[must_use]
+    pub fn wire(&self) -> Vec<u8> {
+        let labels = self.0.split('.').flat_map(|label| {
+            let length = u8::try_from(label.len()).unwrap_or(0);
+            [length].into_iter().chain(label.bytes())
+        });
+        labels.chain([0]).collect()
+    }
+
     /// What `host` (with or without port) and the raw `path` of a request point at.
     #[must_use]
     pub fn resource(&self, host: &str, path: &str) -> Resource {

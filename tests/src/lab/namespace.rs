@@ -39,13 +39,20 @@ impl Namespace {
         &self.0
     }
 
-    pub(super) fn create(&self) -> Result<()> {
+    /// Makes it, with `lo` up.
+    ///
+    /// # Errors
+    /// If `ip` fails, as it does without root.
+    pub fn create(&self) -> Result<()> {
         run(Command::new("ip").args(["netns", "add", &self.0]))?;
         self.ip("link set lo up")
     }
 
     /// Ends its processes and removes it, if it is there. Another may be doing the same.
-    pub(super) fn delete(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// If it stays.
+    pub fn delete(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while self.path().exists() && Instant::now() < deadline {
             let pids = run(Command::new("ip").args(["netns", "pids", &self.0])).unwrap_or_default();
@@ -101,13 +108,22 @@ impl Namespace {
     /// # Errors
     /// If the namespace does not exist.
     pub fn run<T: Send + 'static>(&self, inside: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        let path = self.path();
+        let namespace = self.clone();
         let entered = thread::spawn(move || -> Result<T> {
-            let namespace = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-            setns(namespace, CloneFlags::CLONE_NEWNET).context("setns")?;
+            namespace.enter()?;
             Ok(inside())
         });
         entered.join().map_err(|_| anyhow!("the thread in {} panicked", self.0))?
+    }
+
+    /// Moves the calling thread into it, for good.
+    ///
+    /// # Errors
+    /// If it does not exist.
+    pub fn enter(&self) -> Result<()> {
+        let path = self.path();
+        let namespace = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET).context("setns")
     }
 
     /// Writes to a file under `/proc/sys/net`, which shows the namespace of whoever opens it.

@@ -5,10 +5,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 const ETHERNET: usize = 14;
 
 /// What a packet carries.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) enum Transport {
     Tcp { port: u16, flags: u8 },
     Udp { port: u16 },
+    /// UDP with this payload.
+    Payload { port: u16, bytes: Vec<u8> },
     Other(u8),
 }
 
@@ -21,6 +23,7 @@ pub(crate) struct Packet {
     options: u8,
     fragment: u16,
     extension: Option<u8>,
+    tags: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -39,7 +42,7 @@ impl Packet {
     }
 
     fn new(ether_type: u16, addresses: Addresses, transport: Transport) -> Self {
-        Self { ether_type, addresses, transport, options: 0, fragment: 0, extension: None }
+        Self { ether_type, addresses, transport, options: 0, fragment: 0, extension: None, tags: 0 }
     }
 
     /// With so many bytes of IPv4 options; a multiple of four.
@@ -62,9 +65,16 @@ impl Packet {
         Self { ether_type, ..self }
     }
 
+    /// Behind so many VLAN tags.
+    pub(crate) fn tags(self, tags: usize) -> Self {
+        Self { tags, ..self }
+    }
+
     /// The shortest cut of it that the kernel takes as a test packet.
     pub(crate) fn shortest(&self) -> usize {
         match self.addresses {
+            // The kernel looks no further than at the tag.
+            _ if self.tags > 0 => ETHERNET + 4 * self.tags + 1,
             Addresses::V4(..) => ETHERNET + 20,
             Addresses::V6(..) => ETHERNET + 40,
         }
@@ -73,6 +83,7 @@ impl Packet {
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let (protocol, transport) = self.transport.bytes();
         let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
+        frame.extend([0x81, 0x00, 0, 7].repeat(self.tags));
         frame.extend(self.ether_type.to_be_bytes());
         match self.addresses {
             Addresses::V4(source, destination) => {
@@ -107,20 +118,28 @@ impl Packet {
 
 impl Transport {
     /// The IP protocol's number, and the header with one byte of payload.
-    fn bytes(self) -> (u8, Vec<u8>) {
+    fn bytes(&self) -> (u8, Vec<u8>) {
         let port = |to: u16| [40_000u16.to_be_bytes(), to.to_be_bytes()].concat();
         match self {
             Self::Tcp { port: to, flags } => {
-                let mut header = port(to);
-                header.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0, b'x']);
+                let mut header = port(*to);
+                header.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, *flags, 0xff, 0xff, 0, 0, 0, 0, b'x']);
                 (6, header)
             }
             Self::Udp { port: to } => {
-                let mut header = port(to);
+                let mut header = port(*to);
                 header.extend([0, 9, 0, 0, b'x']);
                 (17, header)
             }
-            Self::Other(protocol) => (protocol, vec![8, 0, 0, 0, 0, 1, 0, 1, b'x']),
+            Self::Payload { port: to, bytes } => {
+                let mut datagram = port(*to);
+                let length = u16::try_from(8 + bytes.len()).unwrap_or(u16::MAX);
+                datagram.extend(length.to_be_bytes());
+                datagram.extend([0, 0]);
+                datagram.extend(bytes);
+                (17, datagram)
+            }
+            Self::Other(protocol) => (*protocol, vec![8, 0, 0, 0, 0, 1, 0, 1, b'x']),
         }
     }
 }

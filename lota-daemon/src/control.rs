@@ -1,0 +1,276 @@
+//! The one part that changes the kernel side, on the one thread that keeps the capabilities for it: it follows
+//! the interfaces, merges what the sources of access say, and does what operators ask for.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    net::{IpAddr, TcpListener},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use lota_common::{MAX_ZONE, Settings};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    access::{Access, Subject, Table},
+    config::{self, Config},
+    datapath::{self, Datapath, Interfaces, netlink::Netlink},
+};
+
+/// The endpoint's port.
+pub const HTTP_PORT: u16 = 80;
+/// The responder's port.
+pub const DNS_PORT: u16 = 53;
+
+/// What others may ask for.
+#[derive(Debug)]
+pub enum Command {
+    /// Change what operators say about access.
+    Access(AccessRequest, oneshot::Sender<Result<(), String>>),
+    /// Tell the state of the kernel side.
+    Status(oneshot::Sender<datapath::Status>),
+}
+
+/// What an operator says about access.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRequest {
+    /// What to do.
+    pub verb: Verb,
+    /// About whom.
+    pub subject: Subject,
+    /// The interface that an allowed address is bound to; that of the route to it, if none is named.
+    pub interface: Option<String>,
+}
+
+/// What can be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// Access, until its interface is gone.
+    Allow,
+    /// No access, whatever other sources say.
+    Deny,
+    /// Nothing any more: what other sources say holds.
+    Forget,
+}
+
+/// The kernel side, and what it is told.
+pub struct Control {
+    config: Arc<Config>,
+    netlink: Netlink,
+    datapath: Datapath,
+    access: Access,
+    interfaces: Interfaces,
+    table: watch::Sender<Arc<Table>>,
+}
+
+impl Control {
+    /// Loads the kernel side and brings it in line with configuration and interfaces. In this order, nothing is
+    /// ever reachable before what protects it is in place. `lock` is what an earlier daemon handed over.
+    ///
+    /// # Errors
+    /// If the kernel refuses any of it, an interface's attachment excepted.
+    pub async fn start(config: Arc<Config>, lock: Option<&File>) -> Result<Self> {
+        let netlink = Netlink::connect()?;
+        let datapath = Datapath::load(&config.datapath, settings(&config), lock)?;
+        let vips = config.endpoint.vips();
+        let mut access = Access::new(config.access.clone(), vips.clone());
+        access.adopt(&datapath.access()?);
+        let (table, _) = watch::channel(Arc::default());
+        let interfaces = Interfaces::default();
+        let mut control = Self { config, netlink, datapath, access, interfaces, table };
+        for vip in vips {
+            control.netlink.add_virtual_address(vip).await?;
+        }
+        control.datapath.set_nodes(&nodes(&control.config))?;
+        if let Err(error) = control.follow().await {
+            tracing::error!(error = format!("{error:#}"), "not everything is attached");
+        }
+        control.datapath.retire_other_layouts()?;
+        Ok(control)
+    }
+
+    /// Brings everything back that a daemon which wanted to take over may have changed.
+    ///
+    /// # Errors
+    /// As at the start.
+    pub async fn reassert(&mut self) -> Result<()> {
+        self.datapath.reassert(settings(&self.config))?;
+        self.datapath.set_nodes(&nodes(&self.config))?;
+        self.follow().await
+    }
+
+    /// Hands pods' connections to these listeners from now on.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_listeners(&mut self, listeners: &[TcpListener]) -> Result<()> {
+        listeners.iter().try_for_each(|listener| self.datapath.set_listener(listener))
+    }
+
+    /// Who has access, as it changes.
+    #[must_use]
+    pub fn table(&self) -> watch::Receiver<Arc<Table>> {
+        self.table.subscribe()
+    }
+
+    /// The kernel side.
+    #[must_use]
+    pub fn datapath(&self) -> &Datapath {
+        &self.datapath
+    }
+
+    /// Waits until an interface has come, gone, or changed.
+    ///
+    /// # Errors
+    /// If the netlink socket is gone.
+    pub async fn changed(&mut self) -> Result<()> {
+        self.netlink.changed().await
+    }
+
+    /// Brings attachments, guard and access in line with the interfaces that there are now.
+    ///
+    /// # Errors
+    /// What could not be, after all that could.
+    pub async fn follow(&mut self) -> Result<()> {
+        self.interfaces = self.netlink.interfaces().await?;
+        let plan = self.interfaces.plan(&self.config.datapath, self.config.access.host_network);
+        // Before anything else: an address at a new interface is not who it was.
+        self.apply_access()?;
+        let mut problems = Vec::new();
+        for (interface, attached) in self.datapath.set_interfaces(&self.interfaces, &plan) {
+            match attached {
+                Ok(mode) => tracing::info!(interface, %mode, "steered"),
+                Err(error) => problems.push(format!("steering {interface}: {error:#}")),
+            }
+        }
+        if let Some(uplink) = &self.config.datapath.uplink {
+            match self.interfaces.index(uplink).map(|index| self.datapath.set_uplink(uplink, index)) {
+                Some(Ok(None)) => {}
+                Some(Ok(Some(mode))) => tracing::info!(uplink, %mode, "the guard is up"),
+                Some(Err(error)) => problems.push(format!("{error:#}")),
+                None => problems.push(format!("the uplink {uplink} does not exist")),
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(anyhow!(problems.join("; "))) }
+    }
+
+    /// Goes back ahead of programs that have been put before ours.
+    pub fn regain_heads(&mut self) {
+        match self.datapath.regain_heads(&self.interfaces) {
+            Ok(regained) => regained.iter().for_each(|interface| {
+                tracing::warn!(interface, "another program had gone before ours; ours is first again");
+            }),
+            Err(error) => tracing::error!(error = format!("{error:#}"), "another program is before ours"),
+        }
+    }
+
+    /// Tells connections what the kernel's maps say, whoever has written them.
+    pub fn publish_kernel_table(&self) {
+        if let Ok(table) = self.datapath.access() {
+            self.publish(table);
+        }
+    }
+
+    /// Does what was asked for, and answers.
+    pub async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Access(request, answer) => {
+                let done = self.change_access(&request).await.map_err(|error| format!("{error:#}"));
+                if done.is_ok() {
+                    tracing::info!(verb = ?request.verb, subject = %request.subject, "access changed");
+                }
+                let _ = answer.send(done);
+            }
+            Command::Status(answer) => {
+                let _ = answer.send(self.datapath.status(&self.interfaces));
+            }
+        }
+    }
+
+    async fn change_access(&mut self, request: &AccessRequest) -> Result<()> {
+        let AccessRequest { verb, subject, interface } = request;
+        match (verb, subject) {
+            (Verb::Allow, Subject::Prefix(_)) if interface.is_some() => {
+                bail!("only a single address can be bound to an interface")
+            }
+            (Verb::Allow, Subject::Prefix(_)) => self.access.allow(*subject, 0),
+            (Verb::Allow, Subject::Address(address)) => {
+                let ifindex = self.interface_of(*address, interface.as_deref()).await?;
+                self.access.allow(*subject, ifindex);
+            }
+            (Verb::Deny | Verb::Forget, _) if interface.is_some() => {
+                bail!("only `allow` takes an interface")
+            }
+            (Verb::Deny, _) => self.access.deny(*subject),
+            (Verb::Forget, _) => {
+                if !self.access.forget(*subject) {
+                    bail!("no operator has said anything about {subject}");
+                }
+            }
+        }
+        self.apply_access()
+    }
+
+    async fn interface_of(&self, address: IpAddr, named: Option<&str>) -> Result<u32> {
+        let name = match named {
+            Some(name) => name.to_owned(),
+            None => {
+                let index = self.netlink.toward(address).await?;
+                self.interfaces.name(index).context("its interface is just gone")?.to_owned()
+            }
+        };
+        let index = self.interfaces.seen_as(&name);
+        index.with_context(|| format!("there is no interface `{name}`"))
+    }
+
+    /// The kernel first: whoever it lets in finds the rest informed, or is checked again when it is.
+    fn apply_access(&mut self) -> Result<()> {
+        let table = self.access.table(&self.interfaces);
+        self.datapath.set_access(&table)?;
+        self.publish(table);
+        Ok(())
+    }
+
+    fn publish(&self, table: Table) {
+        self.table.send_if_modified(|known| {
+            let changed = **known != table;
+            if changed {
+                *known = Arc::new(table);
+            }
+            changed
+        });
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let wire = config.endpoint.zone.wire();
+    let mut zone = [0; MAX_ZONE];
+    // A zone that is too long was refused with the configuration, unless names are not answered at all.
+    let fits = wire.len() <= MAX_ZONE;
+    if fits {
+        zone[MAX_ZONE - wire.len()..].copy_from_slice(&wire);
+    }
+    Settings {
+        vip4: config.endpoint.vip.octets(),
+        vip6: config.endpoint.vip6.map_or([0; 16], |vip| vip.octets()),
+        http_port: HTTP_PORT.to_be_bytes(),
+        dns_port: DNS_PORT.to_be_bytes(),
+        peer_port: config.peer_port().to_be_bytes(),
+        admin_port: config.admin.listen.port().to_be_bytes(),
+        zone,
+        zone_length: if fits { u8::try_from(wire.len()).unwrap_or(0) } else { 0 },
+        answer_names: u8::from(config.datapath.answer_names && fits),
+        default_allow: u8::from(config.access.default == config::DefaultAccess::Allow),
+    }
+}
+
+/// Every node's address; true for this node's own.
+fn nodes(config: &Config) -> BTreeMap<IpAddr, bool> {
+    let peers = config.peers.iter().flat_map(|peers| &peers.nodes).map(|peer| (peer.address, false));
+    let own = [config.node.address, config.admin.listen.ip()].into_iter();
+    peers.chain(own.filter(|address| !address.is_unspecified()).map(|address| (address, true))).collect()
+}
