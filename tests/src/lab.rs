@@ -10,7 +10,7 @@ mod signals;
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command},
 };
@@ -34,6 +34,8 @@ pub const NODES: u8 = 3;
 pub const PODS: u8 = 2;
 /// The virtual address of the endpoint.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 80);
+/// The same for IPv6.
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0xface, 0, 0, 0, 0, 0, 0x80);
 /// Where nodes find the gateway, and the backend behind it.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
 /// The gateway's port at [`GATEWAY`].
@@ -85,6 +87,12 @@ impl Pod {
         Ipv4Addr::new(10, 77, 10 + self.0, 10 + self.1)
     }
 
+    /// Its IPv6 address.
+    #[must_use]
+    pub fn address6(self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 10 + u16::from(self.0), 0, 0, 0, 0, 0, 10 + u16::from(self.1))
+    }
+
     /// The node's interface it is behind.
     #[must_use]
     pub fn interface(self) -> String {
@@ -96,6 +104,12 @@ impl Pod {
 #[must_use]
 pub fn node_address(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, node)
+}
+
+/// A node's IPv6 address on the bridge.
+#[must_use]
+pub fn node_address6(node: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(node))
 }
 
 impl Lab {
@@ -216,10 +230,13 @@ impl Lab {
         switch.ip(&format!("link add to-n{number} type veth peer name uplink netns {}", node.name()))?;
         switch.ip(&format!("link set to-n{number} master br0 up"))?;
         node.ip(&format!("addr add {}/24 dev uplink", node_address(number)))?;
+        node.ip(&format!("addr add {}/64 dev uplink nodad", node_address6(number)))?;
         node.ip("link set uplink up")?;
         for other in (1..=NODES).filter(|other| *other != number) {
             node.ip(&format!("route add 10.77.{}.0/24 via {}", 10 + other, node_address(other)))?;
+            node.ip(&format!("route add fd77:{:x}::/32 via {}", 10 + other, node_address6(other)))?;
         }
+        node.write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
         node.write("/proc/sys/net/ipv4/ip_forward", "1")
     }
 
@@ -245,7 +262,13 @@ impl Lab {
         namespace.ip(&format!("addr add {address}/32 dev eth0"))?;
         namespace.ip("link set eth0 up")?;
         namespace.ip(&format!("route add {router} dev eth0"))?;
-        namespace.ip(&format!("route add default via {router}"))
+        namespace.ip(&format!("route add default via {router}"))?;
+        let (address, router) = (pod.address6(), Ipv6Addr::new(0xfd77, 10 + u16::from(pod.0), 0, 0, 0, 0, 0, 1));
+        node.ip(&format!("addr add {router}/128 dev {interface} nodad"))?;
+        node.ip(&format!("route add {address}/128 dev {interface}"))?;
+        namespace.ip(&format!("addr add {address}/128 dev eth0 nodad"))?;
+        namespace.ip(&format!("route add {router} dev eth0"))?;
+        namespace.ip(&format!("route add default via {router} dev eth0"))
     }
 }
 

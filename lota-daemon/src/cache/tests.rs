@@ -125,8 +125,8 @@ async fn many_damaged_objects_do_not_keep_the_cache_from_opening() {
 async fn damaged_files_are_misses() {
     for damage in [
         |record: &Path, _: &Path| fs::write(record, b"garbage").unwrap(),
-        |record: &Path, _: &Path| fs::File::options().write(true).open(record).unwrap().set_len(20).unwrap(),
-        |_: &Path, data: &Path| fs::File::options().write(true).open(data).unwrap().set_len(20).unwrap(),
+        |record: &Path, _: &Path| File::options().write(true).open(record).unwrap().set_len(20).unwrap(),
+        |_: &Path, data: &Path| File::options().write(true).open(data).unwrap().set_len(20).unwrap(),
         |_: &Path, data: &Path| fs::remove_file(data).unwrap(),
     ] {
         let folder = TempDir::new().unwrap();

@@ -25,7 +25,7 @@ async fn serve_file(content: Vec<u8>) -> (std::net::SocketAddr, SentBytes) {
         loop {
             let accepted = listener.accept().await.unwrap();
             let (file, size) = (file.clone(), content.len());
-            let (_keep, stop) = watch::channel(false);
+            let (_keep, life) = watch::channel(server::Life::Serving);
             let service = move |connection: server::Connection, _: Request<_>| {
                 let body = body(file.clone(), size, connection.slices);
                 let answer = Response::builder().header("content-length", size).body(body).unwrap();
@@ -34,7 +34,8 @@ async fn serve_file(content: Vec<u8>) -> (std::net::SocketAddr, SentBytes) {
             let counter = counter.clone();
             tokio::spawn(async move {
                 let _keep = _keep;
-                server::serve(accepted, server::Limits::CLIENT, counter, stop, service).await;
+                let never = std::future::pending();
+                server::serve(accepted, server::Limits::CLIENT, counter, life, never, service).await;
             });
         }
     });
@@ -115,13 +116,14 @@ async fn a_file_cut_short_breaks_the_connection() {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let accepted = listener.accept().await.unwrap();
-        let (_keep, stop) = watch::channel(false);
+        let (_keep, life) = watch::channel(server::Life::Serving);
         let service = |connection: server::Connection, _: Request<_>| {
             let answer = Response::builder().header("content-length", 10);
             let answer = answer.body(body(file.clone(), 10, connection.slices)).unwrap();
             async move { Ok::<_, server::NoAnswer>(answer) }
         };
-        server::serve(accepted, server::Limits::CLIENT, SentBytes::default(), stop, service).await;
+        let never = std::future::pending();
+        server::serve(accepted, server::Limits::CLIENT, SentBytes::default(), life, never, service).await;
     });
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();

@@ -5,14 +5,14 @@ use std::{
     fmt::Write as _,
     fs::{self, File},
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -20,7 +20,7 @@ use nix::{
 use serde_json::Value;
 
 use super::{
-    BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, node_address, run,
+    BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, VIP6, node_address, run,
 };
 
 /// The port nodes talk to each other on.
@@ -53,7 +53,7 @@ pub struct Node {
     folder: PathBuf,
     pins: PathBuf,
     program: Program,
-    attach: &'static str,
+    edits: Vec<(String, String)>,
     environment: Vec<(&'static str, PathBuf)>,
     process: Option<Child>,
 }
@@ -70,7 +70,7 @@ impl Node {
             folder,
             pins,
             program: program.clone(),
-            attach: "auto",
+            edits: Vec::new(),
             environment: Vec::new(),
             process: None,
         }
@@ -82,9 +82,14 @@ impl Node {
         format!("n{}", self.number)
     }
 
-    /// Attach to the pods' interfaces in this way from the next start on.
-    pub fn set_attach(&mut self, attach: &'static str) {
-        self.attach = attach;
+    /// Has this text in its configuration replaced whenever that is written from now on.
+    pub fn edit(&mut self, from: &str, to: &str) {
+        self.edits.push((from.to_owned(), to.to_owned()));
+    }
+
+    /// Has its configuration as it is for every node again.
+    pub fn forget_edits(&mut self) {
+        self.edits.clear();
     }
 
     /// Variables of its process' environment, from the next start on.
@@ -110,7 +115,12 @@ impl Node {
         let credential =
             format!("access_key = \"{}\"\nsecret_key = \"{}\"\n", READER.access_key, READER.secret_key);
         fs::write(self.folder.join("credential.toml"), credential)?;
-        fs::write(self.config(), self.config_text(mode, gateway)?)?;
+        let mut text = self.config_text(mode, gateway)?;
+        for (from, to) in &self.edits {
+            ensure!(text.contains(from), "the configuration has no `{from}` to edit:\n{text}");
+            text = text.replace(from, to);
+        }
+        fs::write(self.config(), text)?;
         Ok(())
     }
 
@@ -119,8 +129,9 @@ impl Node {
         let mut text = String::new();
         writeln!(text, "[node]\nname = \"{}\"\naddress = \"{}\"", self.name(), node_address(self.number))?;
         writeln!(text, "zone = \"rack-{}\"\nregion = \"lab\"\n", self.number)?;
+        writeln!(text, "[endpoint]\nvip6 = \"{VIP6}\"\n")?;
         writeln!(text, "[datapath]\npod_interfaces = [\"veth-*\"]\nuplink = \"uplink\"")?;
-        writeln!(text, "attach = \"{}\"\npins = \"{}\"\n", self.attach, self.pins.display())?;
+        writeln!(text, "mode = \"auto\"\nattach = \"auto\"\npins = \"{}\"\n", self.pins.display())?;
         writeln!(text, "[gateway]\nendpoint = \"{gateway}\"")?;
         if mode == Mode::Direct {
             writeln!(text, "protocol = \"lota\"\ndirect_allow = [\"http://{GATEWAY}:{BACKEND_PORT}\"]")?;
@@ -139,11 +150,13 @@ impl Node {
             let address = node_address(node);
             writeln!(text, "    {{ name = \"n{node}\", address = \"{address}\", capacity = \"4GiB\" }},")?;
         }
-        writeln!(text, "]\n\n[admin]\nlisten = \"{}:{ADMIN_PORT}\"\n", node_address(self.number))?;
+        writeln!(text, "]\n\n[admin]\nlisten = \"{}:{ADMIN_PORT}\"", node_address(self.number))?;
+        writeln!(text, "socket = \"{folder}/admin.sock\"\n")?;
         writeln!(text, "[access]\npods = [")?;
         for pod in (1..=PODS).map(|pod| Pod(self.number, pod)).filter(|pod| *pod != DENIED) {
-            let (address, interface) = (pod.address(), pod.interface());
-            writeln!(text, "    {{ address = \"{address}\", interface = \"{interface}\" }},")?;
+            for address in [IpAddr::from(pod.address()), pod.address6().into()] {
+                writeln!(text, "    {{ address = \"{address}\", interface = \"{}\" }},", pod.interface())?;
+            }
         }
         writeln!(text, "]")?;
         Ok(text)

@@ -13,7 +13,7 @@ pub(super) fn nodes(tour: &mut Tour) -> Result<Vec<Line>> {
     for node in &tour.nodes {
         ensure!(node.admin("/healthz")?.starts_with("alive"), "{} is not alive", node.name());
         let log = std::fs::read_to_string(node.log())?;
-        let attached = log.matches("attached").count();
+        let attached = log.matches("steered").count();
         ensure!(attached >= 2, "{} attached to {attached} interfaces", node.name());
         let mode = log.lines().find_map(|line| line.split_once("mode=")).map_or("?", |(_, mode)| mode);
         let guard = log.lines().find(|line| line.contains("the guard is up"));

@@ -44,7 +44,7 @@ pub(crate) fn clsact(tour: &mut Tour) -> Result<()> {
     node.stop(Signal::SIGTERM)?;
     run(node.command().args(["datapath", "detach", "--config"]).arg(node.config()))?;
     ensure!(!node.map("").exists(), "detach left pins");
-    node.set_attach("clsact");
+    node.edit("attach = \"auto\"", "attach = \"clsact\"");
     node.configure(Mode::OwnCredential)?;
     for _ in 0..2 {
         // Twice: a restart replaces the filter that is there.
@@ -64,7 +64,7 @@ pub(crate) fn clsact(tour: &mut Tour) -> Result<()> {
     run(node.command().args(["datapath", "detach", "--config"]).arg(node.config()))?;
     let filters = run(tour.lab.node(1).command("tc").args(["filter", "show", "dev", "veth-p1", "ingress"]))?;
     ensure!(!filters.contains("lota_pod"), "detach left the filter:\n{filters}");
-    node.set_attach("auto");
+    node.forget_edits();
     node.configure(Mode::OwnCredential)?;
     node.start()
 }

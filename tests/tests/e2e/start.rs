@@ -67,20 +67,26 @@ pub(crate) fn missing_privileges(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
+/// One that cannot ask the first one to hand over, because it is told of another admin socket.
 pub(crate) fn second_daemon(tour: &mut Tour) -> Result<()> {
     let node = &mut tour.nodes[0];
-    let output = node.command().args(["run", "--config"]).arg(node.config()).output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(!output.status.success() && said.contains("another daemon uses it"), "{said}");
-    let other = node.folder().join("other-cache.toml");
-    fs::write(&other, fs::read_to_string(node.config())?.replace("/cache\"", "/other-cache\""))?;
-    let output = node.command().args(["run", "--config"]).arg(&other).output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(
-        !output.status.success() && said.contains("another daemon uses it"),
-        "with another cache: {said}"
-    );
+    let good = fs::read_to_string(node.config())?.replace("admin.sock", "other.sock");
+    let other = node.folder().join("other.toml");
+    for (what, config) in [
+        ("pins", good.replace("/cache\"", "/other-cache\"")),
+        ("opening the cache", good.replace("\"/sys/fs/bpf/", "\"/sys/fs/bpf/other-")),
+    ] {
+        fs::write(&other, &config)?;
+        let output = node.command().args(["run", "--config"]).arg(&other).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            !output.status.success() && said.contains("another daemon uses it"),
+            "the same {what}: {} {said}",
+            output.status
+        );
+    }
     ensure!(node.admin("/readyz")?.starts_with("ready"), "the first one suffered");
+    run(node.command().args(["datapath", "detach", "--config"]).arg(&other))?;
     node.stop(Signal::SIGTERM)?;
     node.configure(Mode::OwnCredential)?;
     node.start()
