@@ -58,7 +58,7 @@ impl Admin {
             (&Method::GET, "/metrics") => self.metrics().await,
             (&Method::GET, "/healthz") => (StatusCode::OK, "alive\n".to_owned()),
             (&Method::GET, "/readyz") if self.ready.load(Ordering::Acquire) => {
-                (StatusCode::OK, "ready\n".to_owned())
+                (StatusCode::OK, format!("ready pid={}\n", std::process::id()))
             }
             (&Method::GET, "/readyz") => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned()),
             _ => (StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n".to_owned()),

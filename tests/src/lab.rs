@@ -2,6 +2,7 @@
 //! the gateway. Nothing of it touches the machine's own network.
 
 mod client;
+mod knock;
 mod namespace;
 mod node;
 mod origin;
@@ -22,6 +23,7 @@ use nix::{
 };
 
 pub use client::{Client, Credential, Got, Style};
+pub use knock::{AT_ONCE, LONG_ENOUGH, Reached, knock};
 pub use namespace::Namespace;
 pub use node::{ADMIN_PORT, Mode, Node, PEER_PORT, Program};
 pub use origin::{ADMIN, NOBODY, Origin, READER};
@@ -243,7 +245,7 @@ impl Lab {
     fn make_pod(&self, pod: Pod) -> Result<()> {
         let namespace = self.pod(pod);
         namespace.create()?;
-        namespace.set_resolver(VIP)?;
+        namespace.set_resolver(VIP, "")?;
         self.connect_pod(pod)
     }
 

@@ -17,8 +17,6 @@ use lota_tests::{
 
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
-#[path = "e2e/datapath.rs"]
-mod datapath;
 #[path = "e2e/http.rs"]
 mod http;
 #[path = "e2e/start.rs"]
@@ -37,16 +35,13 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 15] = [
+const MORE: [(&str, Test); 12] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
     ("a client's Lota-* headers are its own business", http::stripped_headers),
     ("parallel multipart uploads pass byte-exact", bad_input::multipart),
     ("damaged cache files are misses", bad_input::damaged_cache),
-    ("the hidden listener serves nobody who finds it", datapath::hidden_listener),
-    ("clsact steers as tcx does, and detaches", datapath::clsact),
-    ("an interface that comes later is attached, one that goes takes its entry", datapath::interfaces),
     ("a gateway that 304s anyone is distrusted and proxied", trial::cache_in_front),
     ("a gateway behind TLS, with a certificate that is trusted and one that is not", tls::gateway),
     ("no gateway, no bytes", bad_input::gateway_down),

@@ -11,7 +11,7 @@ const HELP: &str = "\
 cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
                                show the main job: a lab of three nodes, a real gateway, a real client;
                                --release: by an optimized build, which takes some minutes more at first
-cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, e2e), or all of them
+cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, datapath, e2e), or all of them
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
                                the lab without the tour, to play in
 cargo xtask setup              install what building and testing need (Debian 12, as root)";

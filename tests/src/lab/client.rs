@@ -1,6 +1,11 @@
 //! A real S3 client in a namespace.
 
-use std::{borrow::Cow, collections::HashMap, fs, path::PathBuf};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
@@ -161,6 +166,17 @@ impl Client {
         let got = self.ask(from, "put_and_hit", key, Style::Path, more)?;
         ensure!(got.cache() == "hit", "{key} is answered {} and `{}`, never a hit", got.status, got.cache());
         Ok(())
+    }
+
+    /// Reads objects that [`Client::put_and_hit`] wrote, by many threads at once, each with its own connection and no
+    /// second attempt, until the file `until` appears; how many reads, and what went wrong.
+    ///
+    /// # Errors
+    /// If the client cannot be run.
+    pub fn busy(&self, from: &Namespace, key: &str, threads: u32, until: &Path) -> Result<(u64, String)> {
+        let more = json!({"count": 10, "size": 1000, "threads": threads, "attempts": 1, "until": until});
+        let got = self.ask(from, "busy", key, Style::Path, more)?;
+        Ok((got.size, got.code))
     }
 
     /// The SHA-256 of bytes `start..end` of what [`Client::put`] writes.

@@ -134,13 +134,21 @@ impl Namespace {
         self.run(move || fs::write(file, text))?.with_context(|| format!("writing {file} in {}", self.0))
     }
 
-    pub(super) fn set_resolver(&self, server: Ipv4Addr) -> Result<()> {
+    /// Has its processes ask this resolver, with these `options` of `resolv.conf(5)` besides.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn set_resolver(&self, server: Ipv4Addr, options: &str) -> Result<()> {
+        self.set("resolv.conf", &format!("nameserver {server}\noptions timeout:1 attempts:2 {options}\n"))
+    }
+
+    /// Has its processes see this text in a file of `/etc`.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn set(&self, file: &str, text: &str) -> Result<()> {
         fs::create_dir_all(self.etc())?;
-        fs::write(
-            self.etc().join("resolv.conf"),
-            format!("nameserver {server}\noptions timeout:1 attempts:2\n"),
-        )?;
-        Ok(())
+        Ok(fs::write(self.etc().join(file), text)?)
     }
 
     fn path(&self) -> PathBuf {

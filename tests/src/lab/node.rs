@@ -20,7 +20,8 @@ use nix::{
 use serde_json::Value;
 
 use super::{
-    BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, VIP6, node_address, run,
+    BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, VIP6, node_address,
+    node_address6, run,
 };
 
 /// The port nodes talk to each other on.
@@ -55,6 +56,8 @@ pub struct Node {
     program: Program,
     edits: Vec<(String, String)>,
     environment: Vec<(&'static str, PathBuf)>,
+    wrapper: Vec<&'static str>,
+    ipv6: bool,
     process: Option<Child>,
 }
 
@@ -72,6 +75,8 @@ impl Node {
             program: program.clone(),
             edits: Vec::new(),
             environment: Vec::new(),
+            wrapper: Vec::new(),
+            ipv6: false,
             process: None,
         }
     }
@@ -90,6 +95,21 @@ impl Node {
     /// Has its configuration as it is for every node again.
     pub fn forget_edits(&mut self) {
         self.edits.clear();
+    }
+
+    /// Has the nodes talk to each other by IPv6, from the next configuration on.
+    pub fn use_ipv6(&mut self, ipv6: bool) {
+        self.ipv6 = ipv6;
+    }
+
+    /// Has the daemon started by this command from now on.
+    pub fn set_wrapper(&mut self, wrapper: Vec<&'static str>) {
+        self.wrapper = wrapper;
+    }
+
+    /// Its address in the cluster.
+    fn address(&self, node: u8) -> IpAddr {
+        if self.ipv6 { node_address6(node).into() } else { node_address(node).into() }
     }
 
     /// Variables of its process' environment, from the next start on.
@@ -127,7 +147,7 @@ impl Node {
     fn config_text(&self, mode: Mode, gateway: &str) -> Result<String> {
         let folder = self.folder.display();
         let mut text = String::new();
-        writeln!(text, "[node]\nname = \"{}\"\naddress = \"{}\"", self.name(), node_address(self.number))?;
+        writeln!(text, "[node]\nname = \"{}\"\naddress = \"{}\"", self.name(), self.address(self.number))?;
         writeln!(text, "zone = \"rack-{}\"\nregion = \"lab\"\n", self.number)?;
         writeln!(text, "[endpoint]\nvip6 = \"{VIP6}\"\n")?;
         writeln!(text, "[datapath]\npod_interfaces = [\"veth-*\"]\nuplink = \"uplink\"")?;
@@ -147,10 +167,11 @@ impl Node {
         writeln!(text, "[peers]\nport = {PEER_PORT}\nsecret_file = \"{folder}/cluster-secret\"")?;
         writeln!(text, "nodes = [")?;
         for node in 1..=NODES {
-            let address = node_address(node);
+            let address = self.address(node);
             writeln!(text, "    {{ name = \"n{node}\", address = \"{address}\", capacity = \"4GiB\" }},")?;
         }
-        writeln!(text, "]\n\n[admin]\nlisten = \"{}:{ADMIN_PORT}\"", node_address(self.number))?;
+        let admin = SocketAddr::new(self.address(self.number), ADMIN_PORT);
+        writeln!(text, "]\n\n[admin]\nlisten = \"{admin}\"")?;
         writeln!(text, "socket = \"{folder}/admin.sock\"\n")?;
         writeln!(text, "[access]\npods = [")?;
         for pod in (1..=PODS).map(|pod| Pod(self.number, pod)).filter(|pod| *pod != DENIED) {
@@ -180,28 +201,63 @@ impl Node {
         self.process.as_ref().map(Child::id)
     }
 
-    /// Starts the daemon and waits until it is ready.
+    /// Starts the daemon, beside the one that may run, and waits until it is ready and that one has ended.
     ///
     /// # Errors
     /// If it ends instead, with what it said.
     pub fn start(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
-        let process = self
-            .command()
+        let mut command = match self.wrapper.split_first() {
+            Some((wrapper, arguments)) => {
+                let mut command = self.namespace.command(wrapper);
+                command.args(arguments).arg(&self.program.0);
+                command
+            }
+            None => self.command(),
+        };
+        let process = command
             .args(["run", "--config"])
             .arg(self.config())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("LOTA_LOG", std::env::var("LOTA_LOG").unwrap_or_else(|_| "info".into()))
             .stderr(log)
             .spawn()?;
-        self.process = Some(process);
+        let before = self.process.replace(process);
+        if let Err(error) = self.wait_ready() {
+            if let Some(mut failed) = std::mem::replace(&mut self.process, before) {
+                let _ = failed.kill();
+                failed.wait()?;
+            }
+            return Err(error);
+        }
+        // One that ran has handed over, and ends when its clients let it.
+        match before {
+            Some(before) => self.wait_end(before),
+            None => Ok(()),
+        }
+    }
+
+    fn wait_end(&self, mut process: Child) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while process.try_wait()?.is_none() {
+            if Instant::now() > deadline {
+                process.kill()?;
+                process.wait()?;
+                bail!("{}: the daemon that handed over did not end", self.name());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let serving = format!("pid={}\n", self.pid().unwrap_or_default());
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(ended) = self.process.as_mut().and_then(|process| process.try_wait().ok()?) {
-                self.process = None;
                 bail!("{} ended ({ended}) instead of starting:\n{}", self.name(), self.last_words());
             }
-            if self.admin("/readyz").is_ok_and(|answer| answer.starts_with("ready")) {
+            if self.admin("/readyz").is_ok_and(|answer| answer.starts_with("ready") && answer.contains(&serving)) {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -241,7 +297,7 @@ impl Node {
     /// # Errors
     /// If it does not answer.
     pub fn admin(&self, path: &'static str) -> Result<String> {
-        let address = SocketAddr::from((node_address(self.number), ADMIN_PORT));
+        let address = SocketAddr::new(self.address(self.number), ADMIN_PORT);
         let answer = self.namespace.run(move || -> std::io::Result<String> {
             let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;

@@ -1,32 +1,22 @@
 //! Step 7: who may not talk to LOTA is refused in the kernel, daemon up or down.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lota_common::map;
 use nix::sys::signal::Signal;
 
 use super::{Line, Tour, road::dump_map};
-use crate::lab::{ADMIN_PORT, DENIED, NODES, Namespace, PEER_PORT, PODS, Pod, VIP, node_address};
-
-/// How soon a refusal must come.
-const AT_ONCE: Duration = Duration::from_millis(50);
-/// How long a packet that is dropped is waited for.
-const LONG_ENOUGH: Duration = Duration::from_millis(400);
+use crate::lab::{
+    ADMIN_PORT, AT_ONCE, DENIED, LONG_ENOUGH, NODES, PEER_PORT, PODS, Pod, Reached, VIP, knock, node_address,
+};
 
 const DENIALS: &str = "lota_datapath_packets_total{verdict=\"denied\"}";
 const BACKSTOPPED: &str = "lota_datapath_packets_total{verdict=\"backstop\"}";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reached {
-    Open,
-    Refused,
-    Nothing,
-}
 
 pub(super) fn refusals(tour: &mut Tour) -> Result<Vec<Line>> {
     let mut lines = vec![denied(tour)?, borrowed_address(tour)?];
@@ -186,20 +176,6 @@ fn entries(tour: &Tour) -> Result<Line> {
         }
     }
     Ok(Line::new("bpftool map dump pinned …/lota_access4", shown))
-}
-
-/// Tries to connect; what came, and how soon.
-fn knock(from: &Namespace, to: Ipv4Addr, port: u16) -> Result<(Reached, Duration)> {
-    from.run(move || {
-        let started = Instant::now();
-        let reached = match TcpStream::connect_timeout(&SocketAddr::from((to, port)), LONG_ENOUGH) {
-            Ok(_) => Reached::Open,
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => Reached::Refused,
-            Err(error) if error.kind() == ErrorKind::TimedOut => Reached::Nothing,
-            Err(error) => bail!("connecting to {to}:{port}: {error}"),
-        };
-        Ok((reached, started.elapsed()))
-    })?
 }
 
 fn talk(to: SocketAddr) -> std::io::Result<String> {

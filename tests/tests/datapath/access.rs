@@ -1,0 +1,148 @@
+//! Who may talk to LOTA, as operators say it and see it.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lota_common::map;
+use lota_tests::{
+    lab::{AT_ONCE, DENIED, Mode, Pod, Reached, VIP, VIP6, knock},
+    tour::Tour,
+};
+
+use super::{dump, lota, lota_json};
+
+/// Longest that a connection may outlive its access.
+const SECOND: Duration = Duration::from_secs(1);
+
+pub(crate) fn commands(tour: &mut Tour) -> Result<()> {
+    let node = &tour.nodes[2];
+    let denied = tour.lab.pod(DENIED);
+    let address = DENIED.address().to_string();
+    let reached = || -> Result<Reached> { Ok(knock(&denied, VIP, 80)?.0) };
+    let source = |subject: &str| -> Result<Option<String>> {
+        let entries = lota_json(node, &["access", "list"])?;
+        let entry = entries.into_iter().find(|entry| entry["subject"] == subject);
+        Ok(entry.map(|entry| format!("{} {} {}", entry["source"], entry["allow"], entry["interface"])))
+    };
+    ensure!(reached()? == Reached::Refused && source(&address)?.is_none(), "to begin with");
+    lota(node, &["access", "allow", &address])?;
+    ensure!(reached()? == Reached::Open, "allowed, by the route to it");
+    let expected = format!("\"command\" true \"{}\"", DENIED.interface());
+    ensure!(source(&address)? == Some(expected.clone()), "listed as {:?}", source(&address)?);
+    lota(node, &["access", "allow", &address, "--interface", "veth-p1"])?;
+    ensure!(reached()? == Reached::Refused, "bound to its neighbour's interface");
+    lota(node, &["access", "forget", &address])?;
+    ensure!(source(&address)?.is_none(), "forgotten");
+    lota(node, &["access", "allow", "10.77.13.0/24"])?;
+    ensure!(reached()? == Reached::Open, "allowed by its prefix");
+    lota(node, &["access", "deny", &address])?;
+    ensure!(reached()? == Reached::Refused, "denied, in an allowed prefix");
+    let table = lota(node, &["access", "list"])?;
+    for word in ["10.77.13.0/24", "deny", "(all others)", "veth-p1", "config", "command"] {
+        ensure!(table.contains(word), "no `{word}` in\n{table}");
+    }
+    ensure!(dump(node, map::RULES4)?.len() == 1, "{:?}", dump(node, map::RULES4)?);
+    // What operators said stays when the daemon does not.
+    tour.nodes[2].start()?;
+    let node = &tour.nodes[2];
+    ensure!(reached()? == Reached::Refused && dump(node, map::RULES4)?.len() == 1, "after a restart");
+    lota(node, &["access", "forget", &address])?;
+    lota(node, &["access", "forget", "10.77.13.0/24"])?;
+    ensure!(reached()? == Reached::Refused, "all is as it was");
+    for (words, says) in [
+        (&["access", "allow", "10.1.2.3/16"][..], "10.1.0.0/16"),
+        (&["access", "allow", "10.1.2.3", "--interface", "veth9"], "no interface `veth9`"),
+        (&["access", "allow", "10.1.0.0/16", "--interface", "veth-p1"], "single address"),
+        (&["access", "forget", "10.1.2.3"], "no operator"),
+    ] {
+        let output = node.command().args(words).arg("--config").arg(node.config()).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && said.contains(says), "{words:?}: {said}");
+    }
+    Ok(())
+}
+
+/// An idle connection, and one in the middle of a request, in both families.
+pub(crate) fn revocation(tour: &mut Tour) -> Result<()> {
+    let pod = Pod(2, 1);
+    let place = tour.lab.pod(pod);
+    let node = &tour.nodes[1];
+    for (vip, address) in [(IpAddr::from(VIP), IpAddr::from(pod.address())), (VIP6.into(), pod.address6().into())] {
+        for request in [&b""[..], b"PUT /b/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: 1000\r\n\r\nbegun"] {
+            let mut stream = place.run(move || -> Result<TcpStream> {
+                let mut stream = TcpStream::connect_timeout(&SocketAddr::from((vip, 80)), SECOND)?;
+                stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+                stream.write_all(request)?;
+                Ok(stream)
+            })??;
+            std::thread::sleep(Duration::from_millis(100));
+            let started = Instant::now();
+            lota(node, &["access", "deny", &address.to_string()])?;
+            let mut rest = Vec::new();
+            let ended = stream.read_to_end(&mut rest).map_err(|error| error.kind());
+            let after = started.elapsed();
+            let (reached, _) = knock(&place, vip, 80)?;
+            lota(node, &["access", "forget", &address.to_string()])?;
+            ensure!(
+                ended == Err(ErrorKind::ConnectionReset) && after < SECOND,
+                "{address}: the connection ended by {ended:?} after {after:?}"
+            );
+            ensure!(reached == Reached::Refused, "{address}: a new connection got {reached:?}");
+        }
+        let (reached, _) = knock(&place, vip, 80)?;
+        ensure!(reached == Reached::Open, "{address}: with its access back, it got {reached:?}");
+    }
+    Ok(())
+}
+
+pub(crate) fn denied(tour: &mut Tour) -> Result<()> {
+    let node = &tour.nodes[2];
+    let place = tour.lab.pod(DENIED);
+    for (vip, address, map) in [
+        (IpAddr::from(VIP), IpAddr::from(DENIED.address()), map::DENIED4),
+        (VIP6.into(), DENIED.address6().into(), map::DENIED6),
+    ] {
+        knock(&place, vip, 80)?;
+        let find = || -> Result<_> {
+            let all = lota_json(node, &["access", "denied"])?;
+            let found = all.into_iter().find(|denied| denied["address"] == address.to_string());
+            found.with_context(|| format!("{address} is not among the denied"))
+        };
+        let before = find()?;
+        knock(&place, vip, 80)?;
+        let after = find()?;
+        let packets = |denied: &serde_json::Value| denied["packets"].as_u64().unwrap_or(0);
+        ensure!(packets(&after) > packets(&before), "{before}, then {after}");
+        ensure!(after["interface"] == DENIED.interface() && after["verdict"] == "denied", "{after}");
+        ensure!(after["seconds_ago"].as_f64().is_some_and(|ago| ago < 5.0), "{after}");
+        let dumped = dump(node, map)?;
+        ensure!(dumped.iter().any(|entry| entry["value"]["count"] == after["packets"]), "{dumped:?}");
+    }
+    let table = lota(node, &["access", "denied"])?;
+    ensure!(table.contains(&DENIED.address().to_string()) && table.contains("s ago"), "{table}");
+    Ok(())
+}
+
+pub(crate) fn default_allow(tour: &mut Tour) -> Result<()> {
+    let node = &mut tour.nodes[2];
+    node.edit("[access]\n", "[access]\ndefault = \"allow\"\ndeny = [\"fd77:d::/32\"]\n");
+    node.configure(Mode::OwnCredential)?;
+    node.start()?;
+    let place = tour.lab.pod(DENIED);
+    let (open, _) = knock(&place, VIP, 80)?;
+    let (refused, after) = knock(&place, VIP6, 80)?;
+    let listed = lota(node, &["access", "list"])?;
+    node.forget_edits();
+    node.configure(Mode::OwnCredential)?;
+    node.start()?;
+    ensure!(open == Reached::Open, "a pod that nothing is said about got {open:?}");
+    ensure!(refused == Reached::Refused && after < AT_ONCE, "one in a denied prefix got {refused:?}");
+    ensure!(listed.lines().any(|line| line.starts_with("(all others)") && line.contains("allow")), "{listed}");
+    let (refused, _) = knock(&place, VIP, 80)?;
+    ensure!(refused == Reached::Refused, "configured no more, it got {refused:?}");
+    Ok(())
+}

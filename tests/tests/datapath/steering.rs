@@ -1,0 +1,297 @@
+//! Which packets reach the daemon, and how.
+
+use std::{
+    io::Read as _,
+    net::{IpAddr, SocketAddr, TcpStream},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lota_tests::{
+    lab::{
+        ADMIN_PORT, AT_ONCE, DENIED, Mode, PEER_PORT, PODS, Pod, Reached, Style, VIP, VIP6, knock, node_address,
+        node_address6, run,
+    },
+    tour::{MIB, Tour, wait_until},
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{lota, lota_json};
+
+const DENIALS: &str = "lota_datapath_packets_total{verdict=\"denied\"}";
+
+/// A process of the node, which is not a pod, looks for the listener and finds it.
+pub(crate) fn hidden_listener(tour: &mut Tour) -> Result<()> {
+    let node = &tour.nodes[0];
+    let pid = node.pid().context("n1 does not run")?;
+    let sockets = run(tour.lab.node(1).command("ss").args(["-Hltnp"]))?;
+    let hidden = sockets
+        .lines()
+        .filter(|line| line.contains(&format!("pid={pid},")))
+        .find_map(|line| {
+            line.split_whitespace().find_map(|word| word.strip_prefix("127.0.0.1:")?.parse::<u16>().ok())
+        })
+        .context("no listener on 127.0.0.1")?;
+    let came = tour.lab.node(1).run(move || -> std::io::Result<usize> {
+        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], hidden)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.read(&mut [0; 100])
+    })?;
+    let reset = came.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset);
+    ensure!(reset, "the hidden listener gave a process of the node {came:?}, not a reset");
+    ensure!(node.metric("lota_unsteered_connections_total")? >= 1.0, "it was not counted");
+    Ok(())
+}
+
+pub(crate) fn clsact(tour: &mut Tour) -> Result<()> {
+    let (client, pod, key) = (tour.client.clone(), tour.pod(1, 1), "clsact/object");
+    let node = &mut tour.nodes[0];
+    // Everything out, as an operator would; then in again the older way.
+    node.stop(Signal::SIGTERM)?;
+    run(node.command().args(["datapath", "detach", "--config"]).arg(node.config()))?;
+    ensure!(!node.map("").exists(), "detach left pins");
+    node.edit("attach = \"auto\"", "attach = \"clsact\"");
+    node.configure(Mode::OwnCredential)?;
+    for _ in 0..2 {
+        // Twice: a restart replaces the filter that is there.
+        node.start()?;
+        let filters =
+            run(tour.lab.node(1).command("tc").args(["filter", "show", "dev", "veth-p1", "ingress"]))?;
+        ensure!(filters.matches("handle 0x107a lota_pod").count() == 1, "the filters are:\n{filters}");
+        let put = client.put(&pod, key, 110, MIB)?;
+        let got = client.get(&pod, key, Style::Path)?;
+        ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);
+        node.stop(Signal::SIGKILL)?;
+        let refused =
+            pod.run(|| TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_secs(1)))?;
+        let kind = refused.map(|_| ()).map_err(|error| error.kind());
+        ensure!(kind == Err(std::io::ErrorKind::ConnectionRefused), "with the daemon killed: {kind:?}");
+    }
+    run(node.command().args(["datapath", "detach", "--config"]).arg(node.config()))?;
+    let filters = run(tour.lab.node(1).command("tc").args(["filter", "show", "dev", "veth-p1", "ingress"]))?;
+    ensure!(!filters.contains("lota_pod"), "detach left the filter:\n{filters}");
+    node.forget_edits();
+    node.configure(Mode::OwnCredential)?;
+    node.start()
+}
+
+/// A pod's interface goes and comes again under its name: a new interface, and so a new entry.
+pub(crate) fn interfaces(tour: &mut Tour) -> Result<()> {
+    let pod = Pod(2, 2);
+    ensure!(pod != DENIED, "this pod has access");
+    let (namespace, node) = (tour.lab.pod(pod), tour.lab.node(2));
+    let denied = || -> Result<bool> {
+        let tried = namespace
+            .run(|| TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_millis(300)))?;
+        Ok(tried.is_err())
+    };
+    ensure!(!denied()?, "it cannot connect to begin with");
+    let entries = || -> Result<usize> {
+        let map = tour.nodes[1].map(lota_common::map::ACCESS4);
+        let dump = run(Command::new("bpftool").args(["--json", "map", "dump", "pinned"]).arg(map))?;
+        Ok(serde_json::from_str::<Vec<Value>>(&dump)?.len())
+    };
+    ensure!(entries()? == 2, "{} entries to begin with", entries()?);
+    node.ip(&format!("link del {}", pod.interface()))?;
+    wait_until("the entry to go with its interface", || Ok(entries()? == 1))?;
+    tour.lab.connect_pod(pod)?;
+    wait_until("the new interface to be attached and allowed", || Ok(entries()? == 2 && !denied()?))?;
+    let got = tour.client.put(&namespace, "interfaces/object", 111, 1000)?;
+    ensure!(got.status == 200, "{} {}", got.status, got.code);
+    Ok(())
+}
+
+/// Everything a pod does, once more.
+pub(crate) fn works(tour: &mut Tour) -> Result<()> {
+    let key = "works/object";
+    let put = tour.client.put(&tour.pod(1, 1), key, 120, MIB)?;
+    for (node, pod) in tour.one_pod_per_node() {
+        let got = tour.client.get(&pod, key, Style::Path)?;
+        ensure!(got.sha256 == put.sha256, "from n{node}: {} {}", got.status, got.code);
+    }
+    let (reached, after) = knock(&tour.lab.pod(DENIED), VIP, 80)?;
+    ensure!(reached == Reached::Refused && after < AT_ONCE, "the denied pod got {reached:?} after {after:?}");
+    Ok(())
+}
+
+/// Node 3, where the denied pod is, without a program on any pod's interface.
+pub(crate) fn lookup(tour: &mut Tour) -> Result<()> {
+    let (client, pod, key) = (tour.client.clone(), tour.pod(3, 1), "lookup/object");
+    let node = &mut tour.nodes[2];
+    node.edit("mode = \"auto\"", "mode = \"sk_lookup\"");
+    node.configure(Mode::OwnCredential)?;
+    node.start()?;
+    let links = run(Command::new("bpftool").args(["--json", "link", "list"]))?;
+    ensure!(!node.map("links/pod-3").exists(), "a pod's interface still has a program: {links}");
+    let status = &lota_json(node, &["datapath", "status"])?[0];
+    for interface in status["interfaces"].as_array().context("no interfaces")? {
+        ensure!(interface["steered"] == "sk_lookup", "{interface}");
+    }
+    let put = client.put(&pod, key, 121, MIB)?;
+    let got = client.get(&pod, key, Style::Path)?;
+    ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);
+    let before = node.metric(DENIALS)?;
+    let foreign = tour.lab.node(3).run(|| std::net::TcpListener::bind("0.0.0.0:80"))??;
+    foreign.set_nonblocking(true)?;
+    for vip in [IpAddr::from(VIP), VIP6.into()] {
+        let (reached, after) = knock(&tour.lab.pod(DENIED), vip, 80)?;
+        ensure!(reached == Reached::Refused && after < AT_ONCE, "denied at {vip}: {reached:?} after {after:?}");
+        let (reached, _) = knock(&pod, vip, 80)?;
+        ensure!(reached == Reached::Open, "allowed at {vip}: {reached:?}");
+    }
+    ensure!(foreign.accept().is_err(), "the foreign listener got a connection");
+    drop(foreign);
+    ensure!(node.metric(DENIALS)? >= before + 2.0, "the refusals were not counted");
+    for port in [PEER_PORT, ADMIN_PORT] {
+        let (reached, _) = knock(&pod, node_address(3), port)?;
+        ensure!(reached == Reached::Refused, "a pod got {reached:?} at port {port} of its node");
+    }
+    let steered = |status: &Value| -> Result<u64> {
+        let verdicts = status["verdicts"].as_array().context("no verdicts")?;
+        let steered = verdicts.iter().find(|verdict| verdict["verdict"] == "steered");
+        steered.and_then(|verdict| verdict["packets"].as_u64()).context("no count")
+    };
+    let status = &lota_json(node, &["datapath", "status"])?[0];
+    ensure!(steered(status)? >= 4, "steered lookups were not counted: {status}");
+    node.forget_edits();
+    node.configure(Mode::OwnCredential)?;
+    node.start()
+}
+
+/// Node 2's pods behind a bridge, as flannel has them.
+pub(crate) fn bridge(tour: &mut Tour) -> Result<()> {
+    let node = tour.lab.node(2);
+    node.ip("link add cni0 type bridge")?;
+    node.ip("addr add 10.77.12.1/32 dev cni0")?;
+    node.ip("link set cni0 up")?;
+    for pod in 1..=PODS {
+        let pod = Pod(2, pod);
+        node.ip(&format!("link set {} master cni0", pod.interface()))?;
+        node.ip(&format!("route replace {}/32 dev cni0", pod.address()))?;
+    }
+    let steered = || -> Result<bool> {
+        let status = &lota_json(&tour.nodes[1], &["datapath", "status"])?[0];
+        let interfaces = status["interfaces"].as_array().context("no interfaces")?;
+        let bridge = interfaces.iter().any(|one| one["name"] == "cni0" && one["steered"] == "tcx");
+        let port = interfaces.iter().any(|one| {
+            one["name"] == "veth-p1" && one["skipped"].as_str().is_some_and(|why| why.contains("cni0"))
+        });
+        Ok(bridge && port)
+    };
+    let key = "bridge/object";
+    let through = wait_until("the bridge to be steered", steered).and_then(|()| {
+        let put = tour.client.put(&tour.pod(2, 1), key, 122, MIB)?;
+        let got = tour.client.get(&tour.pod(2, 2), key, Style::Path)?;
+        ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);
+        lota(&tour.nodes[1], &["access", "deny", &Pod(2, 2).address().to_string()])?;
+        let (reached, after) = knock(&tour.pod(2, 2), VIP, 80)?;
+        lota(&tour.nodes[1], &["access", "forget", &Pod(2, 2).address().to_string()])?;
+        ensure!(reached == Reached::Refused && after < AT_ONCE, "denied, it got {reached:?} after {after:?}");
+        let (reached, _) = knock(&tour.pod(2, 1), node_address(2), PEER_PORT)?;
+        ensure!(reached == Reached::Nothing, "a pod got {reached:?} at the peer port");
+        Ok(())
+    });
+    node.ip("link del cni0")?;
+    for pod in 1..=PODS {
+        let pod = Pod(2, pod);
+        node.ip(&format!("route replace {}/32 dev {}", pod.address(), pod.interface()))?;
+    }
+    through?;
+    wait_until("the pods' interfaces to be steered again", || {
+        Ok(knock(&tour.pod(2, 1), VIP, 80)?.0 == Reached::Open)
+    })
+}
+
+pub(crate) fn host_network(tour: &mut Tour) -> Result<()> {
+    let place = tour.lab.node(1);
+    let (reached, _) = knock(&place, VIP, 80)?;
+    ensure!(reached == Reached::Refused, "not configured, a process of the node got {reached:?}");
+    let node = &mut tour.nodes[0];
+    for mode in ["auto", "sk_lookup"] {
+        node.edit("[access]\n", "[access]\nhost_network = true\n");
+        node.edit("mode = \"auto\"", &format!("mode = \"{mode}\""));
+        node.configure(Mode::OwnCredential)?;
+        node.start()?;
+        for vip in [IpAddr::from(VIP), VIP6.into()] {
+            let (reached, _) = knock(&place, vip, 80)?;
+            ensure!(reached == Reached::Open, "{mode}: a process of the node got {reached:?} at {vip}");
+        }
+        // Its own ports stay its own, and kubelet's probes with them.
+        let (reached, _) = knock(&place, node_address(1), ADMIN_PORT)?;
+        ensure!(reached == Reached::Open, "{mode}: at the admin port it got {reached:?}");
+        node.forget_edits();
+    }
+    node.configure(Mode::OwnCredential)?;
+    node.start()?;
+    let (reached, _) = knock(&place, VIP, 80)?;
+    ensure!(reached == Reached::Refused, "configured no more, it got {reached:?}");
+    Ok(())
+}
+
+/// The pod's connection, and those between the nodes.
+pub(crate) fn ipv6(tour: &mut Tour) -> Result<()> {
+    for node in &mut tour.nodes {
+        node.stop(Signal::SIGTERM)?;
+        node.use_ipv6(true);
+        node.configure(Mode::OwnCredential)?;
+        node.start()?;
+    }
+    let hosts = format!("127.0.0.1 localhost\n{VIP6} cwlota.com\n");
+    let key = "ipv6/object";
+    for (_, pod) in tour.one_pod_per_node() {
+        pod.set("hosts", &hosts)?;
+    }
+    let put = tour.client.put(&tour.pod(1, 1), key, 123, MIB)?;
+    let mut owners = std::collections::HashSet::new();
+    for (node, pod) in tour.one_pod_per_node() {
+        for _ in 0..2 {
+            let got = tour.client.get(&pod, key, Style::Path)?;
+            ensure!(got.sha256 == put.sha256, "from n{node}: {} {}", got.status, got.code);
+            owners.insert(got.node().to_owned());
+        }
+    }
+    ensure!(owners.len() == 1, "nodes do not reach each other by IPv6: served by {owners:?}");
+    let (reached, after) = knock(&tour.lab.pod(DENIED), VIP6, 80)?;
+    ensure!(reached == Reached::Refused && after < AT_ONCE, "the denied pod got {reached:?} after {after:?}");
+    for port in [PEER_PORT, ADMIN_PORT] {
+        let (reached, _) = knock(&tour.pod(1, 1), node_address6(2), port)?;
+        ensure!(reached == Reached::Nothing, "a pod got {reached:?} at port {port} of n2");
+    }
+    let asked = run(tour.pod(1, 1).pod_command("getent").args(["ahostsv6", "b.cwlota.com"]))?;
+    ensure!(asked.starts_with(&VIP6.to_string()), "by name it is {asked}");
+    for (_, pod) in tour.one_pod_per_node() {
+        pod.set("hosts", "127.0.0.1 localhost\n")?;
+    }
+    for node in &mut tour.nodes {
+        node.stop(Signal::SIGTERM)?;
+        node.use_ipv6(false);
+        node.configure(Mode::OwnCredential)?;
+        node.start()?;
+    }
+    Ok(())
+}
+
+pub(crate) fn status(tour: &mut Tour) -> Result<()> {
+    let node = &tour.nodes[0];
+    let status = &lota_json(node, &["datapath", "status"])?[0];
+    let interfaces = status["interfaces"].as_array().context("no interfaces")?;
+    ensure!(interfaces.len() == usize::from(PODS), "{interfaces:?}");
+    for interface in interfaces {
+        ensure!(interface["steered"] == "tcx" && interface["position"] == 0, "{interface}");
+    }
+    ensure!(status["guard"] == serde_json::json!({"interface": "uplink", "mode": "native"}), "{status}");
+    ensure!(status["addresses"] == 4 && status["prefixes"] == 0, "{status}");
+    let verdicts = status["verdicts"].as_array().context("no verdicts")?;
+    ensure!(verdicts.len() == lota_common::Verdict::COUNT, "{} verdicts", verdicts.len());
+    let table = lota(node, &["datapath", "status"])?;
+    for word in ["veth-p1", "at the head", "native at uplink", "steered", "4 addresses"] {
+        ensure!(table.contains(word), "no `{word}` in\n{table}");
+    }
+    ensure!(node.metric("lota_datapath_interfaces{steered=\"tcx\"}")? == 2.0, "the metric of interfaces");
+    ensure!(node.metric("lota_access_entries{subject=\"address\"}")? == 4.0, "the metric of entries");
+    let down = run(node.command().args(["datapath", "status", "--config", "/nonexistent"]));
+    ensure!(down.is_err(), "without a configuration");
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! What else may happen on a node.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    EbpfLoader,
+    maps::Array,
+    programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
+};
+use lota_common::{MAX_ZONE, Settings, map, program};
+use lota_tests::{
+    lab::{AT_ONCE, DENIED, Namespace, Reached, VIP, knock},
+    tour::{Tour, wait_until},
+};
+use nix::sys::signal::Signal;
+use socket2::{Domain, Socket, Type};
+
+use super::lota_json;
+
+/// On the node where the denied pod is.
+pub(crate) fn sysctls(tour: &mut Tour) -> Result<()> {
+    let node = tour.lab.node(3);
+    let settings = [
+        ("/proc/sys/net/ipv4/conf/all/rp_filter", "1", "0"),
+        ("/proc/sys/net/ipv4/conf/all/route_localnet", "1", "0"),
+        ("/proc/sys/net/ipv4/conf/all/src_valid_mark", "1", "0"),
+        ("/proc/sys/net/ipv4/tcp_syncookies", "2", "1"),
+    ];
+    let at = |what: &str| -> Result<()> {
+        let pod = tour.pod(3, 1);
+        let slowest = reconnect(&pod).with_context(|| format!("with {what}"))?;
+        ensure!(slowest < AT_ONCE, "with {what}, a reconnect took {slowest:?}");
+        let (reached, after) = knock(&tour.lab.pod(DENIED), VIP, 80)?;
+        ensure!(reached == Reached::Refused && after < AT_ONCE, "with {what}, denied: {reached:?}, {after:?}");
+        Ok(())
+    };
+    at("nothing special")?;
+    for (file, value, _) in settings {
+        node.write(file, value)?;
+        at(&format!("{file} = {value}, and those before"))?;
+    }
+    for (file, _, value) in settings {
+        node.write(file, value)?;
+    }
+    Ok(())
+}
+
+/// Connects from one port again and again, when the server's end of the last connection is in TIME_WAIT; the slowest.
+fn reconnect(pod: &Namespace) -> Result<Duration> {
+    pod.run(|| -> Result<Duration> {
+        let mut slowest = Duration::ZERO;
+        for round in 0..5 {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 45_678)).into())?;
+            let started = Instant::now();
+            socket.connect_timeout(&SocketAddr::from((VIP, 80)).into(), Duration::from_secs(5))?;
+            if round > 0 {
+                slowest = slowest.max(started.elapsed());
+            }
+            let mut stream = std::net::TcpStream::from(socket);
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: cwlota.com\r\nconnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            // To the end: the server closes first, and so waits.
+            stream.read_to_string(&mut answer)?;
+            ensure!(answer.starts_with("HTTP/1.1 "), "the answer was {answer:?}");
+        }
+        Ok(slowest)
+    })?
+}
+
+/// Programs of others on a pod's interface.
+pub(crate) fn neighbours(tour: &mut Tour) -> Result<()> {
+    let (node, pod) = (tour.lab.node(1), tour.pod(1, 1));
+    let open = || -> Result<bool> { Ok(knock(&pod, VIP, 80)?.0 == Reached::Open) };
+    ensure!(open()?, "to begin with");
+    for (what, first) in [("after ours", false), ("before ours", true)] {
+        // Ends the chain for what is for the VIP, as Cilium's does: it is LOTA's own, without any access entries.
+        let attached = node.run(move || -> Result<aya::Ebpf> {
+            let mut other = EbpfLoader::new().load(lota_daemon::datapath::OBJECT)?;
+            let mut settings: Array<_, Settings> =
+                other.map_mut(map::SETTINGS).context("no settings")?.try_into()?;
+            let vip4 = VIP.octets();
+            let zone = [0; MAX_ZONE];
+            let (none, http_port) = ([0; 2], 80u16.to_be_bytes());
+            let theirs = Settings {
+                vip4,
+                vip6: [0; 16],
+                http_port,
+                dns_port: none,
+                peer_port: none,
+                admin_port: none,
+                zone,
+                zone_length: 0,
+                answer_names: 0,
+                default_allow: 0,
+            };
+            settings.set(0, theirs, 0)?;
+            let program: &mut SchedClassifier =
+                other.program_mut(program::POD).context("no program")?.try_into()?;
+            program.load()?;
+            let order = if first { LinkOrder::first() } else { LinkOrder::last() };
+            program.attach_with_options("veth-p1", TcAttachType::Ingress, TcAttachOptions::TcxOrder(order))?;
+            Ok(other)
+        })??;
+        wait_until(&format!("ours to be first again, with another program {what}"), || {
+            let status = &lota_json(&tour.nodes[0], &["datapath", "status"])?[0];
+            let interface = &status["interfaces"][0];
+            ensure!(interface["name"] == "veth-p1", "{interface}");
+            Ok(interface["position"] == 0 && open()?)
+        })?;
+        drop(attached);
+        ensure!(open()?, "when the program {what} had gone");
+    }
+    Ok(())
+}
+
+pub(crate) fn killed(tour: &mut Tour) -> Result<()> {
+    let node = &mut tour.nodes[0];
+    let pins = |node: &lota_tests::lab::Node| -> Result<Vec<std::ffi::OsString>> {
+        let mut names = Vec::new();
+        for folder in ["", "links"] {
+            for pin in std::fs::read_dir(node.map(folder))? {
+                names.push(pin?.file_name());
+            }
+        }
+        names.sort();
+        Ok(names)
+    };
+    let before = pins(node)?;
+    for _ in 0..3 {
+        node.stop(Signal::SIGKILL)?;
+        let (reached, after) = knock(&tour.lab.pod(lota_tests::lab::Pod(1, 1)), VIP, 80)?;
+        ensure!(reached == Reached::Refused && after < AT_ONCE, "killed: {reached:?} after {after:?}");
+        node.start()?;
+    }
+    ensure!(pins(node)? == before, "from {before:?} to {:?}", pins(node)?);
+    let (reached, _) = knock(&tour.lab.pod(lota_tests::lab::Pod(1, 1)), VIP, 80)?;
+    ensure!(reached == Reached::Open, "started again: {reached:?}");
+    Ok(())
+}
