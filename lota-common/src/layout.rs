@@ -52,12 +52,19 @@ pub struct Denial {
     pub verdict: u32,
 }
 
-/// How an interface is steered that has no program of its own.
+/// An interface that packets from pods come in at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Interface {
-    /// 1: by the `sk_lookup` program.
-    pub lookup: u32,
+    /// [`Interface::BY_TC`] or [`Interface::BY_LOOKUP`].
+    pub steered: u32,
+}
+
+impl Interface {
+    /// A TC program on it steers; at socket lookup, what that one had to leave to the stack.
+    pub const BY_TC: u32 = 1;
+    /// Socket lookup steers everything.
+    pub const BY_LOOKUP: u32 = 2;
 }
 
 /// A node of the cluster.
@@ -93,6 +100,8 @@ pub struct Settings {
     pub answer_names: u8,
     /// 1: addresses that nothing is said about have access.
     pub default_allow: u8,
+    /// 1: socket lookup steers, too (kernel 5.17).
+    pub lookups: u8,
 }
 
 /// Longest zone that fits, in wire format.
@@ -115,7 +124,7 @@ const _: () = {
     assert!(size_of::<Denial>() == 24);
     assert!(size_of::<Interface>() == 4);
     assert!(size_of::<Node>() == 4);
-    assert!(size_of::<Settings>() == 4 + 16 + 4 * 2 + MAX_ZONE + 3 && align_of::<Settings>() == 1);
+    assert!(size_of::<Settings>() == 4 + 16 + 4 * 2 + MAX_ZONE + 4 && align_of::<Settings>() == 1);
     assert!(size_of::<Count>() == 16);
 };
 
@@ -160,6 +169,7 @@ mod tests {
         assert_eq!(offset_of!(Settings, zone_length), 92);
         assert_eq!(offset_of!(Settings, answer_names), 93);
         assert_eq!(offset_of!(Settings, default_allow), 94);
+        assert_eq!(offset_of!(Settings, lookups), 95);
     }
 
     #[test]

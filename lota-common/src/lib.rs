@@ -30,7 +30,7 @@ pub mod map {
     pub const DENIED4: &str = "lota_denied4";
     /// LRU hash: refused IPv6 address → [`super::Denial`].
     pub const DENIED6: &str = "lota_denied6";
-    /// Hash: interface index → [`super::Interface`], for those without a program of their own.
+    /// Hash: interface index → [`super::Interface`], for those that pods are behind.
     pub const INTERFACES: &str = "lota_interfaces";
     /// Hash: node IPv4 address → [`super::Node`].
     pub const NODES4: &str = "lota_nodes4";
@@ -58,7 +58,7 @@ pub mod program {
     pub const POD: &str = "lota_pod";
     /// `sk_lookup` on the node's network namespace: refuses what reaches the VIP unsteered.
     pub const BACKSTOP: &str = "lota_backstop";
-    /// The same, and steers what comes from interfaces without a program of their own (kernel 5.17).
+    /// The same, and steers what no TC program could (kernel 5.17).
     pub const LOOKUP: &str = "lota_lookup";
     /// XDP on the uplink: peers only, and nobody to the VIP.
     pub const GUARD: &str = "lota_guard";
@@ -80,7 +80,7 @@ pub const MAX_PODS: usize = 4096;
 pub const MAX_RULES: usize = 1024;
 /// Refused addresses remembered, per address family; those refused longest ago are forgotten first.
 pub const MAX_DENIED: usize = 4096;
-/// Most interfaces that the `sk_lookup` program steers.
+/// Most interfaces that pods are behind.
 pub const MAX_INTERFACES: usize = 4096;
 /// Room for a UDP header and the longest name answer: a message's header, a question of 255 + 4 bytes, and at
 /// most 47 bytes of records; a multiple of four.

@@ -265,6 +265,7 @@ fn settings(config: &Config) -> Settings {
         zone_length: if fits { u8::try_from(wire.len()).unwrap_or(0) } else { 0 },
         answer_names: u8::from(config.datapath.answer_names && fits),
         default_allow: u8::from(config.access.default == config::DefaultAccess::Allow),
+        lookups: 0,
     }
 }
 

@@ -13,13 +13,13 @@ mod query;
 mod status;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::File,
     net::{IpAddr, TcpListener},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use lota_common::{LAYOUT, Settings, program};
 
@@ -51,8 +51,8 @@ pub struct Datapath {
     unsteered: BTreeMap<u32, String>,
     /// The uplink that the guard is on, by interface index.
     guard: Option<(u32, GuardMode)>,
-    /// Is the steering lookup program in the backstop's place?
-    steers_lookups: bool,
+    /// Does socket lookup steer? Else it only refuses.
+    lookups: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,11 +78,9 @@ impl Datapath {
         let mut ebpf = loader.load(OBJECT).context("loading the kernel side")?;
         start_log(&mut ebpf);
         let mut maps = Maps::take(&mut ebpf)?;
-        maps.set_settings(settings)?;
-        for name in [program::POD, program::BACKSTOP] {
-            attach::load(&mut ebpf, name).with_context(|| format!("loading the program {name}"))?;
-        }
-        attach::lookup(&mut ebpf, &pins, program::BACKSTOP).context("attaching the backstop")?;
+        attach::load(&mut ebpf, program::POD).context("loading the pods' program")?;
+        let lookups = attach::lookup(&mut ebpf, &pins).context("attaching at socket lookup")?;
+        maps.set_settings(Settings { lookups: u8::from(lookups), ..settings })?;
         Ok(Self {
             ebpf,
             maps,
@@ -91,19 +89,19 @@ impl Datapath {
             steered: BTreeMap::new(),
             unsteered: BTreeMap::new(),
             guard: None,
-            steers_lookups: false,
+            lookups,
         })
     }
 
-    /// Puts the settings and the backstop back, and has everything else attached again: another daemon may have been
+    /// Puts settings and lookups back, and has everything else attached again: another daemon may have been
     /// at it.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn reassert(&mut self, settings: Settings) -> Result<()> {
-        self.maps.set_settings(settings)?;
-        attach::lookup(&mut self.ebpf, &self.pins, program::BACKSTOP)?;
-        (self.steers_lookups, self.guard) = (false, None);
+        self.lookups = attach::lookup(&mut self.ebpf, &self.pins)?;
+        self.maps.set_settings(Settings { lookups: u8::from(self.lookups), ..settings })?;
+        self.guard = None;
         self.steered.clear();
         Ok(())
     }
@@ -132,15 +130,18 @@ impl Datapath {
         self.pins.keep_only_pod_links(by_tc.map(|(index, _)| *index));
         let mut reports = Vec::new();
         self.unsteered = plan.skipped.clone();
-        let looked_up = self.set_lookups(plan);
+        let known = self.maps.set_interfaces(&plan.steered).map_err(|error| format!("{error:#}"));
         for (index, steering) in &plan.steered {
             let name = interfaces.name(*index).unwrap_or_default().to_owned();
             if self.steered.contains_key(index) {
                 continue;
             }
-            let attached = match (steering, &looked_up) {
-                (Steering::Lookup, Err(error)) => Err(anyhow::anyhow!("{error:#}")),
-                (Steering::Lookup, Ok(())) => {
+            let attached = match (steering, &known) {
+                (_, Err(error)) => Err(anyhow!("{error}")),
+                (Steering::Lookup, _) if !self.lookups => {
+                    Err(anyhow!("this kernel cannot steer at socket lookup (5.17 can)"))
+                }
+                (Steering::Lookup, _) => {
                     attach::remove_clsact(&name);
                     Ok(Attached { mode: AttachMode::SkLookup, program: 0 })
                 }
@@ -162,23 +163,6 @@ impl Datapath {
     fn attach(&mut self, name: &str, index: u32) -> Result<Attached> {
         let mode = attach::pod(&mut self.ebpf, &self.pins, name, index, self.attach)?;
         Ok(Attached { mode, program: attach::id(&mut self.ebpf, program::POD)? })
-    }
-
-    /// Steers lookups for those interfaces, by the program that can, if there are any.
-    fn set_lookups(&mut self, plan: &Plan) -> Result<()> {
-        let lookups: BTreeSet<u32> = plan
-            .steered
-            .iter()
-            .filter(|(_, steering)| **steering == Steering::Lookup)
-            .map(|(index, _)| *index)
-            .collect();
-        if !lookups.is_empty() && !self.steers_lookups {
-            attach::load_lookup(&mut self.ebpf)
-                .context("loading the program that steers at socket lookup (kernel 5.17 at least)")?;
-            attach::lookup(&mut self.ebpf, &self.pins, program::LOOKUP)?;
-            self.steers_lookups = true;
-        }
-        self.maps.set_interfaces(&lookups)
     }
 
     /// Puts the pod program back ahead of others wherever one has gone before it; where that was.

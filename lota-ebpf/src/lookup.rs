@@ -1,10 +1,10 @@
-//! At socket lookup: the backstop, and steering for interfaces without a program of their own.
+//! At socket lookup: the backstop, and steering where TC does not or cannot.
 //!
 //! Whatever reaches the VIP without having been steered is refused, so that a foreign listener on `0.0.0.0:80`
 //! never sees a pod's signed request, daemon up or down.
 
 use aya_ebpf::programs::SkLookupContext;
-use lota_common::{Settings, Verdict};
+use lota_common::{Interface, Settings, Verdict};
 use lota_ebpf::{
     decide::{Pod, from_pod},
     packet::{Kind, Packet, Payload, Ports, TcpFlags},
@@ -34,7 +34,8 @@ pub(crate) fn backstop(ctx: &SkLookupContext) -> Option<Verdict> {
     }
 }
 
-/// The same, and steers what comes from the interfaces that are to be looked up.
+/// The same, and steers what comes from allowed pods: all of it where no TC program is, else what that one has left
+/// to the stack.
 #[inline(always)]
 pub(crate) fn steer(ctx: &SkLookupContext) -> Option<Verdict> {
     let settings = maps::settings()?;
@@ -55,21 +56,24 @@ pub(crate) fn passes(verdict: Option<Verdict>) -> bool {
 fn judge<A: Known>(ctx: &SkLookupContext, settings: &Settings, packet: &Packet<A>) -> Option<Verdict> {
     // SAFETY: the context the kernel called us with.
     let ifindex = unsafe { (*ctx.lookup).ingress_ifindex };
-    let ours = maps::looked_up(ifindex);
+    let steered = maps::interface(ifindex).map_or(0, |interface| interface.steered);
+    let by_lookup = steered == Interface::BY_LOOKUP;
     match from_pod(settings, packet) {
-        Pod::Steer if ours && access::allowed(settings, packet.source, ifindex) => {
+        Pod::Steer if steered != 0 && access::allowed(settings, packet.source, ifindex) => {
             Some(match maps::LISTENER_SOCKETS.redirect_sk_lookup(ctx, A::LISTENER, 0) {
                 Ok(()) => Verdict::Steered,
-                Err(_) => Verdict::NoListener,
+                Err(_) if by_lookup => Verdict::NoListener,
+                Err(_) => Verdict::Backstop,
             })
         }
-        Pod::Steer if ours => {
+        Pod::Steer if by_lookup => {
             packet.source.refused(Verdict::Denied, ifindex);
             Some(Verdict::Denied)
         }
+        // What a TC program has refused is refused here, too, and counted there.
         Pod::Steer | Pod::Settled(Verdict::VipOther) => Some(Verdict::Backstop),
         // It would not be looked up here if it were not for this node.
-        Pod::Protect if ours => Some(Verdict::Protected),
+        Pod::Protect if by_lookup => Some(Verdict::Protected),
         _ => None,
     }
 }

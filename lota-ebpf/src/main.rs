@@ -69,7 +69,7 @@ mod programs {
         settle(lookup::backstop(&ctx))
     }
 
-    /// Socket lookup where some interfaces have no program of their own.
+    /// Socket lookup that steers, too.
     #[sk_lookup]
     pub(crate) fn lota_lookup(ctx: SkLookupContext) -> u32 {
         settle(lookup::steer(&ctx))

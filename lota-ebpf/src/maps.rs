@@ -47,11 +47,11 @@ pub(crate) fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)
 }
 
-/// Does the `sk_lookup` program steer what comes from this interface?
+/// How what comes from this interface is steered; `None`: no pod is behind it.
 #[inline(always)]
-pub(crate) fn looked_up(ifindex: u32) -> bool {
+pub(crate) fn interface(ifindex: u32) -> Option<Interface> {
     // SAFETY: four bytes, copied out at once.
-    unsafe { INTERFACES.get(ifindex).is_some_and(|interface| interface.lookup == 1) }
+    unsafe { INTERFACES.get(ifindex).copied() }
 }
 
 /// Room that is this CPU's own while the program runs.

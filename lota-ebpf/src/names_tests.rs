@@ -18,6 +18,7 @@ fn settings(zone: &[u8], vip6: [u8; 16]) -> Settings {
         zone_length: zone.len() as u8,
         answer_names: 1,
         default_allow: 0,
+        lookups: 0,
     };
     settings.zone[MAX_ZONE - zone.len()..].copy_from_slice(zone);
     settings

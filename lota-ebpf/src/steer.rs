@@ -69,7 +69,7 @@ fn judge<A: Known + Answerable>(ctx: &TcContext, settings: &Settings, packet: &P
 #[inline(always)]
 fn steer<A: Known>(ctx: &TcContext, settings: &Settings, packet: &Packet<A>, ifindex: u32) -> Verdict {
     let skb = ctx.skb.skb;
-    let connected = has_connection(skb, packet);
+    let connected = has_connection(skb, settings, packet);
     if !access::allowed(settings, packet.source, ifindex) {
         let verdict = if connected { Verdict::Revoked } else { Verdict::Denied };
         packet.source.refused(verdict, ifindex);
@@ -84,7 +84,7 @@ fn steer<A: Known>(ctx: &TcContext, settings: &Settings, packet: &Packet<A>, ifi
 
 /// Is there a socket already that this segment belongs to?
 #[inline(always)]
-fn has_connection<A: Known>(skb: *mut __sk_buff, packet: &Packet<A>) -> bool {
+fn has_connection<A: Known>(skb: *mut __sk_buff, settings: &Settings, packet: &Packet<A>) -> bool {
     let mut tuple = Tuple {
         source: packet.source,
         destination: packet.destination,
@@ -100,9 +100,12 @@ fn has_connection<A: Known>(skb: *mut __sk_buff, packet: &Packet<A>) -> bool {
         }
         let state = (*socket).state;
         bpf_sk_release(socket.cast());
-        // A new SYN on a tuple that is only waiting out its end must reach the listener: handed to the
-        // TIME_WAIT socket it would be lost until the client tries again.
-        state != LISTEN && !(state == TIME_WAIT && packet.payload.flags.opens())
+        // A new SYN on a tuple whose last connection is only waiting out its end: the TIME_WAIT socket makes way for
+        // it by itself and has the listener looked up, which is steered there. A listener assigned here cannot:
+        // newer kernels (seen on 6.18) drop a SYN whose tuple still has a socket. Where lookups are not steered, it is
+        // the other way round.
+        let waits = state == TIME_WAIT && packet.payload.flags.opens();
+        state != LISTEN && (!waits || settings.lookups == 1)
     }
 }
 

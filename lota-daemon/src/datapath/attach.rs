@@ -2,7 +2,7 @@
 
 use std::{fmt, fs::File};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf,
     programs::{
@@ -72,27 +72,35 @@ impl fmt::Display for GuardMode {
 }
 
 pub(super) fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    match ebpf.program_mut(name) {
-        Some(Program::SchedClassifier(program)) => program.load()?,
-        Some(Program::SkLookup(program)) => program.load()?,
-        _ => bail!("no such program in the object"),
-    }
-    Ok(())
+    let program: &mut SchedClassifier = program_mut(ebpf, name)?;
+    Ok(program.load()?)
 }
 
-/// Loads the `sk_lookup` program that steers, unless it is.
-pub(super) fn load_lookup(ebpf: &mut Ebpf) -> Result<()> {
-    let program: &mut SkLookup = program_mut(ebpf, program::LOOKUP)?;
-    Ok(if program.fd().is_err() { program.load()? })
-}
-
-/// One of the `sk_lookup` programs, on the network namespace that the daemon runs in.
-pub(super) fn lookup(ebpf: &mut Ebpf, pins: &Pins, name: &str) -> Result<()> {
+/// An `sk_lookup` program on the network namespace that the daemon runs in: the one that steers, or where the kernel
+/// is too old for it (5.17), the one that only refuses. True if it steers.
+pub(super) fn lookup(ebpf: &mut Ebpf, pins: &Pins) -> Result<bool> {
+    let (name, steers) = match load_lookup(ebpf, program::LOOKUP) {
+        Ok(()) => (program::LOOKUP, true),
+        Err(error) => {
+            tracing::info!(error = format!("{error:#}"), "socket lookup does not steer here (kernel < 5.17?)");
+            load_lookup(ebpf, program::BACKSTOP).context("loading the backstop")?;
+            (program::BACKSTOP, false)
+        }
+    };
     let program: &mut SkLookup = program_mut(ebpf, name)?;
     // The thread's, which differs from the process' in tests.
     let id = program.attach(File::open("/proc/thread-self/ns/net")?)?;
     // Several may be attached, and any of them can refuse: an old one does no harm until it is replaced.
-    pins.replace_link(BACKSTOP, program.take_link(id)?.into())
+    pins.replace_link(BACKSTOP, program.take_link(id)?.into())?;
+    Ok(steers)
+}
+
+fn load_lookup(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    let program: &mut SkLookup = program_mut(ebpf, name)?;
+    if program.fd().is_err() {
+        program.load()?;
+    }
+    Ok(())
 }
 
 /// The pod program, on one interface.

@@ -1,7 +1,7 @@
 //! Reading and writing the maps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, TcpListener},
     time::{Duration, SystemTime},
@@ -18,7 +18,7 @@ use lota_common::{
     MAX_INTERFACES, MAX_NODES, MAX_PODS, MAX_RULES, Node, SCRATCH, Settings, Source, Verdict, map,
 };
 
-use super::pins::Pins;
+use super::{interfaces::Steering, pins::Pins};
 use crate::access::{Entry, Table};
 
 /// What a map must look like. aya opens a pinned map without checking.
@@ -137,9 +137,13 @@ impl Maps {
         self.entries.write(table).context("writing access entries")
     }
 
-    /// The interfaces that socket lookup steers.
-    pub(super) fn set_interfaces(&mut self, interfaces: &BTreeSet<u32>) -> Result<()> {
-        let wanted: Vec<_> = interfaces.iter().map(|index| (*index, Interface { lookup: 1 })).collect();
+    /// The interfaces that pods are behind.
+    pub(super) fn set_interfaces(&mut self, interfaces: &BTreeMap<u32, Steering>) -> Result<()> {
+        let by = |steering: &Steering| match steering {
+            Steering::Tc => Interface { steered: Interface::BY_TC },
+            Steering::Lookup => Interface { steered: Interface::BY_LOOKUP },
+        };
+        let wanted: Vec<_> = interfaces.iter().map(|(index, steering)| (*index, by(steering))).collect();
         make_equal(&mut self.interfaces, &wanted).context("writing interfaces")
     }
 

@@ -66,13 +66,13 @@ pub(crate) fn commands(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
-/// An idle connection, and one in the middle of a request, in both families.
+/// An idle connection, and one in the middle of a request's head, in both families.
 pub(crate) fn revocation(tour: &mut Tour) -> Result<()> {
     let pod = Pod(2, 1);
     let place = tour.lab.pod(pod);
     let node = &tour.nodes[1];
     for (vip, address) in [(IpAddr::from(VIP), IpAddr::from(pod.address())), (VIP6.into(), pod.address6().into())] {
-        for request in [&b""[..], b"PUT /b/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: 1000\r\n\r\nbegun"] {
+        for request in [&b""[..], b"GET /b/k HTTP/1.1\r\nhost: cwl"] {
             let mut stream = place.run(move || -> Result<TcpStream> {
                 let mut stream = TcpStream::connect_timeout(&SocketAddr::from((vip, 80)), SECOND)?;
                 stream.set_read_timeout(Some(Duration::from_secs(10)))?;

@@ -17,7 +17,7 @@ use hickory_proto::{
     rr::{Name, RData, Record, RecordType, rdata},
 };
 use lota_tests::{
-    lab::{DENIED, GATEWAY, Mode, Namespace, Pod, VIP, VIP6, run},
+    lab::{DENIED, GATEWAY, Mode, NODES, Namespace, Pod, VIP, VIP6, node_address, run},
     tour::Tour,
 };
 
@@ -101,7 +101,11 @@ fn cluster(tour: &Tour) -> Result<&'static Cluster> {
     if let Some(cluster) = CLUSTER.get() {
         return Ok(cluster);
     }
-    let cluster = Cluster::start(&tour.lab.switch())?;
+    let switch = tour.lab.switch();
+    for node in 1..=NODES {
+        switch.ip(&format!("route replace 10.77.{}.0/24 via {}", 10 + node, node_address(node)))?;
+    }
+    let cluster = Cluster::start(&switch)?;
     Ok(CLUSTER.get_or_init(|| cluster))
 }
 

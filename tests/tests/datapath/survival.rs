@@ -100,6 +100,7 @@ pub(crate) fn neighbours(tour: &mut Tour) -> Result<()> {
                 zone_length: 0,
                 answer_names: 0,
                 default_allow: 0,
+        lookups: 0,
             };
             settings.set(0, theirs, 0)?;
             let program: &mut SchedClassifier =

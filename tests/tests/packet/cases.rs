@@ -44,6 +44,7 @@ pub(crate) fn settings() -> Settings {
         zone_length: ZONE.len() as u8,
         answer_names: 1,
         default_allow: 0,
+        lookups: 1,
     }
 }
 
