@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     access::{Access, Subject, Table},
     config::{self, Config},
-    datapath::{self, Datapath, Interfaces, netlink::Netlink},
+    datapath::{self, Datapath, Interfaces, Loaded, netlink::Netlink},
 };
 
 /// The endpoint's port.
@@ -69,13 +69,18 @@ pub struct Control {
 
 impl Control {
     /// Loads the kernel side and brings it in line with configuration and interfaces. In this order, nothing is
-    /// ever reachable before what protects it is in place. `lock` is what an earlier daemon handed over.
+    /// ever reachable before what protects it is in place. `lock` is what an earlier daemon handed over, `loaded` what
+    /// was loaded meanwhile.
     ///
     /// # Errors
     /// If the kernel refuses any of it, an interface's attachment excepted.
-    pub async fn start(config: Arc<Config>, lock: Option<&File>) -> Result<Self> {
+    pub async fn start(
+        config: Arc<Config>,
+        lock: Option<&File>,
+        loaded: Option<Loaded>,
+    ) -> Result<Self> {
         let netlink = Netlink::connect()?;
-        let datapath = Datapath::load(&config.datapath, settings(&config), lock)?;
+        let datapath = Datapath::load(&config.datapath, settings(&config), lock, loaded)?;
         let vips = config.endpoint.vips();
         let mut access = Access::new(config.access.clone(), vips.clone());
         access.adopt(&datapath.access()?);

@@ -21,7 +21,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use lota_common::{LAYOUT, Settings, program};
+use lota_common::{Settings, program};
 
 pub use attach::{AttachMode, GuardMode};
 pub use interfaces::{Interface, Interfaces, Plan, Steering};
@@ -62,23 +62,50 @@ struct Attached {
     program: u32,
 }
 
+/// The programs, loaded against the pinned maps and not attached yet.
+pub struct Loaded {
+    ebpf: Ebpf,
+    maps: Maps,
+}
+
+impl Loaded {
+    /// Loads the programs, and makes those maps that are missing. With a daemon running this changes nothing of its,
+    /// and is most of the work of following it.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or pinned maps have another shape.
+    pub fn new(config: &config::Datapath) -> Result<Self> {
+        let folder = Pins::folder_in(&config.pins);
+        maps::check_shapes(&folder)?;
+        let mut loader = EbpfLoader::new();
+        for shape in &maps::SHAPES {
+            loader.map_pin_path(shape.name, folder.join(shape.name));
+        }
+        let mut ebpf = loader.load(OBJECT).context("loading the kernel side")?;
+        let maps = Maps::take(&mut ebpf)?;
+        attach::load(&mut ebpf).context("loading the programs")?;
+        Ok(Self { ebpf, maps })
+    }
+}
+
 impl Datapath {
-    /// Loads the programs against the pinned maps, makes those that are missing, and puts the backstop in
-    /// place. `lock` is what an earlier daemon handed over.
+    /// Takes the pinned maps over, and puts a program at socket lookup. `lock` is what an earlier daemon handed over;
+    /// `loaded` what was loaded meanwhile.
     ///
     /// # Errors
     /// If the kernel refuses, pinned maps have another shape, or another daemon has not handed over.
-    pub fn load(config: &config::Datapath, settings: Settings, lock: Option<&File>) -> Result<Self> {
+    pub fn load(
+        config: &config::Datapath,
+        settings: Settings,
+        lock: Option<&File>,
+        loaded: Option<Loaded>,
+    ) -> Result<Self> {
         let pins = Pins::open(&config.pins, lock)?;
-        maps::check_shapes(&pins)?;
-        let mut loader = EbpfLoader::new();
-        for shape in &maps::SHAPES {
-            loader.map_pin_path(shape.name, pins.map(shape.name));
-        }
-        let mut ebpf = loader.load(OBJECT).context("loading the kernel side")?;
+        let Loaded { mut ebpf, mut maps } = match loaded {
+            Some(loaded) => loaded,
+            None => Loaded::new(config)?,
+        };
         start_log(&mut ebpf);
-        let mut maps = Maps::take(&mut ebpf)?;
-        attach::load(&mut ebpf, program::POD).context("loading the pods' program")?;
         let lookups = attach::lookup(&mut ebpf, &pins).context("attaching at socket lookup")?;
         maps.set_settings(Settings { lookups: u8::from(lookups), ..settings })?;
         Ok(Self {
@@ -267,7 +294,7 @@ impl PinnedMaps {
     /// Looks at the maps under this configuration's folder.
     #[must_use]
     pub fn new(config: &config::Datapath) -> Self {
-        Self(config.pins.join(format!("v{LAYOUT}")))
+        Self(Pins::folder_in(&config.pins))
     }
 
     /// Who has access.

@@ -12,7 +12,7 @@ use hickory_proto::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
+    sync::{Semaphore, mpsc},
 };
 
 use crate::{http::server::accept, s3::Zone};
@@ -63,15 +63,15 @@ impl Responder {
         }
     }
 
-    /// Serves TCP for as long as it is polled.
-    pub async fn serve_tcp(&self, listener: TcpListener) {
+    /// Serves TCP for as long as it is polled. Each client keeps a clone of `alive` until it is answered.
+    pub async fn serve_tcp(&self, listener: TcpListener, alive: mpsc::Sender<()>) {
         let places = Arc::new(Semaphore::new(TCP_CLIENTS));
         loop {
             let Ok(place) = places.clone().acquire_owned().await else { return };
             let (stream, _) = accept(&listener).await;
-            let responder = self.clone();
+            let (responder, alive) = (self.clone(), alive.clone());
             tokio::spawn(async move {
-                let _place = place;
+                let _kept = (place, alive);
                 let _ = responder.serve_tcp_client(stream).await;
             });
         }

@@ -67,6 +67,12 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
 }
 
 impl Inherited {
+    /// Does it look as if there were a daemon to ask?
+    #[must_use]
+    pub fn is_offered(admin: &Path) -> bool {
+        path(admin).exists()
+    }
+
     /// Asks the daemon that runs, if one does, for what it has.
     ///
     /// # Errors

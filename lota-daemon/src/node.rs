@@ -27,7 +27,7 @@ use crate::{
     cache::Cache,
     config::{Config, Origin},
     control::{Command, Control, HTTP_PORT},
-    datapath::{self, netlink},
+    datapath::{self, Loaded, netlink},
     dns::Responder,
     gateway::Gateway,
     handover::{Inherited, Taker},
@@ -110,13 +110,18 @@ struct Node {
 
 impl Node {
     async fn start(config: Arc<Config>, serving: &Handle) -> Result<Self> {
+        // Loading takes a while, in which the daemon that runs may as well go on.
+        let loaded = match Inherited::is_offered(&config.admin.socket) {
+            true => Some(Loaded::new(&config.datapath)?),
+            false => None,
+        };
         let mut inherited = Inherited::ask(&config.admin.socket)?;
         if inherited.is_some() {
             tracing::info!("taking over from the daemon that runs");
         }
         let metrics = Metrics::default();
         let lock = inherited.take(PINS_LOCK).map(File::from);
-        let mut control = Control::start(config.clone(), lock.as_ref()).await?;
+        let mut control = Control::start(config.clone(), lock.as_ref(), loaded).await?;
         let lock = inherited.take(CACHE_LOCK).map(File::from);
         let proxy = Arc::new(proxy(&config, metrics.clone(), lock)?);
         if config.datapath.uplink.is_none() {
@@ -165,8 +170,8 @@ impl Node {
             self.doors.spawn_on(async move { responder.serve_udp(socket).await }, &self.serving);
         }
         for listener in sockets.dns_tcp {
-            let responder = self.responder.clone();
-            self.doors.spawn_on(async move { responder.serve_tcp(listener).await }, &self.serving);
+            let (responder, alive) = (self.responder.clone(), self.door.alive.clone());
+            self.doors.spawn_on(async move { responder.serve_tcp(listener, alive).await }, &self.serving);
         }
         self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), &self.serving);
         let control = self.admin.control.clone();

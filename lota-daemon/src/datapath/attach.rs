@@ -71,9 +71,13 @@ impl fmt::Display for GuardMode {
     }
 }
 
-pub(super) fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    let program: &mut SchedClassifier = program_mut(ebpf, name)?;
-    Ok(program.load()?)
+/// Loads what is always needed, so that it is only attached later.
+pub(super) fn load(ebpf: &mut Ebpf) -> Result<()> {
+    let pod: &mut SchedClassifier = program_mut(ebpf, program::POD)?;
+    pod.load()?;
+    // Older kernels may refuse this one; what is done then is decided when it is attached.
+    let _ = load_lookup(ebpf, program::LOOKUP);
+    Ok(())
 }
 
 /// An `sk_lookup` program on the network namespace that the daemon runs in: the one that steers, or where the kernel

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, TcpListener},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -18,7 +19,7 @@ use lota_common::{
     MAX_INTERFACES, MAX_NODES, MAX_PODS, MAX_RULES, Node, SCRATCH, Settings, Source, Verdict, map,
 };
 
-use super::{interfaces::Steering, pins::Pins};
+use super::interfaces::Steering;
 use crate::access::{Entry, Table};
 
 /// What a map must look like. aya opens a pinned map without checking.
@@ -51,9 +52,9 @@ const fn shape<K, V>(name: &'static str, kind: MapType, entries: usize) -> Shape
 }
 
 /// Refuses pinned maps that this build would misread.
-pub(super) fn check_shapes(pins: &Pins) -> Result<()> {
+pub(super) fn check_shapes(folder: &Path) -> Result<()> {
     for shape in &SHAPES {
-        let path = pins.map(shape.name);
+        let path = folder.join(shape.name);
         if !path.exists() {
             continue;
         }
@@ -291,7 +292,7 @@ fn read_verdicts(map: &PerCpuArray<MapData, Count>) -> VerdictCounts {
 }
 
 /// The pinned maps, read by someone who need not be the daemon.
-pub(super) struct Pinned<'a>(pub(super) &'a std::path::Path);
+pub(super) struct Pinned<'a>(pub(super) &'a Path);
 
 impl Pinned<'_> {
     fn open(&self, name: &str) -> Result<Map> {

@@ -24,9 +24,14 @@ pub(super) struct Pins {
 }
 
 impl Pins {
+    /// Where this build's layout is pinned.
+    pub(super) fn folder_in(root: &Path) -> PathBuf {
+        root.join(format!("v{LAYOUT}"))
+    }
+
     /// Opens the folder, with the lock that an earlier daemon handed over, if it did.
     pub(super) fn open(root: &Path, handed_over: Option<&File>) -> Result<Self> {
-        let folder = root.join(format!("v{LAYOUT}"));
+        let folder = Self::folder_in(root);
         let links = folder.join("links");
         fs::create_dir_all(&links).with_context(|| format!("creating {}", links.display()))?;
         for other in layouts(root)?.iter().filter(|other| **other != folder) {
@@ -60,10 +65,6 @@ impl Pins {
 
     pub(super) fn folder(&self) -> &Path {
         &self.folder
-    }
-
-    pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
     }
 
     pub(super) fn link(&self, name: &str) -> PathBuf {

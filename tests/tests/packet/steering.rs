@@ -89,7 +89,7 @@ fn steer(
     let (listener, datapath) = node.run(move || -> Result<_> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
-        let mut datapath = Datapath::load(&config, settings(), None)?;
+        let mut datapath = Datapath::load(&config, settings(), None, None)?;
         let index = if_nametoindex("pod")?;
         let interface = Interface { name: "pod".to_owned(), kind: "veth".to_owned(), controller: None };
         let interfaces = Interfaces([(index, interface)].into());
