@@ -82,8 +82,8 @@ pub const MAX_RULES: usize = 1024;
 pub const MAX_DENIED: usize = 4096;
 /// Most interfaces that pods are behind.
 pub const MAX_INTERFACES: usize = 4096;
-/// Room for a UDP header and the longest name answer: a message's header, a question of 255 + 4 bytes, and at
-/// most 47 bytes of records; a multiple of four.
-pub const SCRATCH: usize = 328;
+/// Room for a UDP header and the longest name answer (a message's header, a question of 255 + 4 bytes, and at most
+/// 47 bytes of records): the next power of two.
+pub const SCRATCH: usize = 512;
 /// Most nodes in a cluster, per address family.
 pub const MAX_NODES: usize = 16384;

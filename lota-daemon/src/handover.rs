@@ -27,6 +27,8 @@ use tokio::io::AsyncReadExt as _;
 /// What the new daemon says first, and once it serves.
 const HELLO: &[u8; 8] = b"lota-ho1";
 const SERVING: u8 = b'!';
+/// Longest wait for whoever connects to say that it is a daemon.
+const GREETING: Duration = Duration::from_secs(1);
 /// Longest wait for the other daemon's next word.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for the new daemon to serve: it may have a large cache to look through.
@@ -121,18 +123,17 @@ impl Inherited {
 pub struct Taker(UnixStream);
 
 impl Taker {
-    /// The next one that asks.
+    /// Whoever has connected, if it is another daemon of this user.
     ///
     /// # Errors
-    /// If whoever connected is not another daemon of this user.
-    pub async fn next(listener: &tokio::net::UnixListener) -> Result<Self> {
-        let (mut stream, _) = listener.accept().await?;
+    /// If it is not.
+    pub async fn greet(mut stream: tokio::net::UnixStream) -> Result<Self> {
         let who = getsockopt(&stream, PeerCredentials)?;
         if who.uid() != nix::unistd::geteuid().as_raw() {
             bail!("user {} asked to take over", who.uid());
         }
         let mut hello = [0; HELLO.len()];
-        tokio::time::timeout(PATIENCE, stream.read_exact(&mut hello)).await??;
+        tokio::time::timeout(GREETING, stream.read_exact(&mut hello)).await??;
         if hello != *HELLO {
             bail!("whoever asked to take over is not a daemon of this kind");
         }
@@ -219,7 +220,7 @@ mod tests {
             fs::write(folder.path().join(name), name).unwrap();
             fs::File::open(folder.path().join(name)).unwrap()
         });
-        let taker = Taker::next(&listener).await.unwrap();
+        let taker = Taker::greet(listener.accept().await.unwrap().0).await.unwrap();
         let given = [("lock/a".to_owned(), files[0].as_fd()), ("lock/b".to_owned(), files[1].as_fd())];
         assert!(taker.give(&given).await.unwrap());
         assert_eq!(new.join().unwrap(), "b");
@@ -234,7 +235,7 @@ mod tests {
         let listener = tokio::net::UnixListener::from_std(listener).unwrap();
         let new = std::thread::spawn(move || drop(Inherited::ask(&admin).unwrap()));
         let file = fs::File::open(folder.path()).unwrap();
-        let taker = Taker::next(&listener).await.unwrap();
+        let taker = Taker::greet(listener.accept().await.unwrap().0).await.unwrap();
         assert!(!taker.give(&[("lock/a".to_owned(), file.as_fd())]).await.unwrap());
         new.join().unwrap();
     }

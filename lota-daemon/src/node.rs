@@ -76,7 +76,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>, serving: &Hand
             _ = look.tick() => node.control.regain_heads(),
             Some(command) = node.commands.recv() => node.control.obey(command).await,
             Some(ended) = node.doors.join_next() => ended.context("a part of the node panicked")?,
-            taker = Taker::next(&handover) => match taker {
+            asked = handover.accept() => match Taker::greet(asked?.0).await {
                 Ok(taker) => {
                     if node.hand_over(taker).await? {
                         break true;

@@ -7,7 +7,7 @@ use aya_ebpf::{
 use lota_common::{SCRATCH, Settings, Verdict};
 use lota_ebpf::{
     names::{self, Query, Records},
-    packet::{IPV4, IPV6, Packet},
+    packet::{Bytes as _, IPV4, IPV6, Packet},
 };
 
 use crate::{
@@ -172,17 +172,16 @@ fn store_records(ctx: &TcContext, at: usize, records: &Records) -> Option<()> {
 #[inline(always)]
 fn sum(ctx: &TcContext, at: usize, length: u16) -> Option<u32> {
     let room = maps::scratch()?;
-    let length = u32::from(length);
-    if length == 0 || length > SCRATCH as u32 {
-        return None;
-    }
+    // Between 1 and the size of the room, as every answer's is; said so that older verifiers (6.1), which lose sight
+    // of what was compared, see it too.
+    let length = (Skb(ctx).opaque(usize::from(length) - 1) & (SCRATCH - 1)) + 1;
     // SAFETY: the room is this CPU's own; at most its size is read into it.
     let sum = unsafe {
         // Volatile, or the compiler makes a loop of it, which the verifier takes only with CAP_PERFMON.
         for word in 0..SCRATCH / 8 {
             room.cast::<u64>().add(word).write_volatile(0);
         }
-        if bpf_skb_load_bytes(ctx.skb.skb.cast(), at as u32, room.cast(), length) != 0 {
+        if bpf_skb_load_bytes(ctx.skb.skb.cast(), at as u32, room.cast(), length as u32) != 0 {
             return None;
         }
         bpf_csum_diff(core::ptr::null_mut(), 0, room.cast(), SCRATCH as u32, 0)

@@ -1,6 +1,7 @@
 //! The project's own commands. Each sets up what it needs first.
 
 mod demo;
+mod kernels;
 mod setup;
 mod suites;
 mod tell;
@@ -11,7 +12,8 @@ const HELP: &str = "\
 cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
                                show the main job: a lab of three nodes, a real gateway, a real client;
                                --release: by an optimized build, which takes some minutes more at first
-cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, datapath, e2e), or all of them
+cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, kernels, datapath,
+                               e2e), or all of them
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
                                the lab without the tour, to play in
 cargo xtask setup              install what building and testing need (Debian 12, as root)";

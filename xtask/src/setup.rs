@@ -138,6 +138,74 @@ pub(crate) fn resolvers() -> Result<PathBuf, String> {
     Ok(python(&[RCLONE])?.with_file_name("rclone"))
 }
 
+/// An emulator, and what goes into its guests.
+pub(crate) struct Qemu {
+    pub(crate) qemu: PathBuf,
+    /// Where it finds its firmware, if that is not where it looks.
+    pub(crate) arguments: Vec<String>,
+    /// Where it finds its libraries, likewise.
+    pub(crate) libraries: Option<String>,
+    pub(crate) busybox: PathBuf,
+    pub(crate) cpio: PathBuf,
+}
+
+/// qemu, unpacked rather than installed: as a package it would remove others' newer tools from the machine.
+pub(crate) fn qemu() -> Result<Qemu, String> {
+    packages(&["binutils", "xz-utils"])?;
+    let place = Path::new(ROOT).join("target/qemu");
+    if !place.exists() {
+        unpack(&["qemu-system-x86", "busybox-static", "cpio"], &place)?;
+    }
+    let within = |path: &str| place.join(path).display().to_string();
+    let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| place.join(path));
+    let cpio = ["bin/cpio", "usr/bin/cpio"].map(|path| place.join(path));
+    let there = |paths: [PathBuf; 2]| paths.into_iter().find(|path| path.exists());
+    Ok(Qemu {
+        qemu: place.join("usr/bin/qemu-system-x86_64"),
+        arguments: ["usr/share/qemu", "usr/share/seabios"]
+            .iter()
+            .flat_map(|path| ["-L".to_owned(), within(path)])
+            .collect(),
+        libraries: Some(
+            ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(within).join(":"),
+        ),
+        busybox: there(busybox).ok_or("the package busybox-static has no busybox")?,
+        cpio: there(cpio).ok_or("the package cpio has no cpio")?,
+    })
+}
+
+/// Fetches Debian packages, with those they need that are not installed, and unpacks them into a folder.
+pub(crate) fn unpack(names: &[&str], place: &Path) -> Result<(), String> {
+    if !is_root() {
+        return Err(format!("fetching {} needs root", names.join(", ")));
+    }
+    let failed = |error: std::io::Error| format!("{}: {error}", place.display());
+    let fetched = beside(place, "debs");
+    fs::create_dir_all(fetched.join("partial")).map_err(failed)?;
+    run("refreshing the package lists", &mut command("apt-get", &["update", "-qq"]))?;
+    let archives = format!("Dir::Cache::archives={}", fetched.display());
+    let mut fetch = command("apt-get", &["install", "-y", "-qq", "--no-install-recommends", "--download-only"]);
+    fetch.args(["--reinstall", "-o", &archives, "-o", "APT::Sandbox::User=root"]).args(names);
+    run(&format!("fetching {}", names.join(", ")), &mut fetch)?;
+    // Complete or not there at all.
+    let unfinished = beside(place, "unfinished");
+    for package in fs::read_dir(&fetched).map_err(failed)?.flatten() {
+        let package = package.path();
+        if package.extension().is_some_and(|extension| extension == "deb") {
+            if !succeeds(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unfinished)) {
+                return Err(format!("cannot unpack {}", package.display()));
+            }
+        }
+    }
+    fs::remove_dir_all(&fetched).map_err(failed)?;
+    fs::rename(&unfinished, place).map_err(failed)
+}
+
+/// A path with something more to its name.
+pub(crate) fn beside(path: &Path, more: &str) -> PathBuf {
+    PathBuf::from(format!("{}.{more}", path.display()))
+}
+
 /// SeaweedFS' program.
 pub(crate) fn seaweedfs() -> Result<PathBuf, String> {
     Ok(python(&[SEAWEEDFS])?.with_file_name("weed"))
@@ -173,7 +241,8 @@ fn packages(names: &[&str]) -> Result<(), String> {
     run(&format!("installing {list}"), &mut install)
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+/// Where a program is.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));

@@ -3,15 +3,23 @@
 use std::process::Command;
 
 use crate::{
-    demo, setup,
+    demo,
+    kernels::{KERNELS, boot},
+    setup,
     tell::{cargo, watch},
 };
 
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 5] =
-    [("lint", lint), ("unit", unit), ("packet", packet), ("datapath", datapath), ("e2e", e2e)];
+const SUITES: [Suite; 6] = [
+    ("lint", lint),
+    ("unit", unit),
+    ("packet", packet),
+    ("kernels", kernels),
+    ("datapath", datapath),
+    ("e2e", e2e),
+];
 
 #[derive(Default)]
 struct Counts {
@@ -64,6 +72,25 @@ fn packet(counts: &mut Counts) -> Result<(), String> {
     )
 }
 
+/// The programs, run and attached by other kernels.
+fn kernels(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    for kernel in KERNELS {
+        let (before, mut result) = (counts.passed, (0, 0));
+        let passed = boot(kernel, |line| result = add_result(line, result))?;
+        counts.passed += result.0;
+        counts.failed += result.1;
+        if !passed && result.1 == 0 {
+            return Err(format!("{kernel} did not get to the end of the suite"));
+        }
+        if counts.passed == before {
+            return Err(format!("no test passed on {kernel}"));
+        }
+    }
+    Ok(())
+}
+
 /// The kernel side, with the daemon around it.
 fn datapath(counts: &mut Counts) -> Result<(), String> {
     setup::to_build()?;
@@ -97,13 +124,9 @@ impl Counts {
 
     /// Adds up the result lines of cargo's test runner; one that ends badly without one has failed, too.
     fn tests(&mut self, what: &str, command: &mut Command) -> Result<(), String> {
-        let (mut passed, mut failed) = (0, 0);
-        let succeeded = watch(what, command, |line| {
-            if line.starts_with("test result: ") {
-                passed += number_before(line, " passed");
-                failed += number_before(line, " failed");
-            }
-        })?;
+        let mut result = (0, 0);
+        let succeeded = watch(what, command, |line| result = add_result(line, result))?;
+        let (passed, mut failed) = result;
         if !succeeded && failed == 0 {
             failed = 1;
         }
@@ -113,6 +136,14 @@ impl Counts {
         self.passed += passed;
         self.failed += failed;
         Ok(())
+    }
+}
+
+/// Passed and failed, with those of a test runner's result line.
+fn add_result(line: &str, (passed, failed): (u64, u64)) -> (u64, u64) {
+    match line.starts_with("test result: ") {
+        true => (passed + number_before(line, " passed"), failed + number_before(line, " failed")),
+        false => (passed, failed),
     }
 }
 
