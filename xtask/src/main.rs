@@ -14,6 +14,7 @@ cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
                                --release: by an optimized build, which takes some minutes more at first
 cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, kernels, datapath,
                                e2e), or all of them
+cargo xtask bench [NAME…]      measure (datapath), and write target/bench/NAME.json
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
                                the lab without the tour, to play in
 cargo xtask setup              install what building and testing need (Debian 12, as root)";
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["demo", rest @ ..] => demo::demo(rest),
         ["lab", rest @ ..] => demo::lab(rest),
+        ["bench", names @ ..] => suites::bench(names),
         ["test", suites @ ..] => suites::test(suites),
         ["setup"] => setup::all(),
         [] | ["help" | "--help" | "-h", ..] => {

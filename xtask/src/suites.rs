@@ -45,6 +45,25 @@ pub(crate) fn test(names: &[&str]) -> Result<(), String> {
     if counts.failed == 0 { Ok(()) } else { Err("not everything passed".into()) }
 }
 
+/// Runs the named benchmarks, or all. They are not part of the tests: machines differ, and so do their minutes.
+pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
+    const BENCHES: [&str; 1] = ["datapath"];
+    if let Some(unknown) = names.iter().find(|name| !BENCHES.contains(name)) {
+        return Err(format!("there is no benchmark `{unknown}`; there are {}", BENCHES.join(", ")));
+    }
+    setup::to_build()?;
+    setup::to_run()?;
+    for bench in BENCHES.iter().filter(|bench| names.is_empty() || names.contains(bench)) {
+        let mut command = cargo(&["bench", "--quiet", "--profile", "dev", "--package", "lota-tests", "--bench", bench]);
+        command.env("LOTA_PYTHON", setup::client()?);
+        command.env("LOTA_BIN", demo::build_lota(false)?);
+        if !watch(&format!("benchmark {bench}"), &mut command, |_| ())? {
+            return Err(format!("benchmark {bench}: a goal was missed, or it failed"));
+        }
+    }
+    Ok(())
+}
+
 /// Formatting, clippy with warnings as errors, and the one feature that no other suite builds.
 fn lint(counts: &mut Counts) -> Result<(), String> {
     setup::to_lint()?;

@@ -130,6 +130,23 @@ impl Kernel {
         Ok(Ran { action, verdict, packet: after_it })
     }
 
+    /// Nanoseconds of one run of a program, on average over as many.
+    pub(crate) fn time(&self, program: &str, packet: &[u8], repeat: u32) -> Result<f64> {
+        let mut context = [0; IFINDEX + 4];
+        context[IFINDEX..].copy_from_slice(&self.ifindex.to_ne_bytes());
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.repeat = repeat;
+        let loaded = self.ebpf.program(program).context("no such program")?;
+        let result = if program == program::GUARD {
+            <&Xdp>::try_from(loaded)?.test_run(options)?
+        } else {
+            options.ctx_in = Some(&context);
+            <&SchedClassifier>::try_from(loaded)?.test_run(options)?
+        };
+        Ok(result.duration.as_nanos() as f64)
+    }
+
     /// What is remembered of an address' refusals.
     pub(crate) fn denial(&mut self, address: IpAddr) -> Result<Denial> {
         Ok(match address {

@@ -1,0 +1,93 @@
+//! What benchmarks write: one JSON file of the same shape each, and a table for whoever looks on.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+/// A benchmark's results.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    bench: &'static str,
+    machine: Machine,
+    rows: Vec<Row>,
+}
+
+/// Where it ran.
+#[derive(Debug, Serialize)]
+struct Machine {
+    kernel: String,
+    cpu: String,
+    cpus: usize,
+}
+
+/// One figure.
+#[derive(Debug, Serialize)]
+struct Row {
+    what: String,
+    goal: String,
+    value: f64,
+    unit: &'static str,
+    spread: [f64; 2],
+    holds: bool,
+}
+
+/// What a figure should be.
+#[derive(Clone, Copy, Debug)]
+pub enum Goal {
+    /// No more than this.
+    AtMost(f64),
+    /// No less than this.
+    AtLeast(f64),
+    /// For comparison only.
+    None,
+}
+
+impl Report {
+    /// An empty report.
+    #[must_use]
+    pub fn new(bench: &'static str) -> Self {
+        let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+        let cpus = read("/proc/cpuinfo");
+        let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        let machine = Machine {
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            cpu: model.map_or("?", |(_, model)| model).to_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        Self { bench, machine, rows: Vec::new() }
+    }
+
+    /// Adds a figure: the median of these measurements, and how far they spread. It is shown at once.
+    pub fn add(&mut self, what: impl Into<String>, unit: &'static str, goal: Goal, mut measured: Vec<f64>) {
+        measured.sort_by(f64::total_cmp);
+        let median = measured.get(measured.len() / 2).copied().unwrap_or(f64::NAN);
+        let spread = [measured.first(), measured.last()].map(|end| end.copied().unwrap_or(f64::NAN));
+        let (text, holds) = match goal {
+            Goal::AtMost(most) => (format!("at most {most} {unit}"), median <= most),
+            Goal::AtLeast(least) => (format!("at least {least} {unit}"), median >= least),
+            Goal::None => (String::new(), true),
+        };
+        let what = what.into();
+        let mark = if holds { "" } else { "  MISSED" };
+        println!(
+            "{what:<58} {median:>10.2} {unit:<6} [{:.2} … {:.2}]  {text}{mark}",
+            spread[0], spread[1]
+        );
+        self.rows.push(Row { what, goal: text, value: median, unit, spread, holds });
+    }
+
+    /// Writes `target/bench/<name>.json`; did every figure hold?
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self) -> Result<bool> {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench"));
+        fs::create_dir_all(folder)?;
+        let path = folder.join(format!("{}.json", self.bench));
+        fs::write(&path, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("writing {}", path.display()))?;
+        println!("\n{}", path.canonicalize()?.display());
+        Ok(self.rows.iter().all(|row| row.holds))
+    }
+}
