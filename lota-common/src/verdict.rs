@@ -27,7 +27,7 @@ macro_rules! verdicts {
 verdicts! {
     /// Not for LOTA: the next program in the chain sees it.
     NotOurs = 0, "not_ours";
-    /// An allowed pod's new connection, handed to the daemon's listener.
+    /// An allowed pod's new connection, handed to the daemon's listener: at socket lookup, or by TC.
     Steered = 1, "steered";
     /// An allowed pod's packet of a connection that exists already.
     Established = 2, "established";
@@ -58,6 +58,8 @@ verdicts! {
     Outside = 14, "outside";
     /// An allowed pod's name query for the zone, to whatever resolver: answered in the datapath.
     Answered = 15, "answered";
+    /// An allowed pod's packet, left to the stack: of a connection that exists, or to be steered at socket lookup.
+    Passed = 16, "passed";
 }
 
 #[cfg(test)]

@@ -64,15 +64,20 @@ fn an_address_of_its_own_comes_before_prefixes_and_the_longest_before_others() {
         ..Default::default()
     };
     let table = access(config).table(&interfaces(&[]));
-    for (name, binding) in [("10.1.0.1", Some(0)), ("10.1.2.1", None), ("10.1.2.3", Some(0)), ("10.2.0.1", None)] {
+    for (name, binding) in
+        [("10.1.0.1", Some(0)), ("10.1.2.1", None), ("10.1.2.3", Some(0)), ("10.2.0.1", None)]
+    {
         assert_eq!(table.binding(address(name)), binding, "{name}");
     }
 }
 
 #[test]
 fn the_default_can_be_to_allow() {
-    let config =
-        config::Access { default: config::DefaultAccess::Allow, deny: vec![subject("10.9.0.0/16")], ..Default::default() };
+    let config = config::Access {
+        default: config::DefaultAccess::Allow,
+        deny: vec![subject("10.9.0.0/16")],
+        ..Default::default()
+    };
     let table = access(config).table(&interfaces(&[]));
     assert_eq!(table.binding(address("10.0.0.1")), Some(0));
     assert_eq!(table.binding(address("10.9.0.1")), None);

@@ -74,11 +74,7 @@ impl Control {
     ///
     /// # Errors
     /// If the kernel refuses any of it, an interface's attachment excepted.
-    pub async fn start(
-        config: Arc<Config>,
-        lock: Option<&File>,
-        loaded: Option<Loaded>,
-    ) -> Result<Self> {
+    pub async fn start(config: Arc<Config>, lock: Option<&File>, loaded: Option<Loaded>) -> Result<Self> {
         let netlink = Netlink::connect()?;
         let datapath = Datapath::load(&config.datapath, settings(&config), lock, loaded)?;
         let vips = config.endpoint.vips();

@@ -198,8 +198,12 @@ impl Datapath {
     /// If the kernel refuses.
     pub fn regain_heads(&mut self, interfaces: &Interfaces) -> Result<Vec<String>> {
         let mut regained = Vec::new();
-        let by_tcx: Vec<u32> =
-            self.steered.iter().filter(|(_, on)| on.mode == AttachMode::Tcx).map(|(index, _)| *index).collect();
+        let by_tcx: Vec<u32> = self
+            .steered
+            .iter()
+            .filter(|(_, on)| on.mode == AttachMode::Tcx)
+            .map(|(index, _)| *index)
+            .collect();
         for index in by_tcx {
             // No answer: the interface is just gone.
             let Ok(ids) = query::tcx_ingress(index) else { continue };

@@ -3,7 +3,9 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr},
-    sync::Arc, time::Duration};
+    sync::Arc,
+    time::Duration,
+};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode},

@@ -40,7 +40,7 @@ use crate::{
     peer::Peers,
     placement::{NodeName, Placement},
     proxy::Proxy,
-    sockets::{PINS_LOCK, CACHE_LOCK, Sockets},
+    sockets::{CACHE_LOCK, PINS_LOCK, Sockets},
 };
 
 /// Longest a stopping node waits for answers under way, and one that has handed over for its idle clients.

@@ -25,7 +25,8 @@ mod tests {
         let before = caps::read(None, CapSet::Permitted).unwrap();
         let left = std::thread::spawn(|| {
             drop_all();
-            [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable].map(|set| caps::read(None, set).unwrap())
+            [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable]
+                .map(|set| caps::read(None, set).unwrap())
         });
         assert!(left.join().unwrap().iter().all(CapsHashSet::is_empty));
         assert_eq!(caps::read(None, CapSet::Permitted).unwrap(), before);

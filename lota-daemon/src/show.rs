@@ -50,11 +50,20 @@ pub(crate) fn access(table: &Table, json: bool) -> Result<()> {
             println!("{line}");
         } else {
             let access = if *allow { "allow" } else { "deny" };
-            println!("{subject:<40} {access:<6} {:<16} {}", interface.as_deref().unwrap_or("any"), source.label());
+            println!(
+                "{subject:<40} {access:<6} {:<16} {}",
+                interface.as_deref().unwrap_or("any"),
+                source.label()
+            );
         }
     }
     if !json {
-        println!("{:<40} {:<6} {:<16} config", "(all others)", if table.default_allow { "allow" } else { "deny" }, "any");
+        println!(
+            "{:<40} {:<6} {:<16} config",
+            "(all others)",
+            if table.default_allow { "allow" } else { "deny" },
+            "any"
+        );
     }
     Ok(())
 }

@@ -1,8 +1,7 @@
 //! Every socket the node listens on: made, or taken over from the daemon before, and handed on to the next.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -81,8 +80,7 @@ impl Sockets {
         };
         let dns = config.endpoint.vips().into_iter().map(|vip| SocketAddr::new(vip, DNS_PORT));
         let dns: Vec<SocketAddr> = dns.collect();
-        let dns_tcp =
-            dns.iter().map(|address| listen("names (TCP)", *address)).collect::<Result<_>>()?;
+        let dns_tcp = dns.iter().map(|address| listen("names (TCP)", *address)).collect::<Result<_>>()?;
         let admin = listen("metrics and health", config.admin.listen)?;
         let peers = config.peers.as_ref().map(|peers| SocketAddr::new(config.node.address, peers.port));
         let peers = peers.map(|address| listen("peers", address)).transpose()?;

@@ -14,7 +14,7 @@ const SETTINGS: Settings = Settings {
     zone_length: 0,
     answer_names: 1,
     default_allow: 0,
-        lookups: 0,
+    lookups: 0,
 };
 const VIP: [u8; 4] = SETTINGS.vip4;
 

@@ -30,6 +30,16 @@ impl Bytes for Skb<'_> {
     }
 }
 
+/// The first bytes of a packet, read already.
+pub(crate) struct Head<'a, const LENGTH: usize>(pub(crate) &'a [u8; LENGTH]);
+
+impl<const LENGTH: usize> Bytes for Head<'_, LENGTH> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.get(offset..offset + N)?.try_into().ok()
+    }
+}
+
 /// A packet at XDP: read by helper too (kernel 5.18). In place, the verifier takes variable offsets only from
 /// those with CAP_PERFMON, which nothing else needs.
 pub(crate) struct Frame<'a>(pub(crate) &'a XdpContext);
@@ -40,8 +50,7 @@ impl Bytes for Frame<'_> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: writes the `N` bytes if it succeeds, and only then are they looked at.
         unsafe {
-            let result =
-                bpf_xdp_load_bytes(self.0.ctx, offset as u32, bytes.as_mut_ptr().cast(), N as u32);
+            let result = bpf_xdp_load_bytes(self.0.ctx, offset as u32, bytes.as_mut_ptr().cast(), N as u32);
             (result == 0).then(|| bytes.assume_init())
         }
     }

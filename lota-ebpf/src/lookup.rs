@@ -98,7 +98,8 @@ fn packet_v4(ctx: &SkLookupContext) -> Packet<[u8; 4]> {
 fn packet_v6(ctx: &SkLookupContext) -> Packet<[u8; 16]> {
     // Word by word: the kernel lets no other reads through.
     // SAFETY: the context the kernel called us with.
-    let (source, destination) = unsafe { (&raw const (*ctx.lookup).remote_ip6, &raw const (*ctx.lookup).local_ip6) };
+    let (source, destination) =
+        unsafe { (&raw const (*ctx.lookup).remote_ip6, &raw const (*ctx.lookup).local_ip6) };
     packet(ctx, address(source), address(destination))
 }
 
@@ -109,9 +110,7 @@ fn address(words: *const [u32; 4]) -> [u8; 16] {
         unsafe { words.cast::<u32>().add(index).read_volatile() }.to_ne_bytes()
     };
     let [w, x, y, z] = [word(0), word(1), word(2), word(3)];
-    [
-        w[0], w[1], w[2], w[3], x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3], z[0], z[1], z[2], z[3],
-    ]
+    [w[0], w[1], w[2], w[3], x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3], z[0], z[1], z[2], z[3]]
 }
 
 #[inline(always)]

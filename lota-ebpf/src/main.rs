@@ -91,7 +91,15 @@ mod programs {
 
     #[cfg(feature = "log")]
     fn log_refusal(ctx: &TcContext, verdict: Verdict) {
-        if !matches!(verdict, Verdict::NotOurs | Verdict::Steered | Verdict::Established | Verdict::Dns | Verdict::Answered) {
+        if !matches!(
+            verdict,
+            Verdict::NotOurs
+                | Verdict::Steered
+                | Verdict::Established
+                | Verdict::Passed
+                | Verdict::Dns
+                | Verdict::Answered
+        ) {
             aya_log_ebpf::debug!(ctx, "refused: verdict {}", verdict as u32);
         }
     }

@@ -43,7 +43,9 @@ fn ask(text: &str, kind: u16) -> Option<Query> {
 
 #[test]
 fn the_zone_and_every_name_under_it_in_any_case() {
-    for text in ["cwlota.com", "b.cwlota.com", "a.b.c.cwlota.com", "BuCkEt.CWLOTA.cOm", "cwlota.com.cwlota.com"] {
+    for text in
+        ["cwlota.com", "b.cwlota.com", "a.b.c.cwlota.com", "BuCkEt.CWLOTA.cOm", "cwlota.com.cwlota.com"]
+    {
         let found = ask(text, 1).unwrap_or_else(|| panic!("{text}"));
         assert_eq!((found.kind, found.length), (Kind::A, 12 + name(text).len() + 4), "{text}");
         assert_eq!(found.zone, 12 + name(text).len() - ZONE.len());
@@ -52,8 +54,16 @@ fn the_zone_and_every_name_under_it_in_any_case() {
 
 #[test]
 fn other_names_are_others() {
-    for text in ["", "com", "example.com", "xcwlota.com", "cwlota.com.example", "cwlota.co", "wlota.com", "acwlota.com"]
-    {
+    for text in [
+        "",
+        "com",
+        "example.com",
+        "xcwlota.com",
+        "cwlota.com.example",
+        "cwlota.co",
+        "wlota.com",
+        "acwlota.com",
+    ] {
         assert_eq!(ask(text, 1), None, "{text}");
     }
     // A label whose end looks like the zone: a dot is no byte of a name, and a length may be one of a label.
@@ -83,8 +93,18 @@ fn only_the_plainest_queries() {
     // another record than OPT, another version of EDNS, a compressed name.
     let end = 54 + 12 + ZONE.len() + 4;
     for (at, byte) in [
-        (56, 0x81), (56, 0x09), (56, 0x03), (59, 2), (61, 1), (63, 1), (65, 2), (end - 1, 3), (end + 2, 42),
-        (end, 1), (end + 6, 1), (66, 0xc0),
+        (56, 0x81),
+        (56, 0x09),
+        (56, 0x03),
+        (59, 2),
+        (61, 1),
+        (63, 1),
+        (65, 2),
+        (end - 1, 3),
+        (end + 2, 42),
+        (end, 1),
+        (end + 6, 1),
+        (66, 0xc0),
     ] {
         let mut changed = whole.clone();
         changed[at] = byte;
@@ -99,7 +119,9 @@ fn only_the_plainest_queries() {
 fn records_are_what_was_asked_for() {
     let vip6 = *b"\xfd\x10\xfa\xce\0\0\0\0\0\0\0\0\0\0\0\x80";
     let with6 = settings(ZONE, vip6);
-    let bytes = |records: Records| records.words.iter().flat_map(|word| word.to_ne_bytes()).take(records.length).collect::<Vec<u8>>();
+    let bytes = |records: Records| {
+        records.words.iter().flat_map(|word| word.to_ne_bytes()).take(records.length).collect::<Vec<u8>>()
+    };
     let query = ask("b.cwlota.com", 1).unwrap();
     let a = bytes(records(&query, &with6));
     assert_eq!(a, [&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4][..], &VIP].concat());

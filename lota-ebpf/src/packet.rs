@@ -4,6 +4,8 @@ use lota_common::Settings;
 
 const ETHERNET: usize = 14;
 const VLAN_TAG: usize = 4;
+/// Length of Ethernet, IPv4 and TCP headers without options.
+pub const PLAIN: usize = ETHERNET + IPV4 + 20;
 /// Length of an IPv4 header without options.
 pub const IPV4: usize = 20;
 /// Length of an IPv6 header.
@@ -189,21 +191,42 @@ pub fn network(bytes: &impl Bytes) -> (Network, usize) {
 #[inline(always)]
 pub fn parse_v4(bytes: &impl Bytes, network: usize) -> Option<Packet<[u8; 4]>> {
     let header: [u8; IPV4] = bytes.load(network)?;
+    let length = usize::from(header[0] & 0x0f) * 4;
+    let sound = header[0] >> 4 == 4 && length >= IPV4;
+    Some(packet_v4(bytes, &header, network, network + length, sound))
+}
+
+/// The same for the plainest of frames, and `None` for all others: no tags, no options, and as long as a TCP header.
+/// Everything in it is at a place that is known when this is compiled.
+#[inline(always)]
+pub fn parse_plain_v4(bytes: &impl Bytes) -> Option<Packet<[u8; 4]>> {
+    let [ether_type @ .., version] = bytes.load::<3>(ETHERNET - 2)?;
+    let header: [u8; IPV4] = bytes.load(ETHERNET)?;
+    let plain = ether_type == [0x08, 0x00] && version == 0x45;
+    plain.then(|| packet_v4(bytes, &header, ETHERNET, ETHERNET + IPV4, true))
+}
+
+#[inline(always)]
+fn packet_v4(
+    bytes: &impl Bytes,
+    header: &[u8; IPV4],
+    network: usize,
+    transport: usize,
+    sound: bool,
+) -> Packet<[u8; 4]> {
     let source = [header[12], header[13], header[14], header[15]];
     let destination = [header[16], header[17], header[18], header[19]];
-    let length = usize::from(header[0] & 0x0f) * 4;
     // RFC 791: a flag for "more fragments", then thirteen bits of offset.
     let more = header[6] & 0x20 != 0;
     let offset = header[6] & 0x1f != 0 || header[7] != 0;
-    let transport = network + length;
-    let payload = if header[0] >> 4 != 4 || length < IPV4 {
+    let payload = if !sound {
         Payload::bare(Kind::Opaque)
     } else if offset {
         Payload::bare(Kind::Fragment)
     } else {
         parse_transport(bytes, header[9], transport, more)
     };
-    Some(Packet { source, destination, payload, network, transport })
+    Packet { source, destination, payload, network, transport }
 }
 
 /// Parses the IPv6 packet at `network`; `None` if it is shorter than an IP header.

@@ -54,7 +54,10 @@ fn options_move_the_transport_header() {
 #[test]
 fn any_fragment_is_a_fragment() {
     for fragment in [[0, 1], [0x20, 1], [0x1f, 0xff]] {
-        assert_eq!(parse_v4(&&ipv4(5, fragment, TCP, &tcp(SYN))[..], ETHERNET).unwrap().payload.kind, Kind::Fragment);
+        assert_eq!(
+            parse_v4(&&ipv4(5, fragment, TCP, &tcp(SYN))[..], ETHERNET).unwrap().payload.kind,
+            Kind::Fragment
+        );
     }
     for length in 8..=20 {
         let first = ipv4(5, [0x20, 0], TCP, &tcp(SYN)[..length]);
@@ -75,7 +78,10 @@ fn extension_headers_are_opaque() {
         header[0] = 0x60;
         header[6] = next;
         header.extend_from_slice(&tcp(SYN));
-        assert_eq!(parse_v6(&&frame([0x86, 0xdd], &header)[..], ETHERNET).unwrap().payload.kind, Kind::Opaque);
+        assert_eq!(
+            parse_v6(&&frame([0x86, 0xdd], &header)[..], ETHERNET).unwrap().payload.kind,
+            Kind::Opaque
+        );
     }
 }
 
@@ -103,7 +109,8 @@ proptest! {
 #[test]
 fn up_to_two_tags_are_looked_through() {
     let tagged = |tags: usize, inner: [u8; 2]| {
-        let tags: Vec<u8> = (0..tags).flat_map(|tag| [[0x81, 0x00, 0, 0], [0x88, 0xa8, 0, 7]][tag % 2]).collect();
+        let tags: Vec<u8> =
+            (0..tags).flat_map(|tag| [[0x81, 0x00, 0, 0], [0x88, 0xa8, 0, 7]][tag % 2]).collect();
         [&[0; 12][..], &tags, &inner, &[0; 40]].concat()
     };
     for (tags, inner, expected) in [
@@ -114,6 +121,27 @@ fn up_to_two_tags_are_looked_through() {
         (1, [0x08, 0x06], (Network::Other, 0)),
     ] {
         assert_eq!(network(&&tagged(tags, inner)[..]), expected, "{tags} tags");
+    }
+}
+
+proptest! {
+    /// The short way to a packet ends where the long one does.
+    #[test]
+    fn plain_packets_are_parsed_alike(
+        first in prop_oneof![Just(0x45u8), any::<u8>()],
+        fragment: [u8; 2],
+        protocol in prop_oneof![Just(TCP), Just(UDP), any::<u8>()],
+        rest: [u8; 32],
+    ) {
+        let mut frame = ipv4(5, fragment, protocol, &rest);
+        frame[ETHERNET] = first;
+        let plain = parse_plain_v4(&&frame[..]);
+        prop_assert_eq!(plain.is_some(), first == 0x45);
+        if plain.is_some() {
+            prop_assert_eq!(plain, parse_v4(&&frame[..], ETHERNET));
+        }
+        frame[13] = 0xdd;
+        prop_assert_eq!(parse_plain_v4(&&frame[..]), None);
     }
 }
 

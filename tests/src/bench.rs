@@ -70,10 +70,7 @@ impl Report {
         };
         let what = what.into();
         let mark = if holds { "" } else { "  MISSED" };
-        println!(
-            "{what:<58} {median:>10.2} {unit:<6} [{:.2} … {:.2}]  {text}{mark}",
-            spread[0], spread[1]
-        );
+        println!("{what:<58} {median:>10.2} {unit:<6} [{:.2} … {:.2}]  {text}{mark}", spread[0], spread[1]);
         self.rows.push(Row { what, goal: text, value: median, unit, spread, holds });
     }
 

@@ -265,7 +265,8 @@ impl Lab {
         namespace.ip("link set eth0 up")?;
         namespace.ip(&format!("route add {router} dev eth0"))?;
         namespace.ip(&format!("route add default via {router}"))?;
-        let (address, router) = (pod.address6(), Ipv6Addr::new(0xfd77, 10 + u16::from(pod.0), 0, 0, 0, 0, 0, 1));
+        let (address, router) =
+            (pod.address6(), Ipv6Addr::new(0xfd77, 10 + u16::from(pod.0), 0, 0, 0, 0, 0, 1));
         node.ip(&format!("addr add {router}/128 dev {interface} nodad"))?;
         node.ip(&format!("route add {address}/128 dev {interface}"))?;
         namespace.ip(&format!("addr add {address}/128 dev eth0 nodad"))?;

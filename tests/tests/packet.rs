@@ -42,10 +42,11 @@ const NAMESPACE: &str = "lota-packet";
 
 type Test = fn(&mut Kernel) -> Result<()>;
 
-const MORE: [(&str, Test); 6] = [
+const MORE: [(&str, Test); 7] = [
     ("pod: every packet, cut at every length, as the model says", truncated),
     ("pod: refusals are remembered", refusals),
     ("pod: by default allowed, if configured so", default_allow),
+    ("pod: where socket lookup steers, the allowed pass", lookups),
     ("names: the zone's addresses", names::addresses),
     ("names: no data", names::no_data),
     ("names: what is not the zone's is not touched", names::others),
@@ -83,7 +84,9 @@ fn main() {
         let kernel = kernel.clone();
         trials.push(Trial::test(name, move || test(&mut lock(&kernel)).map_err(told)));
     }
-    trials.push(Trial::test("budget: instructions", move || budget::instructions(&lock(&kernel)).map_err(told)));
+    trials.push(Trial::test("budget: instructions", move || {
+        budget::instructions(&lock(&kernel)).map_err(told)
+    }));
     let steering: [(&str, fn() -> Result<()>); 3] = [
         ("steering: one connection, by TC", steering::by_tc),
         ("steering: one connection, by clsact", steering::by_clsact),
@@ -139,10 +142,31 @@ fn refusals(kernel: &mut Kernel) -> Result<()> {
     Ok(())
 }
 
+/// Where socket lookup steers, TC only says who may.
+fn lookups(kernel: &mut Kernel) -> Result<()> {
+    kernel.set(Settings { lookups: 1, ..settings() })?;
+    let mut decide = |address, flags| {
+        let packet = packets::Packet::v4(address, cases::VIP, packets::Transport::Tcp { port: 80, flags });
+        let ran = kernel.run(program::POD, &packet.bytes())?;
+        Ok((ran.action, ran.verdict))
+    };
+    let decided: Result<Vec<_>> = [(cases::POD, 0x02), (cases::POD, 0x10), (STRANGER, 0x02)]
+        .into_iter()
+        .map(|(a, f)| decide(a, f))
+        .collect();
+    kernel.set(settings())?;
+    let passed = (cases::Action::Pass, Verdict::Passed);
+    let decided = decided?;
+    ensure!(decided == [passed, passed, (cases::Action::Pass, Verdict::Denied)], "{decided:?}");
+    Ok(())
+}
+
 fn default_allow(kernel: &mut Kernel) -> Result<()> {
     kernel.set(Settings { default_allow: 1, ..settings() })?;
     let syn = packets::Transport::Tcp { port: 80, flags: 0x02 };
-    let mut decide = |address| Ok(kernel.run(program::POD, &packets::Packet::v4(address, cases::VIP, syn.clone()).bytes())?.verdict);
+    let mut decide = |address| {
+        Ok(kernel.run(program::POD, &packets::Packet::v4(address, cases::VIP, syn.clone()).bytes())?.verdict)
+    };
     let decided: Result<Vec<Verdict>> =
         [STRANGER, cases::RULED_OUT, cases::ELSEWHERE].into_iter().map(&mut decide).collect();
     kernel.set(settings())?;
@@ -194,4 +218,3 @@ impl Bytes for Cut<'_> {
         self.0.get(offset..offset + N)?.try_into().ok()
     }
 }
-

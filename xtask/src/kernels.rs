@@ -67,7 +67,9 @@ fn unpack(metapackage: &str, folder: &Path) -> Result<PathBuf, String> {
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     let package = told
         .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("linux-image-")))
+        .find_map(|line| {
+            line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("linux-image-"))
+        })
         .ok_or_else(|| format!("Debian has no {metapackage} (is /etc/apt/sources.list complete?)"))?;
     let place = folder.join(package);
     if !place.exists() {
@@ -98,7 +100,9 @@ fn initramfs(image: &Path, tools: &setup::Qemu) -> Result<PathBuf, String> {
     }
     for program in ["ip", "tc", "packet"] {
         let told = Command::new("ldd").arg(root.join("bin").join(program)).output().map_err(failed)?;
-        for library in String::from_utf8_lossy(&told.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+        for library in
+            String::from_utf8_lossy(&told.stdout).split_whitespace().filter(|word| word.starts_with('/'))
+        {
             let copy = root.join(library.trim_start_matches('/'));
             fs::create_dir_all(copy.parent().unwrap_or(&root)).map_err(failed)?;
             fs::copy(library, copy).map_err(failed)?;
@@ -106,7 +110,8 @@ fn initramfs(image: &Path, tools: &setup::Qemu) -> Result<PathBuf, String> {
     }
     let modules = only(&image.join("lib/modules"), "")?;
     for module in MODULES {
-        let found = find_module(&modules, module).ok_or_else(|| format!("the kernel has no module {module}"))?;
+        let found =
+            find_module(&modules, module).ok_or_else(|| format!("the kernel has no module {module}"))?;
         let copy = root.join("modules").join(format!("{module}.ko"));
         if found.extension().is_some_and(|extension| extension == "xz") {
             let plain = Command::new("xz").args(["-dc"]).arg(&found).output().map_err(failed)?;
@@ -119,11 +124,8 @@ fn initramfs(image: &Path, tools: &setup::Qemu) -> Result<PathBuf, String> {
     fs::write(root.join("init"), INIT).map_err(failed)?;
     run("marking init as a program", command("chmod", &["755"]).arg(root.join("init")))?;
     let archive = setup::beside(image, "cpio.gz");
-    let pack = format!(
-        "find . | {} -o -H newc --quiet | gzip -1 > {}",
-        tools.cpio.display(),
-        archive.display()
-    );
+    let pack =
+        format!("find . | {} -o -H newc --quiet | gzip -1 > {}", tools.cpio.display(), archive.display());
     run("packing the guest's files", command("sh", &["-c", &pack]).current_dir(&root))?;
     Ok(archive)
 }
@@ -135,7 +137,8 @@ fn packet_suite() -> Result<PathBuf, String> {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     let path = told.lines().filter(|line| line.contains("Executable"));
     let path = path.filter_map(|line| line.split_once('(')?.1.strip_suffix(')')).next();
-    let path = path.filter(|_| output.status.success()).ok_or_else(|| format!("building it failed:\n{told}"))?;
+    let path =
+        path.filter(|_| output.status.success()).ok_or_else(|| format!("building it failed:\n{told}"))?;
     Ok(Path::new(ROOT).join(path))
 }
 

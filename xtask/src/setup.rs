@@ -166,9 +166,7 @@ pub(crate) fn qemu() -> Result<Qemu, String> {
             .iter()
             .flat_map(|path| ["-L".to_owned(), within(path)])
             .collect(),
-        libraries: Some(
-            ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(within).join(":"),
-        ),
+        libraries: Some(["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(within).join(":")),
         busybox: there(busybox).ok_or("the package busybox-static has no busybox")?,
         cpio: there(cpio).ok_or("the package cpio has no cpio")?,
     })
@@ -184,7 +182,8 @@ pub(crate) fn unpack(names: &[&str], place: &Path) -> Result<(), String> {
     fs::create_dir_all(fetched.join("partial")).map_err(failed)?;
     run("refreshing the package lists", &mut command("apt-get", &["update", "-qq"]))?;
     let archives = format!("Dir::Cache::archives={}", fetched.display());
-    let mut fetch = command("apt-get", &["install", "-y", "-qq", "--no-install-recommends", "--download-only"]);
+    let mut fetch =
+        command("apt-get", &["install", "-y", "-qq", "--no-install-recommends", "--download-only"]);
     fetch.args(["--reinstall", "-o", &archives, "-o", "APT::Sandbox::User=root"]).args(names);
     run(&format!("fetching {}", names.join(", ")), &mut fetch)?;
     // Complete or not there at all.

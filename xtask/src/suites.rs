@@ -54,7 +54,8 @@ pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
     setup::to_build()?;
     setup::to_run()?;
     for bench in BENCHES.iter().filter(|bench| names.is_empty() || names.contains(bench)) {
-        let mut command = cargo(&["bench", "--quiet", "--profile", "dev", "--package", "lota-tests", "--bench", bench]);
+        let mut command =
+            cargo(&["bench", "--quiet", "--profile", "dev", "--package", "lota-tests", "--bench", bench]);
         command.env("LOTA_PYTHON", setup::client()?);
         command.env("LOTA_BIN", demo::build_lota(false)?);
         if !watch(&format!("benchmark {bench}"), &mut command, |_| ())? {

@@ -86,7 +86,10 @@ pub(super) fn lookup(ebpf: &mut Ebpf, pins: &Pins) -> Result<bool> {
     let (name, steers) = match load_lookup(ebpf, program::LOOKUP) {
         Ok(()) => (program::LOOKUP, true),
         Err(error) => {
-            tracing::info!(error = format!("{error:#}"), "socket lookup does not steer here (kernel < 5.17?)");
+            tracing::info!(
+                error = format!("{error:#}"),
+                "socket lookup does not steer here (kernel < 5.17?)"
+            );
             load_lookup(ebpf, program::BACKSTOP).context("loading the backstop")?;
             (program::BACKSTOP, false)
         }

@@ -22,7 +22,7 @@ pub struct Interfaces(pub BTreeMap<u32, Interface>);
 /// How packets from an interface are steered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steering {
-    /// By a TC program on it.
+    /// A TC program on it decides who may; where the listener is found, `lota-ebpf/src/steer.rs` says.
     Tc,
     /// At socket lookup.
     Lookup,

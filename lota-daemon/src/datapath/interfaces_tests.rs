@@ -59,7 +59,10 @@ fn lo_only_for_host_networked_clients_and_the_uplink_never() {
 fn a_port_is_seen_as_its_bridge() {
     let node = node();
     let seen = |name| node.seen_as(name);
-    assert_eq!([seen("veth1"), seen("veth2"), seen("veth4"), seen("gone")], [Some(3), Some(4), Some(8), None]);
+    assert_eq!(
+        [seen("veth1"), seen("veth2"), seen("veth4"), seen("gone")],
+        [Some(3), Some(4), Some(8), None]
+    );
 }
 
 #[test]

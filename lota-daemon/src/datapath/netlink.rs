@@ -77,8 +77,12 @@ impl Netlink {
     /// If there is none.
     pub async fn toward(&self, address: IpAddr) -> Result<u32> {
         let route = match address {
-            IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build(),
-            IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build(),
+            IpAddr::V4(address) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build()
+            }
+            IpAddr::V6(address) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).build()
+            }
         };
         let no_route = || format!("there is no route to {address}: name its interface");
         let found = self.handle.route().get(route).execute().try_next().await;

@@ -43,8 +43,7 @@ pub(super) fn tcx_ingress(ifindex: u32) -> io::Result<Vec<u32>> {
     };
     // SAFETY: the kernel reads and writes `query`, which is as long as said, and at most `count` numbers at
     // `prog_ids`; both outlive the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if result as RawFd != 0 {
         return Err(io::Error::last_os_error());
     }

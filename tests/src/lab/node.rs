@@ -20,8 +20,8 @@ use nix::{
 use serde_json::Value;
 
 use super::{
-    BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, VIP6, node_address,
-    node_address6, run,
+    BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, VIP6,
+    node_address, node_address6, run,
 };
 
 /// The port nodes talk to each other on.
@@ -257,7 +257,10 @@ impl Node {
             if let Some(ended) = self.process.as_mut().and_then(|process| process.try_wait().ok()?) {
                 bail!("{} ended ({ended}) instead of starting:\n{}", self.name(), self.last_words());
             }
-            if self.admin("/readyz").is_ok_and(|answer| answer.starts_with("ready") && answer.contains(&serving)) {
+            if self
+                .admin("/readyz")
+                .is_ok_and(|answer| answer.starts_with("ready") && answer.contains(&serving))
+            {
                 return Ok(());
             }
             if Instant::now() > deadline {

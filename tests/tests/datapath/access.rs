@@ -71,7 +71,9 @@ pub(crate) fn revocation(tour: &mut Tour) -> Result<()> {
     let pod = Pod(2, 1);
     let place = tour.lab.pod(pod);
     let node = &tour.nodes[1];
-    for (vip, address) in [(IpAddr::from(VIP), IpAddr::from(pod.address())), (VIP6.into(), pod.address6().into())] {
+    for (vip, address) in
+        [(IpAddr::from(VIP), IpAddr::from(pod.address())), (VIP6.into(), pod.address6().into())]
+    {
         for request in [&b""[..], b"GET /b/k HTTP/1.1\r\nhost: cwl"] {
             let mut stream = place.run(move || -> Result<TcpStream> {
                 let mut stream = TcpStream::connect_timeout(&SocketAddr::from((vip, 80)), SECOND)?;
@@ -141,7 +143,10 @@ pub(crate) fn default_allow(tour: &mut Tour) -> Result<()> {
     node.start()?;
     ensure!(open == Reached::Open, "a pod that nothing is said about got {open:?}");
     ensure!(refused == Reached::Refused && after < AT_ONCE, "one in a denied prefix got {refused:?}");
-    ensure!(listed.lines().any(|line| line.starts_with("(all others)") && line.contains("allow")), "{listed}");
+    ensure!(
+        listed.lines().any(|line| line.starts_with("(all others)") && line.contains("allow")),
+        "{listed}"
+    );
     let (refused, _) = knock(&place, VIP, 80)?;
     ensure!(refused == Reached::Refused, "configured no more, it got {refused:?}");
     Ok(())

@@ -56,7 +56,11 @@ pub(crate) fn generic(tour: &mut Tour) -> Result<()> {
     place.ip(&format!("addr add {}/24 dev br-up", node_address(2)))?;
     let routes = |device: &str| -> Result<()> {
         for other in [1, 3] {
-            place.ip(&format!("route replace 10.77.{}.0/24 via {} dev {device}", 10 + other, node_address(other)))?;
+            place.ip(&format!(
+                "route replace 10.77.{}.0/24 via {} dev {device}",
+                10 + other,
+                node_address(other)
+            ))?;
         }
         Ok(())
     };

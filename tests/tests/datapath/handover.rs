@@ -42,7 +42,13 @@ pub(crate) fn restarts(tour: &mut Tour) -> Result<()> {
             while names.load(Ordering::Relaxed) {
                 let started = Instant::now();
                 // Over TCP: a lost datagram would be asked again.
-                let found = run(here.pod_command("dig").args(["+tcp", "+short", "+tries=1", "+time=15", "x.cwlota.com"]))?;
+                let found = run(here.pod_command("dig").args([
+                    "+tcp",
+                    "+short",
+                    "+tries=1",
+                    "+time=15",
+                    "x.cwlota.com",
+                ]))?;
                 ensure!(found.trim() == VIP.to_string(), "a name query was answered {found:?}");
                 (asked, slowest) = (asked + 1, slowest.max(started.elapsed()));
             }

@@ -22,7 +22,8 @@ pub(crate) fn others(tour: &mut Tour) -> Result<()> {
     let create = |path: &std::path::Path, value: &str| {
         let mut command = Command::new("bpftool");
         command.args(["map", "create"]).arg(path);
-        run(command.args(["type", "hash", "key", "4", "value", value, "entries", "16", "name", "old", "flags", "1"]))
+        run(command
+            .args(["type", "hash", "key", "4", "value", value, "entries", "16", "name", "old", "flags", "1"]))
     };
     create(&old.join(map::ACCESS4), "4")?;
 

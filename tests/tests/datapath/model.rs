@@ -55,10 +55,14 @@ impl Model {
 }
 
 pub(crate) fn random(tour: &mut Tour) -> Result<()> {
-    let seed = std::env::var("LOTA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    let seed =
+        std::env::var("LOTA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     let node = &mut tour.nodes[1];
     let place = tour.lab.node(2);
-    let pods = format!("deny = [\"{}\"]\npods = [\n    {{ address = \"{}\", interface = \"{}\" }},", ADDRESSES[3], ADDRESSES[0], INTERFACES[0]);
+    let pods = format!(
+        "deny = [\"{}\"]\npods = [\n    {{ address = \"{}\", interface = \"{}\" }},",
+        ADDRESSES[3], ADDRESSES[0], INTERFACES[0]
+    );
     node.edit("[access]\npods = [", &format!("[access]\n{pods}"));
     node.configure(Mode::OwnCredential)?;
     node.start()?;
@@ -179,7 +183,8 @@ fn held(node: &Node, indices: &BTreeMap<u64, &'static str>) -> Result<BTreeMap<S
         for entry in dump(node, map)? {
             let key = &entry["key"];
             let address = if map == map::ACCESS4 { &key["address"] } else { &key["data"]["address"] };
-            let octets: [u8; 4] = serde_json::from_value(address.clone()).with_context(|| entry.to_string())?;
+            let octets: [u8; 4] =
+                serde_json::from_value(address.clone()).with_context(|| entry.to_string())?;
             let mut subject = Ipv4Addr::from(octets).to_string();
             if let Some(length) = key["prefix_len"].as_u64() {
                 subject = format!("{subject}/{length}");

@@ -37,8 +37,8 @@ impl Cluster {
     fn start(place: &Namespace) -> Result<Self> {
         let asked = Arc::new(AtomicU32::new(0));
         let address = SocketAddr::from((GATEWAY, 53));
-        let (udp, tcp) =
-            place.run(move || -> Result<_> { Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?)) })??;
+        let (udp, tcp) = place
+            .run(move || -> Result<_> { Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?)) })??;
         let counted = asked.clone();
         // These end with the test's process.
         thread::spawn(move || {
@@ -140,7 +140,10 @@ pub(crate) fn resolvers(tour: &mut Tour) -> Result<()> {
             ensure!(found == (vip.clone(), vip6.clone()), "glibc with `{options}`: {name} is {found:?}");
         }
         let found = run(pod.pod_command(musl(tour)?).arg(name))?;
-        ensure!(found.lines().any(|line| line == vip) && found.lines().any(|line| line == vip6), "musl: {found}");
+        ensure!(
+            found.lines().any(|line| line == vip) && found.lines().any(|line| line == vip6),
+            "musl: {found}"
+        );
     }
     ensure!(glibc(&pod, "ahostsv4", "example.com")? == elsewhere, "glibc: another name");
     ensure!(run(pod.pod_command(musl(tour)?).arg("example.com"))?.trim() == elsewhere, "musl: another name");
@@ -155,7 +158,11 @@ pub(crate) fn resolvers(tour: &mut Tour) -> Result<()> {
         ensure!(whole.contains(says), "dig MX does not say `{says}`:\n{whole}");
     }
     ensure!(!whole.contains("WARNING") && !whole.contains("malformed"), "dig complains:\n{whole}");
-    ensure!(cluster.asked() == before, "{} queries for the zone reached the cluster", cluster.asked() - before);
+    ensure!(
+        cluster.asked() == before,
+        "{} queries for the zone reached the cluster",
+        cluster.asked() - before
+    );
 
     // Go's own resolver, in an S3 client.
     let listed = run(pod
@@ -181,7 +188,10 @@ pub(crate) fn cluster_answers(tour: &mut Tour) -> Result<()> {
     denied.set_resolver(GATEWAY, "")?;
     let found = glibc(&denied, "ahostsv4", "b.cwlota.com")?;
     denied.set_resolver(VIP, "")?;
-    ensure!(found == gateway, "for a pod without access it is {found}, where the cluster's DNS says {gateway}");
+    ensure!(
+        found == gateway,
+        "for a pod without access it is {found}, where the cluster's DNS says {gateway}"
+    );
 
     pod.set_resolver(GATEWAY, "")?;
     let find = || glibc(&pod, "ahostsv4", "b.cwlota.com");

@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
     lab::{
-        ADMIN_PORT, AT_ONCE, DENIED, Mode, PEER_PORT, PODS, Pod, Reached, Style, VIP, VIP6, knock, node_address,
-        node_address6, run,
+        ADMIN_PORT, AT_ONCE, DENIED, Mode, PEER_PORT, PODS, Pod, Reached, Style, VIP, VIP6, knock,
+        node_address, node_address6, run,
     },
     tour::{MIB, Tour, wait_until},
 };
@@ -137,7 +137,10 @@ pub(crate) fn lookup(tour: &mut Tour) -> Result<()> {
     foreign.set_nonblocking(true)?;
     for vip in [IpAddr::from(VIP), VIP6.into()] {
         let (reached, after) = knock(&tour.lab.pod(DENIED), vip, 80)?;
-        ensure!(reached == Reached::Refused && after < AT_ONCE, "denied at {vip}: {reached:?} after {after:?}");
+        ensure!(
+            reached == Reached::Refused && after < AT_ONCE,
+            "denied at {vip}: {reached:?} after {after:?}"
+        );
         let (reached, _) = knock(&pod, vip, 80)?;
         ensure!(reached == Reached::Open, "allowed at {vip}: {reached:?}");
     }

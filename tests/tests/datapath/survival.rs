@@ -36,7 +36,10 @@ pub(crate) fn sysctls(tour: &mut Tour) -> Result<()> {
         let slowest = reconnect(&pod).with_context(|| format!("with {what}"))?;
         ensure!(slowest < AT_ONCE, "with {what}, a reconnect took {slowest:?}");
         let (reached, after) = knock(&tour.lab.pod(DENIED), VIP, 80)?;
-        ensure!(reached == Reached::Refused && after < AT_ONCE, "with {what}, denied: {reached:?}, {after:?}");
+        ensure!(
+            reached == Reached::Refused && after < AT_ONCE,
+            "with {what}, denied: {reached:?}, {after:?}"
+        );
         Ok(())
     };
     at("nothing special")?;
@@ -100,14 +103,18 @@ pub(crate) fn neighbours(tour: &mut Tour) -> Result<()> {
                 zone_length: 0,
                 answer_names: 0,
                 default_allow: 0,
-        lookups: 0,
+                lookups: 0,
             };
             settings.set(0, theirs, 0)?;
             let program: &mut SchedClassifier =
                 other.program_mut(program::POD).context("no program")?.try_into()?;
             program.load()?;
             let order = if first { LinkOrder::first() } else { LinkOrder::last() };
-            program.attach_with_options("veth-p1", TcAttachType::Ingress, TcAttachOptions::TcxOrder(order))?;
+            program.attach_with_options(
+                "veth-p1",
+                TcAttachType::Ingress,
+                TcAttachOptions::TcxOrder(order),
+            )?;
             Ok(other)
         })??;
         wait_until(&format!("ours to be first again, with another program {what}"), || {

@@ -8,9 +8,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
     programs::{Program, SchedClassifier, Xdp},
 };
-use lota_common::{
-    Access, Address4, Address6, Count, Denial, Node, Settings, Source, Verdict, map, program,
-};
+use lota_common::{Access, Address4, Address6, Count, Denial, Node, Settings, Source, Verdict, map, program};
 
 use super::cases::{
     Action, BANNED, ELSEWHERE, EXCEPTED, PEER, PEER6, POD, POD6, RULED6, SELF, SELF6, settings,
@@ -22,9 +20,9 @@ const MOST: usize = 2048;
 const IFINDEX: usize = 40;
 
 pub(crate) struct Kernel {
-    ebpf: Ebpf,
-    /// The interface that packets seem to come from.
-    ifindex: u32,
+    pub(crate) ebpf: Ebpf,
+    /// `struct __sk_buff` up to the interface that packets seem to come from.
+    pub(crate) context: [u8; IFINDEX + 4],
 }
 
 /// What became of a packet.
@@ -48,17 +46,16 @@ impl Kernel {
             }
             .with_context(|| format!("loading {name}"))?;
         }
-        let mut kernel = Self { ebpf, ifindex };
+        let mut context = [0; IFINDEX + 4];
+        context[IFINDEX..].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut kernel = Self { ebpf, context };
         kernel.set(settings())?;
         let allow = |ifindex| Access { allow: 1, ifindex, source: Source::Config as u32 };
         let deny = Access { allow: 0, ifindex: 0, source: Source::Command as u32 };
         let mut access: HashMap<_, Address4, Access> = kernel.map(map::ACCESS4)?.try_into()?;
-        for (address, entry) in [
-            (POD, allow(ifindex)),
-            (ELSEWHERE, allow(ifindex + 1)),
-            (EXCEPTED, allow(0)),
-            (BANNED, deny),
-        ] {
+        for (address, entry) in
+            [(POD, allow(ifindex)), (ELSEWHERE, allow(ifindex + 1)), (EXCEPTED, allow(0)), (BANNED, deny)]
+        {
             access.insert(Address4 { address: address.octets() }, entry, 0)?;
         }
         let mut access6: HashMap<_, Address6, Access> = kernel.map(map::ACCESS6)?.try_into()?;
@@ -82,7 +79,13 @@ impl Kernel {
         Ok(map.set(0, settings, 0)?)
     }
 
-    pub(crate) fn expect(&mut self, program: &str, packet: &[u8], action: Action, verdict: Verdict) -> Result<()> {
+    pub(crate) fn expect(
+        &mut self,
+        program: &str,
+        packet: &[u8],
+        action: Action,
+        verdict: Verdict,
+    ) -> Result<()> {
         let ran = self.run(program, packet)?;
         ensure!(
             (ran.action, ran.verdict) == (action, verdict),
@@ -97,14 +100,12 @@ impl Kernel {
     pub(crate) fn run(&mut self, program: &str, packet: &[u8]) -> Result<Ran> {
         let before = self.counts()?;
         let mut after_it = vec![0; MOST];
-        let mut context = [0; IFINDEX + 4];
-        context[IFINDEX..].copy_from_slice(&self.ifindex.to_ne_bytes());
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut after_it);
         let xdp = program == program::GUARD;
         if !xdp {
-            options.ctx_in = Some(&context);
+            options.ctx_in = Some(&self.context);
         }
         let loaded = self.ebpf.program(program).context("no such program")?;
         let result = if xdp {
@@ -128,23 +129,6 @@ impl Kernel {
         let [verdict] = counted[..] else { bail!("counted {counted:?}, not one verdict") };
         after_it.truncate(result.data_size_out as usize);
         Ok(Ran { action, verdict, packet: after_it })
-    }
-
-    /// Nanoseconds of one run of a program, on average over as many.
-    pub(crate) fn time(&self, program: &str, packet: &[u8], repeat: u32) -> Result<f64> {
-        let mut context = [0; IFINDEX + 4];
-        context[IFINDEX..].copy_from_slice(&self.ifindex.to_ne_bytes());
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(packet);
-        options.repeat = repeat;
-        let loaded = self.ebpf.program(program).context("no such program")?;
-        let result = if program == program::GUARD {
-            <&Xdp>::try_from(loaded)?.test_run(options)?
-        } else {
-            options.ctx_in = Some(&context);
-            <&SchedClassifier>::try_from(loaded)?.test_run(options)?
-        };
-        Ok(result.duration.as_nanos() as f64)
     }
 
     /// What is remembered of an address' refusals.

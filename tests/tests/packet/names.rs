@@ -50,12 +50,18 @@ fn answered(kernel: &mut Kernel, pod: IpAddr, asked: &Message) -> Result<Message
     let (ip, rest) = (&ran.packet[14..14 + header], &ran.packet[14 + header..]);
     // Turned around: each address, port and MAC where the other was.
     ensure!(ran.packet[..12] == [&packet[6..12], &packet[..6]].concat(), "the MACs");
-    ensure!(rest[..4] == [&packet[14 + header + 2..][..2], &packet[14 + header..][..2]].concat(), "the ports");
+    ensure!(
+        rest[..4] == [&packet[14 + header + 2..][..2], &packet[14 + header..][..2]].concat(),
+        "the ports"
+    );
     let length = usize::from(u16::from_be_bytes([rest[4], rest[5]]));
     ensure!(length == rest.len(), "the datagram says {length} bytes and has {}", rest.len());
     let (source, destination) = match pod {
         IpAddr::V4(_) => {
-            ensure!(usize::from(u16::from_be_bytes([ip[2], ip[3]])) == ran.packet.len() - 14, "the IP length");
+            ensure!(
+                usize::from(u16::from_be_bytes([ip[2], ip[3]])) == ran.packet.len() - 14,
+                "the IP length"
+            );
             ensure!(sum(&[ip]) == 0xffff, "the IP header's checksum");
             (&ip[12..16], &ip[16..20])
         }
@@ -93,13 +99,18 @@ fn sum(parts: &[&[u8]]) -> u16 {
 
 /// Names of every length modulo four, in any case, with and without EDNS, from pods of both families.
 pub(crate) fn addresses(kernel: &mut Kernel) -> Result<()> {
-    for name in ["cwlota.com.", "b.cwlota.com.", "BuCkEt.CwLoTa.CoM.", "a.b.c.d.cwlota.com.", "x1.cwlota.com."] {
+    for name in
+        ["cwlota.com.", "b.cwlota.com.", "BuCkEt.CwLoTa.CoM.", "a.b.c.d.cwlota.com.", "x1.cwlota.com."]
+    {
         for pod in [IpAddr::from(POD), IpAddr::from(POD6)] {
             for edns in [false, true] {
                 let what = || format!("{name} from {pod}, EDNS {edns}");
                 let asked = query(name, RecordType::A, edns)?;
                 let answer = answered(kernel, pod, &asked).with_context(what)?;
-                ensure!(answer.answers.len() == 1 && answer.answers[0].data == RData::A(VIP.into()), "{answer:?}");
+                ensure!(
+                    answer.answers.len() == 1 && answer.answers[0].data == RData::A(VIP.into()),
+                    "{answer:?}"
+                );
                 ensure!(answer.queries[0].name().to_string() == name, "the case of the question is lost");
                 let asked = query(name, RecordType::AAAA, edns)?;
                 let answer = answered(kernel, pod, &asked).with_context(what)?;

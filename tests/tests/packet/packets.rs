@@ -7,10 +7,18 @@ const ETHERNET: usize = 14;
 /// What a packet carries.
 #[derive(Clone)]
 pub(crate) enum Transport {
-    Tcp { port: u16, flags: u8 },
-    Udp { port: u16 },
+    Tcp {
+        port: u16,
+        flags: u8,
+    },
+    Udp {
+        port: u16,
+    },
     /// UDP with this payload.
-    Payload { port: u16, bytes: Vec<u8> },
+    Payload {
+        port: u16,
+        bytes: Vec<u8>,
+    },
     Other(u8),
 }
 

@@ -52,7 +52,8 @@ fn in_namespaces(mode: config::Mode, attach: config::Attach, expected: AttachMod
         pod.delete()
     };
     clean()?;
-    let steered = make(&node, &pod).and_then(|()| steer(&node, &pod, pins.to_owned(), mode, attach, expected));
+    let steered =
+        make(&node, &pod).and_then(|()| steer(&node, &pod, pins.to_owned(), mode, attach, expected));
     clean()?;
     steered
 }
@@ -98,7 +99,8 @@ fn steer(
         let attached = attached.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
         ensure!(*attached == expected, "attached by {attached}, not by {expected}");
         let entry = Entry { allow: true, ifindex: index, source: Source::Config };
-        datapath.set_access(&Table { addresses: [(IpAddr::from(ALLOWED), entry)].into(), ..Table::default() })?;
+        datapath
+            .set_access(&Table { addresses: [(IpAddr::from(ALLOWED), entry)].into(), ..Table::default() })?;
         datapath.set_listener(&listener)?;
         Ok((listener, datapath))
     })??;
@@ -106,7 +108,11 @@ fn steer(
         let connected = pod.run(move || connect(from))?;
         Ok(connected.map(drop).map_err(|error| error.kind()))
     };
-    ensure!(knock(DENIED)? == Err(ErrorKind::ConnectionRefused), "the denied address got {:?}", knock(DENIED)?);
+    ensure!(
+        knock(DENIED)? == Err(ErrorKind::ConnectionRefused),
+        "the denied address got {:?}",
+        knock(DENIED)?
+    );
     ensure!(knock(ALLOWED)? == Ok(()), "the allowed address got {:?}", knock(ALLOWED)?);
     let (accepted, client) = listener.accept().context("nothing reached the listener")?;
     ensure!(accepted.local_addr()? == SocketAddr::from((VIP, 80)), "it came for {}", accepted.local_addr()?);
@@ -116,7 +122,11 @@ fn steer(
     ensure!(packets(Verdict::Steered) >= 1 && packets(Verdict::Denied) >= 1, "counted {counts:?}");
     // With the listener gone, it is as with the daemon gone.
     drop((accepted, listener));
-    ensure!(knock(ALLOWED)? == Err(ErrorKind::ConnectionRefused), "without a listener: {:?}", knock(ALLOWED)?);
+    ensure!(
+        knock(ALLOWED)? == Err(ErrorKind::ConnectionRefused),
+        "without a listener: {:?}",
+        knock(ALLOWED)?
+    );
     Ok(())
 }
 
