@@ -48,7 +48,7 @@ pub struct Table {
 }
 
 /// What every source says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Access {
     config: config::Access,
     /// This node's virtual addresses, which host-networked clients send from.

@@ -70,7 +70,7 @@ impl Admin {
 
     async fn metrics(&self) -> (StatusCode, String) {
         // The threads that answer here may not read the kernel's maps themselves.
-        if let Ok(status) = socket::ask(&self.control, Command::Status).await {
+        if let Ok(status) = socket::status(&self.control).await {
             self.exposition.set_datapath(status);
         }
         match self.exposition.text() {

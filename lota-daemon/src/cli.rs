@@ -6,13 +6,13 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::access::Subject;
 
-/// Where the configuration is, unless it is said.
-const CONFIG: &str = "/etc/lota/lota.toml";
-
 /// The Local Object Transfer Accelerator: one daemon per node.
 #[derive(Debug, Parser)]
 #[command(name = "lota", version)]
 pub struct Cli {
+    /// The configuration file.
+    #[arg(long, global = true, default_value = "/etc/lota/lota.toml")]
+    pub config: PathBuf,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -22,11 +22,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the node. A daemon that runs already hands over to this one, without a refused connection.
-    Run {
-        /// The configuration file.
-        #[arg(long, default_value = CONFIG)]
-        config: PathBuf,
-    },
+    Run,
     /// Look into the cache.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -55,9 +51,6 @@ pub enum AccessCommand {
         /// The interface that the address sends from; that of the route to it, if none is named.
         #[arg(long)]
         interface: Option<String>,
-        /// The configuration file.
-        #[arg(long, default_value = CONFIG)]
-        config: PathBuf,
     },
     /// Deny an address or a prefix, whatever configuration and Kubernetes say. Open connections end.
     Deny(About),
@@ -75,11 +68,7 @@ pub enum DatapathCommand {
     /// Show what is steered how, and what not and why.
     Status(Look),
     /// Take LOTA out of the kernel: the virtual address, the programs, the maps.
-    Detach {
-        /// The configuration file.
-        #[arg(long, default_value = CONFIG)]
-        config: PathBuf,
-    },
+    Detach,
 }
 
 /// About whom.
@@ -87,17 +76,11 @@ pub enum DatapathCommand {
 pub struct About {
     /// `10.1.0.2` or `10.1.0.0/16`.
     pub subject: Subject,
-    /// The configuration file.
-    #[arg(long, default_value = CONFIG)]
-    pub config: PathBuf,
 }
 
 /// Showing something.
 #[derive(Args, Debug)]
 pub struct Look {
-    /// The configuration file.
-    #[arg(long, default_value = CONFIG)]
-    pub config: PathBuf,
     /// For scripts.
     #[arg(long)]
     pub json: bool,

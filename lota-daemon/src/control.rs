@@ -27,10 +27,10 @@ pub const DNS_PORT: u16 = 53;
 /// What others may ask for.
 #[derive(Debug)]
 pub enum Command {
-    /// Change what operators say about access.
-    Access(AccessRequest, oneshot::Sender<Result<(), String>>),
+    /// Change what operators say about access; about whom that is now, and at which interface.
+    Access(AccessRequest, oneshot::Sender<Result<String, String>>),
     /// Tell the state of the kernel side.
-    Status(oneshot::Sender<datapath::Status>),
+    Status(oneshot::Sender<Result<datapath::Status, String>>),
 }
 
 /// What an operator says about access.
@@ -73,7 +73,7 @@ impl Control {
     /// was loaded meanwhile.
     ///
     /// # Errors
-    /// If the kernel refuses any of it, an interface's attachment excepted.
+    /// If the kernel refuses any of it. What cannot be attached to an interface is only said: others may do.
     pub async fn start(config: Arc<Config>, lock: Option<&File>, loaded: Option<Loaded>) -> Result<Self> {
         let netlink = Netlink::connect()?;
         let datapath = Datapath::load(&config.datapath, settings(&config), lock, loaded)?;
@@ -87,21 +87,24 @@ impl Control {
             control.netlink.add_virtual_address(vip).await?;
         }
         control.datapath.set_nodes(&nodes(&control.config))?;
+        control.interfaces = control.netlink.interfaces().await?;
+        control.apply_access()?;
         if let Err(error) = control.follow().await {
             tracing::error!(error = format!("{error:#}"), "not everything is attached");
         }
-        control.datapath.retire_other_layouts()?;
         Ok(control)
     }
 
     /// Brings everything back that a daemon which wanted to take over may have changed.
     ///
     /// # Errors
-    /// As at the start.
-    pub async fn reassert(&mut self) -> Result<()> {
-        self.datapath.reassert(settings(&self.config))?;
-        self.datapath.set_nodes(&nodes(&self.config))?;
-        self.follow().await
+    /// What could not be, after all that could.
+    pub async fn reassert(&mut self, listeners: &[TcpListener]) -> Result<()> {
+        let settled = self.datapath.reassert(settings(&self.config));
+        let nodes = self.datapath.set_nodes(&nodes(&self.config));
+        let listening = self.set_listeners(listeners);
+        let followed = self.follow().await;
+        settled.and(nodes).and(listening).and(followed)
     }
 
     /// Hands pods' connections to these listeners from now on.
@@ -139,9 +142,9 @@ impl Control {
     pub async fn follow(&mut self) -> Result<()> {
         self.interfaces = self.netlink.interfaces().await?;
         let plan = self.interfaces.plan(&self.config.datapath, self.config.access.host_network);
-        // Before anything else: an address at a new interface is not who it was.
-        self.apply_access()?;
         let mut problems = Vec::new();
+        // Before anything else: an address at a new interface is not who it was.
+        problems.extend(self.apply_access().err().map(|error| format!("{error:#}")));
         for (interface, attached) in self.datapath.set_interfaces(&self.interfaces, &plan) {
             match attached {
                 Ok(mode) => tracing::info!(interface, %mode, "steered"),
@@ -187,12 +190,16 @@ impl Control {
                 let _ = answer.send(done);
             }
             Command::Status(answer) => {
-                let _ = answer.send(self.datapath.status(&self.interfaces));
+                let status = self.datapath.status(&self.interfaces).map_err(|error| format!("{error:#}"));
+                let _ = answer.send(status);
             }
         }
     }
 
-    async fn change_access(&mut self, request: &AccessRequest) -> Result<()> {
+    async fn change_access(&mut self, request: &AccessRequest) -> Result<String> {
+        // Not as they were when netlink last told: an address must not be bound to one that is gone.
+        self.interfaces = self.netlink.interfaces().await?;
+        let (before, mut at) = (self.access.clone(), String::new());
         let AccessRequest { verb, subject, interface } = request;
         match (verb, subject) {
             (Verb::Allow, Subject::Prefix(_)) if interface.is_some() => {
@@ -202,6 +209,7 @@ impl Control {
             (Verb::Allow, Subject::Address(address)) => {
                 let ifindex = self.interface_of(*address, interface.as_deref()).await?;
                 self.access.allow(*subject, ifindex);
+                at = format!(" at {}", self.interfaces.name(ifindex).unwrap_or_default());
             }
             (Verb::Deny | Verb::Forget, _) if interface.is_some() => {
                 bail!("only `allow` takes an interface")
@@ -213,7 +221,12 @@ impl Control {
                 }
             }
         }
-        self.apply_access()
+        if let Err(error) = self.apply_access() {
+            // What the kernel does not take must not be in the way of what comes next.
+            self.access = before;
+            return Err(error);
+        }
+        Ok(format!("{subject}{at}"))
     }
 
     async fn interface_of(&self, address: IpAddr, named: Option<&str>) -> Result<u32> {

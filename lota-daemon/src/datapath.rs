@@ -51,6 +51,8 @@ pub struct Datapath {
     unsteered: BTreeMap<u32, String>,
     /// The uplink that the guard is on, by interface index.
     guard: Option<(u32, GuardMode)>,
+    /// Why there is none, though one is configured.
+    guard_problem: Option<String>,
     /// Does socket lookup steer? Else it only refuses.
     lookups: bool,
 }
@@ -76,6 +78,7 @@ impl Loaded {
     /// If the kernel refuses, or pinned maps have another shape.
     pub fn new(config: &config::Datapath) -> Result<Self> {
         let folder = Pins::folder_in(&config.pins);
+        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         maps::check_shapes(&folder)?;
         let mut loader = EbpfLoader::new();
         for shape in &maps::SHAPES {
@@ -116,21 +119,22 @@ impl Datapath {
             steered: BTreeMap::new(),
             unsteered: BTreeMap::new(),
             guard: None,
+            guard_problem: None,
             lookups,
         })
     }
 
-    /// Puts settings and lookups back, and has everything else attached again: another daemon may have been
-    /// at it.
+    /// Puts settings and lookups back, and has everything else attached again: another daemon may have been at it, or
+    /// not have come as far.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn reassert(&mut self, settings: Settings) -> Result<()> {
-        self.lookups = attach::lookup(&mut self.ebpf, &self.pins)?;
-        self.maps.set_settings(Settings { lookups: u8::from(self.lookups), ..settings })?;
-        self.guard = None;
         self.steered.clear();
-        Ok(())
+        self.guard = None;
+        attach::renew_all(&mut self.ebpf)?;
+        self.lookups = attach::lookup(&mut self.ebpf, &self.pins)?;
+        self.maps.set_settings(Settings { lookups: u8::from(self.lookups), ..settings })
     }
 
     /// Hands pods' connections to this listener from now on, in its family.
@@ -234,9 +238,10 @@ impl Datapath {
         if self.guard.is_some_and(|(guarded, _)| guarded == index) {
             return Ok(None);
         }
-        let mode = attach::guard(&mut self.ebpf, &self.pins, interface, index, self.attach)?;
-        self.guard = Some((index, mode));
-        Ok(Some(mode))
+        let guarded = attach::guard(&mut self.ebpf, &self.pins, interface, index, self.attach);
+        self.guard_problem = guarded.as_ref().err().map(|error| format!("{error:#}"));
+        self.guard = guarded.as_ref().ok().map(|mode| (index, *mode));
+        guarded.map(Some)
     }
 
     /// Makes the access maps hold exactly this.
@@ -316,14 +321,6 @@ impl PinnedMaps {
     pub fn denied(&self) -> Result<Vec<Denied>> {
         Pinned(&self.0).denied()
     }
-
-    /// How often each verdict was given.
-    ///
-    /// # Errors
-    /// As for access.
-    pub fn verdicts(&self) -> Result<VerdictCounts> {
-        Pinned(&self.0).verdicts()
-    }
 }
 
 /// Takes LOTA out of the kernel: first the virtual addresses, which would otherwise be anyone's who listens on
@@ -332,6 +329,7 @@ impl PinnedMaps {
 /// # Errors
 /// If something of it cannot be removed.
 pub async fn detach(config: &config::Datapath, vips: &[IpAddr]) -> Result<()> {
+    pins::check_unused(&config.pins).context("the daemon must be stopped first")?;
     let netlink = Netlink::connect()?;
     for vip in vips {
         netlink.remove_virtual_address(*vip).await?;

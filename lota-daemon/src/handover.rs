@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     fs,
-    io::{self, IoSlice, IoSliceMut, Write as _},
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::{
@@ -22,11 +22,13 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt::PeerCredentials,
 };
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// What the new daemon says first, and once it serves.
 const HELLO: &[u8; 8] = b"lota-ho1";
 const SERVING: u8 = b'!';
+/// What the old one answers to that: from then on it does not go back.
+const GO: u8 = b'.';
 /// Longest wait for whoever connects to say that it is a daemon.
 const GREETING: Duration = Duration::from_secs(1);
 /// Longest wait for the other daemon's next word.
@@ -69,10 +71,10 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
 }
 
 impl Inherited {
-    /// Does it look as if there were a daemon to ask?
+    /// Is there a daemon to ask?
     #[must_use]
     pub fn is_offered(admin: &Path) -> bool {
-        path(admin).exists()
+        UnixStream::connect(path(admin)).is_ok()
     }
 
     /// Asks the daemon that runs, if one does, for what it has.
@@ -108,12 +110,18 @@ impl Inherited {
         self.descriptors.remove(name)
     }
 
-    /// Tells the earlier daemon that this one serves. What was handed over and not taken is closed.
-    pub fn serving(self) {
-        if let Some(mut giver) = self.giver
-            && let Err(error) = giver.write_all(&[SERVING])
-        {
-            tracing::warn!(%error, "cannot tell the daemon before that this one serves");
+    /// Tells the earlier daemon that this one is about to serve, and waits for its leave. What was handed over and not
+    /// taken is closed.
+    ///
+    /// # Errors
+    /// If that one has gone back to serving itself: then this one must not.
+    pub fn serving(self) -> Result<()> {
+        let Some(mut giver) = self.giver else { return Ok(()) };
+        let mut word = [0];
+        let told = giver.write_all(&[SERVING]).and_then(|()| giver.read_exact(&mut word));
+        match told {
+            Ok(()) if word == [GO] => Ok(()),
+            _ => bail!("the daemon that ran serves again: this one took too long"),
         }
     }
 }
@@ -123,21 +131,25 @@ impl Inherited {
 pub struct Taker(UnixStream);
 
 impl Taker {
-    /// Whoever has connected, if it is another daemon of this user.
+    /// Whoever has connected, if it is another daemon of this user that wants to take over now; one may only look
+    /// whether somebody is there.
     ///
     /// # Errors
-    /// If it is not.
-    pub async fn greet(mut stream: tokio::net::UnixStream) -> Result<Self> {
+    /// If it is someone else.
+    pub async fn greet(mut stream: tokio::net::UnixStream) -> Result<Option<Self>> {
         let who = getsockopt(&stream, PeerCredentials)?;
         if who.uid() != nix::unistd::geteuid().as_raw() {
             bail!("user {} asked to take over", who.uid());
         }
         let mut hello = [0; HELLO.len()];
-        tokio::time::timeout(GREETING, stream.read_exact(&mut hello)).await??;
+        match tokio::time::timeout(GREETING, stream.read_exact(&mut hello)).await? {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
+        };
         if hello != *HELLO {
             bail!("whoever asked to take over is not a daemon of this kind");
         }
-        Ok(Self(stream.into_std()?))
+        Ok(Some(Self(stream.into_std()?)))
     }
 
     /// Hands over; true once the new daemon serves, false if it ended instead.
@@ -147,8 +159,15 @@ impl Taker {
     pub async fn give(self, descriptors: &[(String, BorrowedFd<'_>)]) -> Result<bool> {
         send(&self.0, descriptors)?;
         let mut stream = tokio::net::UnixStream::from_std(self.0)?;
-        let word = tokio::time::timeout(START, stream.read_u8()).await;
-        Ok(matches!(word, Ok(Ok(SERVING))))
+        if let Ok(Ok(SERVING)) = tokio::time::timeout(START, stream.read_u8()).await
+            && stream.write_u8(GO).await.is_ok()
+        {
+            return Ok(true);
+        }
+        // It may be alive still: without leave it ends, and only then may this one go on.
+        stream.shutdown().await.ok();
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+        Ok(false)
     }
 }
 
@@ -195,7 +214,7 @@ fn receive(stream: &UnixStream) -> Result<HashMap<String, OwnedFd>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read as _, os::fd::AsFd as _};
+    use std::os::fd::AsFd as _;
 
     use super::*;
 
@@ -213,14 +232,14 @@ mod tests {
             assert!(inherited.take("lock/b").is_none() && inherited.is_some());
             let mut text = String::new();
             (&file).read_to_string(&mut text).unwrap();
-            inherited.serving();
+            inherited.serving().unwrap();
             text
         });
         let files = ["a", "b"].map(|name| {
             fs::write(folder.path().join(name), name).unwrap();
             fs::File::open(folder.path().join(name)).unwrap()
         });
-        let taker = Taker::greet(listener.accept().await.unwrap().0).await.unwrap();
+        let taker = Taker::greet(listener.accept().await.unwrap().0).await.unwrap().unwrap();
         let given = [("lock/a".to_owned(), files[0].as_fd()), ("lock/b".to_owned(), files[1].as_fd())];
         assert!(taker.give(&given).await.unwrap());
         assert_eq!(new.join().unwrap(), "b");
@@ -235,7 +254,7 @@ mod tests {
         let listener = tokio::net::UnixListener::from_std(listener).unwrap();
         let new = std::thread::spawn(move || drop(Inherited::ask(&admin).unwrap()));
         let file = fs::File::open(folder.path()).unwrap();
-        let taker = Taker::greet(listener.accept().await.unwrap().0).await.unwrap();
+        let taker = Taker::greet(listener.accept().await.unwrap().0).await.unwrap().unwrap();
         assert!(!taker.give(&[("lock/a".to_owned(), file.as_fd())]).await.unwrap());
         new.join().unwrap();
     }

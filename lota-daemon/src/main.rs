@@ -2,11 +2,15 @@
 
 mod show;
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{ErrorKind, Write as _},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use clap::Parser as _;
 use lota_daemon::{
+    access::Subject,
     admin::socket,
     cli::{About, AccessCommand, CacheCommand, Cli, Command, DatapathCommand, Look},
     config::Config,
@@ -26,11 +30,15 @@ use tracing_subscriber::{
 
 fn main() -> ExitCode {
     // A level, or a list of `module=level`.
-    let wanted = std::env::var("LOTA_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
-    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let wanted = std::env::var("LOTA_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = wanted.parse::<Targets>().unwrap_or_else(|error| {
+        eprintln!("lota: LOTA_LOG is ignored: `{wanted}`: {error}");
+        Targets::new().with_default(LevelFilter::INFO)
+    });
     let lines = tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr);
     tracing_subscriber::registry().with(lines).with(filter).init();
-    match dispatch(Cli::parse().command) {
+    let Cli { config, command } = Cli::parse();
+    match Config::read(&config).map_err(Into::into).and_then(|config| dispatch(command, config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lota: {error:#}");
@@ -39,17 +47,34 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<()> {
-    match command {
-        Command::Run { config } => run(Config::read(&config)?),
-        Command::Cache(CacheCommand::Ls(Look { config, json })) => {
-            show::cache(&Config::read(&config)?.cache.folder, json)
+fn dispatch(command: Command, config: Config) -> Result<()> {
+    let shown = match command {
+        Command::Run => return run(config),
+        Command::Datapath(DatapathCommand::Detach) => return detach(&config),
+        Command::Cache(CacheCommand::Ls(Look { json })) => show::cache(&config.cache.folder, json)?,
+        Command::Access(AccessCommand::List(Look { json })) => {
+            show::access(&PinnedMaps::new(&config.datapath).access()?, json)
         }
-        Command::Access(command) => access(command),
-        Command::Datapath(DatapathCommand::Status(Look { config, json })) => {
-            show::datapath(&status(&Config::read(&config)?.admin.socket)?, json)
+        Command::Access(AccessCommand::Denied(Look { json })) => {
+            show::denied(&PinnedMaps::new(&config.datapath).denied()?, json)
         }
-        Command::Datapath(DatapathCommand::Detach { config }) => detach(&Config::read(&config)?),
+        Command::Access(AccessCommand::Allow { subject, interface }) => {
+            access(&config, Verb::Allow, subject, interface)?
+        }
+        Command::Access(AccessCommand::Deny(About { subject })) => {
+            access(&config, Verb::Deny, subject, None)?
+        }
+        Command::Access(AccessCommand::Forget(About { subject })) => {
+            access(&config, Verb::Forget, subject, None)?
+        }
+        Command::Datapath(DatapathCommand::Status(Look { json })) => {
+            show::datapath(&block_on(socket::request_status(&config.admin.socket))??, json)?
+        }
+    };
+    // Whoever reads need not read to the end.
+    match std::io::stdout().write_all(shown.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -80,25 +105,15 @@ fn run(config: Config) -> Result<()> {
     ended
 }
 
-fn access(command: AccessCommand) -> Result<()> {
-    let (verb, subject, interface, config) = match command {
-        AccessCommand::Allow { subject, interface, config } => (Verb::Allow, subject, interface, config),
-        AccessCommand::Deny(About { subject, config }) => (Verb::Deny, subject, None, config),
-        AccessCommand::Forget(About { subject, config }) => (Verb::Forget, subject, None, config),
-        AccessCommand::List(Look { config, json }) => {
-            return show::access(&PinnedMaps::new(&Config::read(&config)?.datapath).access()?, json);
-        }
-        AccessCommand::Denied(Look { config, json }) => {
-            return show::denied(&PinnedMaps::new(&Config::read(&config)?.datapath).denied()?, json);
-        }
-    };
-    let config = Config::read(&config)?;
+fn access(config: &Config, verb: Verb, subject: Subject, interface: Option<String>) -> Result<String> {
     let request = AccessRequest { verb, subject, interface };
-    block_on(socket::request_access(&config.admin.socket, &request))?
-}
-
-fn status(socket: &Path) -> Result<datapath::Status> {
-    block_on(socket::request_status(socket))?
+    let about = block_on(socket::request_access(&config.admin.socket, &request))??;
+    let done = match verb {
+        Verb::Allow => "allowed",
+        Verb::Deny => "denied",
+        Verb::Forget => "forgotten",
+    };
+    Ok(format!("{done} {about}\n"))
 }
 
 fn detach(config: &Config) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering},
@@ -14,7 +15,7 @@ use hyper::{Request, Response, body::Incoming};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixStream},
     runtime::Handle,
     sync::{mpsc, watch},
     task::JoinSet,
@@ -65,24 +66,25 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>, serving: &Hand
     let mut node = Node::start(config.clone(), serving).await?;
     let handover = node.sockets.handover(&Handle::current())?;
     let mut look = tokio::time::interval(LOOK);
+    let mut trouble = None;
     let handed_over = loop {
         tokio::select! {
             changed = node.control.changed() => {
                 changed?;
-                if let Err(error) = node.control.follow().await {
-                    tracing::error!(error = format!("{error:#}"), "not everything follows the interfaces");
-                }
+                node.follow(&mut trouble).await;
             }
-            _ = look.tick() => node.control.regain_heads(),
+            _ = look.tick() => {
+                if trouble.is_some() {
+                    node.follow(&mut trouble).await;
+                }
+                node.control.regain_heads();
+            }
             Some(command) = node.commands.recv() => node.control.obey(command).await,
             Some(ended) = node.doors.join_next() => ended.context("a part of the node panicked")?,
-            asked = handover.accept() => match Taker::greet(asked?.0).await {
-                Ok(taker) => {
-                    if node.hand_over(taker).await? {
-                        break true;
-                    }
-                }
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "nothing is handed over"),
+            asked = handover.accept() => match node.asked_to_hand_over(asked).await {
+                Ok(true) => break true,
+                Ok(false) => {}
+                Err(error) => tracing::error!(error = format!("{error:#}"), "nothing is handed over"),
             },
             _ = stop.wait_for(|stop| *stop) => break false,
         }
@@ -151,8 +153,9 @@ impl Node {
             drained,
             doors: JoinSet::new(),
         };
+        inherited.serving()?;
         node.open_doors()?;
-        inherited.serving();
+        node.control.datapath().retire_other_layouts()?;
         Ok(node)
     }
 
@@ -189,8 +192,40 @@ impl Node {
         Ok(())
     }
 
+    /// Follows the interfaces; what was in the way is said once, and tried again.
+    async fn follow(&mut self, trouble: &mut Option<String>) {
+        let now = self.control.follow().await.err().map(|error| format!("{error:#}"));
+        if now != *trouble
+            && let Some(error) = &now
+        {
+            tracing::error!(error, "not everything follows the interfaces");
+        }
+        *trouble = now;
+    }
+
+    /// Someone has connected to the socket for handing over; true once another daemon serves.
+    async fn asked_to_hand_over(
+        &mut self,
+        asked: io::Result<(UnixStream, tokio::net::unix::SocketAddr)>,
+    ) -> Result<bool> {
+        let (stream, _) = match asked {
+            Ok(asked) => asked,
+            Err(error) => {
+                tokio::time::sleep(LOOK).await;
+                return Err(error.into());
+            }
+        };
+        match Taker::greet(stream).await? {
+            Some(taker) => self.hand_over(taker).await,
+            None => Ok(false),
+        }
+    }
+
     /// Gives everything to another daemon; true once that one serves.
     async fn hand_over(&mut self, taker: Taker) -> Result<bool> {
+        while let Ok(command) = self.commands.try_recv() {
+            self.control.obey(command).await;
+        }
         // What connects from here on waits in the sockets, which both have.
         self.doors.abort_all();
         while self.doors.join_next().await.is_some() {}
@@ -199,46 +234,59 @@ impl Node {
         let mut given = self.sockets.names();
         given.push((PINS_LOCK.to_owned(), self.control.datapath().lock().as_fd()));
         given.push((CACHE_LOCK.to_owned(), cache.lock().as_fd()));
-        match taker.give(&given).await {
+        let given = {
+            let mut give = std::pin::pin!(taker.give(&given));
+            let mut relook = tokio::time::interval(RELOOK);
+            loop {
+                tokio::select! {
+                    given = &mut give => break given,
+                    _ = relook.tick() => self.control.publish_kernel_table(),
+                }
+            }
+        };
+        match given {
             Ok(true) => return Ok(true),
             Ok(false) => tracing::error!("the daemon that wanted to take over has failed; going on"),
             Err(error) => tracing::error!(error = format!("{error:#}"), "cannot hand over; going on"),
         }
         self.door.proxy.cache.set_handed_over(false);
-        self.control.reassert().await?;
-        self.control.set_listeners(&self.sockets.hidden)?;
+        if let Err(error) = self.control.reassert(&self.sockets.hidden).await {
+            tracing::error!(error = format!("{error:#}"), "not everything is as it was");
+        }
         self.open_doors()?;
         Ok(false)
     }
 
     /// Finishes what was begun. The datapath stays: until the next daemon comes, pods are refused rather than lost.
     async fn end(self, handed_over: bool, mut stop: watch::Receiver<bool>) {
-        let Self { control, sockets, door, admin, life, mut drained, mut doors, .. } = self;
+        let Self { control, sockets, door, admin, commands, life, mut drained, mut doors, .. } = self;
         admin.ready.store(false, Ordering::Release);
         doors.abort_all();
-        drop((door, admin, doors));
-        if handed_over {
-            tracing::info!("handed over: finishing what was begun");
-            life.send_replace(Life::Draining);
-            let drain = tokio::time::sleep(DRAIN);
-            let mut drain = std::pin::pin!(drain);
-            let mut relook = tokio::time::interval(RELOOK);
-            loop {
-                tokio::select! {
-                    // The successor writes the maps now.
-                    _ = relook.tick() => control.publish_kernel_table(),
-                    _ = drained.recv() => return,
-                    () = &mut drain => break,
-                    _ = stop.wait_for(|stop| *stop) => break,
-                }
-            }
-        } else {
+        drop((door, admin, doors, commands));
+        if !handed_over {
             tracing::info!("stopping: no new connections, finishing answers under way");
             sockets.unlink();
+            life.send_replace(Life::Ending);
+            let _ = tokio::time::timeout(DRAIN, drained.recv()).await;
+            return;
         }
+        tracing::info!("handed over: finishing what was begun");
         drop(sockets);
-        life.send_replace(Life::Ending);
-        let _ = tokio::time::timeout(DRAIN, drained.recv()).await;
+        life.send_replace(Life::Draining);
+        let mut drain = std::pin::pin!(tokio::time::sleep(DRAIN));
+        let mut relook = tokio::time::interval(RELOOK);
+        loop {
+            tokio::select! {
+                // The successor writes the maps now.
+                _ = relook.tick() => control.publish_kernel_table(),
+                _ = drained.recv() => return,
+                // Idle clients have had their time; transfers under way may take theirs.
+                () = &mut drain, if !drain.is_elapsed() => {
+                    life.send_replace(Life::Ending);
+                }
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
     }
 }
 

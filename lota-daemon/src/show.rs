@@ -1,6 +1,10 @@
 //! What commands print: a table for people, JSON for scripts.
 
-use std::{path::Path, time::SystemTime};
+use std::{
+    fmt::{Display, Write as _},
+    path::Path,
+    time::SystemTime,
+};
 
 use anyhow::Result;
 use lota_daemon::{
@@ -11,13 +15,14 @@ use lota_daemon::{
 use nix::net::if_::if_indextoname;
 use serde_json::json;
 
-pub(crate) fn cache(folder: &Path, json: bool) -> Result<()> {
+pub(crate) fn cache(folder: &Path, json: bool) -> Result<String> {
+    let mut shown = String::new();
     for object in cache::list(folder)? {
         let meta = object.meta;
         let age = SystemTime::now().duration_since(object.stored).unwrap_or_default().as_secs();
         let name = meta.version.name;
         if json {
-            let line = json!({
+            let row = json!({
                 "bucket": name.bucket.as_str(),
                 "key": name.key.as_str(),
                 "version_id": name.version_id,
@@ -26,76 +31,99 @@ pub(crate) fn cache(folder: &Path, json: bool) -> Result<()> {
                 "age_seconds": age,
                 "file": object.data,
             });
-            println!("{line}");
+            line(&mut shown, row);
         } else {
-            println!("{:>14}  {age:>8}s  {}  {name}", meta.size, meta.version.validator.etag);
+            line(
+                &mut shown,
+                format_args!("{:>14}  {age:>8}s  {}  {name}", meta.size, meta.version.validator.etag),
+            );
         }
     }
-    Ok(())
+    Ok(shown)
 }
 
-pub(crate) fn access(table: &Table, json: bool) -> Result<()> {
+pub(crate) fn access(table: &Table, json: bool) -> String {
+    let mut shown = String::new();
     let addresses = table.addresses.iter().map(|(address, entry)| (address.to_string(), entry));
     let prefixes = table.prefixes.iter().map(|(prefix, entry)| (prefix.to_string(), entry));
     if !json {
-        println!("{:<40} {:<6} {:<16} SOURCE", "ADDRESS", "ACCESS", "INTERFACE");
+        line(&mut shown, format_args!("{:<40} {:<6} {:<16} SOURCE", "ADDRESS", "ACCESS", "INTERFACE"));
     }
     for (subject, Entry { allow, ifindex, source }) in addresses.chain(prefixes) {
         let interface = (*ifindex != 0).then(|| name(*ifindex));
         if json {
-            let line = json!({
+            let row = json!({
                 "subject": subject, "allow": allow, "interface": interface, "ifindex": ifindex,
                 "source": source.label(),
             });
-            println!("{line}");
+            line(&mut shown, row);
         } else {
             let access = if *allow { "allow" } else { "deny" };
-            println!(
-                "{subject:<40} {access:<6} {:<16} {}",
-                interface.as_deref().unwrap_or("any"),
-                source.label()
+            line(
+                &mut shown,
+                format_args!(
+                    "{subject:<40} {access:<6} {:<16} {}",
+                    interface.as_deref().unwrap_or("any"),
+                    source.label()
+                ),
             );
         }
     }
     if !json {
-        println!(
-            "{:<40} {:<6} {:<16} config",
-            "(all others)",
-            if table.default_allow { "allow" } else { "deny" },
-            "any"
+        line(
+            &mut shown,
+            format_args!(
+                "{:<40} {:<6} {:<16} config",
+                "(all others)",
+                if table.default_allow { "allow" } else { "deny" },
+                "any"
+            ),
         );
     }
-    Ok(())
+    shown
 }
 
-pub(crate) fn denied(denied: &[Denied], json: bool) -> Result<()> {
+pub(crate) fn denied(denied: &[Denied], json: bool) -> String {
+    let mut shown = String::new();
     if !json {
-        println!("{:<40} {:>10} {:>14}  INTERFACE", "ADDRESS", "PACKETS", "LAST");
+        line(
+            &mut shown,
+            format_args!("{:<40} {:>10} {:>14}  {:<8} INTERFACE", "ADDRESS", "PACKETS", "LAST", "VERDICT"),
+        );
     }
     for Denied { address, count, last, ifindex, verdict } in denied {
         let ago = SystemTime::now().duration_since(*last).unwrap_or_default().as_secs_f64();
         let verdict = verdict.map(lota_common::Verdict::label);
         if json {
-            let line = json!({
+            let row = json!({
                 "address": address, "packets": count, "seconds_ago": ago, "interface": name(*ifindex),
                 "ifindex": ifindex, "verdict": verdict,
             });
-            println!("{line}");
+            line(&mut shown, row);
         } else {
             let ago = format!("{ago:.1} s ago");
-            println!("{:<40} {count:>10} {ago:>14}  {}", address.to_string(), name(*ifindex));
+            line(
+                &mut shown,
+                format_args!(
+                    "{:<40} {count:>10} {ago:>14}  {:<8} {}",
+                    address.to_string(),
+                    verdict.unwrap_or("?"),
+                    name(*ifindex)
+                ),
+            );
         }
     }
-    Ok(())
+    shown
 }
 
-pub(crate) fn datapath(status: &Status, json: bool) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string(status)?);
-    } else {
-        print!("{status}");
-    }
-    Ok(())
+pub(crate) fn datapath(status: &Status, json: bool) -> Result<String> {
+    Ok(if json { format!("{}\n", serde_json::to_string(status)?) } else { status.to_string() })
+}
+
+/// Adds a line.
+fn line(shown: &mut String, line: impl Display) {
+    // Writing to memory does not fail.
+    let _ = writeln!(shown, "{line}");
 }
 
 fn name(ifindex: u32) -> String {

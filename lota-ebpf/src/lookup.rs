@@ -13,6 +13,7 @@ use lota_ebpf::{
 use crate::{
     access,
     maps::{self, Known},
+    steer::LOOPBACK,
 };
 
 const AF_INET: u32 = 2;
@@ -73,7 +74,7 @@ fn judge<A: Known>(ctx: &SkLookupContext, settings: &Settings, packet: &Packet<A
         // What a TC program has refused is refused here, too, and counted there.
         Pod::Steer | Pod::Settled(Verdict::VipOther) => Some(Verdict::Backstop),
         // It would not be looked up here if it were not for this node.
-        Pod::Protect if by_lookup => Some(Verdict::Protected),
+        Pod::Protect if by_lookup && ifindex != LOOPBACK => Some(Verdict::Protected),
         _ => None,
     }
 }

@@ -22,7 +22,7 @@ use crate::{
 /// `BPF_F_CURRENT_NETNS`: look for sockets where the interface lives.
 const CURRENT_NETNS: u64 = u64::MAX;
 /// `lo`, in every network namespace (`LOOPBACK_IFINDEX`, `include/net/flow.h`).
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 /// Socket states (`include/net/tcp_states.h`).
 const TIME_WAIT: u32 = 6;
 const LISTEN: u32 = 10;

@@ -86,7 +86,12 @@ fn main() -> ExitCode {
             let tour = lab.as_mut().ok_or("there is no lab")?;
             // Tests before may have ended a node and failed.
             tour.revive()?;
-            test(tour).map_err(|error| Failed::from(format!("{error:#}")))
+            let tested = test(tour);
+            if tested.is_err() {
+                // Whatever it left half-changed is not the next one's.
+                *lab = None;
+            }
+            tested.map_err(|error| Failed::from(format!("{error:#}")))
         }));
     }
     let ended = lab.clone();

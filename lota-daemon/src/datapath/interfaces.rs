@@ -1,6 +1,6 @@
 //! Where packets from pods come in, and what to do there. Pure: what there is goes in, a plan comes out.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use crate::config;
 
@@ -101,6 +101,10 @@ impl Interfaces {
                 }
                 (None, _) => *index,
             };
+            if config.uplink.as_deref().is_some_and(|uplink| self.name(target) == Some(uplink)) {
+                plan.skipped.insert(*index, "a port of the uplink, which is not a pod's".to_owned());
+                continue;
+            }
             let kind = self.0.get(&target).map_or("", |interface| &interface.kind);
             match steering(config.mode, kind) {
                 Ok(steering) => {
@@ -134,15 +138,6 @@ fn matches(patterns: &[String], name: &str) -> bool {
         Some(prefix) => name.starts_with(prefix),
         None => name == pattern,
     })
-}
-
-impl fmt::Display for Steering {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tc => "tc",
-            Self::Lookup => "sk_lookup",
-        })
-    }
 }
 
 #[cfg(test)]

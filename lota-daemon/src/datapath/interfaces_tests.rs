@@ -56,6 +56,17 @@ fn lo_only_for_host_networked_clients_and_the_uplink_never() {
 }
 
 #[test]
+fn a_bridge_that_is_the_uplink_is_not_a_pods() {
+    let config = config::Datapath {
+        pod_interfaces: vec!["veth2".to_owned()],
+        uplink: Some("cni0".to_owned()),
+        ..config::Datapath::default()
+    };
+    let plan = node().plan(&config, false);
+    assert!(plan.steered.is_empty() && plan.skipped[&5].contains("uplink"));
+}
+
+#[test]
 fn a_port_is_seen_as_its_bridge() {
     let node = node();
     let seen = |name| node.seen_as(name);

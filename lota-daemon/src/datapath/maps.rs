@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::{IpAddr, TcpListener},
     path::Path,
     time::{Duration, SystemTime},
@@ -193,8 +192,7 @@ impl Entries {
         Ok(table)
     }
 
-    /// Every removal comes before any addition, so that at no moment anyone has access who has none before and
-    /// none after.
+    /// In each map, removals come before additions: an address that moves is not in two places.
     fn write(&mut self, table: &Table) -> Result<()> {
         let (access4, access6) = by_family(&table.addresses, to_kernel);
         let (mut rules4, mut rules6) = (Vec::new(), Vec::new());
@@ -211,11 +209,12 @@ impl Entries {
                 }
             }
         }
-        // Denials first: a rule that goes may have been one.
-        make_equal(&mut self.access4, &access4)?;
-        make_equal(&mut self.access6, &access6)?;
-        make_rules_equal(&mut self.rules4, &rules4)?;
-        make_rules_equal(&mut self.rules6, &rules6)
+        // A map that is full must not keep the others from what they should hold.
+        let access4 = make_equal(&mut self.access4, &access4);
+        let access6 = make_equal(&mut self.access6, &access6);
+        let rules4 = make_rules_equal(&mut self.rules4, &rules4);
+        let rules6 = make_rules_equal(&mut self.rules6, &rules6);
+        access4.and(access6).and(rules4).and(rules6)
     }
 }
 
@@ -299,18 +298,13 @@ impl Pinned<'_> {
         let path = self.0.join(name);
         let data =
             MapData::from_pin(&path).with_context(|| format!("opening {}: is LOTA here?", path.display()))?;
-        let data = Map::from_map_data(data)?;
-        Ok(data)
+        Ok(Map::from_map_data(data)?)
     }
 
     pub(super) fn access(&self) -> Result<Table> {
         let entries = Entries::from_maps(&mut |name| self.open(name))?;
         let settings: Array<_, Settings> = self.open(map::SETTINGS)?.try_into()?;
         Ok(Table { default_allow: settings.get(&0, 0)?.default_allow == 1, ..entries.read()? })
-    }
-
-    pub(super) fn verdicts(&self) -> Result<VerdictCounts> {
-        Ok(read_verdicts(&self.open(map::VERDICTS)?.try_into()?))
     }
 
     /// Most recent first.
@@ -337,10 +331,4 @@ impl Pinned<'_> {
 fn started() -> Result<SystemTime> {
     let uptime = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
     SystemTime::now().checked_sub(uptime.into()).context("the clock is not set")
-}
-
-impl fmt::Display for Denied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.address)
-    }
 }

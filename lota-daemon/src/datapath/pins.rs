@@ -143,6 +143,11 @@ fn layouts(root: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(layouts)
 }
 
+/// Is no daemon using the pins of any layout?
+pub(super) fn check_unused(root: &Path) -> Result<()> {
+    layouts(root)?.iter().try_for_each(|layout| lock(layout, None).map(drop))
+}
+
 /// Removes the pins of every layout, and nothing else that may be in the folder.
 pub(super) fn remove_all(root: &Path) -> io::Result<()> {
     layouts(root)?.iter().try_for_each(fs::remove_dir_all)?;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use anyhow::Result;
 use lota_common::Verdict;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,8 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The uplink's guard.
     pub guard: Option<GuardStatus>,
+    /// Why there is none, though one is configured.
+    pub guard_problem: Option<String>,
     /// Addresses with an entry of their own.
     pub addresses: usize,
     /// Prefixes with a rule.
@@ -65,8 +68,10 @@ pub struct VerdictStatus {
 
 impl Datapath {
     /// The state of everything.
-    #[must_use]
-    pub fn status(&self, interfaces: &Interfaces) -> Status {
+    ///
+    /// # Errors
+    /// If the access maps cannot be read.
+    pub fn status(&self, interfaces: &Interfaces) -> Result<Status> {
         let name = |index: u32| interfaces.name(index).unwrap_or("(gone)").to_owned();
         let steered = self.steered.iter().map(|(index, attached)| InterfaceStatus {
             name: name(*index),
@@ -84,32 +89,36 @@ impl Datapath {
         });
         let mut all: Vec<_> = steered.chain(unsteered).collect();
         all.sort_by_key(|interface| interface.index);
-        let table = self.access().unwrap_or_default();
+        let table = self.access()?;
         let counts = self.verdicts();
         let verdicts = Verdict::ALL.iter().map(|verdict| {
             let count = counts[*verdict as usize];
             let verdict = verdict.label().to_owned();
             VerdictStatus { verdict, packets: count.packets, bytes: count.bytes }
         });
-        Status {
+        Ok(Status {
             pins: self.pins().display().to_string(),
             layout: lota_common::LAYOUT,
             interfaces: all,
+            guard_problem: self.guard_problem.clone(),
             guard: self.guard.map(|(index, mode)| GuardStatus { interface: name(index), mode }),
             addresses: table.addresses.len(),
             prefixes: table.prefixes.len(),
             default_allow: table.default_allow,
             verdicts: verdicts.collect(),
-        }
+        })
     }
 }
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "pins     {} (layout {})", self.pins, self.layout)?;
-        match &self.guard {
-            Some(guard) => writeln!(f, "guard    {} at {}", guard.mode, guard.interface)?,
-            None => writeln!(f, "guard    none: the peer port is kept by the cluster's secret alone")?,
+        match (&self.guard, &self.guard_problem) {
+            (Some(guard), _) => writeln!(f, "guard    {} at {}", guard.mode, guard.interface)?,
+            (None, Some(problem)) => writeln!(f, "guard    NONE: {problem}")?,
+            (None, None) => {
+                writeln!(f, "guard    none: the peer port is kept by the cluster's secret alone")?
+            }
         }
         let others = if self.default_allow { "allowed" } else { "denied" };
         writeln!(f, "access   {} addresses, {} prefixes, others {others}", self.addresses, self.prefixes)?;

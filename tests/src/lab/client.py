@@ -132,13 +132,14 @@ def busy(_, ask):
     import threading
 
     failures, reads = [], []
+    expected = hashlib.sha256(content(ask)).hexdigest()
 
     def work(number):
         client = make_client(ask)
         while not os.path.exists(ask["until"]):
             one = {**ask, "key": f"{ask['key']}-{number % ask['count']}"}
             try:
-                reads.append(get(client, one)["size"] == ask["size"])
+                reads.append(get(client, one)["sha256"] == expected)
             except Exception as error:
                 failures.append(f"{time.time():.3f} {type(error).__name__}: {error}")
 

@@ -174,7 +174,8 @@ impl Client {
     /// # Errors
     /// If the client cannot be run.
     pub fn busy(&self, from: &Namespace, key: &str, threads: u32, until: &Path) -> Result<(u64, String)> {
-        let more = json!({"count": 10, "size": 1000, "threads": threads, "attempts": 1, "until": until});
+        let more =
+            json!({"count": 10, "seed": 7, "size": 1000, "threads": threads, "attempts": 1, "until": until});
         let got = self.ask(from, "busy", key, Style::Path, more)?;
         Ok((got.size, got.code))
     }

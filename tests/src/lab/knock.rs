@@ -10,8 +10,8 @@ use anyhow::{Result, bail};
 
 use super::Namespace;
 
-/// How soon a refusal must come.
-pub const AT_ONCE: Duration = Duration::from_millis(50);
+/// How soon a refusal must come; long before a SYN would be sent again.
+pub const AT_ONCE: Duration = Duration::from_millis(200);
 /// How long a packet that is dropped is waited for.
 pub const LONG_ENOUGH: Duration = Duration::from_millis(400);
 

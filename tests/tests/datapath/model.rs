@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lota_common::map;
+use lota_common::{Source, map};
 use lota_tests::{
     lab::{Mode, Node},
     tour::{Tour, wait_until},
@@ -193,7 +193,8 @@ fn held(node: &Node, indices: &BTreeMap<u64, &'static str>) -> Result<BTreeMap<S
                 continue;
             }
             let value = |field: &str| entry["value"][field].as_u64().with_context(|| entry.to_string());
-            let source = if value("source")? == 3 { "command" } else { "config" };
+            let source =
+                if value("source")? == u64::from(Source::Command as u32) { "command" } else { "config" };
             let interface = match value("ifindex")? {
                 0 => None,
                 index => Some(indices.get(&index).copied().unwrap_or("(gone)")),

@@ -6,9 +6,10 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,38 +26,48 @@ use super::{lota, tool};
 
 /// What the cluster's DNS says of names that are not the zone's.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+/// How often its threads look whether they are still wanted.
+const TICK: Duration = Duration::from_millis(50);
 
 /// A cluster's DNS: the zone's names are the gateway's address there, for whoever has no LOTA, and all others one
 /// that nobody has.
 struct Cluster {
     /// Queries for the zone that reached it.
     asked: Arc<AtomicU32>,
+    stop: Arc<AtomicBool>,
+    serving: Vec<thread::JoinHandle<()>>,
 }
 
 impl Cluster {
     fn start(place: &Namespace) -> Result<Self> {
-        let asked = Arc::new(AtomicU32::new(0));
         let address = SocketAddr::from((GATEWAY, 53));
         let (udp, tcp) = place
             .run(move || -> Result<_> { Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?)) })??;
-        let counted = asked.clone();
-        // These end with the test's process.
-        thread::spawn(move || {
+        udp.set_read_timeout(Some(TICK))?;
+        tcp.set_nonblocking(true)?;
+        let (asked, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counted, stopped) = (asked.clone(), stop.clone());
+        let by_udp = thread::spawn(move || {
             let mut query = [0; 4096];
-            while let Ok((length, client)) = udp.recv_from(&mut query) {
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok((length, client)) = udp.recv_from(&mut query) else { continue };
                 if let Ok(answer) = answer(&query[..length], &counted) {
                     let _ = udp.send_to(&answer, client);
                 }
             }
         });
-        let counted = asked.clone();
-        thread::spawn(move || {
-            for stream in tcp.incoming().flatten() {
-                let counted = counted.clone();
-                thread::spawn(move || serve(stream, &counted));
+        let (counted, stopped) = (asked.clone(), stop.clone());
+        let by_tcp = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                match tcp.accept() {
+                    Ok((stream, _)) => {
+                        let _ = serve(stream, &counted);
+                    }
+                    Err(_) => thread::sleep(TICK),
+                }
             }
         });
-        Ok(Self { asked })
+        Ok(Self { asked, stop, serving: vec![by_udp, by_tcp] })
     }
 
     fn asked(&self) -> u32 {
@@ -64,7 +75,18 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.serving.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
 fn serve(mut stream: std::net::TcpStream, asked: &AtomicU32) -> Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(TICK))?;
     let mut length = [0; 2];
     while stream.read_exact(&mut length).is_ok() {
         let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
@@ -95,18 +117,13 @@ fn answer(query: &[u8], asked: &AtomicU32) -> Result<Vec<u8>> {
     Ok(answer.to_vec()?)
 }
 
-/// One cluster DNS for all tests of this file.
-fn cluster(tour: &Tour) -> Result<&'static Cluster> {
-    static CLUSTER: std::sync::OnceLock<Cluster> = std::sync::OnceLock::new();
-    if let Some(cluster) = CLUSTER.get() {
-        return Ok(cluster);
-    }
+/// The cluster's DNS at the gateway's address, which pods reach and are reached from.
+fn cluster(tour: &Tour) -> Result<Cluster> {
     let switch = tour.lab.switch();
     for node in 1..=NODES {
         switch.ip(&format!("route replace 10.77.{}.0/24 via {}", 10 + node, node_address(node)))?;
     }
-    let cluster = Cluster::start(&switch)?;
-    Ok(CLUSTER.get_or_init(|| cluster))
+    Cluster::start(&switch)
 }
 
 /// The addresses that glibc finds.
@@ -179,7 +196,7 @@ pub(crate) fn resolvers(tour: &mut Tour) -> Result<()> {
 
 /// Over TCP, without access, where LOTA is not, and where it is told not to.
 pub(crate) fn cluster_answers(tour: &mut Tour) -> Result<()> {
-    cluster(tour)?;
+    let _cluster = cluster(tour)?;
     let gateway = GATEWAY.to_string();
     let (pod, denied) = (tour.pod(1, 1), tour.lab.pod(DENIED));
     pod.set_resolver(GATEWAY, "use-vc")?;

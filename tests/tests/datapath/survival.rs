@@ -14,7 +14,7 @@ use aya::{
 };
 use lota_common::{MAX_ZONE, Settings, map, program};
 use lota_tests::{
-    lab::{AT_ONCE, DENIED, Namespace, Reached, VIP, knock},
+    lab::{AT_ONCE, DENIED, Namespace, Reached, VIP, knock, run},
     tour::{Tour, wait_until},
 };
 use nix::sys::signal::Signal;
@@ -34,6 +34,11 @@ pub(crate) fn sysctls(tour: &mut Tour) -> Result<()> {
     let at = |what: &str| -> Result<()> {
         let pod = tour.pod(3, 1);
         let slowest = reconnect(&pod).with_context(|| format!("with {what}"))?;
+        let waiting = run(node.command("ss").args(["-Htan", "state", "time-wait", "sport = :80"]))?;
+        ensure!(
+            waiting.contains(":45678"),
+            "with {what}, nothing is in TIME_WAIT: this tests nothing\n{waiting}"
+        );
         ensure!(slowest < AT_ONCE, "with {what}, a reconnect took {slowest:?}");
         let (reached, after) = knock(&tour.lab.pod(DENIED), VIP, 80)?;
         ensure!(
