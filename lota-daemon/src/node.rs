@@ -398,7 +398,7 @@ impl Door {
 /// Waits until a pod has lost the access it had when it was bound to `then`.
 async fn access_lost(mut access: watch::Receiver<Arc<Table>>, pod: IpAddr, then: u32) {
     if access.wait_for(|table| !table.keeps(pod, then)).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

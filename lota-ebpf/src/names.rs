@@ -143,7 +143,7 @@ pub fn records(query: &Query, settings: &Settings) -> Records {
         }
         Kind::Aaaa | Kind::Other => {
             // The zone's SOA says for how long there is no data (RFC 2308). Names in it are the zone's own.
-            let [z1, z0] = (0xc000 | query.zone as u16).to_be_bytes();
+            let [z1, z0] = (0xc000 | u16::try_from(query.zone).unwrap_or(0)).to_be_bytes();
             let words = [
                 word([z1, z0, 0, 6, 0, 1, t0, t1]),
                 word([t2, t3, 0, 24, z1, z0, z1, z0]),
@@ -197,7 +197,7 @@ fn eight_match<const N: usize>(bytes: &impl Bytes, end: usize, settings: &Settin
     wanted.copy_from_slice(&settings.zone[MAX_ZONE - 8 * (N + 1)..MAX_ZONE - 8 * N]);
     let differs = lower_case(u64::from_le_bytes(found)) ^ u64::from_le_bytes(wanted);
     // Of the last eight, only the end may be the zone's.
-    let ignored = if left < 8 { 64 - 8 * left as u32 } else { 0 };
+    let ignored = if left < 8 { 64 - 8 * left } else { 0 };
     differs >> ignored == 0
 }
 

@@ -15,7 +15,7 @@ fn settings(zone: &[u8], vip6: [u8; 16]) -> Settings {
         peer_port: [0; 2],
         admin_port: [0; 2],
         zone: [0; MAX_ZONE],
-        zone_length: zone.len() as u8,
+        zone_length: u8::try_from(zone.len()).unwrap(),
         answer_names: 1,
         default_allow: 0,
         lookups: 0,
@@ -26,7 +26,10 @@ fn settings(zone: &[u8], vip6: [u8; 16]) -> Settings {
 
 fn name(text: &str) -> Vec<u8> {
     let labels = text.split('.').filter(|label| !label.is_empty());
-    labels.flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).chain([0]).collect()
+    labels
+        .flat_map(|label| [&[u8::try_from(label.len()).unwrap()], label.as_bytes()].concat())
+        .chain([0])
+        .collect()
 }
 
 /// A query as resolvers send it, with 54 bytes of other headers before it.

@@ -1,7 +1,7 @@
 //! Packets in, verdicts out: the very programs the daemon embeds, run by the kernel (`BPF_PROG_TEST_RUN`).
 //!
 //! What they decide is read from the verdict counters. A steered packet counts as `no_listener` here: the
-//! kernel lets no socket be assigned outside of TC ingress, so steering itself is the `e2e` suite's to test.
+//! kernel lets no socket be assigned outside of TC ingress; the tests of steering make connections instead.
 
 use std::{
     fs::File,
@@ -41,6 +41,8 @@ mod steering;
 const NAMESPACE: &str = "lota-packet";
 
 type Test = fn(&mut Kernel) -> Result<()>;
+/// One that loads the programs itself.
+type OwnTest = fn() -> Result<()>;
 
 const MORE: [(&str, Test); 7] = [
     ("pod: every packet, cut at every length, as the model says", truncated),
@@ -82,18 +84,16 @@ fn main() {
     }
     for (name, test) in MORE {
         let kernel = kernel.clone();
-        trials.push(Trial::test(name, move || test(&mut lock(&kernel)).map_err(told)));
+        trials.push(Trial::test(name, move || told(test(&mut lock(&kernel)))));
     }
-    trials.push(Trial::test("budget: instructions", move || {
-        budget::instructions(&lock(&kernel)).map_err(told)
-    }));
-    let steering: [(&str, fn() -> Result<()>); 3] = [
+    trials.push(Trial::test("budget: instructions", move || told(budget::instructions(&lock(&kernel)))));
+    let steering: [(&str, OwnTest); 3] = [
         ("steering: one connection, by TC", steering::by_tc),
         ("steering: one connection, by clsact", steering::by_clsact),
         ("steering: one connection, at socket lookup", steering::by_lookup),
     ];
     for (name, test) in steering {
-        trials.push(Trial::test(name, move || test().map_err(told)));
+        trials.push(Trial::test(name, move || told(test())));
     }
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -115,8 +115,8 @@ fn enter(namespace: &Namespace) -> Result<u32> {
     if_nametoindex("pod").context("the interface just made is gone")
 }
 
-fn told(error: anyhow::Error) -> Failed {
-    format!("{error:#}").into()
+fn told(result: Result<()>) -> Result<(), Failed> {
+    result.map_err(|error| format!("{error:#}").into())
 }
 
 fn lock(kernel: &Mutex<Kernel>) -> MutexGuard<'_, Kernel> {

@@ -171,20 +171,20 @@ impl Entries {
 
     fn read(&self) -> Result<Table> {
         let mut table = Table::default();
-        for entry in self.access4.iter() {
+        for entry in &self.access4 {
             let (key, access) = entry?;
             table.addresses.insert(key.address.into(), from_kernel(access));
         }
-        for entry in self.access6.iter() {
+        for entry in &self.access6 {
             let (key, access) = entry?;
             table.addresses.insert(key.address.into(), from_kernel(access));
         }
-        for entry in self.rules4.iter() {
+        for entry in &self.rules4 {
             let (key, access) = entry?;
             let prefix = Ipv4Net::new(key.data().address.into(), u8::try_from(key.prefix_len())?)?;
             table.prefixes.insert(prefix.into(), from_kernel(access));
         }
-        for entry in self.rules6.iter() {
+        for entry in &self.rules6 {
             let (key, access) = entry?;
             let prefix = Ipv6Net::new(key.data().address.into(), u8::try_from(key.prefix_len())?)?;
             table.prefixes.insert(prefix.into(), from_kernel(access));

@@ -1,7 +1,7 @@
 //! Which programs are on an interface, in which order. `aya` can tell, too, but needs CAP_SYS_ADMIN: it opens
 //! each program, where their numbers are enough here.
 
-use std::{io, os::fd::RawFd};
+use std::io;
 
 use nix::libc;
 
@@ -9,7 +9,7 @@ use nix::libc;
 const PROG_QUERY: libc::c_long = 16;
 const TCX_INGRESS: u32 = 46;
 /// More programs than this on one hook are more than anyone has seen.
-const MOST: usize = 64;
+const MOST: u32 = 64;
 
 /// The part of `union bpf_attr` that a query is.
 #[repr(C)]
@@ -33,19 +33,19 @@ struct Query {
 /// # Errors
 /// If the kernel has no tcx (before 6.6), or the interface is gone.
 pub(super) fn tcx_ingress(ifindex: u32) -> io::Result<Vec<u32>> {
-    let mut ids = [0u32; MOST];
+    let mut ids = [0u32; MOST as usize];
     let mut query = Query {
         target_ifindex: ifindex,
         attach_type: TCX_INGRESS,
         prog_ids: ids.as_mut_ptr() as u64,
-        count: MOST as u32,
+        count: MOST,
         ..Query::default()
     };
     // SAFETY: the kernel reads and writes `query`, which is as long as said, and at most `count` numbers at
     // `prog_ids`; both outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
-    if result as RawFd != 0 {
+    if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(ids[..(query.count as usize).min(MOST)].to_vec())
+    Ok(ids[..query.count.min(MOST) as usize].to_vec())
 }

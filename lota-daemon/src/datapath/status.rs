@@ -117,7 +117,7 @@ impl fmt::Display for Status {
             (Some(guard), _) => writeln!(f, "guard    {} at {}", guard.mode, guard.interface)?,
             (None, Some(problem)) => writeln!(f, "guard    NONE: {problem}")?,
             (None, None) => {
-                writeln!(f, "guard    none: the peer port is kept by the cluster's secret alone")?
+                writeln!(f, "guard    none: the peer port is kept by the cluster's secret alone")?;
             }
         }
         let others = if self.default_allow { "allowed" } else { "denied" };

@@ -125,7 +125,7 @@ pub(crate) fn stranger(tour: &mut Tour) -> Result<()> {
     let answer = stream.read(&mut [0; 100]).map_err(|error| error.kind());
     ensure!(matches!(answer, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)), "it answered: {answer:?}");
     let output = std::process::Command::new("setpriv")
-        .args(["--reuid=65534", "--clear-groups", "--", "python3", "-c"])
+        .args(["--reuid=65534", "--clear-groups", "--", "/usr/bin/python3", "-c"])
         .arg(format!("import socket; socket.socket(socket.AF_UNIX).connect('{}')", socket.display()))
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

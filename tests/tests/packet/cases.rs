@@ -29,6 +29,7 @@ pub(crate) const RULED6: Ipv6Addr = Ipv6Addr::new(0xfd10, 4, 0, 0, 0, 0, 0, 9);
 
 /// `cwlota.com`, as DNS writes it.
 const ZONE: &[u8; 12] = b"\x06cwlota\x03com\0";
+const ZONE_LENGTH: u8 = 12;
 
 pub(crate) fn settings() -> Settings {
     let mut zone = [0; MAX_ZONE];
@@ -41,7 +42,7 @@ pub(crate) fn settings() -> Settings {
         peer_port: PEER_PORT.to_be_bytes(),
         admin_port: ADMIN_PORT.to_be_bytes(),
         zone,
-        zone_length: ZONE.len() as u8,
+        zone_length: ZONE_LENGTH,
         answer_names: 1,
         default_allow: 0,
         lookups: 0,

@@ -85,16 +85,15 @@ fn answered(kernel: &mut Kernel, pod: IpAddr, asked: &Message) -> Result<Message
 
 /// RFC 1071.
 fn sum(parts: &[&[u8]]) -> u16 {
-    let mut sum: u32 = 0;
+    let mut sum: u16 = 0;
     for part in parts {
         for pair in part.chunks(2) {
-            sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+            let word = u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
+            let (next, carry) = sum.overflowing_add(word);
+            sum = next + u16::from(carry);
         }
     }
-    while sum > 0xffff {
-        sum = (sum >> 16) + (sum & 0xffff);
-    }
-    sum as u16
+    sum
 }
 
 /// Names of every length modulo four, in any case, with and without EDNS, from pods of both families.
