@@ -46,6 +46,8 @@ pub struct Cache {
     leaders: Mutex<HashMap<NameId, watch::Receiver<()>>>,
     /// Another daemon has the folder: what is in it is read, and nothing is changed.
     handed_over: AtomicBool,
+    /// What says that this process is the one that writes in the folder.
+    lock: Mutex<Option<File>>,
 }
 
 /// A version is in at most one of `lru` (complete), `filling` and `removing`.
@@ -109,7 +111,7 @@ impl Cache {
         min_free: u64,
         lock: Option<File>,
     ) -> io::Result<Self> {
-        let store = Store::open(folder, gateway, min_free, lock)?;
+        let (store, lock) = Store::open(folder, gateway, min_free, lock)?;
         let mut lru = ByteLru::new(capacity);
         let mut newest = HashMap::new();
         for found in store.recover()? {
@@ -122,7 +124,13 @@ impl Cache {
         let open = caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| io::Error::other(error.to_string()))?;
         let (filling, removing) = (HashMap::new(), HashSet::new());
         let index = Mutex::new(Index { lru, newest, filling, removing, open });
-        Ok(Self { store, index, leaders: Mutex::default(), handed_over: AtomicBool::new(false) })
+        Ok(Self {
+            store,
+            index,
+            leaders: Mutex::default(),
+            handed_over: AtomicBool::new(false),
+            lock: Mutex::new(Some(lock)),
+        })
     }
 
     /// The version of an object that the gateway named last, if it is here or on its way.
@@ -272,9 +280,17 @@ impl Cache {
     }
 
     /// What says that this process is the one that writes in the folder, to hand over.
-    #[must_use]
-    pub fn lock(&self) -> &File {
-        self.store.lock()
+    ///
+    /// # Errors
+    /// If there are no descriptors left, or it was let go of.
+    pub fn lock(&self) -> io::Result<File> {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        lock.as_ref().map_or(Err(io::ErrorKind::NotFound.into()), File::try_clone)
+    }
+
+    /// Lets go of the folder, for the daemon that has it now and those after it.
+    pub fn release_lock(&self) {
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// What the cache holds now.

@@ -127,6 +127,11 @@ impl Control {
         &self.datapath
     }
 
+    /// Lets go of the pins, for the daemon that has them now and those after it.
+    pub fn release_lock(&mut self) {
+        self.datapath.release_lock();
+    }
+
     /// Waits until an interface has come, gone, or changed.
     ///
     /// # Errors

@@ -161,22 +161,20 @@ impl Datapath {
         self.pins.keep_only_pod_links(by_tc.map(|(index, _)| *index));
         let mut reports = Vec::new();
         self.unsteered = plan.skipped.clone();
-        let known = self.maps.set_interfaces(&plan.steered).map_err(|error| format!("{error:#}"));
         for (index, steering) in &plan.steered {
             let name = interfaces.name(*index).unwrap_or_default().to_owned();
             if self.steered.contains_key(index) {
                 continue;
             }
-            let attached = match (steering, &known) {
-                (_, Err(error)) => Err(anyhow!("{error}")),
-                (Steering::Lookup, _) if !self.lookups => {
+            let attached = match steering {
+                Steering::Lookup if !self.lookups => {
                     Err(anyhow!("this kernel cannot steer at socket lookup (5.17 can)"))
                 }
-                (Steering::Lookup, _) => {
+                Steering::Lookup => {
                     attach::remove_clsact(&name);
                     Ok(Attached { mode: AttachMode::SkLookup, program: 0 })
                 }
-                (Steering::Tc, _) => self.attach(&name, *index),
+                Steering::Tc => self.attach(&name, *index),
             };
             match &attached {
                 Ok(attached) => {
@@ -187,6 +185,11 @@ impl Datapath {
                 }
             }
             reports.push((name, attached.map(|attached| attached.mode)));
+        }
+        // Those alone that have what they should: socket lookup steers nothing that TC does not look after.
+        let modes = self.steered.iter().map(|(index, attached)| (*index, attached.mode)).collect();
+        if let Err(error) = self.maps.set_interfaces(&modes) {
+            reports.push(("every interface".to_owned(), Err(error)));
         }
         reports
     }
@@ -290,8 +293,13 @@ impl Datapath {
 
     /// What says that this process is the one that writes there, to hand over.
     #[must_use]
-    pub fn lock(&self) -> &File {
+    pub fn lock(&self) -> Option<&File> {
         self.pins.lock()
+    }
+
+    /// Lets go of the pins, for the daemon that has them now and those after it.
+    pub fn release_lock(&mut self) {
+        self.pins.release_lock();
     }
 }
 

@@ -81,14 +81,16 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>, serving: &Hand
             }
             Some(command) = node.commands.recv() => node.control.obey(command).await,
             Some(ended) = node.doors.join_next() => ended.context("a part of the node panicked")?,
-            asked = handover.accept() => match node.asked_to_hand_over(asked).await {
-                Ok(true) => break true,
-                Ok(false) => {}
-                Err(error) => tracing::error!(error = format!("{error:#}"), "nothing is handed over"),
-            },
+            asked = handover.accept() => {
+                if node.asked_to_hand_over(asked).await? {
+                    break true;
+                }
+            }
             _ = stop.wait_for(|stop| *stop) => break false,
         }
     };
+    // Whoever asks next asks the next daemon.
+    drop(handover);
     node.end(handed_over, stop).await;
     Ok(())
 }
@@ -208,20 +210,28 @@ impl Node {
         &mut self,
         asked: io::Result<(UnixStream, tokio::net::unix::SocketAddr)>,
     ) -> Result<bool> {
-        let (stream, _) = match asked {
-            Ok(asked) => asked,
+        let greeted = match asked {
+            Ok((stream, _)) => Taker::greet(stream).await,
             Err(error) => {
+                // For want of descriptors, say: soon there may be some.
                 tokio::time::sleep(LOOK).await;
-                return Err(error.into());
+                Err(error.into())
             }
         };
-        match Taker::greet(stream).await? {
-            Some(taker) => self.hand_over(taker).await,
-            None => Ok(false),
+        match greeted {
+            Ok(Some(taker)) => self.hand_over(taker).await,
+            Ok(None) => Ok(false),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "nothing is handed over");
+                Ok(false)
+            }
         }
     }
 
-    /// Gives everything to another daemon; true once that one serves.
+    /// Gives everything to another daemon; true once that one serves. If it does not, this one goes on.
+    ///
+    /// # Errors
+    /// If it cannot.
     async fn hand_over(&mut self, taker: Taker) -> Result<bool> {
         while let Ok(command) = self.commands.try_recv() {
             self.control.obey(command).await;
@@ -231,9 +241,10 @@ impl Node {
         while self.doors.join_next().await.is_some() {}
         let cache = &self.door.proxy.cache;
         cache.set_handed_over(true);
+        let cache_lock = cache.lock()?;
         let mut given = self.sockets.names();
-        given.push((PINS_LOCK.to_owned(), self.control.datapath().lock().as_fd()));
-        given.push((CACHE_LOCK.to_owned(), cache.lock().as_fd()));
+        given.extend(self.control.datapath().lock().map(|lock| (PINS_LOCK.to_owned(), lock.as_fd())));
+        given.push((CACHE_LOCK.to_owned(), cache_lock.as_fd()));
         let given = {
             let mut give = std::pin::pin!(taker.give(&given));
             let mut relook = tokio::time::interval(RELOOK);
@@ -245,7 +256,12 @@ impl Node {
             }
         };
         match given {
-            Ok(true) => return Ok(true),
+            Ok(true) => {
+                // Should that one die while this one still finishes, the next must not find them locked.
+                self.door.proxy.cache.release_lock();
+                self.control.release_lock();
+                return Ok(true);
+            }
             Ok(false) => tracing::error!("the daemon that wanted to take over has failed; going on"),
             Err(error) => tracing::error!(error = format!("{error:#}"), "cannot hand over; going on"),
         }
@@ -266,6 +282,8 @@ impl Node {
         if !handed_over {
             tracing::info!("stopping: no new connections, finishing answers under way");
             sockets.unlink();
+            // Who comes now is refused, not kept waiting.
+            drop(sockets);
             life.send_replace(Life::Ending);
             let _ = tokio::time::timeout(DRAIN, drained.recv()).await;
             return;

@@ -39,7 +39,7 @@ const NAME: &str = "lota-path";
 
 type Test = fn(&mut Tour) -> Result<()>;
 
-const TESTS: [(&str, Test); 26] = [
+const TESTS: [(&str, Test); 27] = [
     ("the hidden listener serves nobody who finds it", steering::hidden_listener),
     ("clsact steers as tcx does, and detaches", steering::clsact),
     ("an interface that comes later is steered, one that goes takes its entry", steering::interfaces),
@@ -60,6 +60,7 @@ const TESTS: [(&str, Test); 26] = [
     ("names: what the cluster's own DNS answers", names::cluster_answers),
     ("handover: ten restarts, fifty busy connections, no failure", handover::restarts),
     ("handover: a daemon that fails hands nothing on", handover::failed),
+    ("handover: a daemon killed after taking over leaves nothing locked", handover::killed),
     ("handover: a stranger cannot take over", handover::stranger),
     ("layouts: another build's pins are replaced, never misread", layout::others),
     ("privileges: three capabilities, and none where requests are handled", privileges::minimal),

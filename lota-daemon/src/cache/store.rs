@@ -40,7 +40,6 @@ pub(super) struct Store {
     folder: Arc<Path>,
     gateway: Arc<str>,
     min_free: u64,
-    lock: Arc<File>,
 }
 
 /// A data file that is being filled; removed with its last owner, unless it has become an object.
@@ -77,7 +76,7 @@ impl Store {
         gateway: &str,
         min_free: u64,
         handed_over: Option<File>,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, File)> {
         let objects = folder.join(FORMAT);
         for first in 0..=u8::MAX {
             // Other users of this machine have no grant for what is in here.
@@ -97,11 +96,7 @@ impl Store {
                 lock
             }
         };
-        Ok(Self { folder: objects.into(), gateway: gateway.into(), min_free, lock: Arc::new(lock) })
-    }
-
-    pub(super) fn lock(&self) -> &File {
-        &self.lock
+        Ok((Self { folder: objects.into(), gateway: gateway.into(), min_free }, lock))
     }
 
     pub(super) fn name_id(&self, name: &ObjectName) -> NameId {

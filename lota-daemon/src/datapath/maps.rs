@@ -18,7 +18,7 @@ use lota_common::{
     MAX_INTERFACES, MAX_NODES, MAX_PODS, MAX_RULES, Node, SCRATCH, Settings, Source, Verdict, map,
 };
 
-use super::interfaces::Steering;
+use super::AttachMode;
 use crate::access::{Entry, Table};
 
 /// What a map must look like. aya opens a pinned map without checking.
@@ -138,12 +138,12 @@ impl Maps {
     }
 
     /// The interfaces that pods are behind.
-    pub(super) fn set_interfaces(&mut self, interfaces: &BTreeMap<u32, Steering>) -> Result<()> {
-        let by = |steering: &Steering| match steering {
-            Steering::Tc => Interface { steered: Interface::BY_TC },
-            Steering::Lookup => Interface { steered: Interface::BY_LOOKUP },
+    pub(super) fn set_interfaces(&mut self, interfaces: &BTreeMap<u32, AttachMode>) -> Result<()> {
+        let by = |mode: &AttachMode| match mode {
+            AttachMode::Tcx | AttachMode::Clsact => Interface { steered: Interface::BY_TC },
+            AttachMode::SkLookup => Interface { steered: Interface::BY_LOOKUP },
         };
-        let wanted: Vec<_> = interfaces.iter().map(|(index, steering)| (*index, by(steering))).collect();
+        let wanted: Vec<_> = interfaces.iter().map(|(index, mode)| (*index, by(mode))).collect();
         make_equal(&mut self.interfaces, &wanted).context("writing interfaces")
     }
 

@@ -20,7 +20,7 @@ const NEW: &str = "-new";
 pub(super) struct Pins {
     root: PathBuf,
     folder: PathBuf,
-    lock: File,
+    lock: Option<File>,
 }
 
 impl Pins {
@@ -39,15 +39,20 @@ impl Pins {
             lock(other, handed_over)?;
         }
         let lock = lock(&folder, handed_over)?;
-        let pins = Self { root: root.to_owned(), folder, lock };
+        let pins = Self { root: root.to_owned(), folder, lock: Some(lock) };
         // Left by a daemon that was killed in between.
         pins.remove_links(|name| name.ends_with(NEW));
         Ok(pins)
     }
 
     /// What says that this process is the one that writes here.
-    pub(super) fn lock(&self) -> &File {
-        &self.lock
+    pub(super) fn lock(&self) -> Option<&File> {
+        self.lock.as_ref()
+    }
+
+    /// Lets go of the folder, for the daemon that has it now and those after it.
+    pub(super) fn release_lock(&mut self) {
+        self.lock = None;
     }
 
     /// Removes what builds with other layouts have left, links included: what they attached is detached.

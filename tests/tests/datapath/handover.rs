@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
+    net::TcpStream,
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
@@ -13,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use lota_tests::{
     lab::{Mode, Pod, Style, VIP, run},
-    tour::Tour,
+    tour::{Tour, wait_until},
 };
 
 use super::lota;
@@ -113,6 +114,31 @@ pub(crate) fn failed(tour: &mut Tour) -> Result<()> {
     let got = tour.client.get(&pod, "failed/object-0", Style::Path)?;
     ensure!(got.cache() == "hit", "{} {}", got.status, got.cache());
     Ok(())
+}
+
+/// It takes over and is killed, while the first one still finishes with a client: the next must find nothing locked.
+pub(crate) fn killed(tour: &mut Tour) -> Result<()> {
+    let pod = tour.lab.pod(Pod(1, 1));
+    let client = pod.run(|| TcpStream::connect((VIP, 80)))??;
+    let node = &mut tour.nodes[0];
+    let log = fs::File::options().append(true).open(node.log())?;
+    let mut second = node.command().args(["run", "--config"]).arg(node.config()).stderr(log).spawn()?;
+    let serves = format!("pid={}\n", second.id());
+    let taken = wait_until("the second daemon to serve", || Ok(node.admin("/readyz")?.contains(&serves)));
+    second.kill()?;
+    second.wait()?;
+    taken?;
+    ensure!(
+        node.pid().is_some_and(|pid| fs::exists(format!("/proc/{pid}")).unwrap_or(false)),
+        "the first is gone"
+    );
+    let held = thread::spawn(move || {
+        thread::sleep(Duration::from_secs(5));
+        drop(client);
+    });
+    node.start()?;
+    held.join().map_err(|_| anyhow!("the client panicked"))?;
+    tour.client.put_and_hit(&pod, "killed/object", 1)
 }
 
 /// Whoever asks in another way, or is another user, gets nothing; and the daemon goes on.
