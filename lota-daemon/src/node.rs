@@ -292,14 +292,15 @@ impl Node {
         drop(sockets);
         life.send_replace(Life::Draining);
         let mut drain = std::pin::pin!(tokio::time::sleep(DRAIN));
-        let mut relook = tokio::time::interval(RELOOK);
+        let (mut relook, mut idle_may_stay) = (tokio::time::interval(RELOOK), true);
         loop {
             tokio::select! {
                 // The successor writes the maps now.
                 _ = relook.tick() => control.publish_kernel_table(),
                 _ = drained.recv() => return,
                 // Idle clients have had their time; transfers under way may take theirs.
-                () = &mut drain, if !drain.is_elapsed() => {
+                () = &mut drain, if idle_may_stay => {
+                    idle_may_stay = false;
                     life.send_replace(Life::Ending);
                 }
                 _ = stop.wait_for(|stop| *stop) => return,
