@@ -72,7 +72,7 @@ pub(super) fn client(tour: &mut Tour) -> Result<Vec<Line>> {
         "bytes that left the owner by sendfile(2)",
         format!("{:.0} MiB", by_sendfile / 1048576.0),
     ));
-    for verdict in ["steered", "established"] {
+    for verdict in ["steered", "passed"] {
         let metric = format!("lota_datapath_packets_total{{verdict=\"{verdict}\"}}");
         for node in &tour.nodes {
             ensure!(node.metric(&metric)? >= 1.0, "{} has counted no packet as {verdict}", node.name());
