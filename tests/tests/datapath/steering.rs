@@ -200,6 +200,8 @@ pub(crate) fn bridge(tour: &mut Tour) -> Result<()> {
     for pod in 1..=PODS {
         let pod = Pod(2, pod);
         node.ip(&format!("route replace {}/32 dev {}", pod.address(), pod.interface()))?;
+        // Their router had the bridge's MAC, which may have been the other port's.
+        tour.lab.pod(pod).ip("neigh flush dev eth0")?;
     }
     through?;
     wait_until("the pods' interfaces to be steered again", || {
