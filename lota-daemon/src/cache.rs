@@ -109,7 +109,7 @@ impl Cache {
         gateway: &str,
         capacity: u64,
         min_free: u64,
-        lock: Option<File>,
+        lock: Option<&File>,
     ) -> io::Result<Self> {
         let (store, lock) = Store::open(folder, gateway, min_free, lock)?;
         let mut lru = ByteLru::new(capacity);

@@ -89,7 +89,7 @@ impl Control {
         control.datapath.set_nodes(&nodes(&control.config))?;
         control.interfaces = control.netlink.interfaces().await?;
         control.apply_access()?;
-        if let Err(error) = control.follow().await {
+        if let Err(error) = control.attach() {
             tracing::error!(error = format!("{error:#}"), "not everything is attached");
         }
         Ok(control)
@@ -146,10 +146,16 @@ impl Control {
     /// What could not be, after all that could.
     pub async fn follow(&mut self) -> Result<()> {
         self.interfaces = self.netlink.interfaces().await?;
+        // Before anything else: an address at a new interface is not who it was.
+        match (self.apply_access(), self.attach()) {
+            (Err(access), Err(attached)) => Err(anyhow!("{access:#}; {attached:#}")),
+            (access, attached) => access.and(attached),
+        }
+    }
+
+    fn attach(&mut self) -> Result<()> {
         let plan = self.interfaces.plan(&self.config.datapath, self.config.access.host_network);
         let mut problems = Vec::new();
-        // Before anything else: an address at a new interface is not who it was.
-        problems.extend(self.apply_access().err().map(|error| format!("{error:#}")));
         for (interface, attached) in self.datapath.set_interfaces(&self.interfaces, &plan) {
             match attached {
                 Ok(mode) => tracing::info!(interface, %mode, "steered"),

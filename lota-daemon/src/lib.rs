@@ -12,6 +12,7 @@ pub mod dns;
 pub mod gateway;
 pub mod handover;
 pub mod http;
+mod lock;
 pub mod metrics;
 pub mod node;
 pub mod peer;

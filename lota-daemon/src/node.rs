@@ -127,7 +127,7 @@ impl Node {
         let lock = inherited.take(PINS_LOCK).map(File::from);
         let mut control = Control::start(config.clone(), lock.as_ref(), loaded).await?;
         let lock = inherited.take(CACHE_LOCK).map(File::from);
-        let proxy = Arc::new(proxy(&config, metrics.clone(), lock)?);
+        let proxy = Arc::new(proxy(&config, metrics.clone(), lock.as_ref())?);
         if config.datapath.uplink.is_none() {
             tracing::warn!("no datapath.uplink: the peer port is kept by the cluster's secret alone");
         }
@@ -309,7 +309,7 @@ impl Node {
     }
 }
 
-fn proxy(config: &Config, metrics: Metrics, lock: Option<File>) -> Result<Proxy> {
+fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy> {
     let me = NodeName(config.node.name.clone());
     let gateway_origin = &config.gateway.endpoint;
     let tls = |origin: &Origin| origin.tls;

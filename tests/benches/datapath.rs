@@ -2,7 +2,6 @@
 //! datapath`.
 
 use std::{
-    env,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -36,6 +35,7 @@ use lota_daemon::{
 use lota_tests::{
     bench::{Goal, Report},
     lab::{Lab, Namespace, Origin, Pod, clean_up_on_signal},
+    tool,
     tour::{Tools, Tour},
 };
 use nix::{
@@ -290,8 +290,6 @@ fn run_time(name: &str) -> Result<(u64, u64)> {
 
 /// From the moment a pod's interface is there to its first connection, with the daemon as it runs.
 fn first_connection(report: &mut Report) -> Result<()> {
-    let tool =
-        |variable: &str| env::var_os(variable).map(PathBuf::from).context("run `cargo xtask bench datapath`");
     let lab = Lab::up(NAME)?;
     let origin = Origin::embedded(lab.folder())?;
     let tour = Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })?;

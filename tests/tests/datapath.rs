@@ -2,16 +2,15 @@
 //! follows another. Needs root and what `cargo xtask test datapath` installs.
 
 use std::{
-    env,
-    path::PathBuf,
     process::{Command, ExitCode},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use lota_tests::{
     lab::{Lab, Node, Origin, clean_up_on_signal, run, still_wanted},
+    tool,
     tour::{Tools, Tour},
 };
 use serde_json::Value;
@@ -113,13 +112,6 @@ fn make() -> Result<Tour> {
     let made = tour.client.create_bucket(&tour.pod(1, 1))?;
     ensure!(made.status == 200, "making the bucket: {} {}", made.status, made.code);
     Ok(tour)
-}
-
-/// A path that `cargo xtask test` hands over.
-fn tool(variable: &str) -> Result<PathBuf> {
-    let path = env::var_os(variable)
-        .with_context(|| format!("{variable} is not set: run `cargo xtask test datapath`"))?;
-    Ok(path.into())
 }
 
 /// A `lota` command on a node, with its configuration; what it printed.

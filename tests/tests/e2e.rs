@@ -2,16 +2,15 @@
 //! against the embedded gateway and against SeaweedFS. Needs root and what `cargo xtask test e2e` installs.
 
 use std::{
-    env,
-    path::PathBuf,
     process::{Command, ExitCode},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use lota_tests::{
     lab::{Lab, Origin, clean_up_on_signal, still_wanted},
+    tool,
     tour::{STEPS, Tools, Tour},
 };
 
@@ -123,13 +122,6 @@ fn make(origin: MakeOrigin) -> Result<Tour> {
     let tour = Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })?;
     ensure!(tour.nodes.len() == 3, "{} nodes", tour.nodes.len());
     Ok(tour)
-}
-
-/// A path that `cargo xtask test` hands over.
-fn tool(variable: &str) -> Result<PathBuf> {
-    let path = env::var_os(variable)
-        .with_context(|| format!("{variable} is not set: run `cargo xtask test e2e`"))?;
-    Ok(path.into())
 }
 
 /// The `lota-lab` that was built with this suite.

@@ -48,9 +48,7 @@ pub(crate) fn boot(kernel: &str, look: impl FnMut(&str)) -> Result<bool, String>
     qemu.args(["-accel", "tcg", "-m", "1024", "-smp", "1", "-nic", "none", "-vga", "none"]);
     qemu.arg("-kernel").arg(vmlinuz).arg("-initrd").arg(initramfs);
     qemu.args(["-append", "console=ttyS0 panic=-1 quiet", "-nographic", "-no-reboot"]);
-    if let Some(libraries) = &tools.libraries {
-        qemu.env("LD_LIBRARY_PATH", libraries);
-    }
+    qemu.env("LD_LIBRARY_PATH", &tools.libraries);
     // qemu's own exit says nothing of the guest's.
     let (mut passed, mut look) = (false, look);
     watch(&format!("booting {kernel}"), qemu.stdin(Stdio::null()), |line| {

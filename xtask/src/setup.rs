@@ -143,10 +143,10 @@ pub(crate) fn resolvers() -> Result<PathBuf, String> {
 /// An emulator, and what goes into its guests.
 pub(crate) struct Qemu {
     pub(crate) qemu: PathBuf,
-    /// Where it finds its firmware, if that is not where it looks.
+    /// Where it finds its firmware, which is not where it looks.
     pub(crate) arguments: Vec<String>,
     /// Where it finds its libraries, likewise.
-    pub(crate) libraries: Option<String>,
+    pub(crate) libraries: String,
     pub(crate) busybox: PathBuf,
     pub(crate) cpio: PathBuf,
 }
@@ -168,7 +168,7 @@ pub(crate) fn qemu() -> Result<Qemu, String> {
             .iter()
             .flat_map(|path| ["-L".to_owned(), within(path)])
             .collect(),
-        libraries: Some(["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(within).join(":")),
+        libraries: ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(within).join(":"),
         busybox: there(busybox).ok_or("the package busybox-static has no busybox")?,
         cpio: there(cpio).ok_or("the package cpio has no cpio")?,
     })

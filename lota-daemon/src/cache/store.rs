@@ -3,9 +3,9 @@
 
 use std::{
     fmt,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -18,7 +18,10 @@ use nix::{
 use sha2::{Digest as _, Sha256};
 
 use super::{object::Object, record::Record};
-use crate::s3::{ObjectMeta, ObjectName, ObjectVersion};
+use crate::{
+    lock,
+    s3::{ObjectMeta, ObjectName, ObjectVersion},
+};
 
 const FORMAT: &str = "v1";
 const DATA: &str = "data";
@@ -75,7 +78,7 @@ impl Store {
         folder: &Path,
         gateway: &str,
         min_free: u64,
-        handed_over: Option<File>,
+        handed_over: Option<&File>,
     ) -> io::Result<(Self, File)> {
         let objects = folder.join(FORMAT);
         for first in 0..=u8::MAX {
@@ -83,19 +86,8 @@ impl Store {
             let shard = objects.join(hex::encode([first]));
             fs::DirBuilder::new().recursive(true).mode(0o700).create(shard)?;
         }
-        let path = folder.join("lock");
-        let lock = match handed_over.filter(|lock| is_file_at(lock, &path)) {
-            // The lock is the open file's, whichever process has it.
-            Some(lock) => lock,
-            None => {
-                let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-                lock.try_lock().map_err(|error| match error {
-                    TryLockError::WouldBlock => io::Error::other("another daemon uses it"),
-                    TryLockError::Error(error) => error,
-                })?;
-                lock
-            }
-        };
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("lock"))?;
+        let lock = lock::lock(lock, handed_over)?;
         Ok((Self { folder: objects.into(), gateway: gateway.into(), min_free }, lock))
     }
 
@@ -211,13 +203,6 @@ impl Store {
         }
         found.sort_by_key(|(stored, _)| *stored);
         Ok(found.into_iter().map(|(_, found)| found).collect())
-    }
-}
-
-fn is_file_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
     }
 }
 

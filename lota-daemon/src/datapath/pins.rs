@@ -1,15 +1,16 @@
 //! Where maps and links are pinned: `<pins>/v<layout>/<map>`, and links in `<pins>/v<layout>/links`.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::programs::links::FdLink;
 use lota_common::LAYOUT;
+
+use crate::lock;
 
 const POD_LINK: &str = "pod-";
 
@@ -111,23 +112,9 @@ fn remove_links(folder: &Path, unwanted: impl Fn(&str) -> bool) {
     }
 }
 
-/// Locks a layout's folder, for as long as the file is open anywhere.
+/// Locks a layout's folder.
 fn lock(folder: &Path, handed_over: Option<&File>) -> Result<File> {
-    let file = File::open(folder)?;
-    let same = |other: &&File| match (other.metadata(), file.metadata()) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    };
-    if let Some(lock) = handed_over.filter(same) {
-        return Ok(lock.try_clone()?);
-    }
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!("locking {}: another daemon uses it", folder.display()),
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("locking {}", folder.display()))
-        }
-    }
+    lock::lock(File::open(folder)?, handed_over).with_context(|| format!("locking {}", folder.display()))
 }
 
 /// The folder of every layout that there is.
