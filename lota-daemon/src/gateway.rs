@@ -25,7 +25,7 @@ use crate::{
     config::{self, Origin, Protocol},
     http::{
         Body, Head, empty,
-        upstream::{Upstream, chain},
+        upstream::{Front, Upstream, chain},
     },
     s3::{ObjectMeta, ObjectName, S3Error, Validator},
 };
@@ -95,6 +95,11 @@ impl Gateway {
         self.trial.standing()
     }
 
+    /// Each server's that has answered as the gateway.
+    pub fn standings(&self) -> Vec<(Front, Standing)> {
+        self.trial.standings()
+    }
+
     /// Sends a request as it is, and says what came back; the road of everything that is not a cacheable GET.
     ///
     /// # Errors
@@ -114,14 +119,14 @@ impl Gateway {
         name: &ObjectName,
         held: Option<&Validator>,
     ) -> Result<Answer, S3Error> {
-        if self.trial.standing() == Standing::Distrusted {
+        if matches!(self.trial.standing(), Standing::Distrusted(_)) {
             return Ok(Answer::Relay(self.replay(head, PLAIN).await?));
         }
         let direct = self.protocol == Protocol::Lota;
         let answer = self.replay(head, Added { held, direct }).await?;
         let answer = match (answer.status(), held) {
             (StatusCode::NOT_MODIFIED, Some(held)) => {
-                if !self.trusts(head, held).await? {
+                if !self.trusts(head, held, &answer).await? {
                     return Ok(Answer::Relay(self.replay(head, PLAIN).await?));
                 }
                 if held.agrees_with(answer.headers()) {
@@ -156,22 +161,46 @@ impl Gateway {
         self.ask(request).await
     }
 
-    /// Is a 304 of this gateway worth anything? Tried once, with the request at hand.
-    async fn trusts(&self, head: &Head, held: &Validator) -> Result<bool, S3Error> {
-        let Some(trial) = self.trial.begin().await else {
-            return Ok(self.trial.standing() == Standing::Trusted);
-        };
+    /// Is a 304 of this server worth anything? Tried once, with the request at hand.
+    async fn trusts(
+        &self,
+        head: &Head,
+        held: &Validator,
+        answer: &Response<Incoming>,
+    ) -> Result<bool, S3Error> {
+        let Some(front) = front(answer) else { return Ok(false) };
+        if self.trial.standing_of(&front) == Standing::Untried {
+            let _one = self.trial.running.lock().await;
+            // Another may have waited with this one, and been first.
+            if self.trial.standing_of(&front) == Standing::Untried {
+                self.try_gateway(head, held).await?;
+            }
+        }
+        Ok(self.trial.standing_of(&front) == Standing::Trusted)
+    }
+
+    async fn try_gateway(&self, head: &Head, held: &Validator) -> Result<(), S3Error> {
         // An anonymous request has no signature to break; a later one will have.
-        let Some(broken) = trial::break_signature(head) else { return Ok(false) };
+        let Some(broken) = trial::break_signature(head) else { return Ok(()) };
         let made_up = Validator { etag: trial::MADE_UP.to_owned(), last_modified: None };
-        let refused = self.replay(&broken, Added { held: Some(held), direct: false }).await?.status();
-        let changed = self.replay(head, Added { held: Some(&made_up), direct: false }).await?.status();
-        Ok(trial.judge(refused, changed))
+        let refused = self.replay(&broken, Added { held: Some(held), direct: false }).await?;
+        let changed = self.replay(head, Added { held: Some(&made_up), direct: false }).await?;
+        if let (Some(refuser), Some(changer)) = (front(&refused), front(&changed)) {
+            self.trial.judge((&refuser, refused.status()), (&changer, changed.status()));
+        }
+        Ok(())
     }
 
     async fn ask(&self, request: Request<Body>) -> Result<Response<Incoming>, S3Error> {
         match tokio::time::timeout(PATIENCE, self.upstream.send(request)).await {
-            Ok(answer) => answer.map_err(|error| self.unreachable(&error)),
+            Ok(answer) => {
+                let answer = answer.map_err(|error| self.unreachable(&error))?;
+                if let Some(front) = front(&answer) {
+                    // A server that was not met before may deserve more trust than those that failed.
+                    self.trial.standing_of(&front);
+                }
+                Ok(answer)
+            }
             Err(_) => Err(S3Error::unavailable("The gateway did not answer in time; try again")),
         }
     }
@@ -190,6 +219,10 @@ impl Gateway {
         tracing::warn!(gateway = %self.origin, error = chain(error), "the gateway does not answer");
         S3Error::unavailable("The gateway cannot be reached; try again")
     }
+}
+
+fn front(answer: &Response<Incoming>) -> Option<Front> {
+    answer.extensions().get().cloned()
 }
 
 fn classify(name: &ObjectName, answer: Response<Incoming>) -> Answer {

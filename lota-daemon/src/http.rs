@@ -1,9 +1,12 @@
 //! HTTP/1.1: connections in, requests out, and bodies that leave by `sendfile(2)`.
 
 mod body;
+mod connect;
+mod framing;
 mod head;
 mod sendfile;
 pub mod server;
+mod stream;
 pub mod upstream;
 
 pub use body::{Body, BodyError, empty, full, incoming};

@@ -331,7 +331,13 @@ fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy
         weights.extend(configured.nodes.iter().map(|node| (NodeName(node.name.clone()), node.capacity.0)));
         let others = configured.nodes.iter().filter(|node| node.name != me.0);
         let others = others.map(|node| (NodeName(node.name.clone()), node.address));
-        peers = Some(Peers::new(me.clone(), &configured.secret()?, configured.port, others, upstream));
+        peers = Some(Peers::new(
+            me.clone(),
+            &configured.secret()?,
+            configured.port,
+            others,
+            upstream.impatient(),
+        ));
     }
     Ok(Proxy {
         placement: Placement::new(&scope, weights),

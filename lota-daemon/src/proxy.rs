@@ -77,9 +77,10 @@ impl Proxy {
     ) -> Result<Response<Body>, NoAnswer> {
         let (parts, body) = request.into_parts();
         let target = parts.uri.path().to_owned();
-        let answer = match Head::of(parts) {
-            Ok(head) => self.route(&head, body, &connection.slices).await,
-            Err(wrong) => Err(S3Error::invalid_request(wrong)),
+        let answer = match (connection.refused, Head::of(parts)) {
+            (Some(refused), _) => Err(refused),
+            (None, Err(wrong)) => Err(S3Error::invalid_request(wrong)),
+            (None, Ok(head)) => self.route(&head, body, &connection.slices).await,
         };
         let answer = answer.unwrap_or_else(|error| answer::error(&error, &target));
         self.count(&answer);

@@ -4,81 +4,98 @@
 //! So before the first hit is served, the client's own request is sent twice more: with a broken signature,
 //! which must be refused, and with an ETag that no object has, which must not be 304. A 200 needs no trial: by it
 //! the gateway hands out these very bytes itself.
+//!
+//! What passed is one server, known by its address and certificate: another one that answers under the gateway's
+//! name is tried for itself.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use hyper::{StatusCode, header, http::uri::PathAndQuery};
-use tokio::sync::MutexGuard;
 
-use crate::http::Head;
+use crate::http::{Head, upstream::Front};
 
 /// An ETag that no object has.
 pub(super) const MADE_UP: &str = "\"lota-trial-no-such-etag\"";
+/// Most servers remembered; a gateway that changes its addresses for ever is tried for ever.
+const MOST: usize = 256;
 
-/// How far the gateway is trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How far the gateway, or one server of it, is trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Not tried yet: nothing is served from the cache.
     Untried,
     /// It passed.
     Trusted,
-    /// It failed: requests are proxied, and nothing is served from the cache.
-    Distrusted,
+    /// It failed, for this reason: requests are proxied, and nothing is served from the cache.
+    Distrusted(String),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Trial {
-    standing: AtomicU8,
-    running: tokio::sync::Mutex<()>,
+    fronts: Mutex<HashMap<Front, Standing>>,
+    pub(super) running: tokio::sync::Mutex<()>,
 }
 
 impl Trial {
+    /// The gateway's, as a whole: trusted if any of its servers is, distrusted if all that were met failed.
     pub(super) fn standing(&self) -> Standing {
-        match self.standing.load(Ordering::Acquire) {
-            0 => Standing::Untried,
-            1 => Standing::Trusted,
-            _ => Standing::Distrusted,
+        let fronts = self.fronts();
+        let mut overall = Standing::Untried;
+        for standing in fronts.values() {
+            match standing {
+                Standing::Trusted => return Standing::Trusted,
+                Standing::Untried => return Standing::Untried,
+                Standing::Distrusted(_) => overall = standing.clone(),
+            }
         }
+        overall
     }
 
-    /// Begins the trial, unless it has been held; one at a time.
-    pub(super) async fn begin(&self) -> Option<Running<'_>> {
-        if self.standing() != Standing::Untried {
-            return None;
-        }
-        let one = self.running.lock().await;
-        (self.standing() == Standing::Untried).then_some(Running { trial: self, _one: one })
+    /// Each server's.
+    pub(super) fn standings(&self) -> Vec<(Front, Standing)> {
+        self.fronts().iter().map(|(front, standing)| (front.clone(), standing.clone())).collect()
     }
-}
 
-/// A trial being held.
-pub(super) struct Running<'a> {
-    trial: &'a Trial,
-    _one: MutexGuard<'a, ()>,
-}
+    /// One server's, which from now on is known.
+    pub(super) fn standing_of(&self, front: &Front) -> Standing {
+        let mut fronts = self.fronts();
+        if fronts.len() >= MOST && !fronts.contains_key(front) {
+            fronts.clear();
+        }
+        fronts.entry(front.clone()).or_insert(Standing::Untried).clone()
+    }
 
-impl Running<'_> {
-    /// Judges by the answers to a broken signature and to an ETag that no object has; is a 304 to be trusted?
-    pub(super) fn judge(self, refused: StatusCode, changed: StatusCode) -> bool {
+    /// Judges by the answers to a broken signature and to an ETag that no object has, and by who gave them.
+    pub(super) fn judge(&self, refused: (&Front, StatusCode), changed: (&Front, StatusCode)) {
+        let ((refuser, refused), (changer, changed)) = (refused, changed);
         let failure = if refused.is_success() || refused == StatusCode::NOT_MODIFIED {
-            format!("it answered {refused} to a broken signature")
+            Some((refuser, format!("it answered {refused} to a broken signature")))
         } else if changed == StatusCode::NOT_MODIFIED {
-            format!("it answered {changed} to an ETag that no object has")
-        } else if matches!(refused.as_u16(), 400 | 401 | 403) && changed.is_success() {
-            tracing::info!("the gateway passed its trial: hits will be served from the cache");
-            self.trial.standing.store(1, Ordering::Release);
-            return true;
+            Some((changer, format!("it answered {changed} to an ETag that no object has")))
         } else {
-            // The object has changed meanwhile, the range lies outside it, the gateway has troubles of its own:
-            // this proves nothing. Another request will.
-            return false;
+            None
         };
-        tracing::error!(
-            "the gateway failed its trial: {failure}. Is there a cache in front of it? Requests are proxied, and \
-             nothing is served from the cache"
-        );
-        self.trial.standing.store(2, Ordering::Release);
-        false
+        if let Some((front, failure)) = failure {
+            let address = front.address;
+            tracing::error!(
+                gateway = %address,
+                "the gateway failed its trial: {failure}. Is there a cache in front of it? Requests are proxied, and \
+                 nothing is served from the cache"
+            );
+            self.fronts().insert(front.clone(), Standing::Distrusted(failure));
+        } else if matches!(refused.as_u16(), 400 | 401 | 403) && changed.is_success() && refuser == changer {
+            tracing::info!(gateway = %refuser.address, "the gateway passed its trial: hits will be served");
+            self.fronts().insert(refuser.clone(), Standing::Trusted);
+        }
+        // Else the object has changed meanwhile, the range lies outside it, the gateway has troubles of its own, or
+        // two servers have answered: this proves nothing. Another request will.
+    }
+
+    fn fronts(&self) -> MutexGuard<'_, HashMap<Front, Standing>> {
+        self.fronts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

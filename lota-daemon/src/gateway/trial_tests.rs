@@ -11,31 +11,60 @@ fn head(target: &str, authorization: Option<&str>) -> Head {
     Head::of(request.body(()).unwrap().into_parts().0).unwrap()
 }
 
-#[tokio::test]
-async fn verdicts() {
-    for (refused, changed, standing) in [
-        (403, 200, Standing::Trusted),
-        (401, 200, Standing::Trusted),
-        (400, 206, Standing::Trusted),
-        (304, 200, Standing::Distrusted),
-        (200, 200, Standing::Distrusted),
-        (403, 304, Standing::Distrusted),
-        (304, 304, Standing::Distrusted),
+fn front(port: u16) -> Front {
+    Front { address: ([10, 0, 0, 1], port).into(), certificate: None }
+}
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap()
+}
+
+#[test]
+fn verdicts() {
+    let failed = |standing: &Standing| matches!(standing, Standing::Distrusted(_));
+    for (refused, changed, verdict) in [
+        (403, 200, "trusted"),
+        (401, 200, "trusted"),
+        (400, 206, "trusted"),
+        (304, 200, "distrusted"),
+        (200, 200, "distrusted"),
+        (403, 304, "distrusted"),
+        (304, 304, "distrusted"),
         // Proves nothing either way.
-        (503, 200, Standing::Untried),
-        (403, 503, Standing::Untried),
-        (403, 416, Standing::Untried),
-        (403, 404, Standing::Untried),
-        (403, 412, Standing::Untried),
-        (404, 200, Standing::Untried),
+        (503, 200, "untried"),
+        (403, 503, "untried"),
+        (403, 416, "untried"),
+        (403, 404, "untried"),
+        (403, 412, "untried"),
+        (404, 200, "untried"),
     ] {
         let trial = Trial::default();
-        let status = |code| StatusCode::from_u16(code).unwrap();
-        let trusted = trial.begin().await.unwrap().judge(status(refused), status(changed));
-        assert_eq!(trial.standing(), standing, "{refused} {changed}");
-        assert_eq!(trusted, standing == Standing::Trusted);
-        assert_eq!(trial.begin().await.is_none(), standing != Standing::Untried, "held once");
+        assert_eq!(trial.standing_of(&front(1)), Standing::Untried);
+        trial.judge((&front(1), status(refused)), (&front(1), status(changed)));
+        let standing = trial.standing_of(&front(1));
+        let found = match &standing {
+            Standing::Trusted => "trusted",
+            standing if failed(standing) => "distrusted",
+            _ => "untried",
+        };
+        assert_eq!(found, verdict, "{refused} {changed}");
+        assert_eq!(trial.standing(), standing);
     }
+}
+
+#[test]
+fn each_server_is_tried_for_itself() {
+    let trial = Trial::default();
+    trial.judge((&front(1), status(403)), (&front(2), status(200)));
+    assert_eq!(trial.standing(), Standing::Untried, "two servers, each with one half of the proof");
+    trial.judge((&front(1), status(403)), (&front(1), status(200)));
+    assert_eq!(trial.standing_of(&front(1)), Standing::Trusted);
+    assert_eq!(trial.standing_of(&front(2)), Standing::Untried);
+    let renewed = Front { certificate: Some([7; 32]), ..front(1) };
+    assert_eq!(trial.standing_of(&renewed), Standing::Untried, "another certificate is another server");
+    trial.judge((&front(2), status(200)), (&front(1), status(200)));
+    assert!(matches!(trial.standing_of(&front(2)), Standing::Distrusted(_)));
+    assert_eq!(trial.standing_of(&front(1)), Standing::Trusted);
 }
 
 #[test]

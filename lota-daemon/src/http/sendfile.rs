@@ -21,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::Write;
 use hyper_util::rt::TokioIo;
 use nix::sys::{
     sendfile::sendfile,
@@ -100,6 +100,18 @@ impl SendfileStream {
     /// A connection; what it sends by `sendfile(2)` is added to `sent`.
     pub(super) fn new(stream: TcpStream, slices: FileSlices, sent: SentBytes) -> Self {
         Self { stream: TokioIo::new(stream), slices, sent }
+    }
+
+    /// Receives what has come.
+    pub(super) fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let stream = self.stream.inner();
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match stream.try_read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
     }
 
     /// Ends the connection at once, by a reset.
@@ -194,16 +206,6 @@ impl Write for SendfileStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl Read for SendfileStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 

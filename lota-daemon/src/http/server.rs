@@ -19,10 +19,14 @@ use tokio::{
 use super::{
     Body,
     sendfile::{FileSlices, SendfileStream, SentBytes},
+    stream::{ClientStream, REFUSED},
 };
+use crate::s3::S3Error;
 
 /// Longest a client may take to send a request's head, or to begin the next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest a transfer may stand still: a training job that pauses may come back.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How long to wait when there is nothing to accept a connection with.
 const SHORTAGE: Duration = Duration::from_millis(100);
 
@@ -33,16 +37,18 @@ pub struct Limits {
     pub head: usize,
     /// Most headers of a request.
     pub headers: usize,
+    /// Longest wait for it to send more of a body, or to take more of an answer.
+    pub patience: Duration,
     /// May it close its half of the connection and still read the answer? If not, a closed half ends a request
     /// whose client is gone.
     pub half_close: bool,
 }
 
 impl Limits {
-    /// For clients at large.
-    pub const CLIENT: Self = Self { head: 64 << 10, headers: 256, half_close: true };
+    /// For clients at large, unless configured otherwise.
+    pub const CLIENT: Self = Self { head: 64 << 10, headers: 256, patience: PATIENCE, half_close: true };
     /// For peers: they pass on what clients sent, and something of their own.
-    pub const PEER: Self = Self { head: 128 << 10, headers: 512, half_close: false };
+    pub const PEER: Self = Self { head: 128 << 10, headers: 512, patience: PATIENCE, half_close: false };
 }
 
 /// Accepts a connection, however long that takes: neither a client that gave up nor a lack of descriptors or
@@ -79,6 +85,8 @@ pub struct Connection {
     pub client: SocketAddr,
     /// Where its file-backed bodies are queued.
     pub slices: FileSlices,
+    /// Why what it sent is to be refused, if it is.
+    pub refused: Option<S3Error>,
 }
 
 /// Whoever sent this gets no answer: the connection ends.
@@ -102,13 +110,16 @@ pub async fn serve<S, F>(
     let _ = stream.set_nodelay(true);
     let slices = FileSlices::default();
     let io = SendfileStream::new(stream, slices.clone(), sent);
+    let io = ClientStream::new(io, &limits);
+    let refusal = io.refusal();
     let watched = life.clone();
-    let service = service_fn(move |request| {
-        let answer = service(Connection { client, slices: slices.clone() }, request);
-        let life = watched.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let refused = refusal.get().filter(|_| request.method() == REFUSED).cloned();
+        let (life, is_refused) = (watched.clone(), refused.is_some());
+        let answer = service(Connection { client, slices: slices.clone(), refused }, request);
         async move {
             let mut answer = answer.await?;
-            if *life.borrow() != Life::Serving {
+            if is_refused || *life.borrow() != Life::Serving {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, NoAnswer>(answer)

@@ -3,14 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use hyper::{Request, Response, body::Incoming};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
     client::legacy::{Client, Error, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
-use super::Body;
+use super::{Body, connect::Connector};
+
+pub use super::connect::Front;
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -20,7 +22,8 @@ const IDLE: Duration = Duration::from_secs(30);
 /// A client with a pool of connections.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    client: Client<HttpsConnector<HttpConnector>, Body>,
+    client: Client<Connector, Body>,
+    connector: Connector,
 }
 
 impl Upstream {
@@ -45,16 +48,25 @@ impl Upstream {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let connector = builder.https_or_http().enable_http1().wrap_connector(http);
+        Ok(Self::with(Connector::new(builder.https_or_http().enable_http1().wrap_connector(http))))
+    }
+
+    fn with(connector: Connector) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .http1_preserve_header_case(true)
-            .build(connector);
-        Ok(Self { client })
+            .build(connector.clone());
+        Self { client, connector }
     }
 
-    /// Sends a request; the answer when its head has arrived.
+    /// The same, without second attempts at a connection: for those who can ask someone else instead.
+    #[must_use]
+    pub fn impatient(&self) -> Self {
+        Self::with(self.connector.clone().once())
+    }
+
+    /// Sends a request; the answer when its head has arrived. It carries the [`Front`] that gave it.
     ///
     /// # Errors
     /// If there is no connection, or it ends before an answer.

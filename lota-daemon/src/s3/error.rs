@@ -38,6 +38,39 @@ impl S3Error {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, code: "ServiceUnavailable", message: message.into() }
     }
 
+    /// The request's line and headers are more than `limit` bytes.
+    #[must_use]
+    pub fn head_too_large(limit: usize) -> Self {
+        let message = format!("The request's line and headers have more than {limit} bytes");
+        Self { status: StatusCode::BAD_REQUEST, code: "RequestHeaderSectionTooLarge", message }
+    }
+
+    /// The request has more than `limit` headers.
+    #[must_use]
+    pub fn too_many_headers(limit: usize) -> Self {
+        let message = format!("The request has more than {limit} headers");
+        Self { status: StatusCode::BAD_REQUEST, code: "RequestHeaderSectionTooLarge", message }
+    }
+
+    /// Something no S3 request does.
+    #[must_use]
+    pub fn method_not_allowed() -> Self {
+        let message = "This endpoint speaks S3, and is no proxy to other servers".to_owned();
+        Self { status: StatusCode::METHOD_NOT_ALLOWED, code: "MethodNotAllowed", message }
+    }
+
+    /// The body broke off, or is not what it says.
+    #[must_use]
+    pub fn incomplete_body(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, code: "IncompleteBody", message: message.into() }
+    }
+
+    /// A limit of this node's is reached. Clients retry this one, more slowly.
+    #[must_use]
+    pub fn slow_down(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, code: "SlowDown", message: message.into() }
+    }
+
     /// The body of the answer.
     #[must_use]
     pub fn to_xml(&self, resource: &str, request_id: &str) -> String {
