@@ -41,6 +41,7 @@ const OPEN_OBJECTS: usize = 1024;
 #[derive(Debug)]
 pub struct Cache {
     store: Store,
+    most_fills: usize,
     index: Mutex<Index>,
     /// Who is asking the gateway about an object that this node knows nothing of; closed when it has asked.
     leaders: Mutex<HashMap<NameId, watch::Receiver<()>>>,
@@ -100,7 +101,7 @@ pub struct Usage {
 
 impl Cache {
     /// Opens the cache in `folder`, sweeps what a crash left half-written, and finds what is complete.
-    /// `gateway` scopes the names in it.
+    /// `gateway` scopes the names in it; no more than `most_fills` bring objects at once.
     ///
     /// # Errors
     /// If the folder cannot be used, or another daemon uses it that has not handed over its `lock`.
@@ -109,6 +110,7 @@ impl Cache {
         gateway: &str,
         capacity: u64,
         min_free: u64,
+        most_fills: usize,
         lock: Option<&File>,
     ) -> io::Result<Self> {
         let (store, lock) = Store::open(folder, gateway, min_free, lock)?;
@@ -126,6 +128,7 @@ impl Cache {
         let index = Mutex::new(Index { lru, newest, filling, removing, open });
         Ok(Self {
             store,
+            most_fills,
             index,
             leaders: Mutex::default(),
             handed_over: AtomicBool::new(false),
@@ -250,6 +253,9 @@ impl Cache {
         let mut index = self.index();
         if index.removing.contains(&id) {
             return Err(NoRoom("it is just being evicted".into()));
+        }
+        if index.filling.len() >= self.most_fills {
+            return Err(NoRoom("as many fills as may be are under way".into()));
         }
         let evicted = index.lru.reserve(size).ok_or_else(|| {
             NoRoom(format!("{size} bytes do not fit into a cache of {} bytes", index.lru.capacity()))

@@ -39,6 +39,9 @@ pub struct Config {
     /// Metrics and health.
     #[serde(default)]
     pub admin: Admin,
+    /// How much of everything.
+    #[serde(default)]
+    pub limits: Limits,
     /// Which pods may talk to LOTA.
     #[serde(default)]
     pub access: Access,
@@ -253,6 +256,39 @@ impl Default for Admin {
     }
 }
 
+/// How much of everything this node takes on.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections of pods at once; who comes then is told to slow down.
+    pub connections: usize,
+    /// Most bytes of a request's line and headers.
+    pub head: ByteSize,
+    /// Longest a transfer may stand still, in seconds.
+    pub idle_seconds: u64,
+    /// Fills at once; what comes then passes through uncached.
+    pub fills: usize,
+    /// Memory for the parts of bodies that must be held: a fill's chunks, signed uploads that are verified. What
+    /// comes then passes through uncached, or is told to slow down.
+    pub body_memory: ByteSize,
+    /// Most bytes that fills may bring for one pod beyond what it reads; forgiven within an hour. A pod past it reads
+    /// uncached. A quarter of the cache, if nothing is said.
+    pub fill_debt: Option<ByteSize>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            head: ByteSize(64 << 10),
+            idle_seconds: 300,
+            fills: 128,
+            body_memory: ByteSize(512 << 20),
+            fill_debt: None,
+        }
+    }
+}
+
 /// Which pods may talk to LOTA; none, if nothing is said.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -349,6 +385,15 @@ impl Config {
         for (key, text) in [("node.zone", &self.node.zone), ("node.region", &self.node.region)] {
             if !sound(text) {
                 return Err(format!("{key}: `{text}` must be visible ASCII characters, without `;`"));
+            }
+        }
+        let head = self.limits.head.0;
+        if !(1 << 13..=1 << 20).contains(&head) {
+            return Err(format!("limits.head: {head} bytes; must be 8KiB at least and 1MiB at most"));
+        }
+        for (key, limit) in [("connections", self.limits.connections), ("fills", self.limits.fills)] {
+            if limit == 0 {
+                return Err(format!("limits.{key}: must be 1 at least"));
             }
         }
         let admin = self.admin.listen.ip();

@@ -11,7 +11,7 @@ mod trial;
 use std::time::Duration;
 
 use hyper::{
-    Request, Response, StatusCode,
+    HeaderMap, Request, Response, StatusCode,
     body::Incoming,
     header::{self, HeaderName, HeaderValue},
 };
@@ -24,15 +24,19 @@ use self::trial::Trial;
 use crate::{
     config::{self, Origin, Protocol},
     http::{
-        Body, Head, empty,
-        upstream::{Front, Upstream, chain},
+        Body, Head, empty, relay_continue,
+        upstream::{Front, Upstream, chain, is_from_body},
     },
     s3::{ObjectMeta, ObjectName, S3Error, Validator},
 };
 
 /// Longest wait for the gateway's word on a GET.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The same for anything else: putting together an upload's ten thousand parts may take minutes.
+const FORWARD_PATIENCE: Duration = Duration::from_secs(3600);
+const LATE: &str = "The gateway did not answer in time; try again";
 const LOTA_NODE: HeaderName = HeaderName::from_static("lota-node");
+const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 const LOTA_ACCEPT: HeaderName = HeaderName::from_static("lota-accept");
 
 /// The gateway, and how far it is trusted.
@@ -105,8 +109,15 @@ impl Gateway {
     /// # Errors
     /// [`S3Error`] if the gateway does not answer.
     pub async fn forward(&self, head: &Head, body: Body) -> Result<Response<Incoming>, S3Error> {
-        let request = self.request(head, body)?;
-        self.upstream.send(request).await.map_err(|error| self.unreachable(&error))
+        let mut request = self.request(head, body)?;
+        relay_continue(&mut request);
+        match tokio::time::timeout(FORWARD_PATIENCE, self.upstream.send(request)).await {
+            Ok(Err(error)) if is_from_body(&error) => {
+                Err(S3Error::incomplete_body(format!("The body broke off: {}", chain(&error))))
+            }
+            Ok(answer) => answer.map_err(|error| self.unreachable(&error)),
+            Err(_) => Err(S3Error::unavailable(LATE)),
+        }
     }
 
     /// Asks whether this GET may be answered, given the version this node holds.
@@ -140,13 +151,14 @@ impl Gateway {
         if direct && answer.status() == StatusCode::TEMPORARY_REDIRECT {
             return match direct::parse(name, &answer, &self.direct_allow) {
                 Some((meta, path)) => {
+                    let meta = with_checksums(meta, head, answer.headers());
                     Ok(Answer::Direct(Grant::new(name, &meta.version.validator), meta, path))
                 }
                 // It may carry an authority, and was an answer to LOTA: the client must not see it.
-                None => Ok(classify(name, self.replay(head, PLAIN).await?)),
+                None => Ok(classify(name, head, self.replay(head, PLAIN).await?)),
             };
         }
-        Ok(classify(name, answer))
+        Ok(classify(name, head, answer))
     }
 
     /// The client's own request, and what a node adds to it.
@@ -201,7 +213,7 @@ impl Gateway {
                 }
                 Ok(answer)
             }
-            Err(_) => Err(S3Error::unavailable("The gateway did not answer in time; try again")),
+            Err(_) => Err(S3Error::unavailable(LATE)),
         }
     }
 
@@ -225,8 +237,20 @@ fn front(answer: &Response<Incoming>) -> Option<Front> {
     answer.extensions().get().cloned()
 }
 
-fn classify(name: &ObjectName, answer: Response<Incoming>) -> Answer {
-    match ObjectMeta::of_answer(name, answer.status(), answer.headers()) {
+/// What an answer says of the whole object, to a client that asked, includes its checksums.
+fn with_checksums(meta: ObjectMeta, asked: &Head, answer: &HeaderMap) -> ObjectMeta {
+    let asked =
+        asked.headers.get(CHECKSUM_MODE).is_some_and(|mode| mode.as_bytes().eq_ignore_ascii_case(b"enabled"));
+    if asked { meta.with_checksums(answer) } else { meta }
+}
+
+fn classify(name: &ObjectName, asked: &Head, answer: Response<Incoming>) -> Answer {
+    let meta = ObjectMeta::of_answer(name, answer.status(), answer.headers());
+    match meta {
+        Some(meta) if answer.status() == StatusCode::OK => {
+            let meta = with_checksums(meta, asked, answer.headers());
+            Answer::Arriving(Grant::new(name, &meta.version.validator), meta, answer)
+        }
         Some(meta) => Answer::Arriving(Grant::new(name, &meta.version.validator), meta, answer),
         None => Answer::Relay(answer),
     }

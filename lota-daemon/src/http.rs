@@ -2,6 +2,7 @@
 
 mod body;
 mod connect;
+mod expect;
 mod framing;
 mod head;
 mod sendfile;
@@ -10,5 +11,6 @@ mod stream;
 pub mod upstream;
 
 pub use body::{Body, BodyError, empty, full, incoming};
+pub use expect::relay_continue;
 pub use head::Head;
 pub use sendfile::{FileSlice, FileSlices, MAX_SLICE, SentBytes};

@@ -17,7 +17,7 @@ use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
     runtime::Handle,
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
 };
 
@@ -40,7 +40,8 @@ use crate::{
     metrics::{Exposition, Metrics},
     peer::Peers,
     placement::{NodeName, Placement},
-    proxy::Proxy,
+    proxy::{Debts, Proxy},
+    s3::S3Error,
     sockets::{CACHE_LOCK, PINS_LOCK, Sockets},
 };
 
@@ -50,6 +51,12 @@ const DRAIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(2);
 /// How soon connections that a successor inherits from nobody learn of its changes of access.
 const RELOOK: Duration = Duration::from_millis(250);
+/// What a fill holds in memory: a chunk that is being written, and the next one.
+const FILL_MEMORY: u64 = 2 << 20;
+/// Connections past the limit that are told so, at once; any more are reset.
+const TURNED_AWAY: usize = 256;
+/// How long one of them may take to hear it.
+const TURN_AWAY: Duration = Duration::from_secs(10);
 /// Most commands that wait for the control part.
 const COMMANDS: usize = 64;
 
@@ -144,7 +151,16 @@ impl Node {
         let vips = config.endpoint.vips().into_iter().map(|vip| SocketAddr::new(vip, HTTP_PORT)).collect();
         let mut node = Self {
             responder: Responder::new(&config.endpoint.zone, config.endpoint.vip, config.endpoint.vip6)?,
-            door: Door { proxy, life: lives, alive, vips, access: control.table() },
+            door: Door {
+                proxy,
+                life: lives,
+                alive,
+                vips,
+                access: control.table(),
+                limits: Limits::for_pods(&config.limits),
+                seats: Arc::new(Semaphore::new(config.limits.connections)),
+                turned_away: Arc::new(Semaphore::new(TURNED_AWAY)),
+            },
             admin: Admin { exposition, ready: Ready::default(), control: commander },
             serving: serving.clone(),
             config,
@@ -322,8 +338,12 @@ fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy
     let backend = Backend::new(config.backend.as_ref(), gateway_origin, upstream.clone())?;
     let scope = gateway_origin.to_string();
     let capacity = config.cache.capacity.0;
-    let cache = Cache::open(&config.cache.folder, &scope, capacity, config.cache.min_free.0, lock)
-        .with_context(|| format!("opening the cache in {}", config.cache.folder.display()))?;
+    let limits = &config.limits;
+    let most_fills =
+        limits.fills.min(usize::try_from(limits.body_memory.0 / FILL_MEMORY).unwrap_or(usize::MAX));
+    let cache =
+        Cache::open(&config.cache.folder, &scope, capacity, config.cache.min_free.0, most_fills, lock)
+            .with_context(|| format!("opening the cache in {}", config.cache.folder.display()))?;
 
     let mut weights = BTreeMap::from([(me.clone(), capacity)]);
     let mut peers = None;
@@ -347,6 +367,7 @@ fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy
         backend,
         cache: Arc::new(cache),
         peers,
+        debts: Arc::new(Debts::new(limits.fill_debt.map_or(capacity / 4, |debt| debt.0))),
         metrics,
     })
 }
@@ -361,6 +382,11 @@ struct Door {
     /// What pods connect to.
     vips: Vec<SocketAddr>,
     access: watch::Receiver<Arc<Table>>,
+    limits: Limits,
+    /// One for each connection of a pod.
+    seats: Arc<Semaphore>,
+    /// One for each connection that is told there are no more.
+    turned_away: Arc<Semaphore>,
 }
 
 impl Door {
@@ -379,14 +405,44 @@ impl Door {
                 let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
                 continue;
             };
+            let lost = access_lost(self.access.clone(), pod, binding);
+            let Ok(seat) = self.seats.clone().try_acquire_owned() else {
+                self.turn_away((stream, client), lost);
+                continue;
+            };
             let entry = self.clone();
             let service = move |connection, request| {
                 let proxy = entry.proxy.clone();
                 async move { proxy.enter(connection, request).await }
             };
-            let lost = access_lost(self.access.clone(), pod, binding);
-            self.serve((stream, client), Limits::CLIENT, lost, service);
+            self.serve((stream, client), self.limits, seat, lost, service);
         }
+    }
+
+    /// Tells a pod that there are too many connections, if there are not even too many of those.
+    fn turn_away(
+        &self,
+        (stream, client): (TcpStream, SocketAddr),
+        lost: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let Ok(seat) = self.turned_away.clone().try_acquire_owned() else {
+            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            return;
+        };
+        let entry = self.clone();
+        let service = move |mut connection: Connection, request| {
+            let proxy = entry.proxy.clone();
+            connection.refused =
+                Some(S3Error::slow_down("This node has as many connections as it may; try again"));
+            async move { proxy.enter(connection, request).await }
+        };
+        let cut = async {
+            tokio::select! {
+                () = lost => {}
+                () = tokio::time::sleep(TURN_AWAY) => {}
+            }
+        };
+        self.serve((stream, client), self.limits, seat, cut, service);
     }
 
     async fn serve_peers(self, listener: TcpListener) {
@@ -397,7 +453,7 @@ impl Door {
                 let proxy = owner.proxy.clone();
                 async move { proxy.own(connection, request).await }
             };
-            self.serve(accepted, Limits::PEER, std::future::pending(), service);
+            self.serve(accepted, Limits::PEER, (), std::future::pending(), service);
         }
     }
 
@@ -405,6 +461,7 @@ impl Door {
         &self,
         accepted: (TcpStream, SocketAddr),
         limits: Limits,
+        seat: impl Send + 'static,
         cut: impl Future<Output = ()> + Send + 'static,
         service: S,
     ) where
@@ -415,7 +472,7 @@ impl Door {
         let alive = self.alive.clone();
         tokio::spawn(async move {
             server::serve(accepted, limits, sent, life, cut, service).await;
-            drop(alive);
+            drop((alive, seat));
         });
     }
 }

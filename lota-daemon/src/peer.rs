@@ -13,7 +13,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use hyper::{Request, Response, body::Incoming};
+use hyper::{
+    HeaderMap, Request, Response,
+    body::Incoming,
+    header::{HeaderName, HeaderValue},
+};
 use thiserror::Error;
 
 pub use wire::{Refused, Signature};
@@ -28,6 +32,8 @@ use crate::{
     placement::NodeName,
 };
 
+/// Between nodes only: the pod that asks, whose fills are budgeted.
+const LOTA_CLIENT: HeaderName = HeaderName::from_static("lota-client");
 /// How long a peer that did not answer is left alone.
 const REST: Duration = Duration::from_secs(2);
 /// Longest wait for an owner's answer. It may have to wait for another request's answer, ask the gateway up to
@@ -92,12 +98,17 @@ impl Peers {
     ///
     /// # Errors
     /// [`PeerError`] if it cannot be asked; its refusals and its errors are answers.
-    pub async fn ask(&self, owner: &NodeName, head: &Head) -> Result<Response<Incoming>, PeerError> {
+    pub async fn ask(
+        &self,
+        owner: &NodeName,
+        client: IpAddr,
+        head: &Head,
+    ) -> Result<Response<Incoming>, PeerError> {
         let origin = self.addresses.get(owner).ok_or(PeerError::Unknown)?;
         if self.rests(owner) {
             return Err(PeerError::Resting);
         }
-        let answer = self.send(owner, origin, head).await;
+        let answer = self.send(owner, origin, client, head).await;
         if let Err(error) = &answer {
             tracing::warn!(peer = %owner.0, %error, "peer unavailable");
         }
@@ -113,10 +124,14 @@ impl Peers {
         &self,
         owner: &NodeName,
         origin: &Origin,
+        client: IpAddr,
         head: &Head,
     ) -> Result<Response<Incoming>, PeerError> {
         let mut request =
             head.request(origin, empty()).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
+        if let Ok(client) = HeaderValue::from_str(&client.to_canonical().to_string()) {
+            request.headers_mut().insert(LOTA_CLIENT, client);
+        }
         let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());
         let answer = tokio::time::timeout(PATIENCE, self.upstream.send(request))
             .await
@@ -127,6 +142,12 @@ impl Peers {
             })?;
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
         Ok(answer)
+    }
+
+    /// The pod that a verified request is for.
+    #[must_use]
+    pub fn client(headers: &HeaderMap) -> Option<IpAddr> {
+        headers.get(LOTA_CLIENT)?.to_str().ok()?.parse().ok()
     }
 
     /// Is this request, as it came in on the peer port, one of a peer's? Returns what its answer is signed

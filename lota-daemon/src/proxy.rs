@@ -6,12 +6,23 @@
 //! authorization costs the answer.
 
 mod answer;
+mod debts;
 mod fill;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
 use tokio::time::timeout;
+
+pub use self::debts::Debts;
 
 use crate::{
     backend::Backend,
@@ -46,12 +57,16 @@ pub struct Proxy {
     pub placement: Placement,
     /// The other nodes, if there are any.
     pub peers: Option<Peers>,
+    /// What fills have brought for each pod beyond what it reads.
+    pub debts: Arc<Debts>,
     /// What happened.
     pub metrics: Metrics,
 }
 
-/// A GET on its way.
+/// A GET on its way; or a HEAD that asks to have an object brought into the cache.
 struct Get<'a> {
+    /// Who asks.
+    pod: IpAddr,
     /// The client's request.
     head: &'a Head,
     /// What it asks for.
@@ -63,8 +78,13 @@ struct Get<'a> {
 }
 
 impl<'a> Get<'a> {
-    fn new(head: &'a Head, object: &'a GetObject, slices: &'a FileSlices) -> Self {
-        Self { head, object, slices, lead: None }
+    fn new(pod: IpAddr, head: &'a Head, object: &'a GetObject, slices: &'a FileSlices) -> Self {
+        Self { pod, head, object, slices, lead: None }
+    }
+
+    /// Are there no bytes to send, since it is a HEAD?
+    fn is_bodiless(&self) -> bool {
+        self.head.method == Method::HEAD
     }
 }
 
@@ -77,12 +97,16 @@ impl Proxy {
     ) -> Result<Response<Body>, NoAnswer> {
         let (parts, body) = request.into_parts();
         let target = parts.uri.path().to_owned();
+        let is_refused = connection.refused.is_some();
         let answer = match (connection.refused, Head::of(parts)) {
             (Some(refused), _) => Err(refused),
             (None, Err(wrong)) => Err(S3Error::invalid_request(wrong)),
-            (None, Ok(head)) => self.route(&head, body, &connection.slices).await,
+            (None, Ok(head)) => self.route(connection.client.ip(), &head, body, &connection.slices).await,
         };
-        let answer = answer.unwrap_or_else(|error| answer::error(&error, &target));
+        let mut answer = answer.unwrap_or_else(|error| answer::error(&error, &target));
+        if is_refused {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         self.count(&answer);
         Ok(answer)
     }
@@ -105,12 +129,13 @@ impl Proxy {
             }
         };
         count("served");
+        let pod = Peers::client(request.headers()).unwrap_or_else(|| connection.client.ip());
         let (parts, _) = request.into_parts();
         let target = parts.uri.path().to_owned();
         let answer = match Head::of(parts) {
             Ok(head) => match self.classify(&head) {
                 Operation::Get(object) => {
-                    self.authorize_and_serve(Get::new(&head, &object, &connection.slices)).await
+                    self.authorize_and_serve(Get::new(pod, &head, &object, &connection.slices)).await
                 }
                 // A node of another version, or zone, reads the request otherwise.
                 Operation::Pass(_) => self.pass(&head, empty()).await,
@@ -124,6 +149,7 @@ impl Proxy {
 
     async fn route(
         self: &Arc<Self>,
+        pod: IpAddr,
         head: &Head,
         body: Incoming,
         slices: &FileSlices,
@@ -134,7 +160,7 @@ impl Proxy {
                 self.pass(head, incoming(body)).await
             }
             Operation::Get(object) => {
-                let get = Get::new(head, &object, slices);
+                let get = Get::new(pod, head, &object, slices);
                 match object.cache_control {
                     CacheControl::Bypass => self.past_the_cache(get).await,
                     CacheControl::Use | CacheControl::LookOnly => self.find_owner(get).await,
@@ -171,7 +197,7 @@ impl Proxy {
         let count = |role| self.metrics.peer_requests.get_or_create(&PeerLabels { role }).inc();
         for owner in self.placement.order(&get.object.name) {
             let Some(peers) = self.peers.as_ref().filter(|_| *owner != self.node) else { break };
-            match peers.ask(owner, get.head).await {
+            match peers.ask(owner, get.pod, get.head).await {
                 Ok(answer) if answer::is_owner_error(&answer) => {
                     count("unavailable");
                     tracing::debug!(owner = %owner.0, "it cannot reach the gateway; asking the next");
@@ -230,9 +256,14 @@ impl Proxy {
         if get.object.cache_control == CacheControl::LookOnly {
             return relay(answer);
         }
-        if answer.status() == StatusCode::OK {
+        if !get.object.overrides.is_empty() {
+            // Its headers are not the object's.
+            self.uncached("overrides");
+            return relay(answer);
+        }
+        if answer.status() == StatusCode::OK && !get.is_bodiless() {
             // The whole of it, on the client's own authority: these bytes are the fill.
-            return match self.join(&meta).await {
+            return match self.join(get.pod, &meta).await {
                 Some(Join::Lead(fill)) => {
                     let object = fill.object();
                     let proxy = self.clone();
@@ -247,13 +278,13 @@ impl Proxy {
         }
         let authority = if self.backend.has_own_credential() {
             FillAuthority::Own
-        } else if !get.object.range_signed {
+        } else if !get.object.range_signed && !get.is_bodiless() {
             FillAuthority::Client
         } else {
             self.uncached("no-fill-authority");
             return relay(answer);
         };
-        match self.fill_from(get.head, &meta, authority).await {
+        match self.fill_from(get.pod, get.head, &meta, authority).await {
             // The range that was arriving is dropped with `answer`: it comes with the whole.
             Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
             None => relay(answer),
@@ -272,8 +303,9 @@ impl Proxy {
             return self.serve(get, grant, object).await;
         }
         if get.object.cache_control == CacheControl::Use
+            && get.object.overrides.is_empty()
             && let Some((object, outcome)) =
-                self.fill_from(get.head, &meta, FillAuthority::Direct(path.clone())).await
+                self.fill_from(get.pod, get.head, &meta, FillAuthority::Direct(path.clone())).await
         {
             return self.serve_as(get, grant, object, outcome).await;
         }
@@ -295,7 +327,7 @@ impl Proxy {
         match self.backend.fetch(&FillAuthority::Direct(path), meta, range, get.head).await {
             Ok(answer) => {
                 let body = incoming(answer.into_body());
-                Ok(answer::object(grant, meta, range, get.object.wants_checksums, body, outcome, &self.node))
+                Ok(answer::object(grant, meta, range, get.object, body, outcome, &self.node))
             }
             Err(error) => {
                 tracing::warn!(object = %meta.version.name, %error, "direct path failed; asking the gateway");
@@ -330,12 +362,19 @@ impl Proxy {
         let Some(mut reader) = Reader::new(&grant, object.clone(), range) else {
             return self.around_the_cache(get, "granted-otherwise").await;
         };
+        if get.is_bodiless() {
+            return Ok(answer::object(grant, object.meta(), range, get.object, empty(), outcome, &self.node));
+        }
         // The head can wait a little for the first byte: if the fill breaks off before, no client notices.
         if let Ok(Err(_)) = timeout(HESITATION, reader.ready()).await {
             return self.around_the_cache(get, "fill-broke-off").await;
         }
-        let body = answer::file_body(reader, get.slices.clone());
-        Ok(answer::object(grant, object.meta(), range, get.object.wants_checksums, body, outcome, &self.node))
+        if range.is_none() && get.object.wants_checksums && !object.meta().checksums_known {
+            return self.around_the_cache(get, "checksums-unknown").await;
+        }
+        let (debts, pod) = (self.debts.clone(), get.pod);
+        let body = answer::file_body(reader, get.slices.clone(), move |read| debts.credit(pod, read));
+        Ok(answer::object(grant, object.meta(), range, get.object, body, outcome, &self.node))
     }
 
     /// From the gateway itself, since the cache would not do: costs speed, nothing else.

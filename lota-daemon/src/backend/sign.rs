@@ -23,6 +23,9 @@ use crate::{
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 const QUERY: &AsciiSet = &PATH.add(b'/');
 
+/// The object's checksums belong to what is cached, for those who ask.
+const CHECKSUM_MODE: (&str, &str) = ("x-amz-checksum-mode", "ENABLED");
+
 #[derive(Debug)]
 pub(super) struct Signer {
     credentials: Credentials,
@@ -52,6 +55,7 @@ impl Signer {
             .method(Method::GET)
             .uri(uri)
             .header("host", endpoint.authority.as_str())
+            .header(CHECKSUM_MODE.0, CHECKSUM_MODE.1)
             .body(empty())
             .map_err(|error| error.to_string())?;
 
@@ -70,8 +74,8 @@ impl Signer {
             .map_err(|error| error.to_string())?
             .into();
         let uri = request.uri().to_string();
-        let host = ("host", endpoint.authority.as_str());
-        let signable = SignableRequest::new("GET", &uri, std::iter::once(host), SignableBody::Bytes(b""))
+        let headers = [("host", endpoint.authority.as_str()), CHECKSUM_MODE];
+        let signable = SignableRequest::new("GET", &uri, headers.into_iter(), SignableBody::Bytes(b""))
             .map_err(|error| error.to_string())?;
         let (instructions, _) = sign(signable, &params).map_err(|error| error.to_string())?.into_parts();
         instructions.apply_to_request_http1x(&mut request);
@@ -100,7 +104,8 @@ mod tests {
             assert_eq!(request.uri().path(), path);
             let authorization = request.headers()["authorization"].to_str().unwrap();
             assert!(
-                authorization.contains("SignedHeaders=host;x-amz-content-sha256;x-amz-date"),
+                authorization
+                    .contains("SignedHeaders=host;x-amz-checksum-mode;x-amz-content-sha256;x-amz-date"),
                 "{authorization}"
             );
             assert!(!format!("{signer:?}").contains("SK"));

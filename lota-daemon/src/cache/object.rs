@@ -1,7 +1,11 @@
 //! An object in the cache: complete, or growing.
 
-use std::{fs::File, sync::Arc};
+use std::{
+    fs::File,
+    sync::{Arc, OnceLock},
+};
 
+use hyper::HeaderMap;
 use tokio::sync::watch;
 
 use crate::s3::ObjectMeta;
@@ -10,6 +14,8 @@ use crate::s3::ObjectMeta;
 #[derive(Debug)]
 pub struct Object {
     meta: ObjectMeta,
+    /// The same with the checksums that the source of a fill has told, where the gateway had not.
+    told: OnceLock<ObjectMeta>,
     file: Arc<File>,
     /// So many bytes from the start are there, with their checksums recorded.
     progress: watch::Receiver<u64>,
@@ -18,20 +24,27 @@ pub struct Object {
 impl Object {
     pub(super) fn complete(meta: ObjectMeta, file: File) -> Self {
         let (_, progress) = watch::channel(meta.size);
-        Self { meta, file: Arc::new(file), progress }
+        Self { meta, told: OnceLock::new(), file: Arc::new(file), progress }
     }
 
     /// A growing object, and where its growth is told. A sender dropped before the end means that nothing
     /// more will come.
     pub(super) fn filling(meta: ObjectMeta, file: Arc<File>) -> (Self, watch::Sender<u64>) {
         let (sender, progress) = watch::channel(0);
-        (Self { meta, file, progress }, sender)
+        (Self { meta, told: OnceLock::new(), file, progress }, sender)
     }
 
     /// What it is.
     #[must_use]
     pub fn meta(&self) -> &ObjectMeta {
-        &self.meta
+        self.told.get().unwrap_or(&self.meta)
+    }
+
+    /// Notes the checksums that the source has told of the whole object.
+    pub fn learn_checksums(&self, source: &HeaderMap) {
+        if !self.meta.checksums_known {
+            let _ = self.told.set(self.meta.clone().with_checksums(source));
+        }
     }
 
     /// Is all of it here?

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::s3::{ObjectMeta, ObjectName, ObjectVersion, Validator};
 
-const MAGIC: &[u8; 8] = b"LOTAREC\x01";
+const MAGIC: &[u8; 8] = b"LOTAREC\x02";
 const HEADER: usize = 16;
 
 /// Bytes per chunk: the unit of checksums, and of what readers of a growing file see at once.
@@ -36,6 +36,7 @@ struct Payload {
     last_modified: Option<String>,
     size: u64,
     headers: Vec<(String, Vec<u8>)>,
+    checksums_known: bool,
     chunk_size: u32,
     /// One bit a chunk, first chunk lowest: which are there. All, since only whole objects have records yet.
     bitmap: Vec<u8>,
@@ -62,6 +63,7 @@ impl Record {
                 .iter()
                 .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
                 .collect(),
+            checksums_known: self.meta.checksums_known,
             chunk_size: CHUNK,
             bitmap,
             checksums: self.checksums.clone(),
@@ -104,7 +106,12 @@ impl Record {
             headers.append(name, HeaderValue::from_bytes(value).map_err(|_| wrong("not a header"))?);
         }
         let validator = Validator { etag: payload.etag, last_modified: payload.last_modified };
-        let meta = ObjectMeta { version: ObjectVersion { name, validator }, size: payload.size, headers };
+        let meta = ObjectMeta {
+            version: ObjectVersion { name, validator },
+            size: payload.size,
+            headers,
+            checksums_known: payload.checksums_known,
+        };
         Ok(Self { meta, checksums: payload.checksums })
     }
 }
@@ -121,7 +128,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append("x-amz-meta-a", HeaderValue::from_bytes(b"caf\xe9").unwrap());
         headers.append("x-amz-meta-a", HeaderValue::from_static("two"));
-        let meta = ObjectMeta { version: ObjectVersion { name, validator }, size, headers };
+        let meta =
+            ObjectMeta { version: ObjectVersion { name, validator }, size, headers, checksums_known: true };
         let checksums =
             (0..size.div_ceil(u64::from(CHUNK))).map(|chunk| u32::try_from(chunk).unwrap() * 7).collect();
         Record { meta, checksums }
@@ -132,8 +140,8 @@ mod tests {
         // A change here orphans every cache in the field: make a new version instead.
         assert_eq!(
             hex::encode(record(0, "k").encode().unwrap()),
-            "4c4f544152454301410000004de36130066275636b6574016b010276310322652201047468656e\
-             00020c782d616d7a2d6d6574612d6104636166e90c782d616d7a2d6d6574612d610374776f8080400000"
+            "4c4f5441524543024200000013a94561066275636b6574016b010276310322652201047468656e\
+             00020c782d616d7a2d6d6574612d6104636166e90c782d616d7a2d6d6574612d610374776f018080400000"
         );
     }
 

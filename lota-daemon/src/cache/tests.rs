@@ -13,7 +13,7 @@ use crate::{
 const MIB: u64 = 1 << 20;
 
 fn open(folder: &TempDir, capacity: u64) -> Arc<Cache> {
-    Arc::new(Cache::open(folder.path(), "http://gateway", capacity, 0, None).unwrap())
+    Arc::new(Cache::open(folder.path(), "http://gateway", capacity, 0, 100, None).unwrap())
 }
 
 fn name(key: &str) -> ObjectName {
@@ -22,7 +22,12 @@ fn name(key: &str) -> ObjectName {
 
 fn meta(key: &str, etag: &str, size: u64) -> ObjectMeta {
     let validator = Validator { etag: format!("\"{etag}\""), last_modified: None };
-    ObjectMeta { version: ObjectVersion { name: name(key), validator }, size, headers: HeaderMap::new() }
+    ObjectMeta {
+        version: ObjectVersion { name: name(key), validator },
+        size,
+        headers: HeaderMap::new(),
+        checksums_known: true,
+    }
 }
 
 fn content(seed: u64, size: u64) -> Vec<u8> {
@@ -92,7 +97,7 @@ async fn a_restart_finds_what_was_complete_and_sweeps_the_rest() {
     let fill = lead(&cache, &meta("half", "e", 2 * MIB)).await;
     std::mem::forget(fill);
     drop(cache);
-    let locked = Cache::open(folder.path(), "http://gateway", 100 * MIB, 0, None);
+    let locked = Cache::open(folder.path(), "http://gateway", 100 * MIB, 0, 100, None);
     assert!(locked.unwrap_err().to_string().contains("another daemon"), "the lost fill still holds the lock");
     let image = TempDir::new().unwrap();
     let copied =
@@ -214,7 +219,7 @@ async fn the_least_recently_used_goes_and_stays_readable_to_its_end() {
 #[tokio::test]
 async fn a_full_disk_is_no_room() {
     let folder = TempDir::new().unwrap();
-    let cache = Arc::new(Cache::open(folder.path(), "g", u64::MAX, u64::MAX, None).unwrap());
+    let cache = Arc::new(Cache::open(folder.path(), "g", u64::MAX, u64::MAX, 100, None).unwrap());
     let NoRoom(why) = cache.begin_fill(&meta("k", "e", MIB)).await.unwrap_err();
     assert!(why.contains("must stay"), "{why}");
     assert_eq!((cache.usage(), files_in(&folder)), (Usage::default(), 0));

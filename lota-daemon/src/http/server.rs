@@ -21,7 +21,7 @@ use super::{
     sendfile::{FileSlices, SendfileStream, SentBytes},
     stream::{ClientStream, REFUSED},
 };
-use crate::s3::S3Error;
+use crate::{config, s3::S3Error};
 
 /// Longest a client may take to send a request's head, or to begin the next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -45,10 +45,21 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// For pods, as configured.
+    #[must_use]
+    pub fn for_pods(limits: &config::Limits) -> Self {
+        Self {
+            head: usize::try_from(limits.head.0).unwrap_or(usize::MAX),
+            patience: Duration::from_secs(limits.idle_seconds),
+            ..Self::CLIENT
+        }
+    }
+
     /// For clients at large, unless configured otherwise.
     pub const CLIENT: Self = Self { head: 64 << 10, headers: 256, patience: PATIENCE, half_close: true };
-    /// For peers: they pass on what clients sent, and something of their own.
-    pub const PEER: Self = Self { head: 128 << 10, headers: 512, patience: PATIENCE, half_close: false };
+    /// For peers: they pass on what clients sent (a mebibyte, if so configured), and something of their own.
+    pub const PEER: Self =
+        Self { head: (1 << 20) + (64 << 10), headers: 512, patience: PATIENCE, half_close: false };
 }
 
 /// Accepts a connection, however long that takes: neither a client that gave up nor a lack of descriptors or
@@ -115,11 +126,11 @@ pub async fn serve<S, F>(
     let watched = life.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let refused = refusal.get().filter(|_| request.method() == REFUSED).cloned();
-        let (life, is_refused) = (watched.clone(), refused.is_some());
+        let life = watched.clone();
         let answer = service(Connection { client, slices: slices.clone(), refused }, request);
         async move {
             let mut answer = answer.await?;
-            if is_refused || *life.borrow() != Life::Serving {
+            if *life.borrow() != Life::Serving {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, NoAnswer>(answer)

@@ -75,6 +75,13 @@ impl Upstream {
     }
 }
 
+/// Was it the body that went wrong on its way from the client, rather than the connection?
+#[must_use]
+pub fn is_from_body(error: &Error) -> bool {
+    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
+        .any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_user))
+}
+
 /// An error with all its causes, in one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -15,7 +15,7 @@ use crate::{
     metrics::{Outcome, RequestLabels},
     placement::NodeName,
     s3::{
-        ByteRange, ObjectMeta, S3Error,
+        ByteRange, GetObject, ObjectMeta, S3Error,
         headers::{LOTA_CACHE, keep_end_to_end},
     },
 };
@@ -50,14 +50,15 @@ pub(super) fn object(
     grant: Grant,
     meta: &ObjectMeta,
     range: Option<ByteRange>,
-    wants_checksums: bool,
+    asked: &GetObject,
     body: Body,
     outcome: Outcome,
     node: &NodeName,
 ) -> Response<Body> {
     debug_assert_eq!(*grant.version(), meta.version);
     drop(grant);
-    let (status, headers) = meta.answer(range, wants_checksums);
+    let (status, mut headers) = meta.answer(range, asked.wants_checksums);
+    headers.extend(asked.overrides.iter().cloned());
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     *answer.headers_mut() = headers;
@@ -66,11 +67,14 @@ pub(super) fn object(
     answer
 }
 
-/// The body of an answer that follows a cached file, by `sendfile(2)`.
-pub(super) fn file_body(reader: Reader, slices: FileSlices) -> Body {
-    let frames = stream::unfold((reader, slices), |(mut reader, slices)| async move {
+/// The body of an answer that follows a cached file, by `sendfile(2)`; `read` is told how many bytes go.
+pub(super) fn file_body(reader: Reader, slices: FileSlices, read: impl Fn(u64) + Send + 'static) -> Body {
+    let frames = stream::unfold((reader, slices, read), |(mut reader, slices, read)| async move {
         let slice = reader.next().await.map_err(BodyError::new).transpose()?;
-        Some((slice.map(|slice| Frame::data(slices.queue(slice))), (reader, slices)))
+        if let Ok(slice) = &slice {
+            read(slice.length as u64);
+        }
+        Some((slice.map(|slice| Frame::data(slices.queue(slice))), (reader, slices, read)))
     });
     StreamBody::new(frames).boxed_unsync()
 }

@@ -1,6 +1,6 @@
 //! Beginning fills, and seeing them through.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use http_body_util::BodyStream;
@@ -18,8 +18,17 @@ use crate::{
 
 impl Proxy {
     /// The fill of this version: a new one, or the one under way. `None` if it must pass through uncached.
-    pub(super) async fn join(&self, meta: &ObjectMeta) -> Option<Join> {
-        match self.cache.begin_fill(meta).await {
+    pub(super) async fn join(&self, pod: IpAddr, meta: &ObjectMeta) -> Option<Join> {
+        if !self.debts.charge(pod, meta.size) {
+            tracing::info!(%pod, object = %meta.version.name, "its fills have brought too much that it did not read");
+            self.uncached("fill-debt");
+            return None;
+        }
+        let joined = self.cache.begin_fill(meta).await;
+        if !matches!(joined, Ok(Join::Lead(_))) {
+            self.debts.credit(pod, meta.size);
+        }
+        match joined {
             Ok(join) => Some(join),
             Err(NoRoom(why)) => {
                 tracing::info!(object = %meta.version.name, why, "passing through uncached");
@@ -33,11 +42,12 @@ impl Proxy {
     /// the object must pass through uncached.
     pub(super) async fn fill_from(
         self: &Arc<Self>,
+        pod: IpAddr,
         client: &Head,
         meta: &ObjectMeta,
         authority: FillAuthority,
     ) -> Option<(Arc<Object>, Outcome)> {
-        let fill = match self.join(meta).await? {
+        let fill = match self.join(pod, meta).await? {
             Join::Lead(fill) => fill,
             Join::Follow(object) => return Some((object, Outcome::Fill)),
         };
@@ -48,6 +58,9 @@ impl Proxy {
         tokio::spawn(async move {
             match proxy.backend.fetch(&authority, &meta, None, &client).await {
                 Ok(source) => {
+                    if matches!(authority, FillAuthority::Own) {
+                        fill.object().learn_checksums(source.headers());
+                    }
                     let _ = agree.send(());
                     proxy.see_through(fill, source, &authority).await;
                 }

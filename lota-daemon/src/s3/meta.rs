@@ -35,6 +35,8 @@ pub struct ObjectMeta {
     pub size: u64,
     /// The headers that belong to the object and are served with it.
     pub headers: HeaderMap,
+    /// Are its checksums among them, if it has any? S3 tells them only to who asks, and for the whole.
+    pub checksums_known: bool,
 }
 
 impl Validator {
@@ -77,7 +79,17 @@ impl ObjectMeta {
     pub fn new(name: &ObjectName, size: u64, answer: &HeaderMap) -> Option<Self> {
         let validator = Validator::of(answer)?;
         let version = ObjectVersion { name: name.clone(), validator };
-        Some(Self { version, size, headers: headers::of_the_object(answer) })
+        Some(Self { version, size, headers: headers::of_the_object(answer), checksums_known: false })
+    }
+
+    /// The same, with the checksums that an answer about the whole object carries.
+    #[must_use]
+    pub fn with_checksums(mut self, answer: &HeaderMap) -> Self {
+        for (name, value) in answer.iter().filter(|(name, _)| headers::is_checksum(name)) {
+            self.headers.insert(name, value.clone());
+        }
+        self.checksums_known = true;
+        self
     }
 
     /// The head of an answer that carries `range` of the object, or all of it.

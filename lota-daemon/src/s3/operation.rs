@@ -1,6 +1,10 @@
 //! What a request asks for, as far as the road it takes depends on it.
 
-use hyper::{HeaderMap, Method, header, http::uri::PathAndQuery};
+use hyper::{
+    HeaderMap, Method,
+    header::{self, HeaderName, HeaderValue},
+    http::uri::PathAndQuery,
+};
 use percent_encoding::percent_decode_str;
 
 use super::{
@@ -12,7 +16,8 @@ use super::{
 /// How a request travels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// A GET of an object that the cache may answer.
+    /// A GET of an object that the cache may answer; or a HEAD of its first byte, by which LOTA's users have the
+    /// whole of it brought into the cache ahead of time.
     Get(GetObject),
     /// Everything else: to the gateway and back, byte for byte. Says why, for metrics and logs.
     Pass(&'static str),
@@ -31,6 +36,8 @@ pub struct GetObject {
     pub cache_control: CacheControl,
     /// Did the client ask for the object's checksums (`x-amz-checksum-mode: ENABLED`)?
     pub wants_checksums: bool,
+    /// Headers that the answer is to have instead of the object's own (`response-content-type=…`).
+    pub overrides: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// Query parameters that do not change what an object's GET returns: authorization (SigV4, SigV2), and the
@@ -48,6 +55,16 @@ const HARMLESS: [&str; 12] = [
     "x-amz-signature",
     "x-amz-signedheaders",
     "x-id",
+];
+
+/// Query parameters that replace a header of the answer, in signed requests.
+const OVERRIDES: [(&str, HeaderName); 6] = [
+    ("response-cache-control", header::CACHE_CONTROL),
+    ("response-content-disposition", header::CONTENT_DISPOSITION),
+    ("response-content-encoding", header::CONTENT_ENCODING),
+    ("response-content-language", header::CONTENT_LANGUAGE),
+    ("response-content-type", header::CONTENT_TYPE),
+    ("response-expires", header::EXPIRES),
 ];
 
 /// Headers whose requests only the gateway can answer: conditionals that an added `If-None-Match` would
@@ -72,7 +89,7 @@ impl Operation {
         headers: &HeaderMap,
         chunked: bool,
     ) -> Self {
-        if method != Method::GET {
+        if method != Method::GET && method != Method::HEAD {
             return Self::Pass("method");
         }
         let Resource::Object(bucket, key) = zone.resource(host, target.path()) else {
@@ -82,10 +99,20 @@ impl Operation {
             return Self::Pass("body");
         }
         let query = target.query().unwrap_or_default();
-        let mut version_id = None;
+        let (mut version_id, mut overrides) = (None, Vec::new());
         for (name, value) in parameters(query) {
             if name == "versionId" {
                 version_id = Some(percent_decode_str(value).decode_utf8_lossy().into_owned());
+            }
+            if let Some((_, header)) = OVERRIDES.iter().find(|(parameter, _)| *parameter == name) {
+                // A plus sign is a space to some servers; an empty value, twice the same one: the gateway knows.
+                let value = percent_decode_str(value).collect::<Vec<u8>>();
+                let known = !value.is_empty() && !value.contains(&b'+');
+                let Some(value) = HeaderValue::from_bytes(&value).ok().filter(|_| known) else {
+                    return Self::Pass("overrides");
+                };
+                overrides.push((header.clone(), value));
+                continue;
             }
             if !HARMLESS.contains(&name.to_ascii_lowercase().as_str()) {
                 return Self::Pass("query");
@@ -98,6 +125,10 @@ impl Operation {
         if authorization.starts_with("AWS4-ECDSA") || query.contains("AWS4-ECDSA") {
             return Self::Pass("sigv4a");
         }
+        let is_signed = authorization.starts_with("AWS") || query.to_ascii_lowercase().contains("signature=");
+        if !overrides.is_empty() && !is_signed {
+            return Self::Pass("overrides");
+        }
         let mut ranges = headers.get_all(header::RANGE).iter();
         let range = match (ranges.next(), ranges.next()) {
             (None, _) => RangeRequest::Whole,
@@ -107,6 +138,9 @@ impl Operation {
         if range == RangeRequest::Several {
             return Self::Pass("ranges");
         }
+        if method == Method::HEAD && range != RangeRequest::FromTo(0, 0) {
+            return Self::Pass("method");
+        }
         Self::Get(GetObject {
             name: ObjectName { bucket, key, version_id },
             range,
@@ -115,6 +149,7 @@ impl Operation {
                 headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()),
             ),
             wants_checksums: text(headers, "x-amz-checksum-mode").eq_ignore_ascii_case("enabled"),
+            overrides,
         })
     }
 }

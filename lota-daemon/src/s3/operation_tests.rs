@@ -26,12 +26,16 @@ fn get(target: &str, headers: &[(&str, &str)]) -> GetObject {
 fn what_the_cache_must_not_answer_passes() {
     for (why, method, target, headers) in [
         ("method", "HEAD", "/b/k", vec![]),
+        ("method", "HEAD", "/b/k", vec![("range", "bytes=0-1")]),
         ("method", "PUT", "/b/k", vec![]),
         ("not-an-object", "GET", "/b?list-type=2", vec![]),
         ("not-an-object", "GET", "/", vec![]),
         ("query", "GET", "/b/k?acl", vec![]),
         ("query", "GET", "/b/k?partNumber=1", vec![]),
-        ("query", "GET", "/b/k?response-content-type=a", vec![]),
+        ("overrides", "GET", "/b/k?response-content-type=a", vec![]),
+        ("overrides", "GET", "/b/k?response-content-type=a+b&X-Amz-Signature=0", vec![]),
+        ("overrides", "GET", "/b/k?response-content-type=a%0d%0ax&X-Amz-Signature=0", vec![]),
+        ("overrides", "GET", "/b/k?response-content-type=&X-Amz-Signature=0", vec![]),
         ("query", "GET", "/b/k?unheard-of=1", vec![]),
         ("conditional", "GET", "/b/k", vec![("if-none-match", "\"e\"")]),
         ("conditional", "GET", "/b/k", vec![("if-range", "\"e\"")]),
@@ -56,6 +60,25 @@ fn a_signed_range_is_seen_as_signed() {
     assert!(!get("/b/k", &[("authorization", signed)]).range_signed);
     assert!(get("/b/k?X-Amz-SignedHeaders=host%3Brange", &[range]).range_signed);
     assert!(!get("/b/k?X-Amz-SignedHeaders=host", &[range]).range_signed);
+}
+
+#[test]
+fn a_head_of_the_first_byte_stages_the_object() {
+    let head = classify("HEAD", "b.cwlota.com", "/k", &[("range", "bytes=0-0")]);
+    assert!(matches!(head, Operation::Get(get) if get.range == RangeRequest::FromTo(0, 0)));
+}
+
+#[test]
+fn overrides_of_signed_requests_are_understood() {
+    let target = "/b/k?response-content-type=text%2Fplain%3B%20x&response-expires=never&X-Amz-Signature=0";
+    let overrides = get(target, &[]).overrides;
+    assert_eq!(
+        overrides,
+        [
+            (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; x")),
+            (header::EXPIRES, HeaderValue::from_static("never"))
+        ]
+    );
 }
 
 #[test]
