@@ -224,7 +224,9 @@ impl Proxy {
             get.lead = self.cache.lead(name).await;
             held = self.cache.find(name).await;
         }
-        let validator = held.as_ref().map(|object| &object.meta().version.validator);
+        // A HEAD is answered in the gateway's own words: it is not asked for a mere yes.
+        let known = held.as_ref().filter(|_| !get.is_bodiless());
+        let validator = known.map(|object| &object.meta().version.validator);
         match (self.gateway.authorize(get.head, name, validator).await?, held) {
             (Answer::Fresh(grant), Some(object)) => self.serve(get, grant, object).await,
             (Answer::Fresh(_), None) => {
@@ -249,6 +251,9 @@ impl Proxy {
         meta: ObjectMeta,
         answer: Response<Incoming>,
     ) -> Result<Response<Body>, S3Error> {
+        if get.is_bodiless() {
+            return Ok(self.stage(get, &meta, answer).await);
+        }
         if let Some(object) = self.cache.get(&meta.version).await {
             return self.serve(get, grant, object).await;
         }
@@ -261,7 +266,7 @@ impl Proxy {
             self.uncached("overrides");
             return relay(answer);
         }
-        if answer.status() == StatusCode::OK && !get.is_bodiless() {
+        if answer.status() == StatusCode::OK {
             // The whole of it, on the client's own authority: these bytes are the fill.
             return match self.join(get.pod, &meta).await {
                 Some(Join::Lead(fill)) => {
@@ -278,7 +283,7 @@ impl Proxy {
         }
         let authority = if self.backend.has_own_credential() {
             FillAuthority::Own
-        } else if !get.object.range_signed && !get.is_bodiless() {
+        } else if !get.object.range_signed {
             FillAuthority::Client
         } else {
             self.uncached("no-fill-authority");
@@ -289,6 +294,29 @@ impl Proxy {
             Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
             None => relay(answer),
         }
+    }
+
+    /// The gateway has answered a HEAD of the first byte: the whole object is brought, if it is not here.
+    async fn stage(
+        self: &Arc<Self>,
+        get: Get<'_>,
+        meta: &ObjectMeta,
+        answer: Response<Incoming>,
+    ) -> Response<Body> {
+        let outcome = match self.cache.get(&meta.version).await {
+            Some(object) if object.is_complete() => Outcome::Hit,
+            Some(_) => Outcome::Fill,
+            None if get.object.cache_control != CacheControl::Use => Outcome::Miss,
+            None if self.backend.has_own_credential() => {
+                let fill = self.fill_from(get.pod, get.head, meta, FillAuthority::Own).await;
+                fill.map_or(Outcome::Miss, |(_, outcome)| outcome)
+            }
+            None => {
+                self.uncached("no-fill-authority");
+                Outcome::Miss
+            }
+        };
+        answer::relay(answer, outcome, &self.node)
     }
 
     /// The gateway pointed to where the object is.

@@ -6,6 +6,7 @@ mod knock;
 mod namespace;
 mod node;
 mod origin;
+pub mod raw;
 mod relay;
 mod signals;
 

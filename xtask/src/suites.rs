@@ -12,13 +12,15 @@ use crate::{
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 6] = [
+const SUITES: [Suite; 8] = [
     ("lint", lint),
     ("unit", unit),
     ("packet", packet),
     ("kernels", kernels),
     ("datapath", datapath),
     ("e2e", e2e),
+    ("parity", parity),
+    ("clients", clients),
 ];
 
 #[derive(Default)]
@@ -131,6 +133,28 @@ fn e2e(counts: &mut Counts) -> Result<(), String> {
     tests.env("LOTA_WEED", setup::seaweedfs()?);
     tests.env("LOTA_BIN", demo::build_lota(false)?);
     counts.tests("end-to-end tests", &mut tests)
+}
+
+/// The same requests at the gateway and through LOTA.
+fn parity(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "parity"]);
+    tests.env("LOTA_PYTHON", setup::client()?);
+    tests.env("LOTA_WEED", setup::seaweedfs()?);
+    tests.env("LOTA_BIN", demo::build_lota(false)?);
+    counts.tests("parity tests", &mut tests)
+}
+
+/// Clients that others wrote.
+fn clients(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "clients"]);
+    tests.env("LOTA_PYTHON", setup::clients()?);
+    tests.env("LOTA_WEED", setup::seaweedfs()?);
+    tests.env("LOTA_BIN", demo::build_lota(false)?);
+    counts.tests("clients", &mut tests)
 }
 
 impl Counts {

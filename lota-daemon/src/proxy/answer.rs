@@ -58,7 +58,9 @@ pub(super) fn object(
     debug_assert_eq!(*grant.version(), meta.version);
     drop(grant);
     let (status, mut headers) = meta.answer(range, asked.wants_checksums);
-    headers.extend(asked.overrides.iter().cloned());
+    for (name, value) in &asked.overrides {
+        headers.insert(name, value.clone());
+    }
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     *answer.headers_mut() = headers;

@@ -174,6 +174,8 @@ impl Seaweed {
             .arg("-s3.domainName=cwlota.com")
             .arg(format!("-s3.config={}", config.display()))
             .arg("-master.volumeSizeLimitMB=1024")
+            // Each bucket takes some, and with none left writes are answered 500.
+            .arg("-volume.max=100")
             .stderr(log.try_clone()?)
             .stdout(log)
             .spawn()

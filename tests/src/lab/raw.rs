@@ -1,0 +1,266 @@
+//! S3 requests as bytes: signed once, so that the very same request can be sent to the gateway and through LOTA.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result};
+use aws_credential_types::Credentials;
+use aws_sigv4::{
+    http_request::{
+        PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SignatureLocation,
+        SigningSettings, UriPathNormalizationMode, sign,
+    },
+    sign::v4::SigningParams,
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use hmac::{Hmac, Mac as _};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    HeaderMap, Method, StatusCode,
+    body::Bytes,
+    client::conn::http1::{self, SendRequest},
+    header::HeaderName,
+};
+use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use sha1::Sha1;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{Credential, Namespace};
+
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long presigned URLs live.
+const EXPIRES: Duration = Duration::from_secs(3600);
+
+/// How a request says who sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signing {
+    /// `SigV4` in `Authorization`, over every header.
+    Header,
+    /// The same, but `Range` is left out of what is signed.
+    RangeUnsigned,
+    /// `SigV4` in the query, over the host.
+    Presigned,
+    /// `SigV2` in the query, as boto3 presigns by default.
+    PresignedV2,
+    /// Not at all.
+    Anonymous,
+}
+
+/// A request, ready to be sent anywhere.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// What the client addresses.
+    pub host: String,
+    /// Path and query.
+    pub target: String,
+    /// Further headers, in order.
+    pub headers: Vec<(HeaderName, String)>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// The whole body.
+    pub body: Bytes,
+}
+
+impl Request {
+    /// A request without a body.
+    #[must_use]
+    pub fn new(method: Method, host: &str, target: &str) -> Self {
+        let (host, target) = (host.to_owned(), target.to_owned());
+        Self { method, host, target, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    /// The same with another header.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((HeaderName::from_static(name), value.to_owned()));
+        self
+    }
+
+    /// The same with a body.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// Signs it.
+    ///
+    /// # Errors
+    /// If it does not make a URL.
+    pub fn sign(self, credential: &Credential, signing: Signing) -> Result<Self> {
+        match signing {
+            Signing::Anonymous => Ok(self),
+            Signing::PresignedV2 => Ok(self.presign_v2(credential)),
+            Signing::Header | Signing::RangeUnsigned | Signing::Presigned => {
+                self.sign_v4(credential, signing)
+            }
+        }
+    }
+
+    fn sign_v4(mut self, credential: &Credential, signing: Signing) -> Result<Self> {
+        let mut settings = SigningSettings::default();
+        settings.percent_encoding_mode = PercentEncodingMode::Single;
+        settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+        let presign = signing == Signing::Presigned;
+        if presign {
+            settings.signature_location = SignatureLocation::QueryParams;
+            settings.expires_in = Some(EXPIRES);
+        } else {
+            settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+        }
+        let (access_key, secret_key) = (&*credential.access_key, &*credential.secret_key);
+        let identity = Credentials::new(access_key, secret_key, None, None, "lab").into();
+        let params = SigningParams::builder()
+            .identity(&identity)
+            .region("us-east-1")
+            .name("s3")
+            .time(SystemTime::now())
+            .settings(settings)
+            .build()?
+            .into();
+        let url = format!("http://{}{}", self.host, self.target);
+        let is_signed = |name: &str| !presign && !(name == "range" && signing == Signing::RangeUnsigned);
+        let headers = self.headers.iter().filter(|(name, _)| is_signed(name.as_str()));
+        let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
+        let headers = headers.chain([("host", self.host.as_str())]);
+        let body = if presign { SignableBody::UnsignedPayload } else { SignableBody::Bytes(&self.body) };
+        let signable = SignableRequest::new(self.method.as_str(), &url, headers, body)?;
+        let (instructions, _) = sign(signable, &params)?.into_parts();
+        let mut signed = hyper::Request::builder().uri(&url).body(())?;
+        instructions.apply_to_request_http1x(&mut signed);
+        self.target = signed.uri().path_and_query().context("no target")?.to_string();
+        for (name, value) in signed.headers() {
+            self.headers.push((name.clone(), value.to_str()?.to_owned()));
+        }
+        Ok(self)
+    }
+
+    /// Only what boto3 presigns: path style, no sub-resource.
+    fn presign_v2(mut self, credential: &Credential) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let expires = (now + EXPIRES).as_secs();
+        let path = self.target.split('?').next().unwrap_or_default();
+        let text = format!("{}\n\n\n{expires}\n{path}", self.method);
+        let mut mac = Hmac::<Sha1>::new_from_slice(credential.secret_key.as_bytes())
+            .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+        mac.update(text.as_bytes());
+        let signature = BASE64_STANDARD.encode(mac.finalize().into_bytes());
+        let signature = utf8_percent_encode(&signature, NON_ALPHANUMERIC);
+        let separator = if self.target.contains('?') { '&' } else { '?' };
+        let key = &credential.access_key;
+        self.target =
+            format!("{}{separator}AWSAccessKeyId={key}&Signature={signature}&Expires={expires}", self.target);
+        self
+    }
+}
+
+impl Reply {
+    /// A header's value; empty if it is not there.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// What `Lota-Cache` says before the node's name.
+    #[must_use]
+    pub fn cache(&self) -> &str {
+        self.header("lota-cache").split(';').next().unwrap_or_default()
+    }
+
+    /// The text between `<Code>` and `</Code>`.
+    #[must_use]
+    pub fn code(&self) -> String {
+        let body = String::from_utf8_lossy(&self.body);
+        let code = body.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
+        code.map(|(code, _)| code.to_owned()).unwrap_or_default()
+    }
+}
+
+/// A connection that is made again when the other side closes it.
+#[derive(Debug)]
+pub struct Wire {
+    address: SocketAddr,
+    sender: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Wire {
+    /// To this address, from the calling thread's namespace.
+    #[must_use]
+    pub fn to(address: SocketAddr) -> Self {
+        Self { address, sender: None }
+    }
+
+    /// Sends a request and reads its answer to the end.
+    ///
+    /// # Errors
+    /// If there is no connection, no answer, or no end of it.
+    pub async fn send(&mut self, request: &Request) -> Result<Reply> {
+        let about = || format!("{} {} at {}", request.method, request.target, self.address);
+        let mut built = hyper::Request::builder().method(&request.method).uri(&request.target);
+        built = built.header("host", &request.host);
+        for (name, value) in &request.headers {
+            built = built.header(name, value);
+        }
+        let built = built.body(Full::new(request.body.clone()))?;
+        let mut sender = match self.sender.take() {
+            Some(sender) if !sender.is_closed() => sender,
+            _ => connect(self.address).await.with_context(about)?,
+        };
+        let reply = timeout(PATIENCE, async {
+            sender.ready().await?;
+            let (parts, body) = sender.send_request(built).await?.into_parts();
+            anyhow::Ok(Reply {
+                status: parts.status,
+                headers: parts.headers,
+                body: body.collect().await?.to_bytes(),
+            })
+        });
+        let reply = reply.await.with_context(about)?.with_context(about)?;
+        self.sender = Some(sender);
+        Ok(reply)
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
+    let stream = timeout(PATIENCE, TcpStream::connect(address)).await??;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(stream)).await?;
+    // It ends with the sender.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+impl Namespace {
+    /// Sends requests from here, one after the other over one connection; their answers.
+    ///
+    /// # Errors
+    /// The first that is not answered.
+    pub fn send_all(&self, address: SocketAddr, requests: Vec<Request>) -> Result<Vec<Reply>> {
+        self.run(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let mut wire = Wire::to(address);
+                let mut replies = Vec::with_capacity(requests.len());
+                for request in &requests {
+                    replies.push(wire.send(request).await?);
+                }
+                Ok(replies)
+            })
+        })?
+    }
+}

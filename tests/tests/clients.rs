@@ -1,0 +1,163 @@
+//! Real clients, unmodified: each writes, reads, reads a range, and moves a bigger object in parallel parts both ways,
+//! through LOTA from a pod; then reads it all again on another node.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use hyper::Method;
+use libtest_mimic::{Arguments, Failed, Trial};
+use lota_tests::{
+    lab::{
+        ADMIN, GATEWAY, GATEWAY_PORT, Lab, Namespace, Origin, clean_up_on_signal,
+        raw::{Request, Signing},
+        run, still_wanted,
+    },
+    tool,
+    tour::{Tools, Tour, wait_until},
+};
+
+/// The lab of this suite.
+const NAME: &str = "lota-clients";
+const BUCKET: &str = "clients";
+const SMALL: usize = 3000;
+/// Five parts of five mebibytes, the last one shorter.
+const BIG: usize = 24 << 20;
+
+/// What runs a client.
+#[derive(Clone, Copy)]
+enum How {
+    /// A command line, in `commands.sh`.
+    Command,
+    /// A library, in `libraries.py`.
+    Library,
+}
+
+const CLIENTS: [(&str, How); 10] = [
+    ("aws", How::Command),
+    ("boto3", How::Library),
+    ("crt", How::Library),
+    ("curl", How::Command),
+    ("minio", How::Library),
+    ("obstore", How::Library),
+    ("pyarrow", How::Library),
+    ("rclone", How::Command),
+    ("s3cmd", How::Command),
+    ("s5cmd", How::Command),
+];
+
+fn main() -> ExitCode {
+    if let Err(error) = clean_up_on_signal(NAME) {
+        eprintln!("clients: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
+    let trials = CLIENTS
+        .map(|(name, how)| {
+            let lab = lab.clone();
+            Trial::test(name, move || {
+                let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+                let tested = match &mut *lab {
+                    Some(tour) => test(tour, name, how),
+                    none => make().and_then(|tour| test(none.insert(tour), name, how)),
+                };
+                tested.map_err(|error| Failed::from(format!("{error:#}")))
+            })
+        })
+        .into();
+    let failed = libtest_mimic::run(&arguments, trials).has_failed();
+    drop(lab.lock().unwrap_or_else(PoisonError::into_inner).take());
+    still_wanted();
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn make() -> Result<Tour> {
+    let lab = Lab::up(NAME)?;
+    let origin = Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())?;
+    let tour = Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })?;
+    let made = at_gateway(&tour, Method::PUT, "")?;
+    ensure!(made.0 == 200, "making the bucket was answered {}", made.0);
+    fs::write(work(&tour).join("small.bin"), content(SMALL))?;
+    fs::write(work(&tour).join("big.bin"), content(BIG))?;
+    let settings = "[default]\ns3 =\n    multipart_threshold = 8MB\n    multipart_chunksize = 5MB\n    max_concurrent_requests = 4\n";
+    fs::write(work(&tour).join("aws.cfg"), settings)?;
+    Ok(tour)
+}
+
+fn test(tour: &mut Tour, name: &str, how: How) -> Result<()> {
+    client(tour, &tour.pod(1, 1), name, how, "up").context("writing")?;
+    for (file, size) in [("small", SMALL), ("big", BIG)] {
+        let (status, stored) = at_gateway(tour, Method::GET, &format!("/{name}-{file}"))?;
+        ensure!(
+            status == 200 && stored == content(size),
+            "{file}: {status}, {} bytes at the gateway",
+            stored.len()
+        );
+    }
+    for (node, temperature) in [(1, "cold"), (2, "warm"), (3, "warm elsewhere")] {
+        for file in ["small.out", "big.out", "range.out"] {
+            let _ = fs::remove_file(work(tour).join(file));
+        }
+        client(tour, &tour.pod(node, 1), name, how, "down")
+            .with_context(|| format!("reading {temperature}"))?;
+        let read = |file| fs::read(work(tour).join(file));
+        ensure!(read("small.out")? == content(SMALL), "{temperature}: other bytes of the small object");
+        ensure!(read("big.out")? == content(BIG), "{temperature}: other bytes of the big object");
+        // Not every client has ranges of its own.
+        if let Ok(range) = read("range.out") {
+            ensure!(range == content(SMALL)[100..200], "{temperature}: other bytes of the range");
+        }
+        wait_until("both objects to be cached", || {
+            let mut cached = 0;
+            for node in &tour.nodes {
+                let objects = node.cached()?;
+                let names = ["small", "big"].map(|file| format!("{BUCKET}/{name}-{file}"));
+                cached += names.iter().filter(|name| objects.contains_key(*name)).count();
+            }
+            Ok(cached >= 2)
+        })?;
+    }
+    Ok(())
+}
+
+/// Runs a client in a pod.
+fn client(tour: &Tour, pod: &Namespace, name: &str, how: How, way: &str) -> Result<()> {
+    let python = tool("LOTA_PYTHON")?;
+    let (program, script, text) = match how {
+        How::Command => (Path::new("sh"), "commands.sh", include_str!("clients/commands.sh")),
+        How::Library => (&*python, "libraries.py", include_str!("clients/libraries.py")),
+    };
+    let (work, venv) = (work(tour), python.parent().context("python is nowhere")?);
+    fs::write(work.join(script), text)?;
+    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", venv.display());
+    let mut command = pod.pod_command("timeout");
+    command.arg("120").arg(program).args([script, name, way]).current_dir(&work).env_clear();
+    command.env("PATH", path).env("HOME", &work).env("BUCKET", BUCKET).env("LANG", "C.UTF-8");
+    command.env("AWS_ACCESS_KEY_ID", &*ADMIN.access_key).env("AWS_SECRET_ACCESS_KEY", &*ADMIN.secret_key);
+    command.env("AWS_REGION", "us-east-1").env("AWS_DEFAULT_REGION", "us-east-1");
+    command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", work.join("aws.cfg"));
+    run(&mut command).map(|_| ())
+}
+
+/// Asks the gateway itself; the status and the body.
+fn at_gateway(tour: &Tour, method: Method, path: &str) -> Result<(u16, Vec<u8>)> {
+    let request =
+        Request::new(method, "cwlota.com", &format!("/{BUCKET}{path}")).sign(&ADMIN, Signing::Header)?;
+    let address = SocketAddr::from((GATEWAY, GATEWAY_PORT));
+    let reply = tour.lab.switch().send_all(address, vec![request])?.pop().context("no answer")?;
+    Ok((reply.status.as_u16(), reply.body.to_vec()))
+}
+
+fn content(size: usize) -> Vec<u8> {
+    (0..size).map(|at| (at * 31 % 251) as u8).collect()
+}
+
+fn work(tour: &Tour) -> PathBuf {
+    tour.lab.folder().to_owned()
+}

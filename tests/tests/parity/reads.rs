@@ -1,0 +1,117 @@
+//! Reads: cold, warm, and from every node.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use anyhow::{Result, ensure};
+use hyper::Method;
+use lota_tests::{
+    lab::{
+        ADMIN, GATEWAY, GATEWAY_PORT, Mode, VIP,
+        raw::{Reply, Request, Signing},
+    },
+    tour::{Tour, wait_until},
+};
+
+use super::{
+    compare, judge,
+    table::{Row, rows},
+};
+
+/// Requests before a wave's answers are compared: an object each, and the biggest ones have 8 MiB.
+const WAVE: usize = 64;
+
+pub(crate) fn own_credential(tour: &mut Tour) -> Result<()> {
+    run(tour, Mode::OwnCredential, "own")
+}
+
+pub(crate) fn direct(tour: &mut Tour) -> Result<()> {
+    run(tour, Mode::Direct, "direct")
+}
+
+pub(crate) fn client_only(tour: &mut Tour) -> Result<()> {
+    run(tour, Mode::ClientOnly, "client")
+}
+
+fn run(tour: &mut Tour, mode: Mode, name: &str) -> Result<()> {
+    tour.restart(mode)?;
+    let bucket = format!("parity-{name}");
+    let bucket = bucket.as_str();
+    let gateway = SocketAddr::from((GATEWAY, GATEWAY_PORT));
+    let made =
+        Request::new(Method::PUT, "cwlota.com", &format!("/{bucket}")).sign(&ADMIN, Signing::Header)?;
+    tour.lab.switch().send_all(gateway, vec![made])?;
+    let (mut differences, mut hits, mut cacheable) = (BTreeMap::new(), 0, 0);
+    let rows = rows();
+    ensure!(rows.len() >= 200, "only {} requests", rows.len());
+    for (wave, rows) in rows.chunks(WAVE).enumerate() {
+        let keys: Vec<String> = (0..rows.len()).map(|row| format!("wave-{wave}/row-{row}")).collect();
+        let requests = prepare(tour, gateway, bucket, rows, &keys)?;
+        let asked: Vec<String> = rows.iter().map(Row::name).collect();
+        let at_gateway = tour.lab.switch().send_all(gateway, requests.clone())?;
+        let cold = tour.pod(1, 1).send_all((VIP, 80).into(), requests.clone())?;
+        compare(&asked, ("the gateway", &at_gateway), ("cold", &cold), &mut differences)?;
+        wait_until("the fills to end", || fills_have_ended(tour))?;
+        for (node, pod) in tour.one_pod_per_node() {
+            let warm = pod.send_all((VIP, 80).into(), requests.clone())?;
+            let way = format!("warm at n{node}");
+            compare(&asked, ("the gateway", &at_gateway), (&way, &warm), &mut differences)?;
+            for (row, reply) in rows.iter().zip(&warm) {
+                let expected = row.is_cacheable() && reply.status.is_success();
+                cacheable += u32::from(expected);
+                hits += u32::from(expected && reply.cache() == "hit");
+            }
+        }
+    }
+    judge(&differences)?;
+    // Without a credential of LOTA's own, ranges that are signed do not fill.
+    let all = if mode == Mode::ClientOnly { cacheable / 3 } else { cacheable };
+    ensure!(hits >= all, "only {hits} of {cacheable} reads that should have been hits were");
+    Ok(())
+}
+
+/// Makes the rows' objects, at the gateway itself; the rows' requests.
+fn prepare(
+    tour: &Tour,
+    gateway: SocketAddr,
+    bucket: &str,
+    rows: &[Row],
+    keys: &[String],
+) -> Result<Vec<Request>> {
+    let put = |(row, key): (&Row, &String)| {
+        let content: Vec<u8> = (0..row.size).map(|at| (at * 31 % 251) as u8).collect();
+        Request::new(Method::PUT, "cwlota.com", &format!("/{bucket}/{key}"))
+            .header("content-type", "text/x-parity")
+            .header("cache-control", "max-age=60")
+            .header("content-disposition", "inline")
+            .header("content-language", "de")
+            .header("x-amz-meta-made-by", "parity")
+            .body(content)
+            .sign(&ADMIN, Signing::Header)
+    };
+    let there = || rows.iter().zip(keys).filter(|(row, _)| row.exists);
+    let puts = there().map(put).collect::<Result<_>>()?;
+    for reply in tour.lab.switch().send_all(gateway, puts)? {
+        ensure!(reply.status.is_success(), "an upload was answered {} {}", reply.status, reply.code());
+    }
+    let heads = there().map(|(_, key)| {
+        Request::new(Method::HEAD, "cwlota.com", &format!("/{bucket}/{key}")).sign(&ADMIN, Signing::Header)
+    });
+    let mut told = tour.lab.switch().send_all(gateway, heads.collect::<Result<_>>()?)?.into_iter();
+    rows.iter()
+        .zip(keys)
+        .map(|(row, key)| {
+            let told: Option<Reply> = if row.exists { told.next() } else { None };
+            let header = |name| told.as_ref().map(|told| told.header(name).to_owned()).unwrap_or_default();
+            row.request(bucket, key, &header("etag"), &header("last-modified"))
+        })
+        .collect()
+}
+
+fn fills_have_ended(tour: &Tour) -> Result<bool> {
+    for node in &tour.nodes {
+        if node.metric("lota_fills_in_progress")? > 0.0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
