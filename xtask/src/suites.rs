@@ -1,6 +1,6 @@
 //! The suites, by name, and the one line of counts at their end.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use crate::{
     demo,
@@ -12,7 +12,7 @@ use crate::{
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 8] = [
+const SUITES: [Suite; 9] = [
     ("lint", lint),
     ("unit", unit),
     ("packet", packet),
@@ -21,6 +21,7 @@ const SUITES: [Suite; 8] = [
     ("e2e", e2e),
     ("parity", parity),
     ("clients", clients),
+    ("consistency", consistency),
 ];
 
 #[derive(Default)]
@@ -126,35 +127,33 @@ fn datapath(counts: &mut Counts) -> Result<(), String> {
 
 /// The whole road.
 fn e2e(counts: &mut Counts) -> Result<(), String> {
-    setup::to_build()?;
-    setup::to_run()?;
-    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "e2e"]);
-    tests.env("LOTA_PYTHON", setup::client()?);
-    tests.env("LOTA_WEED", setup::seaweedfs()?);
-    tests.env("LOTA_BIN", demo::build_lota(false)?);
-    counts.tests("end-to-end tests", &mut tests)
+    with_lab(counts, "e2e", setup::client)
 }
 
 /// The same requests at the gateway and through LOTA.
 fn parity(counts: &mut Counts) -> Result<(), String> {
-    setup::to_build()?;
-    setup::to_run()?;
-    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "parity"]);
-    tests.env("LOTA_PYTHON", setup::client()?);
-    tests.env("LOTA_WEED", setup::seaweedfs()?);
-    tests.env("LOTA_BIN", demo::build_lota(false)?);
-    counts.tests("parity tests", &mut tests)
+    with_lab(counts, "parity", setup::client)
 }
 
 /// Clients that others wrote.
 fn clients(counts: &mut Counts) -> Result<(), String> {
+    with_lab(counts, "clients", setup::clients)
+}
+
+/// Reads after writes.
+fn consistency(counts: &mut Counts) -> Result<(), String> {
+    with_lab(counts, "consistency", setup::client)
+}
+
+/// A suite that runs nodes and a gateway, and clients by this Python.
+fn with_lab(counts: &mut Counts, suite: &str, python: fn() -> Result<PathBuf, String>) -> Result<(), String> {
     setup::to_build()?;
     setup::to_run()?;
-    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "clients"]);
-    tests.env("LOTA_PYTHON", setup::clients()?);
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", suite]);
+    tests.env("LOTA_PYTHON", python()?);
     tests.env("LOTA_WEED", setup::seaweedfs()?);
     tests.env("LOTA_BIN", demo::build_lota(false)?);
-    counts.tests("clients", &mut tests)
+    counts.tests(&format!("suite {suite}"), &mut tests)
 }
 
 impl Counts {

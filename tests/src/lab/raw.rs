@@ -134,8 +134,8 @@ impl Request {
             .build()?
             .into();
         let url = format!("http://{}{}", self.host, self.target);
-        let is_signed = |name: &str| !presign && !(name == "range" && signing == Signing::RangeUnsigned);
-        let headers = self.headers.iter().filter(|(name, _)| is_signed(name.as_str()));
+        let is_left_out = |name: &str| presign || name == "range" && signing == Signing::RangeUnsigned;
+        let headers = self.headers.iter().filter(|(name, _)| !is_left_out(name.as_str()));
         let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
         let headers = headers.chain([("host", self.host.as_str())]);
         let body = if presign { SignableBody::UnsignedPayload } else { SignableBody::Bytes(&self.body) };
