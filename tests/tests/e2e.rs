@@ -18,6 +18,8 @@ use lota_tests::{
 mod bad_input;
 #[path = "e2e/http.rs"]
 mod http;
+#[path = "e2e/requests.rs"]
+mod requests;
 #[path = "e2e/start.rs"]
 mod start;
 #[path = "e2e/tls.rs"]
@@ -34,12 +36,18 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 12] = [
+const MORE: [(&str, Test); 18] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
     ("a client's Lota-* headers are its own business", http::stripped_headers),
     ("parallel multipart uploads pass byte-exact", bad_input::multipart),
+    ("100-continue is the gateway's to say", requests::expectations),
+    ("an early error reaches a client that is still sending", requests::early_errors),
+    ("a HEAD of the first byte stages the whole object", requests::staging),
+    ("one connection too many is told to slow down", requests::connections),
+    ("one byte of everything is not a weapon", requests::first_bytes_only),
+    ("5 GiB go up in constant memory", requests::endless_uploads),
     ("damaged cache files are misses", bad_input::damaged_cache),
     ("a gateway that 304s anyone is distrusted and proxied", trial::cache_in_front),
     ("a gateway behind TLS, with a certificate that is trusted and one that is not", tls::gateway),

@@ -1,0 +1,270 @@
+//! What HTTP and S3 clients rely on beside the bytes: 100-continue, early errors, limits, staging.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use hyper::Method;
+use lota_tests::{
+    lab::{
+        ADMIN, Credential, GATEWAY, Mode, Namespace, Style, VIP,
+        raw::{Reply, Request, Signing},
+    },
+    tour::{MIB, Tour},
+};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+/// A signed upload's head, without its body.
+fn upload(tour: &Tour, key: &str, length: u64, credential: &Credential, more: &str) -> Result<Vec<u8>> {
+    let target = format!("/{}", tour.client.name(key));
+    let request = Request::new(Method::PUT, "cwlota.com", &target).sign(credential, Signing::Presigned)?;
+    Ok(format!(
+        "PUT {} HTTP/1.1\r\nHost: cwlota.com\r\nContent-Length: {length}\r\n{more}\r\n",
+        request.target
+    )
+    .into_bytes())
+}
+
+/// Runs a conversation over one connection from a pod.
+fn converse<T: Send + 'static>(
+    pod: &Namespace,
+    talk: impl FnOnce(&mut TcpStream) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    pod.run(move || {
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        talk(&mut stream)
+    })?
+}
+
+/// Reads up to the end of one head.
+fn head(stream: &mut TcpStream) -> Result<String> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        ensure!(
+            stream.read(&mut byte)? == 1,
+            "the connection ended after {:?}",
+            String::from_utf8_lossy(&head)
+        );
+        head.push(byte[0]);
+    }
+    Ok(String::from_utf8(head)?)
+}
+
+/// Puts a gateway before the first node that says what `play` says, over one connection, while a client in the pod
+/// talks.
+fn with_gateway<P: Send + 'static, T: Send + 'static>(
+    tour: &mut Tour,
+    play: impl FnOnce(&mut TcpStream) -> Result<P> + Send + 'static,
+    talk: impl FnOnce(&mut TcpStream) -> Result<T> + Send + 'static,
+) -> Result<(P, T)> {
+    let listener = tour.lab.switch().run(|| TcpListener::bind((GATEWAY, 0)))??;
+    let port = listener.local_addr()?.port();
+    let gateway = std::thread::spawn(move || -> Result<P> {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        play(&mut stream)
+    });
+    let node = &mut tour.nodes[0];
+    node.stop(Signal::SIGTERM)?;
+    node.configure_gateway(Mode::OwnCredential, &format!("http://{GATEWAY}:{port}"))?;
+    node.start()?;
+    let talked = converse(&tour.pod(1, 1), talk)?;
+    let played = gateway.join().map_err(|_| anyhow::anyhow!("the gateway panicked"))??;
+    Ok((played, talked))
+}
+
+pub(crate) fn expectations(tour: &mut Tour) -> Result<()> {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    const NO: &[u8] = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let put = upload(tour, "expect", 5, &ADMIN, "Expect: 100-continue\r\n")?;
+    let sent = put.clone();
+    let slowly = |stream: &mut TcpStream| {
+        let asked = head(stream)?;
+        // Nothing of the body comes before the gateway wants it.
+        stream.set_read_timeout(Some(Duration::from_millis(300)))?;
+        ensure!(stream.read(&mut [0]).is_err(), "a body came unasked");
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        let mut body = [0; 5];
+        stream.read_exact(&mut body)?;
+        stream.write_all(ANSWER)?;
+        Ok((asked, body))
+    };
+    let ((asked, body), told) = with_gateway(tour, slowly, move |stream| {
+        stream.write_all(&sent)?;
+        let first = head(stream)?;
+        stream.write_all(b"12345")?;
+        Ok((first, head(stream)?))
+    })?;
+    ensure!(
+        asked.to_ascii_lowercase().contains("\r\nexpect: 100-continue\r\n"),
+        "the gateway was asked {asked}"
+    );
+    ensure!(&body == b"12345", "{body:?}");
+    ensure!(told.0.starts_with("HTTP/1.1 100 ") && told.1.starts_with("HTTP/1.1 200 "), "{told:?}");
+
+    let refuses = |stream: &mut TcpStream| {
+        head(stream)?;
+        Ok(stream.write_all(NO)?)
+    };
+    let ((), told) = with_gateway(tour, refuses, move |stream| {
+        stream.write_all(&put)?;
+        head(stream)
+    })?;
+    ensure!(told.starts_with("HTTP/1.1 403 "), "told to go on with an upload that is refused: {told}");
+    tour.restart(Mode::OwnCredential)
+}
+
+pub(crate) fn early_errors(tour: &mut Tour) -> Result<()> {
+    let length = 64 * MIB;
+    let put = upload(tour, "early", length, &ADMIN, "")?;
+    let refuses_and_listens = |stream: &mut TcpStream| {
+        head(stream)?;
+        stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        // Until the node has had enough of it.
+        let _ = std::io::copy(stream, &mut std::io::sink());
+        Ok(())
+    };
+    let ((), told) = with_gateway(tour, refuses_and_listens, move |stream| {
+        stream.write_all(&put)?;
+        // It sends to the end, as clients do, whatever is answered meanwhile.
+        let piece = vec![0; 1 << 20];
+        for _ in 0..length / MIB {
+            stream.write_all(&piece).context("the connection was cut while the client was sending")?;
+        }
+        head(stream)
+    })?;
+    ensure!(told.starts_with("HTTP/1.1 403 "), "{told}");
+    tour.restart(Mode::OwnCredential)
+}
+
+pub(crate) fn staging(tour: &mut Tour) -> Result<()> {
+    let (client, key) = (tour.client.clone(), "staged/object");
+    client.create_bucket(&tour.pod(1, 1))?;
+    let put = client.put(&tour.pod(1, 1), key, 130, 3 * MIB)?;
+    let target = format!("/{}", client.name(key));
+    let head = Request::new(Method::HEAD, "cwlota.com", &target).header("range", "bytes=0-0");
+    let head = head.sign(&ADMIN, Signing::Header)?;
+    let staged = tour.pod(2, 1).send_all((VIP, 80).into(), vec![head])?.pop().context("no answer")?;
+    ensure!(staged.status.is_success() && staged.body.is_empty(), "{} {:?}", staged.status, staged.headers);
+    ensure!(staged.cache() == "miss", "a HEAD of what is not there says `{}`", staged.cache());
+    tour.wait_cached(key)?;
+    let got = client.get(&tour.pod(3, 1), key, Style::Path)?;
+    ensure!(got.sha256 == put.sha256 && got.cache() == "hit", "{} {}", got.status, got.cache());
+    Ok(())
+}
+
+/// Starts a node again with this in its configuration.
+fn restart_with(tour: &mut Tour, number: usize, limits: &str) -> Result<()> {
+    let node = &mut tour.nodes[number - 1];
+    node.stop(Signal::SIGTERM)?;
+    node.edit("[admin]\n", &format!("[limits]\n{limits}\n\n[admin]\n"));
+    node.configure(Mode::OwnCredential)?;
+    node.start()?;
+    node.forget_edits();
+    Ok(())
+}
+
+pub(crate) fn connections(tour: &mut Tour) -> Result<()> {
+    restart_with(tour, 1, "connections = 3")?;
+    let request = b"GET / HTTP/1.1\r\nhost: cwlota.com\r\n\r\n";
+    let told = tour.pod(1, 1).run(move || -> Result<String> {
+        let connect = || TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_secs(2));
+        // An answer each, so that they are surely counted.
+        let mut open = Vec::new();
+        for _ in 0..3 {
+            let mut stream = connect()?;
+            stream.write_all(request)?;
+            head(&mut stream)?;
+            open.push(stream);
+        }
+        let mut one_more = connect()?;
+        one_more.set_read_timeout(Some(Duration::from_secs(10)))?;
+        one_more.write_all(request)?;
+        let mut told = String::new();
+        one_more.read_to_string(&mut told)?;
+        drop(open);
+        Ok(told)
+    })??;
+    ensure!(told.starts_with("HTTP/1.1 503 ") && told.contains("<Code>SlowDown</Code>"), "{told}");
+    ensure!(told.to_ascii_lowercase().contains("\r\nretry-after: "), "{told}");
+    // With those gone there are seats again.
+    let tried: Result<Vec<Reply>> = (0..20)
+        .find_map(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            let request = Request::new(Method::GET, "cwlota.com", "/").sign(&ADMIN, Signing::Header).ok()?;
+            let told = tour.pod(1, 1).send_all((VIP, 80).into(), vec![request]).ok()?;
+            told[0].status.is_success().then_some(Ok(told))
+        })
+        .context("the seats were not given back")?;
+    tried?;
+    tour.restart(Mode::OwnCredential)
+}
+
+pub(crate) fn first_bytes_only(tour: &mut Tour) -> Result<()> {
+    for node in 1..=tour.nodes.len() {
+        restart_with(tour, node, "fill_debt = \"20MiB\"")?;
+    }
+    let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
+    client.create_bucket(&pod)?;
+    let uncached = |tour: &Tour| -> Result<f64> {
+        let name = "lota_uncached_total{reason=\"fill-debt\"}";
+        tour.nodes.iter().map(|node| node.metric(name)).sum()
+    };
+    for object in 0..12 {
+        let key = format!("first-bytes/{object}");
+        client.put(&pod, &key, 131, 8 * MIB)?;
+        let got = client.get_with(&pod, &key, json!({"range": "bytes=0-0"}))?;
+        ensure!(got.status == 206 && got.size == 1, "{key}: {} {}", got.status, got.size);
+    }
+    let stopped = uncached(tour)?;
+    // Two such objects are within the limit at each of three owners.
+    ensure!((6.0..12.0).contains(&stopped), "{stopped} of 12 reads went uncached");
+    // Another pod is not to blame, and whoever reads what is brought owes nothing.
+    for object in 0..6 {
+        let key = format!("whole/{object}");
+        client.put(&pod, &key, 132, 8 * MIB)?;
+        client.get(&tour.pod(2, 1), &key, Style::Path)?;
+        tour.wait_cached(&key)?;
+    }
+    ensure!(uncached(tour)? == stopped, "a pod that reads what it asks for was stopped");
+    tour.restart(Mode::OwnCredential)
+}
+
+pub(crate) fn endless_uploads(tour: &mut Tour) -> Result<()> {
+    const LENGTH: u64 = 5 << 30;
+    let put = upload(tour, "endless", LENGTH, &ADMIN, "")?;
+    // It only counts: the disk is not what is measured.
+    let counts = |stream: &mut TcpStream| {
+        head(stream)?;
+        let got = std::io::copy(&mut stream.take(LENGTH), &mut std::io::sink())?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nETag: \"e\"\r\nContent-Length: 0\r\n\r\n")?;
+        Ok(got)
+    };
+    let (got, told) = with_gateway(tour, counts, move |stream| {
+        stream.write_all(&put)?;
+        let piece = vec![7; 1 << 20];
+        for _ in 0..LENGTH >> 20 {
+            stream.write_all(&piece)?;
+        }
+        head(stream)
+    })?;
+    ensure!(
+        told.starts_with("HTTP/1.1 200 ") && got == LENGTH,
+        "{got} bytes of {LENGTH} came through: {told}"
+    );
+    let pid = tour.nodes[0].pid().context("the node does not run")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let peak: u64 = peak.context("no VmHWM")?;
+    ensure!(peak < 128 << 10, "{peak} KiB of memory for an upload of 5 GiB");
+    tour.restart(Mode::OwnCredential)
+}
