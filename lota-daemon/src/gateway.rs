@@ -255,3 +255,7 @@ fn classify(name: &ObjectName, asked: &Head, answer: Response<Incoming>) -> Answ
         None => Answer::Relay(answer),
     }
 }
+
+#[cfg(test)]
+#[path = "gateway/tests.rs"]
+mod tests;

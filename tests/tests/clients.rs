@@ -15,7 +15,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use lota_tests::{
     lab::{
         ADMIN, GATEWAY, GATEWAY_PORT, Lab, Namespace, Origin, clean_up_on_signal,
-        raw::{Request, Signing},
+        raw::{Request, Signing, content},
         run, still_wanted,
     },
     tool,
@@ -152,10 +152,6 @@ fn at_gateway(tour: &Tour, method: Method, path: &str) -> Result<(u16, Vec<u8>)>
     let address = SocketAddr::from((GATEWAY, GATEWAY_PORT));
     let reply = tour.lab.switch().send_all(address, vec![request])?.pop().context("no answer")?;
     Ok((reply.status.as_u16(), reply.body.to_vec()))
-}
-
-fn content(size: usize) -> Vec<u8> {
-    (0..size).map(|at| (at * 31 % 251) as u8).collect()
 }
 
 fn work(tour: &Tour) -> PathBuf {

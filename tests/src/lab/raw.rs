@@ -191,6 +191,12 @@ impl Reply {
     }
 }
 
+/// What test objects hold: 251 different bytes, again and again.
+#[must_use]
+pub fn content(size: usize) -> Vec<u8> {
+    (0..=250).cycle().take(size).collect()
+}
+
 /// A connection that is made again when the other side closes it.
 #[derive(Debug)]
 pub struct Wire {

@@ -7,7 +7,7 @@ use hyper::Method;
 use lota_tests::{
     lab::{
         ADMIN, GATEWAY, GATEWAY_PORT, Mode, VIP,
-        raw::{Reply, Request, Signing},
+        raw::{Reply, Request, Signing, content},
     },
     tour::{Tour, wait_until},
 };
@@ -78,14 +78,13 @@ fn prepare(
     keys: &[String],
 ) -> Result<Vec<Request>> {
     let put = |(row, key): (&Row, &String)| {
-        let content: Vec<u8> = (0..row.size).map(|at| (at * 31 % 251) as u8).collect();
         Request::new(Method::PUT, "cwlota.com", &format!("/{bucket}/{key}"))
             .header("content-type", "text/x-parity")
             .header("cache-control", "max-age=60")
             .header("content-disposition", "inline")
             .header("content-language", "de")
             .header("x-amz-meta-made-by", "parity")
-            .body(content)
+            .body(content(row.size))
             .sign(&ADMIN, Signing::Header)
     };
     let there = || rows.iter().zip(keys).filter(|(row, _)| row.exists);
