@@ -32,6 +32,9 @@ pub enum Command {
     /// Look after the kernel side.
     #[command(subcommand)]
     Datapath(DatapathCommand),
+    /// See how far the gateway is trusted.
+    #[command(subcommand)]
+    Gateway(GatewayCommand),
 }
 
 /// Looking into the cache.
@@ -69,6 +72,13 @@ pub enum DatapathCommand {
     Status(Look),
     /// Take LOTA out of the kernel: the virtual address, the programs, the maps.
     Detach,
+}
+
+/// Looking at the gateway.
+#[derive(Debug, Subcommand)]
+pub enum GatewayCommand {
+    /// Show each server that has answered as the gateway, what its trial has shown, and why.
+    Status(Look),
 }
 
 /// About whom.

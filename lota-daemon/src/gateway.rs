@@ -8,13 +8,15 @@ mod direct;
 mod grant;
 mod trial;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
     body::Incoming,
     header::{self, HeaderName, HeaderValue},
 };
+
+use serde::{Deserialize, Serialize};
 
 pub use direct::DirectPath;
 pub use grant::{FillAuthority, Grant};
@@ -63,6 +65,19 @@ pub enum Answer {
     Relay(Response<Incoming>),
 }
 
+/// A server that has answered as the gateway, for people to see.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Server {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// SHA-256 of its certificate in hex, over TLS.
+    pub certificate: Option<String>,
+    /// What its trial has shown, if there was one.
+    pub trusted: Option<bool>,
+    /// Why it is not trusted, so that nothing is served from the cache on its word.
+    pub why: Option<String>,
+}
+
 /// What a node adds to a client's request.
 #[derive(Clone, Copy, Debug)]
 struct Added<'a> {
@@ -99,9 +114,22 @@ impl Gateway {
         self.trial.standing()
     }
 
-    /// Each server's that has answered as the gateway.
-    pub fn standings(&self) -> Vec<(Front, Standing)> {
-        self.trial.standings()
+    /// Each server that has answered as the gateway, and how far it is trusted.
+    pub fn servers(&self) -> Vec<Server> {
+        let servers = self.trial.standings().into_iter().map(|(front, standing)| Server {
+            address: front.address,
+            certificate: front.certificate.map(hex::encode),
+            trusted: match &standing {
+                Standing::Untried => None,
+                Standing::Trusted => Some(true),
+                Standing::Distrusted(_) => Some(false),
+            },
+            why: match standing {
+                Standing::Distrusted(why) => Some(why),
+                _ => None,
+            },
+        });
+        servers.collect()
     }
 
     /// Sends a request as it is, and says what came back; the road of everything that is not a cacheable GET.

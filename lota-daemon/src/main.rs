@@ -12,7 +12,7 @@ use clap::Parser as _;
 use lota_daemon::{
     access::Subject,
     admin::socket,
-    cli::{About, AccessCommand, CacheCommand, Cli, Command, DatapathCommand, Look},
+    cli::{About, AccessCommand, CacheCommand, Cli, Command, DatapathCommand, GatewayCommand, Look},
     config::Config,
     control::{AccessRequest, Verb},
     datapath::{self, PinnedMaps},
@@ -69,6 +69,9 @@ fn dispatch(command: Command, config: Config) -> Result<()> {
         }
         Command::Datapath(DatapathCommand::Status(Look { json })) => {
             show::datapath(&block_on(socket::request_status(&config.admin.socket))??, json)?
+        }
+        Command::Gateway(GatewayCommand::Status(Look { json })) => {
+            show::gateway(&block_on(socket::request_gateway(&config.admin.socket))??, json)?
         }
     };
     // Whoever reads need not read to the end.

@@ -196,7 +196,8 @@ impl Node {
         }
         self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), &self.serving);
         let control = self.admin.control.clone();
-        self.doors.spawn_on(admin::socket::serve(sockets.admin_socket, control), &self.serving);
+        let gateway = self.door.proxy.gateway.clone();
+        self.doors.spawn_on(admin::socket::serve(sockets.admin_socket, control, gateway), &self.serving);
         self.admin.ready.store(true, Ordering::Release);
         tracing::info!(
             node = self.config.node.name,

@@ -11,6 +11,7 @@ use lota_daemon::{
     access::{Entry, Table},
     cache,
     datapath::{Denied, Status},
+    gateway::Server,
 };
 use nix::net::if_::if_indextoname;
 use serde_json::json;
@@ -118,6 +119,29 @@ pub(crate) fn denied(denied: &[Denied], json: bool) -> String {
 
 pub(crate) fn datapath(status: &Status, json: bool) -> Result<String> {
     Ok(if json { format!("{}\n", serde_json::to_string(status)?) } else { status.to_string() })
+}
+
+pub(crate) fn gateway(servers: &[Server], json: bool) -> Result<String> {
+    let mut shown = String::new();
+    if !json {
+        line(&mut shown, format_args!("{:<24} {:<10} {:<18} WHY", "SERVER", "TRUSTED", "CERTIFICATE"));
+    }
+    for server in servers {
+        if json {
+            line(&mut shown, serde_json::to_string(server)?);
+            continue;
+        }
+        let trusted = match server.trusted {
+            None => "untried",
+            Some(true) => "yes",
+            Some(false) => "no",
+        };
+        let certificate = server.certificate.as_deref().map_or("none", |hex| &hex[..hex.len().min(16)]);
+        let why = server.why.as_deref().unwrap_or_default();
+        let address = server.address.to_string();
+        line(&mut shown, format_args!("{address:<24} {trusted:<10} {certificate:<18} {why}"));
+    }
+    Ok(shown)
 }
 
 /// Adds a line.

@@ -107,7 +107,9 @@ fn run(arguments: &Arguments, name: &str, origin: MakeOrigin) -> bool {
             let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
             // Made here if only some tests are run.
             if lab.is_none() {
-                *lab = Some(make(origin)?);
+                let tour = make(origin)?;
+                tour.client.create_bucket(&tour.pod(1, 1))?;
+                *lab = Some(tour);
             }
             let tour = lab.as_mut().ok_or("there is no lab")?;
             // Tests before may have ended a node and failed.

@@ -1,6 +1,7 @@
-//! The admin socket: HTTP with JSON bodies, for `lota access` and `lota datapath status` on the same node.
+//! The admin socket: HTTP with JSON bodies, for `lota access`, `lota datapath status` and `lota gateway status` on the
+//! same node.
 
-use std::{io, path::Path};
+use std::{io, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -20,13 +21,14 @@ use tokio::{
 use crate::{
     control::{AccessRequest, Command},
     datapath::Status,
+    gateway::{Gateway, Server},
 };
 
 /// Longer requests are nobody's.
 const MOST: usize = 64 << 10;
 
 /// Serves for as long as it is polled.
-pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>) {
+pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>, gateway: Arc<Gateway>) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -36,9 +38,9 @@ pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>) {
                 continue;
             }
         };
-        let control = control.clone();
+        let (control, gateway) = (control.clone(), gateway.clone());
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, &control));
+            let service = service_fn(|request| answer(request, &control, &gateway));
             let mut http = server::conn::http1::Builder::new();
             let connection = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {
@@ -51,6 +53,7 @@ pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>) {
 async fn answer(
     request: Request<Incoming>,
     control: &mpsc::Sender<Command>,
+    gateway: &Gateway,
 ) -> Result<Response<Full<Bytes>>, io::Error> {
     let answered = match (request.method().clone(), request.uri().path()) {
         (Method::POST, "/access") => change_access(request, control).await.map(String::into_bytes),
@@ -58,6 +61,7 @@ async fn answer(
             let status = status(control).await;
             status.and_then(|status| Ok(serde_json::to_vec(&status)?))
         }
+        (Method::GET, "/gateway") => serde_json::to_vec(&gateway.servers()).map_err(Into::into),
         (method, path) => Err(anyhow::anyhow!("there is no {method} {path} here")),
     };
     let (status, body) = match answered {
@@ -113,6 +117,14 @@ pub async fn request_access(socket: &Path, wanted: &AccessRequest) -> Result<Str
 /// If no daemon runs.
 pub async fn request_status(socket: &Path) -> Result<Status> {
     Ok(serde_json::from_slice(&send(socket, Method::GET, "/status", &()).await?)?)
+}
+
+/// Asks the daemon behind this socket which servers have answered as the gateway, and how far each is trusted.
+///
+/// # Errors
+/// If no daemon runs.
+pub async fn request_gateway(socket: &Path) -> Result<Vec<Server>> {
+    Ok(serde_json::from_slice(&send(socket, Method::GET, "/gateway", &()).await?)?)
 }
 
 async fn send(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<Bytes> {

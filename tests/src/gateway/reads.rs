@@ -74,8 +74,7 @@ impl S3Route for Reads {
             Verdict::NotModified => return head::not_modified(&object),
             Verdict::Proceed => {}
         }
-        let wants_direct = request.method == Method::GET
-            && request.headers.get("lota-accept").is_some_and(|how| how == "direct");
+        let wants_direct = request.headers.get("lota-accept").is_some_and(|how| how == "direct");
         if let Some(direct) = self.0.direct().filter(|_| wants_direct) {
             let location = redirect::presign(&direct, &target.bucket, &target.key)
                 .map_err(|error| s3_error!(InternalError, "{error:#}"))?;

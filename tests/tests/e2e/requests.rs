@@ -147,7 +147,6 @@ pub(crate) fn early_errors(tour: &mut Tour) -> Result<()> {
 
 pub(crate) fn staging(tour: &mut Tour) -> Result<()> {
     let (client, key) = (tour.client.clone(), "staged/object");
-    client.create_bucket(&tour.pod(1, 1))?;
     let put = client.put(&tour.pod(1, 1), key, 130, 3 * MIB)?;
     let target = format!("/{}", client.name(key));
     let head = Request::new(Method::HEAD, "cwlota.com", &target).header("range", "bytes=0-0");
@@ -213,7 +212,6 @@ pub(crate) fn first_bytes_only(tour: &mut Tour) -> Result<()> {
         restart_with(tour, node, "fill_debt = \"20MiB\"")?;
     }
     let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
-    client.create_bucket(&pod)?;
     let uncached = |tour: &Tour| -> Result<f64> {
         let name = "lota_uncached_total{reason=\"fill-debt\"}";
         tour.nodes.iter().map(|node| node.metric(name)).sum()

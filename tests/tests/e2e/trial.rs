@@ -2,9 +2,9 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
-    lab::{GATEWAY, Mode, NOBODY, Style},
+    lab::{GATEWAY, Mode, NOBODY, Style, run},
     tour::{MIB, Tour},
 };
 use nix::sys::signal::Signal;
@@ -46,6 +46,9 @@ pub(crate) fn cache_in_front(tour: &mut Tour) -> Result<()> {
     let node = tour.nodes.iter().find(|node| node.name() == owner);
     let log = node.map(|node| std::fs::read_to_string(node.log())).transpose()?.unwrap_or_default();
     ensure!(log.contains("failed its trial"), "the owner's log does not say so");
+    let node = node.context("no such owner")?;
+    let status = run(node.command().args(["gateway", "status", "--config"]).arg(node.config()))?;
+    ensure!(status.contains(" no ") && status.contains("to a broken signature"), "the status says {status}");
     tour.restart(Mode::OwnCredential)
 }
 
