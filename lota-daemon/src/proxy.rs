@@ -35,7 +35,7 @@ use crate::{
     metrics::{Metrics, Outcome, PeerLabels, UncachedLabels},
     peer::Peers,
     placement::{NodeName, Placement},
-    s3::{CacheControl, GetObject, ObjectMeta, Operation, S3Error, Zone},
+    s3::{CacheControl, GetObject, ObjectMeta, Operation, RangeRequest, S3Error, Zone},
 };
 
 /// Longest wait for a fill's first byte before the answer's head goes out all the same.
@@ -80,6 +80,13 @@ struct Get<'a> {
 impl<'a> Get<'a> {
     fn new(pod: IpAddr, head: &'a Head, object: &'a GetObject, slices: &'a FileSlices) -> Self {
         Self { pod, head, object, slices, lead: None }
+    }
+
+    /// Does it ask for checksums of the whole object that nobody has told yet?
+    fn lacks_checksums(&self, object: &Object) -> bool {
+        self.object.wants_checksums
+            && self.object.range == RangeRequest::Whole
+            && !object.meta().checksums_known
     }
 
     /// Are there no bytes to send, since it is a HEAD?
@@ -224,8 +231,9 @@ impl Proxy {
             get.lead = self.cache.lead(name).await;
             held = self.cache.find(name).await;
         }
-        // A HEAD is answered in the gateway's own words: it is not asked for a mere yes.
-        let known = held.as_ref().filter(|_| !get.is_bodiless());
+        // A mere yes is not enough for a HEAD, which is answered in the gateway's own words, nor for who wants
+        // checksums that nobody has told yet.
+        let known = held.as_ref().filter(|object| !get.is_bodiless() && !get.lacks_checksums(object));
         let validator = known.map(|object| &object.meta().version.validator);
         match (self.gateway.authorize(get.head, name, validator).await?, held) {
             (Answer::Fresh(grant), Some(object)) => self.serve(get, grant, object).await,
@@ -255,6 +263,7 @@ impl Proxy {
             return Ok(self.stage(get, &meta, answer).await);
         }
         if let Some(object) = self.cache.get(&meta.version).await {
+            object.learn_checksums(&meta);
             return self.serve(get, grant, object).await;
         }
         let relay = |answer| Ok(answer::relay(answer, Outcome::Miss, &self.node));
@@ -328,6 +337,7 @@ impl Proxy {
         path: DirectPath,
     ) -> Result<Response<Body>, S3Error> {
         if let Some(object) = self.cache.get(&meta.version).await {
+            object.learn_checksums(&meta);
             return self.serve(get, grant, object).await;
         }
         if get.object.cache_control == CacheControl::Use
@@ -397,7 +407,7 @@ impl Proxy {
         if let Ok(Err(_)) = timeout(HESITATION, reader.ready()).await {
             return self.around_the_cache(get, "fill-broke-off").await;
         }
-        if range.is_none() && get.object.wants_checksums && !object.meta().checksums_known {
+        if get.lacks_checksums(&object) {
             return self.around_the_cache(get, "checksums-unknown").await;
         }
         let (debts, pod) = (self.debts.clone(), get.pod);

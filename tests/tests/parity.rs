@@ -30,10 +30,11 @@ const NAME: &str = "lota-parity";
 /// One test's share of the requests.
 type Test = fn(&mut Tour) -> Result<()>;
 
-const TESTS: [(&str, Test); 4] = [
+const TESTS: [(&str, Test); 5] = [
     ("reads by LOTA's own credential", reads::own_credential),
     ("reads by direct path", reads::direct),
     ("reads by the client's own request", reads::client_only),
+    ("one object, asked for in every way", reads::one_after_the_other),
     ("writes", writes::all),
 ];
 

@@ -5,7 +5,6 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use hyper::HeaderMap;
 use tokio::sync::watch;
 
 use crate::s3::ObjectMeta;
@@ -14,7 +13,7 @@ use crate::s3::ObjectMeta;
 #[derive(Debug)]
 pub struct Object {
     meta: ObjectMeta,
-    /// The same with the checksums that the source of a fill has told, where the gateway had not.
+    /// The same with checksums, if they were told later.
     told: OnceLock<ObjectMeta>,
     file: Arc<File>,
     /// So many bytes from the start are there, with their checksums recorded.
@@ -40,10 +39,10 @@ impl Object {
         self.told.get().unwrap_or(&self.meta)
     }
 
-    /// Notes the checksums that the source has told of the whole object.
-    pub fn learn_checksums(&self, source: &HeaderMap) {
-        if !self.meta.checksums_known {
-            let _ = self.told.set(self.meta.clone().with_checksums(source));
+    /// Notes the checksums that another answer about the same version has told, if it has and none had before.
+    pub fn learn_checksums(&self, told: &ObjectMeta) {
+        if told.checksums_known && told.version == self.meta.version && !self.meta.checksums_known {
+            let _ = self.told.set(self.meta.clone().with_checksums(&told.headers));
         }
     }
 

@@ -59,7 +59,8 @@ impl Proxy {
             match proxy.backend.fetch(&authority, &meta, None, &client).await {
                 Ok(source) => {
                     if matches!(authority, FillAuthority::Own) {
-                        fill.object().learn_checksums(source.headers());
+                        let told = meta.clone().with_checksums(source.headers());
+                        fill.object().learn_checksums(&told);
                     }
                     let _ = agree.send(());
                     proxy.see_through(fill, source, &authority).await;
@@ -68,6 +69,7 @@ impl Proxy {
                     let object = &meta.version.name;
                     tracing::warn!(%object, ?authority, %error, "no fill; passing through uncached");
                     proxy.uncached("fill-refused");
+                    proxy.debts.credit(pod, meta.size);
                 }
             }
         });

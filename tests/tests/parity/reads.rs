@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Result, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hyper::Method;
 use lota_tests::{
     lab::{
@@ -30,6 +31,63 @@ pub(crate) fn direct(tour: &mut Tour) -> Result<()> {
 
 pub(crate) fn client_only(tour: &mut Tour) -> Result<()> {
     run(tour, Mode::ClientOnly, "client")
+}
+
+/// One object, asked for in one way after the other: nothing of one answer may show in the next.
+pub(crate) fn one_after_the_other(tour: &mut Tour) -> Result<()> {
+    const BUCKET: &str = "parity-mixed";
+    let gateway = SocketAddr::from((GATEWAY, GATEWAY_PORT));
+    let made =
+        Request::new(Method::PUT, "cwlota.com", &format!("/{BUCKET}")).sign(&ADMIN, Signing::Header)?;
+    tour.lab.switch().send_all(gateway, vec![made])?;
+    for mode in [Mode::OwnCredential, Mode::ClientOnly] {
+        tour.restart(mode)?;
+        let target = format!("/{BUCKET}/{mode:?}");
+        let body = content(100_000);
+        let checksum = BASE64_STANDARD.encode(crc32c::crc32c(&body).to_be_bytes());
+        let put = Request::new(Method::PUT, "cwlota.com", &target).header("x-amz-checksum-crc32c", &checksum);
+        let put = put.body(body).sign(&ADMIN, Signing::Header)?;
+        ensure!(tour.lab.switch().send_all(gateway, vec![put])?[0].status.is_success(), "the upload failed");
+        let ask = |method: Method, query: &str, headers: &[(&'static str, &str)]| {
+            let mut request = Request::new(method, "cwlota.com", &format!("{target}{query}"));
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            request.sign(&ADMIN, Signing::Header)
+        };
+        let (range, checksums) = (("range", "bytes=5-9"), ("x-amz-checksum-mode", "ENABLED"));
+        let requests = vec![
+            ask(Method::GET, "?response-content-type=text%2Fcss", &[])?,
+            ask(Method::GET, "", &[range])?,
+            ask(Method::GET, "", &[])?,
+            ask(Method::GET, "", &[checksums])?,
+            ask(Method::GET, "", &[range, checksums])?,
+            ask(Method::GET, "?response-content-type=text%2Fcss", &[checksums])?,
+            ask(Method::HEAD, "", &[checksums])?,
+            ask(Method::HEAD, "", &[("range", "bytes=0-0")])?,
+            ask(Method::GET, "", &[])?,
+            ask(Method::GET, "", &[checksums])?,
+        ];
+        let asked: Vec<String> =
+            (0..requests.len()).map(|number| format!("{mode:?}, request {number}")).collect();
+        let expected = tour.lab.switch().send_all(gateway, requests.clone())?;
+        let mut differences = BTreeMap::new();
+        for round in 0..2 {
+            for (node, pod) in tour.one_pod_per_node() {
+                let got = pod.send_all((VIP, 80).into(), requests.clone())?;
+                let way = format!("round {round} at n{node}");
+                compare(&asked, ("the gateway", &expected), (&way, &got), &mut differences)?;
+                ensure!(
+                    round == 0 || got[9].cache() == "hit",
+                    "{way}: checksums cost a hit: `{}`",
+                    got[9].cache()
+                );
+            }
+            wait_until("the fills to end", || fills_have_ended(tour))?;
+        }
+        judge(&differences)?;
+    }
+    Ok(())
 }
 
 fn run(tour: &mut Tour, mode: Mode, name: &str) -> Result<()> {
