@@ -1,6 +1,6 @@
 //! Storage that this node reads directly: whole objects for fills, pinned to the version that was granted.
 
-mod sign;
+pub mod sign;
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -76,7 +76,7 @@ impl Backend {
             Some(config) => Some(Own {
                 endpoints: config.endpoints.clone(),
                 next: AtomicUsize::new(0),
-                signer: Signer::new(&config.credential()?, &config.region),
+                signer: Signer::new(&config.credential()?, None, &config.region),
             }),
         };
         Ok(Self { upstream, gateway: gateway.clone(), own })

@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::access::Subject;
+use crate::{
+    access::Subject,
+    config::{ByteSize, Origin},
+    prefetch::Objects,
+};
 
 /// The Local Object Transfer Accelerator: one daemon per node.
 #[derive(Debug, Parser)]
@@ -23,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the node. A daemon that runs already hands over to this one, without a refused connection.
     Run,
+    /// Have objects brought into the cluster's caches, ahead of who will read them.
+    Prefetch(Prefetch),
     /// Look into the cache.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -35,6 +41,28 @@ pub enum Command {
     /// See how far the gateway is trusted.
     #[command(subcommand)]
     Gateway(GatewayCommand),
+}
+
+/// Having objects brought. Credentials and region come from the environment, as AWS's tools read it.
+#[derive(Args, Debug)]
+pub struct Prefetch {
+    /// `s3://bucket/prefix`.
+    pub objects: Objects,
+    /// Where LOTA is.
+    #[arg(long, default_value = "http://cwlota.com", value_parser = Origin::parse)]
+    pub endpoint: Origin,
+    /// Most bytes to have brought in a second, such as `2GiB`; as fast as may be, if nothing is said.
+    #[arg(long, value_parser = ByteSize::parse)]
+    pub rate: Option<ByteSize>,
+    /// Requests at once.
+    #[arg(long, default_value_t = 16)]
+    pub jobs: usize,
+    /// A file that remembers what was done: with it, a prefetch that broke off goes on where it was.
+    #[arg(long)]
+    pub list: Option<PathBuf>,
+    /// A line of JSON at the end, for scripts, and no progress.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Looking into the cache.

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod node;
 pub mod peer;
 pub mod placement;
+pub mod prefetch;
 pub mod privileges;
 pub mod proxy;
 pub mod s3;

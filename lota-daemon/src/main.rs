@@ -12,11 +12,13 @@ use clap::Parser as _;
 use lota_daemon::{
     access::Subject,
     admin::socket,
-    cli::{About, AccessCommand, CacheCommand, Cli, Command, DatapathCommand, GatewayCommand, Look},
+    cli::{
+        About, AccessCommand, CacheCommand, Cli, Command, DatapathCommand, GatewayCommand, Look, Prefetch,
+    },
     config::Config,
     control::{AccessRequest, Verb},
     datapath::{self, PinnedMaps},
-    node, privileges,
+    node, prefetch, privileges,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -38,7 +40,12 @@ fn main() -> ExitCode {
     let lines = tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr);
     tracing_subscriber::registry().with(lines).with(filter).init();
     let Cli { config, command } = Cli::parse();
-    match Config::read(&config).map_err(Into::into).and_then(|config| dispatch(command, config)) {
+    let done = match command {
+        // It may run in a pod, where there is no configuration.
+        Command::Prefetch(wanted) => prefetch(&wanted),
+        command => Config::read(&config).map_err(Into::into).and_then(|config| dispatch(command, config)),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lota: {error:#}");
@@ -50,6 +57,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command, config: Config) -> Result<()> {
     let shown = match command {
         Command::Run => return run(config),
+        Command::Prefetch(wanted) => return prefetch(&wanted),
         Command::Datapath(DatapathCommand::Detach) => return detach(&config),
         Command::Cache(CacheCommand::Ls(Look { json })) => show::cache(&config.cache.folder, json)?,
         Command::Access(AccessCommand::List(Look { json })) => {
@@ -106,6 +114,22 @@ fn run(config: Config) -> Result<()> {
     });
     serving.shutdown_background();
     ended
+}
+
+fn prefetch(wanted: &Prefetch) -> Result<()> {
+    let summary = block_on(prefetch::run(wanted))??;
+    if wanted.json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        eprintln!("{summary}");
+    }
+    anyhow::ensure!(
+        summary.failed == 0,
+        "{} objects could not be asked for: {}",
+        summary.failed,
+        summary.first_failure
+    );
+    Ok(())
 }
 
 fn access(config: &Config, verb: Verb, subject: Subject, interface: Option<String>) -> Result<String> {

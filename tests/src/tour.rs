@@ -48,6 +48,8 @@ pub struct Tour {
     pub origin: Origin,
     /// An S3 client that may do everything.
     pub client: Client,
+    /// The built `lota`.
+    pub program: Program,
     /// The namespaces.
     pub lab: Lab,
 }
@@ -110,7 +112,7 @@ impl Tour {
         let client = Client::new(&lab, tools.python.clone(), credential, &bucket)?;
         let program = Program(tools.lota.clone());
         let nodes = (1..=NODES).map(|number| Node::new(&lab, number, &program)).collect();
-        let mut tour = Self { nodes, gateway, backend, origin, client, lab };
+        let mut tour = Self { nodes, gateway, backend, origin, client, program, lab };
         let mode = if tour.origin.has_users() { Mode::OwnCredential } else { Mode::ClientOnly };
         for node in &mut tour.nodes {
             node.configure(mode)?;

@@ -36,7 +36,7 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 18] = [
+const MORE: [(&str, Test); 19] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
@@ -45,6 +45,7 @@ const MORE: [(&str, Test); 18] = [
     ("100-continue is the gateway's to say", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("a HEAD of the first byte stages the whole object", requests::staging),
+    ("what is prefetched is there, and is not asked for twice", requests::prefetch),
     ("one connection too many is told to slow down", requests::connections),
     ("one byte of everything is not a weapon", requests::first_bytes_only),
     ("5 GiB go up in constant memory", requests::endless_uploads),

@@ -26,7 +26,11 @@ pub struct Origin {
 pub struct Secret(String);
 
 impl ByteSize {
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Parses a number with one of these units, or none.
+    ///
+    /// # Errors
+    /// Says what it should have been.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is not a size such as `10GiB`, `512MiB` or `4096`");
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let (number, unit) = text.split_at(digits);

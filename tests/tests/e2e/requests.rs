@@ -12,6 +12,7 @@ use lota_tests::{
     lab::{
         ADMIN, Credential, GATEWAY, Mode, Namespace, Style, VIP,
         raw::{Reply, Request, Signing},
+        run,
     },
     tour::{MIB, Tour},
 };
@@ -157,6 +158,35 @@ pub(crate) fn staging(tour: &mut Tour) -> Result<()> {
     tour.wait_cached(key)?;
     let got = client.get(&tour.pod(3, 1), key, Style::Path)?;
     ensure!(got.sha256 == put.sha256 && got.cache() == "hit", "{} {}", got.status, got.cache());
+    Ok(())
+}
+
+pub(crate) fn prefetch(tour: &mut Tour) -> Result<()> {
+    let (client, pod) = (tour.client.clone(), tour.pod(2, 1));
+    let keys = ["ahead/one", "ahead/two words+a plus", "ahead/\u{fc}", "ahead/deeper/four"];
+    for key in keys {
+        client.put(&pod, key, 133, MIB)?;
+    }
+    client.put(&pod, "behind/five", 133, MIB)?;
+    let list = tour.lab.folder().join("prefetched");
+    let run_it = || -> Result<serde_json::Value> {
+        let mut command = pod.pod_command(&tour.program.0);
+        command.args(["prefetch", "--json", "--jobs", "2", "--rate", "64MiB", "--list"]).arg(&list);
+        command.arg(format!("s3://{}", client.name("ahead/")));
+        command.env("AWS_ACCESS_KEY_ID", &*ADMIN.access_key).env("AWS_SECRET_ACCESS_KEY", &*ADMIN.secret_key);
+        Ok(serde_json::from_str(&run(&mut command)?)?)
+    };
+    let told = run_it()?;
+    ensure!(told["staged"] == 4 && told["failed"] == 0 && told["bytes"] == 4 * MIB, "{told}");
+    for key in keys {
+        tour.wait_cached(key)?;
+    }
+    ensure!(tour.holders("behind/five")?.is_empty(), "what was not asked for was brought");
+    let told = run_it()?;
+    ensure!(told["skipped"] == 4 && told["staged"] == 0, "with a list, it begins anew: {told}");
+    std::fs::remove_file(&list)?;
+    let told = run_it()?;
+    ensure!(told["there"] == 4 && told["staged"] == 0, "{told}");
     Ok(())
 }
 
