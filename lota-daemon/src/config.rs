@@ -262,6 +262,8 @@ impl Default for Admin {
 pub struct Limits {
     /// Connections of pods at once; who comes then is told to slow down.
     pub connections: usize,
+    /// The same of one pod.
+    pub connections_per_pod: usize,
     /// Most bytes of a request's line and headers.
     pub head: ByteSize,
     /// Longest a transfer may stand still, in seconds.
@@ -271,7 +273,7 @@ pub struct Limits {
     /// Memory for the parts of bodies that must be held: a fill's chunks, signed uploads that are verified. What
     /// comes then passes through uncached, or is told to slow down.
     pub body_memory: ByteSize,
-    /// Most bytes that fills may bring for one pod beyond what it reads; forgiven within an hour. A pod past it reads
+    /// Most bytes that fills may bring for one pod beyond what it asks for; forgiven within an hour. A pod past it reads
     /// uncached. A quarter of the cache, if nothing is said.
     pub fill_debt: Option<ByteSize>,
 }
@@ -280,6 +282,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_pod: 2_500,
             head: ByteSize(64 << 10),
             idle_seconds: 300,
             fills: 128,
@@ -391,10 +394,20 @@ impl Config {
         if !(1 << 13..=1 << 20).contains(&head) {
             return Err(format!("limits.head: {head} bytes; must be 8KiB at least and 1MiB at most"));
         }
-        for (key, limit) in [("connections", self.limits.connections), ("fills", self.limits.fills)] {
+        for (key, limit) in [
+            ("connections", self.limits.connections),
+            ("connections_per_pod", self.limits.connections_per_pod),
+            ("fills", self.limits.fills),
+        ] {
             if limit == 0 {
                 return Err(format!("limits.{key}: must be 1 at least"));
             }
+        }
+        if !(1..=86_400).contains(&self.limits.idle_seconds) {
+            return Err("limits.idle_seconds: must be 1 at least and 86400 (a day) at most".into());
+        }
+        if self.limits.body_memory.0 < 16 << 20 {
+            return Err("limits.body_memory: must be 16MiB at least".into());
         }
         let admin = self.admin.listen.ip();
         if !admin.is_loopback() && admin != self.node.address {

@@ -10,9 +10,10 @@ mod trial;
 
 use std::{net::SocketAddr, time::Duration};
 
+use http_body_util::{BodyExt as _, Limited};
 use hyper::{
-    HeaderMap, Request, Response, StatusCode,
-    body::Incoming,
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::{Body as _, Incoming},
     header::{self, HeaderName, HeaderValue},
 };
 
@@ -34,8 +35,12 @@ use crate::{
 
 /// Longest wait for the gateway's word on a GET.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The same for anything else: putting together an upload's ten thousand parts may take minutes.
-const FORWARD_PATIENCE: Duration = Duration::from_secs(3600);
+/// The same for anything else.
+const SHORT_PATIENCE: Duration = Duration::from_secs(120);
+/// The same for an upload, or a request that may be long in the making; the upload itself is watched for standing still.
+const LONG_PATIENCE: Duration = Duration::from_secs(6 * 3600);
+/// Most bytes of an error that are read for the sake of its connection.
+const MOST_OF_AN_ERROR: usize = 64 << 10;
 const LATE: &str = "The gateway did not answer in time; try again";
 const LOTA_NODE: HeaderName = HeaderName::from_static("lota-node");
 const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
@@ -139,7 +144,10 @@ impl Gateway {
     pub async fn forward(&self, head: &Head, body: Body) -> Result<Response<Incoming>, S3Error> {
         let mut request = self.request(head, body)?;
         relay_continue(&mut request);
-        match tokio::time::timeout(FORWARD_PATIENCE, self.upstream.send(request)).await {
+        // An upload takes its time, and so does putting together ten thousand parts.
+        let is_short = request.body().is_end_stream() && request.method() != Method::POST;
+        let patience = if is_short { SHORT_PATIENCE } else { LONG_PATIENCE };
+        match tokio::time::timeout(patience, self.upstream.send(request)).await {
             Ok(Err(error)) if is_from_body(&error) => {
                 Err(S3Error::incomplete_body(format!("The body broke off: {}", chain(&error))))
             }
@@ -210,8 +218,8 @@ impl Gateway {
     ) -> Result<bool, S3Error> {
         let Some(front) = front(answer) else { return Ok(false) };
         if self.trial.standing_of(&front) == Standing::Untried {
-            let _one = self.trial.running.lock().await;
-            // Another may have waited with this one, and been first.
+            // While another tries it, this request is only proxied.
+            let Ok(_one) = self.trial.running.try_lock() else { return Ok(false) };
             if self.trial.standing_of(&front) == Standing::Untried {
                 self.try_gateway(head, held).await?;
             }
@@ -224,9 +232,12 @@ impl Gateway {
         let Some(broken) = trial::break_signature(head) else { return Ok(()) };
         let made_up = Validator { etag: trial::MADE_UP.to_owned(), last_modified: None };
         let refused = self.replay(&broken, Added { held: Some(held), direct: false }).await?;
+        let (refused, body) = refused.into_parts();
+        // Read, so that the next question may go over the same connection, to the same server.
+        let _ = tokio::time::timeout(PATIENCE, Limited::new(body, MOST_OF_AN_ERROR).collect()).await;
         let changed = self.replay(head, Added { held: Some(&made_up), direct: false }).await?;
-        if let (Some(refuser), Some(changer)) = (front(&refused), front(&changed)) {
-            self.trial.judge((&refuser, refused.status()), (&changer, changed.status()));
+        if let (Some(refuser), Some(changer)) = (refused.extensions.get(), front(&changed)) {
+            self.trial.judge((refuser, refused.status), (&changer, changed.status()));
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
     runtime::Handle,
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 
@@ -33,7 +33,7 @@ use crate::{
     gateway::Gateway,
     handover::{Inherited, Taker},
     http::{
-        Body,
+        Body, Seats,
         server::{self, Connection, Life, Limits, NoAnswer},
         upstream::Upstream,
     },
@@ -55,6 +55,8 @@ const RELOOK: Duration = Duration::from_millis(250);
 const FILL_MEMORY: u64 = 2 << 20;
 /// Connections past the limit that are told so, at once; any more are reset.
 const TURNED_AWAY: usize = 256;
+/// The same of one pod.
+const TURNED_AWAY_OF_ONE: usize = 16;
 /// How long one of them may take to hear it.
 const TURN_AWAY: Duration = Duration::from_secs(10);
 /// Most commands that wait for the control part.
@@ -158,8 +160,8 @@ impl Node {
                 vips,
                 access: control.table(),
                 limits: Limits::for_pods(&config.limits),
-                seats: Arc::new(Semaphore::new(config.limits.connections)),
-                turned_away: Arc::new(Semaphore::new(TURNED_AWAY)),
+                seats: Seats::new(config.limits.connections, config.limits.connections_per_pod),
+                turned_away: Seats::new(TURNED_AWAY, TURNED_AWAY_OF_ONE),
             },
             admin: Admin { exposition, ready: Ready::default(), control: commander },
             serving: serving.clone(),
@@ -385,9 +387,9 @@ struct Door {
     access: watch::Receiver<Arc<Table>>,
     limits: Limits,
     /// One for each connection of a pod.
-    seats: Arc<Semaphore>,
+    seats: Seats,
     /// One for each connection that is told there are no more.
-    turned_away: Arc<Semaphore>,
+    turned_away: Seats,
 }
 
 impl Door {
@@ -407,7 +409,7 @@ impl Door {
                 continue;
             };
             let lost = access_lost(self.access.clone(), pod, binding);
-            let Ok(seat) = self.seats.clone().try_acquire_owned() else {
+            let Some(seat) = self.seats.take(pod) else {
                 self.turn_away((stream, client), lost);
                 continue;
             };
@@ -426,7 +428,7 @@ impl Door {
         (stream, client): (TcpStream, SocketAddr),
         lost: impl Future<Output = ()> + Send + 'static,
     ) {
-        let Ok(seat) = self.turned_away.clone().try_acquire_owned() else {
+        let Some(seat) = self.turned_away.take(client.ip().to_canonical()) else {
             let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
             return;
         };
@@ -434,7 +436,7 @@ impl Door {
         let service = move |mut connection: Connection, request| {
             let proxy = entry.proxy.clone();
             connection.refused =
-                Some(S3Error::slow_down("This node has as many connections as it may; try again"));
+                Some(S3Error::slow_down("There are as many connections as may be; try again"));
             async move { proxy.enter(connection, request).await }
         };
         let cut = async {

@@ -35,7 +35,7 @@ use crate::{
     metrics::{Metrics, Outcome, PeerLabels, UncachedLabels},
     peer::Peers,
     placement::{NodeName, Placement},
-    s3::{CacheControl, GetObject, ObjectMeta, Operation, RangeRequest, S3Error, Zone},
+    s3::{CacheControl, GetObject, ObjectMeta, Operation, RangeRequest, S3Error, Unsatisfiable, Zone},
 };
 
 /// Longest wait for a fill's first byte before the answer's head goes out all the same.
@@ -89,6 +89,16 @@ impl<'a> Get<'a> {
             && !object.meta().checksums_known
     }
 
+    /// Bytes of such an object that it does not ask for.
+    fn not_asked(&self, size: u64) -> u64 {
+        match self.object.range.resolve(size) {
+            _ if self.is_bodiless() => size,
+            Ok(None) => 0,
+            Ok(Some(range)) => size - range.length(),
+            Err(Unsatisfiable) => size,
+        }
+    }
+
     /// Are there no bytes to send, since it is a HEAD?
     fn is_bodiless(&self) -> bool {
         self.head.method == Method::HEAD
@@ -108,7 +118,9 @@ impl Proxy {
         let answer = match (connection.refused, Head::of(parts)) {
             (Some(refused), _) => Err(refused),
             (None, Err(wrong)) => Err(S3Error::invalid_request(wrong)),
-            (None, Ok(head)) => self.route(connection.client.ip(), &head, body, &connection.slices).await,
+            (None, Ok(head)) => {
+                self.route(connection.client.ip().to_canonical(), &head, body, &connection.slices).await
+            }
         };
         let mut answer = answer.unwrap_or_else(|error| answer::error(&error, &target));
         if is_refused {
@@ -136,7 +148,7 @@ impl Proxy {
             }
         };
         count("served");
-        let pod = Peers::client(request.headers()).unwrap_or_else(|| connection.client.ip());
+        let pod = Peers::client(request.headers()).unwrap_or_else(|| connection.client.ip().to_canonical());
         let (parts, _) = request.into_parts();
         let target = parts.uri.path().to_owned();
         let answer = match Head::of(parts) {
@@ -277,16 +289,16 @@ impl Proxy {
         }
         if answer.status() == StatusCode::OK {
             // The whole of it, on the client's own authority: these bytes are the fill.
-            return match self.join(get.pod, &meta).await {
-                Some(Join::Lead(fill)) => {
+            return match self.join(&get, &meta).await {
+                Some((Join::Lead(fill), charge)) => {
                     let object = fill.object();
                     let proxy = self.clone();
-                    tokio::spawn(
-                        async move { proxy.see_through(fill, answer, &FillAuthority::Client).await },
-                    );
+                    tokio::spawn(async move {
+                        proxy.see_through(fill, answer, &FillAuthority::Client, charge).await
+                    });
                     self.serve_as(get, grant, object, Outcome::Miss).await
                 }
-                Some(Join::Follow(object)) => self.serve(get, grant, object).await,
+                Some((Join::Follow(object), _)) => self.serve(get, grant, object).await,
                 None => relay(answer),
             };
         }
@@ -298,7 +310,7 @@ impl Proxy {
             self.uncached("no-fill-authority");
             return relay(answer);
         };
-        match self.fill_from(get.pod, get.head, &meta, authority).await {
+        match self.fill_from(&get, &meta, authority).await {
             // The range that was arriving is dropped with `answer`: it comes with the whole.
             Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
             None => relay(answer),
@@ -317,7 +329,7 @@ impl Proxy {
             Some(_) => Outcome::Fill,
             None if get.object.cache_control != CacheControl::Use => Outcome::Miss,
             None if self.backend.has_own_credential() => {
-                let fill = self.fill_from(get.pod, get.head, meta, FillAuthority::Own).await;
+                let fill = self.fill_from(&get, meta, FillAuthority::Own).await;
                 fill.map_or(Outcome::Miss, |(_, outcome)| outcome)
             }
             None => {
@@ -343,7 +355,7 @@ impl Proxy {
         if get.object.cache_control == CacheControl::Use
             && get.object.overrides.is_empty()
             && let Some((object, outcome)) =
-                self.fill_from(get.pod, get.head, &meta, FillAuthority::Direct(path.clone())).await
+                self.fill_from(&get, &meta, FillAuthority::Direct(path.clone())).await
         {
             return self.serve_as(get, grant, object, outcome).await;
         }
@@ -411,7 +423,13 @@ impl Proxy {
             return self.around_the_cache(get, "checksums-unknown").await;
         }
         let (debts, pod) = (self.debts.clone(), get.pod);
-        let body = answer::file_body(reader, get.slices.clone(), move |read| debts.credit(pod, read));
+        // Whoever began the fill was not charged with what it asked for itself.
+        let pays_back = outcome != Outcome::Miss;
+        let body = answer::file_body(reader, get.slices.clone(), move |read| {
+            if pays_back {
+                debts.credit(pod, read);
+            }
+        });
         Ok(answer::object(grant, object.meta(), range, get.object, body, outcome, &self.node))
     }
 

@@ -13,4 +13,4 @@ pub use cache_control::CacheControl;
 pub use error::S3Error;
 pub use meta::{ObjectMeta, ObjectVersion, Validator};
 pub use operation::{GetObject, Operation};
-pub use range::{ByteRange, RangeRequest};
+pub use range::{ByteRange, RangeRequest, Unsatisfiable};

@@ -43,15 +43,15 @@ impl Trial {
     /// The gateway's, as a whole: trusted if any of its servers is, distrusted if all that were met failed.
     pub(super) fn standing(&self) -> Standing {
         let fronts = self.fronts();
-        let mut overall = Standing::Untried;
+        let (mut untried, mut failed) = (false, None);
         for standing in fronts.values() {
             match standing {
                 Standing::Trusted => return Standing::Trusted,
-                Standing::Untried => return Standing::Untried,
-                Standing::Distrusted(_) => overall = standing.clone(),
+                Standing::Untried => untried = true,
+                Standing::Distrusted(_) => failed = Some(standing.clone()),
             }
         }
-        overall
+        failed.filter(|_| !untried).unwrap_or(Standing::Untried)
     }
 
     /// Each server's.

@@ -1,6 +1,7 @@
 //! Connections out: tried again before a byte was sent, and remembering who answered.
 
 use std::{
+    io,
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
@@ -18,7 +19,7 @@ use hyper_util::{
     rt::TokioIo,
 };
 use sha2::{Digest as _, Sha256};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tower_service::Service;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -27,6 +28,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 const ATTEMPTS: u32 = 3;
 /// Trying again after a longer wait would only make the client wait for its error.
 const QUICKLY: Duration = Duration::from_secs(2);
+/// Longest wait for a connection, TLS and all.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The wait before the second attempt, on average; twice that before the third.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -75,7 +78,10 @@ impl Service<Uri> for Connector {
             let began = Instant::now();
             let mut attempt = 1;
             loop {
-                match inner.call(uri.clone()).await {
+                let connected = timeout(HANDSHAKE, inner.call(uri.clone())).await;
+                let connected =
+                    connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+                match connected {
                     Ok(stream) => return Ok(Stream(stream)),
                     Err(error) if attempt == attempts || began.elapsed() > QUICKLY => return Err(error),
                     Err(_) => {}
@@ -116,25 +122,21 @@ impl Read for Stream {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buffer)
     }
 }
 
 impl Write for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buffer)
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buffers: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
     }
 
@@ -142,11 +144,11 @@ impl Write for Stream {
         self.0.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

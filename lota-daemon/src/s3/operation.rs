@@ -107,7 +107,8 @@ impl Operation {
             if let Some((_, header)) = OVERRIDES.iter().find(|(parameter, _)| *parameter == name) {
                 // A plus sign is a space to some servers; an empty value, twice the same one: the gateway knows.
                 let value = percent_decode_str(value).collect::<Vec<u8>>();
-                let known = !value.is_empty() && !value.contains(&b'+');
+                let twice = overrides.iter().any(|(other, _)| other == header);
+                let known = !value.is_empty() && !value.contains(&b'+') && !twice;
                 let Some(value) = HeaderValue::from_bytes(&value).ok().filter(|_| known) else {
                     return Self::Pass("overrides");
                 };
@@ -138,7 +139,7 @@ impl Operation {
         if range == RangeRequest::Several {
             return Self::Pass("ranges");
         }
-        if method == Method::HEAD && range != RangeRequest::FromTo(0, 0) {
+        if method == Method::HEAD && (range != RangeRequest::FromTo(0, 0) || !overrides.is_empty()) {
             return Self::Pass("method");
         }
         Self::Get(GetObject {

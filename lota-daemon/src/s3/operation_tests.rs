@@ -35,6 +35,9 @@ fn what_the_cache_must_not_answer_passes() {
         ("overrides", "GET", "/b/k?response-content-type=a", vec![]),
         ("overrides", "GET", "/b/k?response-content-type=a+b&X-Amz-Signature=0", vec![]),
         ("overrides", "GET", "/b/k?response-content-type=a%0d%0ax&X-Amz-Signature=0", vec![]),
+        ("overrides", "GET", "/b/k?response-expires=a&response-expires=b&X-Amz-Signature=0", vec![]),
+        // Its headers would be taken for the object's.
+        ("method", "HEAD", "/b/k?response-expires=a&X-Amz-Signature=0", vec![("range", "bytes=0-0")]),
         ("overrides", "GET", "/b/k?response-content-type=&X-Amz-Signature=0", vec![]),
         ("query", "GET", "/b/k?unheard-of=1", vec![]),
         ("conditional", "GET", "/b/k", vec![("if-none-match", "\"e\"")]),
