@@ -294,7 +294,7 @@ impl Proxy {
                     let object = fill.object();
                     let proxy = self.clone();
                     tokio::spawn(async move {
-                        proxy.see_through(fill, answer, &FillAuthority::Client, charge).await
+                        proxy.see_through(fill, answer, &FillAuthority::Client, charge).await;
                     });
                     self.serve_as(get, grant, object, Outcome::Miss).await
                 }
