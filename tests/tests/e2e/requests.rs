@@ -215,7 +215,7 @@ fn restart_with(tour: &mut Tour, number: usize, limits: &str) -> Result<()> {
 pub(crate) fn connections(tour: &mut Tour) -> Result<()> {
     restart_with(tour, 1, "connections = 6\nconnections_per_pod = 3")?;
     let request = b"GET / HTTP/1.1\r\nhost: cwlota.com\r\n\r\n";
-    let told = tour.pod(1, 1).run(move || -> Result<String> {
+    let (told, open) = tour.pod(1, 1).run(move || -> Result<_> {
         let connect = || TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_secs(2));
         // An answer each, so that they are surely counted.
         let mut open = Vec::new();
@@ -232,7 +232,6 @@ pub(crate) fn connections(tour: &mut Tour) -> Result<()> {
         one_more.read_to_string(&mut told)?;
         Ok((told, open))
     })??;
-    let (told, open) = told;
     let other =
         tour.pod(1, 2).send_all((VIP, 80).into(), vec![Request::new(Method::GET, "cwlota.com", "/")])?;
     ensure!(other[0].code() != "SlowDown", "another pod must slow down for this one");
