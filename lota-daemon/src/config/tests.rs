@@ -53,6 +53,13 @@ fn bad_values_say_what_they_should_be() {
         ("\"n1\"", "\"\"", "node.name"),
         ("\"n1\"", "\"a;b\"", "node.name"),
         ("[cache]", "[admin]\nlisten = \"0.0.0.0:7481\"\n[cache]", "admin.listen"),
+        ("[cache]", "[limits]\nconnections = 0\n[cache]", "limits.connections"),
+        ("[cache]", "[limits]\nconnections_per_pod = 0\n[cache]", "limits.connections_per_pod"),
+        ("[cache]", "[limits]\nfills = 0\n[cache]", "limits.fills"),
+        ("[cache]", "[limits]\nidle_seconds = 0\n[cache]", "limits.idle_seconds"),
+        ("[cache]", "[limits]\nidle_seconds = 9000000\n[cache]", "limits.idle_seconds"),
+        ("[cache]", "[limits]\nhead = \"1KiB\"\n[cache]", "limits.head"),
+        ("[cache]", "[limits]\nbody_memory = \"1MiB\"\n[cache]", "limits.body_memory"),
     ] {
         let message = error(&SMALLEST.replace(good, bad));
         assert!(message.contains(hint), "{message}");
