@@ -1,28 +1,28 @@
 //! One node: the one place that knows every part, and wires them.
 
+mod door;
+
 use std::{
     collections::BTreeMap,
     fs::File,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use hyper::{Request, Response, body::Incoming};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream, UnixStream},
+    net::UnixStream,
     runtime::Handle,
     sync::{mpsc, watch},
     task::JoinSet,
 };
 
+use self::door::Door;
 use crate::{
-    access::Table,
     admin::{self, Admin, Ready},
     backend::Backend,
     cache::Cache,
@@ -33,15 +33,14 @@ use crate::{
     gateway::Gateway,
     handover::{Inherited, Taker},
     http::{
-        Body, Seats,
-        server::{self, Connection, Life, Limits, NoAnswer},
+        Seats,
+        server::{Life, Limits},
         upstream::Upstream,
     },
     metrics::{Exposition, Metrics},
     peer::Peers,
     placement::{NodeName, Placement},
     proxy::{Debts, Proxy},
-    s3::S3Error,
     sockets::{CACHE_LOCK, PINS_LOCK, Sockets},
 };
 
@@ -53,12 +52,6 @@ const LOOK: Duration = Duration::from_secs(2);
 const RELOOK: Duration = Duration::from_millis(250);
 /// What a fill holds in memory: a chunk that is being written, and the next one.
 const FILL_MEMORY: u64 = 2 << 20;
-/// Connections past the limit that are told so, at once; any more are reset.
-const TURNED_AWAY: usize = 256;
-/// The same of one pod.
-const TURNED_AWAY_OF_ONE: usize = 16;
-/// How long one of them may take to hear it.
-const TURN_AWAY: Duration = Duration::from_secs(10);
 /// Most commands that wait for the control part.
 const COMMANDS: usize = 64;
 
@@ -161,7 +154,7 @@ impl Node {
                 access: control.table(),
                 limits: Limits::for_pods(&config.limits),
                 seats: Seats::new(config.limits.connections, config.limits.connections_per_pod),
-                turned_away: Seats::new(TURNED_AWAY, TURNED_AWAY_OF_ONE),
+                turned_away: Door::outside(),
             },
             admin: Admin { exposition, ready: Ready::default(), control: commander },
             serving: serving.clone(),
@@ -373,118 +366,6 @@ fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy
         debts: Arc::new(Debts::new(limits.fill_debt.map_or(capacity / 4, |debt| debt.0))),
         metrics,
     })
-}
-
-/// What every accepted connection needs.
-#[derive(Clone)]
-struct Door {
-    proxy: Arc<Proxy>,
-    life: watch::Receiver<Life>,
-    /// Dropped with the last connection.
-    alive: mpsc::Sender<()>,
-    /// What pods connect to.
-    vips: Vec<SocketAddr>,
-    access: watch::Receiver<Arc<Table>>,
-    limits: Limits,
-    /// One for each connection of a pod.
-    seats: Seats,
-    /// One for each connection that is told there are no more.
-    turned_away: Seats,
-}
-
-impl Door {
-    async fn serve_pods(self, listener: TcpListener) {
-        loop {
-            let (stream, client) = server::accept(&listener).await;
-            let pod = client.ip().to_canonical();
-            // A process of the node may find the hidden listener; the datapath steers to the VIP only.
-            let steered = stream.local_addr().is_ok_and(|local| self.vips.contains(&local));
-            if !steered {
-                self.proxy.unsteered(client);
-            }
-            // It may have lost its access since it was steered.
-            let binding = self.access.borrow().binding(pod).filter(|_| steered);
-            let Some(binding) = binding else {
-                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-                continue;
-            };
-            let lost = access_lost(self.access.clone(), pod, binding);
-            let Some(seat) = self.seats.take(pod) else {
-                self.turn_away((stream, client), lost);
-                continue;
-            };
-            let entry = self.clone();
-            let service = move |connection, request| {
-                let proxy = entry.proxy.clone();
-                async move { proxy.enter(connection, request).await }
-            };
-            self.serve((stream, client), self.limits, seat, lost, service);
-        }
-    }
-
-    /// Tells a pod that there are too many connections, if there are not even too many of those.
-    fn turn_away(
-        &self,
-        (stream, client): (TcpStream, SocketAddr),
-        lost: impl Future<Output = ()> + Send + 'static,
-    ) {
-        let Some(seat) = self.turned_away.take(client.ip().to_canonical()) else {
-            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-            return;
-        };
-        let entry = self.clone();
-        let service = move |mut connection: Connection, request| {
-            let proxy = entry.proxy.clone();
-            connection.refused =
-                Some(S3Error::slow_down("There are as many connections as may be; try again"));
-            async move { proxy.enter(connection, request).await }
-        };
-        let cut = async {
-            tokio::select! {
-                () = lost => {}
-                () = tokio::time::sleep(TURN_AWAY) => {}
-            }
-        };
-        self.serve((stream, client), self.limits, seat, cut, service);
-    }
-
-    async fn serve_peers(self, listener: TcpListener) {
-        loop {
-            let accepted = server::accept(&listener).await;
-            let owner = self.clone();
-            let service = move |connection, request| {
-                let proxy = owner.proxy.clone();
-                async move { proxy.own(connection, request).await }
-            };
-            self.serve(accepted, Limits::PEER, (), std::future::pending(), service);
-        }
-    }
-
-    fn serve<S, F>(
-        &self,
-        accepted: (TcpStream, SocketAddr),
-        limits: Limits,
-        seat: impl Send + 'static,
-        cut: impl Future<Output = ()> + Send + 'static,
-        service: S,
-    ) where
-        S: Fn(Connection, Request<Incoming>) -> F + Send + 'static,
-        F: Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'static,
-    {
-        let (sent, life) = (self.proxy.metrics.sendfile.clone(), self.life.clone());
-        let alive = self.alive.clone();
-        tokio::spawn(async move {
-            server::serve(accepted, limits, sent, life, cut, service).await;
-            drop((alive, seat));
-        });
-    }
-}
-
-/// Waits until a pod has lost the access it had when it was bound to `then`.
-async fn access_lost(mut access: watch::Receiver<Arc<Table>>, pod: IpAddr, then: u32) {
-    if access.wait_for(|table| !table.keeps(pod, then)).await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }
 
 /// As many descriptors as the system allows: each connection is one, each open object another.

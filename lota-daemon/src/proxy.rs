@@ -8,6 +8,7 @@
 mod answer;
 mod debts;
 mod fill;
+mod get;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,7 +17,7 @@ use std::{
 };
 
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Request, Response, StatusCode,
     body::Incoming,
     header::{self, HeaderValue},
 };
@@ -24,9 +25,10 @@ use tokio::time::timeout;
 
 pub use self::debts::Debts;
 
+use self::get::Get;
 use crate::{
     backend::Backend,
-    cache::{Cache, Join, Lead, Object, Reader},
+    cache::{Cache, Join, Object, Reader},
     gateway::{Answer, DirectPath, FillAuthority, Gateway, Grant},
     http::{
         Body, FileSlices, Head, empty, incoming,
@@ -35,7 +37,7 @@ use crate::{
     metrics::{Metrics, Outcome, PeerLabels, UncachedLabels},
     peer::Peers,
     placement::{NodeName, Placement},
-    s3::{CacheControl, GetObject, ObjectMeta, Operation, RangeRequest, S3Error, Unsatisfiable, Zone},
+    s3::{CacheControl, ObjectMeta, Operation, S3Error, Zone},
 };
 
 /// Longest wait for a fill's first byte before the answer's head goes out all the same.
@@ -61,48 +63,6 @@ pub struct Proxy {
     pub debts: Arc<Debts>,
     /// What happened.
     pub metrics: Metrics,
-}
-
-/// A GET on its way; or a HEAD that asks to have an object brought into the cache.
-struct Get<'a> {
-    /// Who asks.
-    pod: IpAddr,
-    /// The client's request.
-    head: &'a Head,
-    /// What it asks for.
-    object: &'a GetObject,
-    /// Where the bytes of its answer are queued.
-    slices: &'a FileSlices,
-    /// Held while this request asks about an object that nobody here knows.
-    lead: Option<Lead>,
-}
-
-impl<'a> Get<'a> {
-    fn new(pod: IpAddr, head: &'a Head, object: &'a GetObject, slices: &'a FileSlices) -> Self {
-        Self { pod, head, object, slices, lead: None }
-    }
-
-    /// Does it ask for checksums of the whole object that nobody has told yet?
-    fn lacks_checksums(&self, object: &Object) -> bool {
-        self.object.wants_checksums
-            && self.object.range == RangeRequest::Whole
-            && !object.meta().checksums_known
-    }
-
-    /// Bytes of such an object that it does not ask for.
-    fn not_asked(&self, size: u64) -> u64 {
-        match self.object.range.resolve(size) {
-            _ if self.is_bodiless() => size,
-            Ok(None) => 0,
-            Ok(Some(range)) => size - range.length(),
-            Err(Unsatisfiable) => size,
-        }
-    }
-
-    /// Are there no bytes to send, since it is a HEAD?
-    fn is_bodiless(&self) -> bool {
-        self.head.method == Method::HEAD
-    }
 }
 
 impl Proxy {

@@ -7,7 +7,7 @@ use http_body_util::BodyStream;
 use hyper::{Response, body::Incoming};
 use tokio::sync::oneshot;
 
-use super::{Get, Proxy, debts::Charge};
+use super::{Proxy, debts::Charge, get::Get};
 use crate::{
     cache::{Fill, Join, NoRoom, Object},
     gateway::FillAuthority,
