@@ -16,7 +16,6 @@ use hyper::{
     body::{Body as _, Incoming},
     header::{self, HeaderName, HeaderValue},
 };
-
 use serde::{Deserialize, Serialize};
 
 pub use direct::DirectPath;
