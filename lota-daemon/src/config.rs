@@ -270,8 +270,8 @@ pub struct Limits {
     pub idle_seconds: u64,
     /// Fills at once; what comes then passes through uncached.
     pub fills: usize,
-    /// Memory for the parts of bodies that must be held: a fill's chunks, signed uploads that are verified. What
-    /// comes then passes through uncached, or is told to slow down.
+    /// Memory for the parts of bodies that must be held, which are the chunks of fills. What comes then passes through
+    /// uncached.
     pub body_memory: ByteSize,
     /// Most bytes that fills may bring for one pod beyond what it asks for; forgiven within an hour. A pod past it reads
     /// uncached. A quarter of the cache, if nothing is said.
