@@ -5,6 +5,7 @@ use anyhow::Context as _;
 pub mod bench;
 pub mod gateway;
 pub mod lab;
+pub mod suite;
 pub mod tour;
 
 /// A path that `cargo xtask` hands over to what it runs.

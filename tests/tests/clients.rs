@@ -6,20 +6,19 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use hyper::Method;
-use libtest_mimic::{Arguments, Failed, Trial};
 use lota_tests::{
     lab::{
-        ADMIN, GATEWAY, GATEWAY_PORT, Lab, Namespace, Origin, clean_up_on_signal,
+        ADMIN, GATEWAY, GATEWAY_PORT, Namespace,
         raw::{Request, Signing, content},
-        run, still_wanted,
+        run,
     },
+    suite::{Suite, lab_with},
     tool,
-    tour::{Tools, Tour, wait_until},
+    tour::{Tour, wait_until},
 };
 
 /// The lab of this suite.
@@ -52,35 +51,17 @@ const CLIENTS: [(&str, How); 10] = [
 ];
 
 fn main() -> ExitCode {
-    if let Err(error) = clean_up_on_signal(NAME) {
-        eprintln!("clients: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
-    let trials = CLIENTS
-        .map(|(name, how)| {
-            let lab = lab.clone();
-            Trial::test(name, move || {
-                let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-                let tested = match &mut *lab {
-                    Some(tour) => test(tour, name, how),
-                    none => make().and_then(|tour| test(none.insert(tour), name, how)),
-                };
-                tested.map_err(|error| Failed::from(format!("{error:#}")))
-            })
-        })
-        .into();
-    let failed = libtest_mimic::run(&arguments, trials).has_failed();
-    drop(lab.lock().unwrap_or_else(PoisonError::into_inner).take());
-    still_wanted();
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    Suite::run(NAME, |suite| {
+        let tests = CLIENTS.map(|(name, how)| {
+            let test = move |tour: &mut Tour| test(tour, name, how);
+            (name.to_owned(), Box::new(test) as Box<_>)
+        });
+        suite.in_lab(make, tests.into());
+    })
 }
 
 fn make() -> Result<Tour> {
-    let lab = Lab::up(NAME)?;
-    let origin = Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())?;
-    let tour = Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })?;
+    let tour = lab_with(NAME, "seaweedfs")?;
     let made = at_gateway(&tour, Method::PUT, "")?;
     ensure!(made.0 == 200, "making the bucket was answered {}", made.0);
     fs::write(work(&tour).join("small.bin"), content(SMALL))?;

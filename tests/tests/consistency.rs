@@ -5,25 +5,20 @@
 use std::{
     net::SocketAddr,
     process::ExitCode,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Instant,
 };
 
 use anyhow::{Result, anyhow, ensure};
 use hyper::Method;
-use libtest_mimic::{Arguments, Failed, Trial};
 use lota_tests::{
     lab::{
-        ADMIN, GATEWAY, GATEWAY_PORT, Lab, Namespace, Origin, VIP, clean_up_on_signal,
+        ADMIN, GATEWAY, GATEWAY_PORT, Namespace, VIP,
         raw::{Reply, Request, Signing, Wire},
-        still_wanted,
     },
-    tool,
-    tour::{Tools, Tour},
+    suite::{Suite, lab_with},
+    tour::Tour,
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -44,43 +39,21 @@ const READERS: u64 = 3;
 const OPERATIONS: usize = 900;
 
 fn main() -> ExitCode {
-    if let Err(error) = clean_up_on_signal(NAME) {
-        eprintln!("consistency: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let mut failed = false;
-    for origin in ["embedded", "seaweedfs"] {
-        let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
-        let trials = [("the control, at the gateway itself", false), ("through LOTA and past it", true)];
-        let trials = trials.map(|(name, through_lota)| {
-            let lab = lab.clone();
-            Trial::test(format!("{origin}: {name}"), move || {
-                let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-                let tested = match &mut *lab {
-                    Some(tour) => test(tour, through_lota),
-                    none => make(origin).and_then(|tour| test(none.insert(tour), through_lota)),
-                };
-                tested.map_err(|error| Failed::from(format!("{error:#}")))
-            })
-        });
-        failed |= libtest_mimic::run(&arguments, trials.into()).has_failed();
-    }
-    let checker = Trial::test("the checker finds what is wrong", || {
-        history::finds_what_is_wrong().map_err(|error| Failed::from(format!("{error:#}")))
-    });
-    failed |= libtest_mimic::run(&arguments, vec![checker]).has_failed();
-    still_wanted();
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    Suite::run(NAME, |suite| {
+        for origin in ["embedded", "seaweedfs"] {
+            let tests = [("the control, at the gateway itself", false), ("through LOTA and past it", true)];
+            let tests = tests.map(|(name, through_lota)| {
+                let test = move |tour: &mut Tour| test(tour, through_lota);
+                (format!("{origin}: {name}"), Box::new(test) as Box<_>)
+            });
+            suite.in_lab(move || make(origin), tests.into());
+        }
+        suite.alone("the checker finds what is wrong", history::finds_what_is_wrong);
+    })
 }
 
 fn make(origin: &str) -> Result<Tour> {
-    let lab = Lab::up(NAME)?;
-    let origin = match origin {
-        "embedded" => Origin::embedded(lab.folder())?,
-        _ => Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())?,
-    };
-    let tour = Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })?;
+    let tour = lab_with(NAME, origin)?;
     let bucket =
         Request::new(Method::PUT, "cwlota.com", &format!("/{BUCKET}")).sign(&ADMIN, Signing::Header)?;
     let made = tour.lab.switch().send_all(SocketAddr::from((GATEWAY, GATEWAY_PORT)), vec![bucket])?;

@@ -1,17 +1,14 @@
 //! The kernel side with the daemon around it: how it steers, whom it lets in, what it survives, and how one daemon
 //! follows another. Needs root and what `cargo xtask test datapath` installs.
 
-use std::{
-    process::{Command, ExitCode},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
 use lota_tests::{
-    lab::{Lab, Node, Origin, clean_up_on_signal, run, still_wanted},
+    lab::{Node, run},
+    suite::{Suite, lab_with},
     tool,
-    tour::{Tools, Tour},
+    tour::Tour,
 };
 use serde_json::Value;
 
@@ -69,46 +66,14 @@ const TESTS: [(&str, Test); 27] = [
 ];
 
 fn main() -> ExitCode {
-    if let Err(error) = clean_up_on_signal(NAME) {
-        eprintln!("datapath: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
-    let mut trials = Vec::new();
-    for (title, test) in TESTS {
-        let lab = lab.clone();
-        trials.push(Trial::test(title, move || {
-            let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-            if lab.is_none() {
-                *lab = Some(make().map_err(|error| Failed::from(format!("{error:#}")))?);
-            }
-            let tour = lab.as_mut().ok_or("there is no lab")?;
-            // Tests before may have ended a node and failed.
-            tour.revive()?;
-            let tested = test(tour);
-            if tested.is_err() {
-                // Whatever it left half-changed is not the next one's.
-                *lab = None;
-            }
-            tested.map_err(|error| Failed::from(format!("{error:#}")))
-        }));
-    }
-    let ended = lab.clone();
-    trials.push(Trial::test("everything it made is gone afterwards", move || {
-        drop(ended.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let left = Lab::leftovers(NAME);
-        if left.is_empty() { Ok(()) } else { Err(format!("left behind: {}", left.join(", ")).into()) }
-    }));
-    let failed = libtest_mimic::run(&arguments, trials).has_failed();
-    still_wanted();
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    Suite::run(NAME, |suite| {
+        let tests = TESTS.map(|(title, test)| (title.to_owned(), Box::new(test) as Box<_>));
+        suite.in_lab(make, tests.into());
+    })
 }
 
 fn make() -> Result<Tour> {
-    let lab = Lab::up(NAME)?;
-    let origin = Origin::embedded(lab.folder())?;
-    let tour = Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })?;
+    let tour = lab_with(NAME, "embedded")?;
     let made = tour.client.create_bucket(&tour.pod(1, 1))?;
     ensure!(made.status == 200, "making the bucket: {} {}", made.status, made.code);
     Ok(tour)

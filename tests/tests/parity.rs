@@ -1,18 +1,13 @@
 //! To a client, LOTA is the gateway: the same signed requests, byte for byte, are sent to the gateway and through
 //! LOTA cold, warm, and from pods of every node; what comes back must be the same but for a short list.
 
-use std::{
-    collections::BTreeMap,
-    process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
 use lota_tests::{
-    lab::{Lab, Origin, clean_up_on_signal, raw::Reply, still_wanted},
-    tool,
-    tour::{Tools, Tour},
+    lab::raw::Reply,
+    suite::{Suite, lab_with},
+    tour::Tour,
 };
 
 #[path = "parity/differences.rs"]
@@ -39,43 +34,14 @@ const TESTS: [(&str, Test); 5] = [
 ];
 
 fn main() -> ExitCode {
-    if let Err(error) = clean_up_on_signal(NAME) {
-        eprintln!("parity: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let mut failed = false;
-    for origin in ["embedded", "seaweedfs"] {
-        let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
-        let trials = TESTS
-            .iter()
+    Suite::run(NAME, |suite| {
+        for origin in ["embedded", "seaweedfs"] {
             // Only the project's own gateway speaks its protocol.
-            .filter(|(name, _)| origin == "embedded" || !name.contains("direct"))
-            .map(|(name, test)| {
-                let lab = lab.clone();
-                Trial::test(format!("{origin}: {name}"), move || {
-                    let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-                    if lab.is_none() {
-                        *lab = Some(make(origin).map_err(|error| Failed::from(format!("{error:#}")))?);
-                    }
-                    let tour = lab.as_mut().ok_or("there is no lab")?;
-                    test(tour).map_err(|error| Failed::from(format!("{error:#}")))
-                })
-            })
-            .collect();
-        failed |= libtest_mimic::run(&arguments, trials).has_failed();
-    }
-    still_wanted();
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
-
-fn make(origin: &str) -> Result<Tour> {
-    let lab = Lab::up(NAME)?;
-    let origin = match origin {
-        "embedded" => Origin::embedded(lab.folder())?,
-        _ => Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())?,
-    };
-    Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })
+            let tests = TESTS.iter().filter(|(name, _)| origin == "embedded" || !name.contains("direct"));
+            let tests = tests.map(|(name, test)| (format!("{origin}: {name}"), Box::new(*test) as Box<_>));
+            suite.in_lab(move || lab_with(NAME, origin), tests.collect());
+        }
+    })
 }
 
 /// Compares what came by two ways; every difference, by what was asked.

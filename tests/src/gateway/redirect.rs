@@ -4,15 +4,13 @@ use std::time::SystemTime;
 
 use anyhow::Context as _;
 use aws_credential_types::Credentials;
-use aws_sigv4::http_request::{
-    PercentEncodingMode, SignableBody, SignableRequest, SignatureLocation, SigningSettings,
-    UriPathNormalizationMode, sign,
-};
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SignatureLocation, sign};
 use aws_sigv4::sign::v4::SigningParams;
 use hyper::Request;
 
 use super::Direct;
 use super::names::encode_key;
+use crate::lab::raw::s3_settings;
 
 /// A URL that gets this object from the backend without any further signature.
 ///
@@ -24,12 +22,9 @@ pub(super) fn presign(direct: &Direct, bucket: &str, key: &str) -> anyhow::Resul
     let url = format!("{backend}/{bucket}/{}", encode_key(key));
     let mut request = Request::get(&url).body(()).context("backend address")?;
 
-    let mut settings = SigningSettings::default();
+    let mut settings = s3_settings();
     settings.signature_location = SignatureLocation::QueryParams;
     settings.expires_in = Some(direct.expires);
-    // S3 signs the path as it is sent: a key may hold "..", "//" and percent signs.
-    settings.percent_encoding_mode = PercentEncodingMode::Single;
-    settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
 
     let identity = Credentials::new(&direct.access_key, &direct.secret_key, None, None, "direct").into();
     let params = SigningParams::builder()

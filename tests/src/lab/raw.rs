@@ -113,9 +113,7 @@ impl Request {
     }
 
     fn sign_v4(mut self, credential: &Credential, signing: Signing) -> Result<Self> {
-        let mut settings = SigningSettings::default();
-        settings.percent_encoding_mode = PercentEncodingMode::Single;
-        settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+        let mut settings = s3_settings();
         let presign = signing == Signing::Presigned;
         if presign {
             settings.signature_location = SignatureLocation::QueryParams;
@@ -189,6 +187,14 @@ impl Reply {
         let code = body.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
         code.map(|(code, _)| code.to_owned()).unwrap_or_default()
     }
+}
+
+/// S3 signs the path as it is sent: a key may hold "..", "//" and percent signs.
+pub(crate) fn s3_settings() -> SigningSettings {
+    let mut settings = SigningSettings::default();
+    settings.percent_encoding_mode = PercentEncodingMode::Single;
+    settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+    settings
 }
 
 /// What test objects hold: 251 different bytes, again and again.
