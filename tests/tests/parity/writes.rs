@@ -42,9 +42,11 @@ fn renamed(mut reply: Reply) -> Reply {
     }
     reply.headers.remove("last-modified");
     let mut body = String::from_utf8_lossy(&reply.body).replace("writes-l", "writes-g");
-    // An answer that says when something was written says so once.
+    // An answer that says when something was written says so once. SeaweedFS leaves out trailing zeros of a second's
+    // fraction, so the length tells the time too.
     if let (Some(start), Some(end)) = (body.find("<LastModified>"), body.find("</LastModified>")) {
         body.replace_range(start..end, "");
+        reply.headers.remove("content-length");
     }
     reply.body = body.into();
     reply
