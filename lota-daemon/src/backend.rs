@@ -1,9 +1,10 @@
 //! Storage that this node reads directly: whole objects for fills, pinned to the version that was granted.
 
-pub mod sign;
-
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,12 +16,11 @@ use hyper::{
 use thiserror::Error;
 use tokio::time::timeout;
 
-use self::sign::Signer;
 use crate::{
     config::{self, ConfigError, Origin},
-    gateway::{DirectPath, FillAuthority},
+    gateway::{DirectPath, FillAuthority, Gateway},
     http::{Head, empty, upstream::Upstream},
-    s3::{ByteRange, ObjectMeta},
+    s3::{ByteRange, ObjectMeta, sign::Signer},
 };
 
 /// Longest wait for a backend's answer to begin.
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Backend {
     upstream: Upstream,
-    gateway: Origin,
+    gateway: Arc<Gateway>,
     own: Option<Own>,
 }
 
@@ -68,7 +68,7 @@ impl Backend {
     /// If the credential cannot be read.
     pub fn new(
         config: Option<&config::Backend>,
-        gateway: &Origin,
+        gateway: Arc<Gateway>,
         upstream: Upstream,
     ) -> Result<Self, ConfigError> {
         let own = match config {
@@ -76,10 +76,10 @@ impl Backend {
             Some(config) => Some(Own {
                 endpoints: config.endpoints.clone(),
                 next: AtomicUsize::new(0),
-                signer: Signer::new(&config.credential()?, None, &config.region),
+                signer: Signer::new(&config.credential()?, &config.region),
             }),
         };
-        Ok(Self { upstream, gateway: gateway.clone(), own })
+        Ok(Self { upstream, gateway, own })
     }
 
     /// Is there a credential of LOTA's own?
@@ -103,7 +103,9 @@ impl Backend {
         let mut request = match authority {
             FillAuthority::Direct(path) => direct(path)?,
             FillAuthority::Own => self.own(meta)?,
-            FillAuthority::Client => self.client(client)?,
+            FillAuthority::Client => {
+                self.gateway.whole(client).map_err(|error| FetchError::Request(error.message))?
+            }
         };
         let headers = request.headers_mut();
         if let Ok(etag) = HeaderValue::from_str(&meta.version.validator.etag) {
@@ -121,14 +123,8 @@ impl Backend {
     fn own(&self, meta: &ObjectMeta) -> Result<Request<crate::http::Body>, FetchError> {
         let own = self.own.as_ref().ok_or_else(|| FetchError::Request("no credential".into()))?;
         let next = own.next.fetch_add(1, Ordering::Relaxed) % own.endpoints.len();
-        own.signer.get(&own.endpoints[next], &meta.version.name).map_err(FetchError::Request)
-    }
-
-    /// The client's own request, without the `Range` it did not sign.
-    fn client(&self, client: &Head) -> Result<Request<crate::http::Body>, FetchError> {
-        let mut whole = client.clone();
-        whole.headers.remove(header::RANGE);
-        whole.request(&self.gateway, empty()).map_err(|error| FetchError::Request(error.to_string()))
+        let request = own.signer.get(&own.endpoints[next], &meta.version.name);
+        request.map(|request| request.map(|()| empty())).map_err(FetchError::Request)
     }
 }
 

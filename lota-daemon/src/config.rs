@@ -1,6 +1,7 @@
 //! One TOML file, parsed into types. Unknown keys are errors that name the nearest right one.
 
 use std::{
+    collections::HashMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -159,6 +160,9 @@ pub struct Gateway {
     /// Where a direct path may point: `http://host:port`, exactly. Anything else is not followed.
     #[serde(default)]
     pub direct_allow: Vec<Origin>,
+    /// For a gateway on a fixed host name, which refuses what was signed for another: LOTA checks clients' signatures
+    /// itself, and signs anew.
+    pub resign: Option<Resign>,
 }
 
 /// What a gateway speaks.
@@ -170,6 +174,31 @@ pub enum Protocol {
     S3,
     /// S3, and LOTA's gateway protocol beside it (`docs/gateway-protocol.md`).
     Lota,
+}
+
+/// Signing clients' requests anew.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resign {
+    /// A TOML file with a `[[client]]` for each access key that clients sign with.
+    pub clients_file: PathBuf,
+    /// The region to sign for.
+    #[serde(default = "default_region")]
+    pub region: String,
+    /// How the gateway is told the bucket.
+    #[serde(default)]
+    pub style: Style,
+}
+
+/// How a server is told the bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Style {
+    /// In the path.
+    #[default]
+    Path,
+    /// In the host name.
+    VirtualHost,
 }
 
 /// Where whole objects may be read, with LOTA's own credential.
@@ -270,8 +299,8 @@ pub struct Limits {
     pub idle_seconds: u64,
     /// Fills at once; what comes then passes through uncached.
     pub fills: usize,
-    /// Memory for the parts of bodies that must be held, which are the chunks of fills. What comes then passes through
-    /// uncached.
+    /// Memory for the parts of bodies that must be held: half for the chunks of fills, what comes then passes through
+    /// uncached; half for signed chunks of uploads that are signed anew, who comes then is told to slow down.
     pub body_memory: ByteSize,
     /// Most bytes that fills may bring for one pod beyond what it asks for; forgiven within an hour. A pod past it reads
     /// uncached. A quarter of the cache, if nothing is said.
@@ -452,7 +481,9 @@ impl Backend {
             fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.clone(), error })?;
         toml::from_str(&text).map_err(|_| ConfigError::Invalid {
             path: path.clone(),
-            message: "must hold `access_key = \"…\"` and `secret_key = \"…\"`".into(),
+            message:
+                "must hold `access_key = \"…\"`, `secret_key = \"…\"`, and perhaps `session_token = \"…\"`"
+                    .into(),
         })
     }
 }
@@ -465,6 +496,69 @@ pub struct Credential {
     pub access_key: String,
     /// Its secret.
     pub secret_key: Secret,
+    /// The session it belongs to, if it is a temporary one.
+    pub session_token: Option<Secret>,
+}
+
+/// Clients' credentials, and what takes their place.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Clients {
+    client: Vec<Client>,
+}
+
+/// A credential that clients sign with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// The access key's name.
+    pub access_key: String,
+    /// Its secret.
+    pub secret_key: Secret,
+    /// The session it belongs to: clients must send it.
+    pub session_token: Option<Secret>,
+    /// What LOTA signs their requests with; the same, if nothing is said.
+    pub gateway: Option<Credential>,
+}
+
+impl Client {
+    /// What LOTA signs its requests with.
+    #[must_use]
+    pub fn at_gateway(&self) -> Credential {
+        self.gateway.clone().unwrap_or_else(|| Credential {
+            access_key: self.access_key.clone(),
+            secret_key: self.secret_key.clone(),
+            session_token: self.session_token.clone(),
+        })
+    }
+}
+
+impl Resign {
+    /// Clients' credentials, by access key.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; never with a secret.
+    pub fn clients(&self) -> Result<HashMap<String, Client>, ConfigError> {
+        let path = &self.clients_file;
+        let text =
+            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.clone(), error })?;
+        let invalid = |message| ConfigError::Invalid { path: path.clone(), message };
+        // TOML's own message would show the line, which may hold a secret.
+        let clients: Clients = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
+            invalid(format!(
+                "line {line}: must hold `[[client]]` tables with `access_key`, `secret_key`, perhaps `session_token`, \
+                 and perhaps a `[client.gateway]` with the same keys"
+            ))
+        })?;
+        let mut by_key = HashMap::new();
+        for client in clients.client {
+            if let Some(twice) = by_key.insert(client.access_key.clone(), client) {
+                return Err(invalid(format!("the access key {} stands there twice", twice.access_key)));
+            }
+        }
+        Ok(by_key)
+    }
 }
 
 impl Peers {

@@ -6,6 +6,7 @@
 
 mod direct;
 mod grant;
+mod resign;
 mod trial;
 
 use std::{net::SocketAddr, time::Duration};
@@ -22,14 +23,14 @@ pub use direct::DirectPath;
 pub use grant::{FillAuthority, Grant};
 pub use trial::Standing;
 
-use self::trial::Trial;
+use self::{resign::Resign, trial::Trial};
 use crate::{
-    config::{self, Origin, Protocol},
+    config::{self, ConfigError, Origin, Protocol},
     http::{
         Body, Head, empty, relay_continue,
-        upstream::{Front, Upstream, chain, is_from_body},
+        upstream::{Front, Upstream, chain, is_from_body, refusal_of_body},
     },
-    s3::{ObjectMeta, ObjectName, S3Error, Validator},
+    s3::{ObjectMeta, ObjectName, S3Error, Validator, Zone},
 };
 
 /// Longest wait for the gateway's word on a GET.
@@ -53,6 +54,7 @@ pub struct Gateway {
     protocol: Protocol,
     direct_allow: Vec<Origin>,
     node: HeaderValue,
+    resign: Option<Resign>,
     trial: Trial,
 }
 
@@ -109,8 +111,33 @@ impl Gateway {
             protocol: config.protocol,
             direct_allow: config.direct_allow.clone(),
             node,
+            resign: None,
             trial: Trial::default(),
         })
+    }
+
+    /// The same, with requests signed anew: clients address `zone`; `memory` bytes for parts of bodies that must be held.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if clients' credentials cannot be read.
+    pub fn resigning(self, config: &config::Resign, zone: &Zone, memory: u64) -> Result<Self, ConfigError> {
+        let resign = Resign::new(config, &self.origin, zone, memory)?;
+        Ok(Self { resign: Some(resign), ..self })
+    }
+
+    /// May a fill leave out the `Range` of the client's own request?
+    pub fn may_ask_for_the_whole(&self, range_signed: bool) -> bool {
+        !range_signed || self.resign.is_some()
+    }
+
+    /// The client's own request of an object, without its `Range`: for a fill.
+    ///
+    /// # Errors
+    /// [`S3Error`] if it cannot be signed anew.
+    pub fn whole(&self, head: &Head) -> Result<Request<Body>, S3Error> {
+        let mut request = self.request(head, empty())?;
+        request.headers_mut().remove(header::RANGE);
+        Ok(request)
     }
 
     /// What the gateway's trial has shown so far.
@@ -147,6 +174,9 @@ impl Gateway {
         let is_short = request.body().is_end_stream() && request.method() != Method::POST;
         let patience = if is_short { SHORT_PATIENCE } else { LONG_PATIENCE };
         match tokio::time::timeout(patience, self.upstream.send(request)).await {
+            Ok(Err(error)) if refusal_of_body(&error).is_some() => {
+                Err(refusal_of_body(&error).cloned().unwrap_or_else(S3Error::wrong_signature))
+            }
             Ok(Err(error)) if is_from_body(&error) => {
                 Err(S3Error::incomplete_body(format!("The body broke off: {}", chain(&error))))
             }
@@ -196,8 +226,12 @@ impl Gateway {
         Ok(classify(name, head, answer))
     }
 
-    /// The client's own request, and what a node adds to it.
+    /// Asks by the client's own request, and what a node adds to it.
     async fn replay(&self, head: &Head, added: Added<'_>) -> Result<Response<Incoming>, S3Error> {
+        self.ask(self.question(head, added)?).await
+    }
+
+    fn question(&self, head: &Head, added: Added<'_>) -> Result<Request<Body>, S3Error> {
         let mut request = self.request(head, empty())?;
         if added.direct {
             request.headers_mut().insert(LOTA_ACCEPT, HeaderValue::from_static("direct"));
@@ -205,7 +239,7 @@ impl Gateway {
         if let Some(etag) = added.held.and_then(|held| HeaderValue::from_str(&held.etag).ok()) {
             request.headers_mut().insert(header::IF_NONE_MATCH, etag);
         }
-        self.ask(request).await
+        Ok(request)
     }
 
     /// Is a 304 of this server worth anything? Tried once, with the request at hand.
@@ -228,9 +262,12 @@ impl Gateway {
 
     async fn try_gateway(&self, head: &Head, held: &Validator) -> Result<(), S3Error> {
         // An anonymous request has no signature to break; a later one will have.
-        let Some(broken) = trial::break_signature(head) else { return Ok(()) };
+        let mut broken = self.question(head, Added { held: Some(held), direct: false })?;
+        if !trial::break_signature(&mut broken) {
+            return Ok(());
+        }
         let made_up = Validator { etag: trial::MADE_UP.to_owned(), last_modified: None };
-        let refused = self.replay(&broken, Added { held: Some(held), direct: false }).await?;
+        let refused = self.ask(broken).await?;
         let (refused, body) = refused.into_parts();
         // Read, so that the next question may go over the same connection, to the same server.
         let _ = tokio::time::timeout(PATIENCE, Limited::new(body, MOST_OF_AN_ERROR).collect()).await;
@@ -256,9 +293,12 @@ impl Gateway {
     }
 
     fn request(&self, head: &Head, body: Body) -> Result<Request<Body>, S3Error> {
-        let mut request = head
-            .request(&self.origin, body)
-            .map_err(|error| S3Error::invalid_request(format!("The request cannot be forwarded: {error}")))?;
+        let mut request = match &self.resign {
+            Some(resign) => resign.request(head, body)?,
+            None => head.request(&self.origin, body).map_err(|error| {
+                S3Error::invalid_request(format!("The request cannot be forwarded: {error}"))
+            })?,
+        };
         if self.protocol == Protocol::Lota {
             request.headers_mut().insert(LOTA_NODE, self.node.clone());
         }

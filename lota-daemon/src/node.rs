@@ -329,14 +329,19 @@ fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy
     let any_tls = gateway_origin.tls || backend_tls || config.gateway.direct_allow.iter().any(tls);
     let upstream = Upstream::new(any_tls).context("loading the system's root certificates for TLS")?;
 
-    let gateway =
+    // Half for what fills hold, half for what uploads do.
+    let body_memory = config.limits.body_memory.0 / 2;
+    let mut gateway =
         Gateway::new(&config.gateway, &config.node, upstream.clone()).map_err(anyhow::Error::msg)?;
-    let backend = Backend::new(config.backend.as_ref(), gateway_origin, upstream.clone())?;
+    if let Some(resign) = &config.gateway.resign {
+        gateway = gateway.resigning(resign, &config.endpoint.zone, body_memory)?;
+    }
+    let gateway = Arc::new(gateway);
+    let backend = Backend::new(config.backend.as_ref(), gateway.clone(), upstream.clone())?;
     let scope = gateway_origin.to_string();
     let capacity = config.cache.capacity.0;
     let limits = &config.limits;
-    let most_fills =
-        limits.fills.min(usize::try_from(limits.body_memory.0 / FILL_MEMORY).unwrap_or(usize::MAX));
+    let most_fills = limits.fills.min(usize::try_from(body_memory / FILL_MEMORY).unwrap_or(usize::MAX));
     let cache =
         Cache::open(&config.cache.folder, &scope, capacity, config.cache.min_free.0, most_fills, lock)
             .with_context(|| format!("opening the cache in {}", config.cache.folder.display()))?;
@@ -359,7 +364,7 @@ fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy
         placement: Placement::new(&scope, weights),
         node: me,
         zone: config.endpoint.zone.clone(),
-        gateway: Arc::new(gateway),
+        gateway,
         backend,
         cache: Arc::new(cache),
         peers,

@@ -19,11 +19,13 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{sleep_until, timeout};
 
 use crate::{
-    backend::sign::{QUERY, Signer, path},
     cli::Prefetch,
     config::{Credential, Secret},
-    http::upstream::Upstream,
-    s3::headers::LOTA_CACHE,
+    http::{empty, upstream::Upstream},
+    s3::{
+        headers::LOTA_CACHE,
+        sign::{QUERY, Signer, path},
+    },
 };
 
 /// Most bytes of a list's page: a thousand keys, a kilobyte each, escaped.
@@ -109,13 +111,13 @@ pub async fn run(wanted: &Prefetch) -> Result<Summary> {
         bail!("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a credential that may list and read")
     };
     let region = variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION"));
-    let credential = Credential { access_key, secret_key: Secret::from(secret) };
+    let credential = Credential {
+        access_key,
+        secret_key: Secret::from(secret),
+        session_token: variable("AWS_SESSION_TOKEN").map(Secret::from),
+    };
     let client = Client {
-        signer: Signer::new(
-            &credential,
-            variable("AWS_SESSION_TOKEN"),
-            region.as_deref().unwrap_or("us-east-1"),
-        ),
+        signer: Signer::new(&credential, region.as_deref().unwrap_or("us-east-1")),
         upstream: Upstream::new(wanted.endpoint.tls)?,
         wanted,
     };
@@ -252,10 +254,13 @@ impl Client<'_> {
         target: &str,
         headers: &[(&'static str, &'static str)],
     ) -> Result<(StatusCode, String, Vec<u8>)> {
-        let request =
-            self.signer.sign(method, &self.wanted.endpoint, target, headers).map_err(anyhow::Error::msg)?;
+        let request = self
+            .signer
+            .request(method, &self.wanted.endpoint, target, headers)
+            .map_err(anyhow::Error::msg)?;
         let about = || format!("asking {}: may this node or pod talk to LOTA?", self.wanted.endpoint);
-        let (parts, body) = self.upstream.send(request).await.with_context(about)?.into_parts();
+        let (parts, body) =
+            self.upstream.send(request.map(|()| empty())).await.with_context(about)?.into_parts();
         let cache = parts
             .headers
             .get(LOTA_CACHE)

@@ -264,7 +264,7 @@ impl Proxy {
         }
         let authority = if self.backend.has_own_credential() {
             FillAuthority::Own
-        } else if !get.object.range_signed {
+        } else if self.gateway.may_ask_for_the_whole(get.object.range_signed) {
             FillAuthority::Client
         } else {
             self.uncached("no-fill-authority");

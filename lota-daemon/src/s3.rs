@@ -2,11 +2,14 @@
 
 pub mod address;
 pub mod cache_control;
+pub mod chunks;
 pub mod error;
 pub mod headers;
 pub mod meta;
 pub mod operation;
 pub mod range;
+pub mod sign;
+pub mod signature;
 
 pub use address::{Bucket, Key, ObjectName, Zone};
 pub use cache_control::CacheControl;

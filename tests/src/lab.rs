@@ -1,6 +1,7 @@
 //! A cluster in a box: nodes and pods as network namespaces, a bridge between the nodes, and a counted way to
 //! the gateway. Nothing of it touches the machine's own network.
 
+pub mod chunked;
 mod client;
 mod knock;
 mod namespace;
@@ -27,7 +28,7 @@ pub use client::{Client, Credential, Got, Style};
 pub use knock::{AT_ONCE, LONG_ENOUGH, Reached, knock};
 pub use namespace::Namespace;
 pub use node::{ADMIN_PORT, Mode, Node, PEER_PORT, Program};
-pub use origin::{ADMIN, NOBODY, Origin, READER};
+pub use origin::{ADMIN, NOBODY, Origin, POD_ONLY, READER};
 pub use relay::Relay;
 pub use signals::{clean_up_on_signal, still_wanted};
 

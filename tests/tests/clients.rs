@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use hyper::Method;
 use lota_tests::{
     lab::{
-        ADMIN, GATEWAY, GATEWAY_PORT, Namespace,
+        ADMIN, Credential, GATEWAY, GATEWAY_PORT, Mode, Namespace, POD_ONLY,
         raw::{Request, Signing, content},
         run,
     },
@@ -52,16 +52,29 @@ const CLIENTS: [(&str, How); 10] = [
 
 fn main() -> ExitCode {
     Suite::run(NAME, |suite| {
-        let tests = CLIENTS.map(|(name, how)| {
-            let test = move |tour: &mut Tour| test(tour, name, how);
-            (name.to_owned(), Box::new(test) as Box<_>)
-        });
-        suite.in_lab(make, tests.into());
+        for (mode, credential, suffix) in
+            [(Mode::OwnCredential, ADMIN, ""), (Mode::Resign, POD_ONLY, ", signed anew")]
+        {
+            let tests = CLIENTS.map(|(name, how)| {
+                let credential = credential.clone();
+                let test = move |tour: &mut Tour| Real { name, how, credential: &credential }.test(tour);
+                (format!("{name}{suffix}"), Box::new(test) as Box<_>)
+            });
+            suite.in_lab(move || make(mode), tests.into());
+        }
     })
 }
 
-fn make() -> Result<Tour> {
-    let tour = lab_with(NAME, "seaweedfs")?;
+/// A client, and what it signs with.
+struct Real<'a> {
+    name: &'static str,
+    how: How,
+    credential: &'a Credential,
+}
+
+fn make(mode: Mode) -> Result<Tour> {
+    let mut tour = lab_with(NAME, "seaweedfs")?;
+    tour.restart(mode)?;
     let made = at_gateway(&tour, Method::PUT, "")?;
     ensure!(made.0 == 200, "making the bucket was answered {}", made.0);
     fs::write(work(&tour).join("small.bin"), content(SMALL))?;
@@ -71,59 +84,62 @@ fn make() -> Result<Tour> {
     Ok(tour)
 }
 
-fn test(tour: &mut Tour, name: &str, how: How) -> Result<()> {
-    client(tour, &tour.pod(1, 1), name, how, "up").context("writing")?;
-    for (file, size) in [("small", SMALL), ("big", BIG)] {
-        let (status, stored) = at_gateway(tour, Method::GET, &format!("/{name}-{file}"))?;
-        ensure!(
-            status == 200 && stored == content(size),
-            "{file}: {status}, {} bytes at the gateway",
-            stored.len()
-        );
-    }
-    for (node, temperature) in [(1, "cold"), (2, "warm"), (3, "warm elsewhere")] {
-        for file in ["small.out", "big.out", "range.out"] {
-            let _ = fs::remove_file(work(tour).join(file));
+impl Real<'_> {
+    fn test(&self, tour: &mut Tour) -> Result<()> {
+        let name = self.name;
+        self.run(tour, &tour.pod(1, 1), "up").context("writing")?;
+        for (file, size) in [("small", SMALL), ("big", BIG)] {
+            let (status, stored) = at_gateway(tour, Method::GET, &format!("/{name}-{file}"))?;
+            ensure!(
+                status == 200 && stored == content(size),
+                "{file}: {status}, {} bytes at the gateway",
+                stored.len()
+            );
         }
-        client(tour, &tour.pod(node, 1), name, how, "down")
-            .with_context(|| format!("reading {temperature}"))?;
-        let read = |file| fs::read(work(tour).join(file));
-        ensure!(read("small.out")? == content(SMALL), "{temperature}: other bytes of the small object");
-        ensure!(read("big.out")? == content(BIG), "{temperature}: other bytes of the big object");
-        // Not every client has ranges of its own.
-        if let Ok(range) = read("range.out") {
-            ensure!(range == content(SMALL)[100..200], "{temperature}: other bytes of the range");
-        }
-        wait_until("both objects to be cached", || {
-            let mut cached = 0;
-            for node in &tour.nodes {
-                let objects = node.cached()?;
-                let names = ["small", "big"].map(|file| format!("{BUCKET}/{name}-{file}"));
-                cached += names.iter().filter(|name| objects.contains_key(*name)).count();
+        for (node, temperature) in [(1, "cold"), (2, "warm"), (3, "warm elsewhere")] {
+            for file in ["small.out", "big.out", "range.out"] {
+                let _ = fs::remove_file(work(tour).join(file));
             }
-            Ok(cached >= 2)
-        })?;
+            self.run(tour, &tour.pod(node, 1), "down").with_context(|| format!("reading {temperature}"))?;
+            let read = |file| fs::read(work(tour).join(file));
+            ensure!(read("small.out")? == content(SMALL), "{temperature}: other bytes of the small object");
+            ensure!(read("big.out")? == content(BIG), "{temperature}: other bytes of the big object");
+            // Not every client has ranges of its own.
+            if let Ok(range) = read("range.out") {
+                ensure!(range == content(SMALL)[100..200], "{temperature}: other bytes of the range");
+            }
+            wait_until("both objects to be cached", || {
+                let mut cached = 0;
+                for node in &tour.nodes {
+                    let objects = node.cached()?;
+                    let names = ["small", "big"].map(|file| format!("{BUCKET}/{name}-{file}"));
+                    cached += names.iter().filter(|name| objects.contains_key(*name)).count();
+                }
+                Ok(cached >= 2)
+            })?;
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-/// Runs a client in a pod.
-fn client(tour: &Tour, pod: &Namespace, name: &str, how: How, way: &str) -> Result<()> {
-    let python = tool("LOTA_PYTHON")?;
-    let (program, script, text) = match how {
-        How::Command => (Path::new("sh"), "commands.sh", include_str!("clients/commands.sh")),
-        How::Library => (&*python, "libraries.py", include_str!("clients/libraries.py")),
-    };
-    let (work, venv) = (work(tour), python.parent().context("python is nowhere")?);
-    fs::write(work.join(script), text)?;
-    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", venv.display());
-    let mut command = pod.pod_command("timeout");
-    command.arg("120").arg(program).args([script, name, way]).current_dir(&work).env_clear();
-    command.env("PATH", path).env("HOME", &work).env("BUCKET", BUCKET).env("LANG", "C.UTF-8");
-    command.env("AWS_ACCESS_KEY_ID", &*ADMIN.access_key).env("AWS_SECRET_ACCESS_KEY", &*ADMIN.secret_key);
-    command.env("AWS_REGION", "us-east-1").env("AWS_DEFAULT_REGION", "us-east-1");
-    command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", work.join("aws.cfg"));
-    run(&mut command).map(|_| ())
+    /// Runs it in a pod.
+    fn run(&self, tour: &Tour, pod: &Namespace, way: &str) -> Result<()> {
+        let python = tool("LOTA_PYTHON")?;
+        let (program, script, text) = match self.how {
+            How::Command => (Path::new("sh"), "commands.sh", include_str!("clients/commands.sh")),
+            How::Library => (&*python, "libraries.py", include_str!("clients/libraries.py")),
+        };
+        let (work, venv) = (work(tour), python.parent().context("python is nowhere")?);
+        fs::write(work.join(script), text)?;
+        let path = format!("{}:/usr/local/bin:/usr/bin:/bin", venv.display());
+        let mut command = pod.pod_command("timeout");
+        command.arg("120").arg(program).args([script, self.name, way]).current_dir(&work).env_clear();
+        command.env("PATH", path).env("HOME", &work).env("BUCKET", BUCKET).env("LANG", "C.UTF-8");
+        let Credential { access_key, secret_key } = self.credential;
+        command.env("AWS_ACCESS_KEY_ID", &**access_key).env("AWS_SECRET_ACCESS_KEY", &**secret_key);
+        command.env("AWS_REGION", "us-east-1").env("AWS_DEFAULT_REGION", "us-east-1");
+        command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", work.join("aws.cfg"));
+        run(&mut command).map(|_| ())
+    }
 }
 
 /// Asks the gateway itself; the status and the body.

@@ -20,6 +20,8 @@ mod bad_input;
 mod http;
 #[path = "e2e/requests.rs"]
 mod requests;
+#[path = "e2e/resign.rs"]
+mod resign;
 #[path = "e2e/start.rs"]
 mod start;
 #[path = "e2e/tls.rs"]
@@ -36,7 +38,7 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 19] = [
+const MORE: [(&str, Test); 21] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
@@ -49,6 +51,8 @@ const MORE: [(&str, Test); 19] = [
     ("one connection too many is told to slow down", requests::connections),
     ("one byte of everything is not a weapon", requests::first_bytes_only),
     ("5 GiB go up in constant memory", requests::endless_uploads),
+    ("requests signed anew, for who may", resign::signed_anew),
+    ("chunks signed anew, and none that is wrong", resign::chunks),
     ("damaged cache files are misses", bad_input::damaged_cache),
     ("a gateway that 304s anyone is distrusted and proxied", trial::cache_in_front),
     ("a gateway behind TLS, with a certificate that is trusted and one that is not", tls::gateway),

@@ -25,12 +25,14 @@ const NAME: &str = "lota-parity";
 /// One test's share of the requests.
 type Test = fn(&mut Tour) -> Result<()>;
 
-const TESTS: [(&str, Test); 5] = [
+const TESTS: [(&str, Test); 7] = [
     ("reads by LOTA's own credential", reads::own_credential),
     ("reads by direct path", reads::direct),
     ("reads by the client's own request", reads::client_only),
+    ("reads signed anew", reads::signed_anew),
     ("one object, asked for in every way", reads::one_after_the_other),
-    ("writes", writes::all),
+    ("writes", writes::as_they_are),
+    ("writes signed anew", writes::signed_anew),
 ];
 
 fn main() -> ExitCode {

@@ -44,6 +44,7 @@ async fn gateway(
         endpoint: origin,
         protocol,
         direct_allow: vec![Origin::parse("http://10.0.0.1:9001").unwrap()],
+        resign: None,
     };
     let node = config::Node {
         name: "n1".into(),

@@ -13,9 +13,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use hyper::{StatusCode, header, http::uri::PathAndQuery};
+use hyper::{
+    Request, StatusCode, Uri,
+    header::{self, HeaderValue},
+};
 
-use crate::http::{Head, upstream::Front};
+use crate::http::upstream::Front;
 
 /// An ETag that no object has.
 pub(super) const MADE_UP: &str = "\"lota-trial-no-such-etag\"";
@@ -99,31 +102,38 @@ impl Trial {
     }
 }
 
-/// The same request with one digit of its signature changed; `None` if it has none.
-pub(super) fn break_signature(head: &Head) -> Option<Head> {
-    let mut broken = head.clone();
-    if let Some(authorization) = head.headers.get(header::AUTHORIZATION) {
-        let text = authorization.to_str().ok()?;
-        // Of another scheme, it may be nothing to the gateway, and the request anonymous.
-        if !text.starts_with("AWS4-HMAC-SHA256 ") && !text.starts_with("AWS ") {
-            return None;
-        }
-        let value = text.find("Signature=").map_or(0, |at| at + "Signature=".len());
-        let end = text[value..].find(',').map_or(text.len(), |length| value + length);
-        broken.headers.insert(header::AUTHORIZATION, change_before(text, end)?.parse().ok()?);
-        return Some(broken);
+/// Changes one digit of a request's signature; `false` if it has none.
+pub(super) fn break_signature<B>(request: &mut Request<B>) -> bool {
+    let broken = match request.headers().get(header::AUTHORIZATION) {
+        Some(authorization) => broken_authorization(authorization)
+            .map(|broken| drop(request.headers_mut().insert(header::AUTHORIZATION, broken))),
+        None => broken_uri(request.uri()).map(|broken| *request.uri_mut() = broken),
+    };
+    broken.is_some()
+}
+
+fn broken_authorization(authorization: &HeaderValue) -> Option<HeaderValue> {
+    let text = authorization.to_str().ok()?;
+    // Of another scheme, it may be nothing to the gateway, and the request anonymous.
+    if !text.starts_with("AWS4-HMAC-SHA256 ") && !text.starts_with("AWS ") {
+        return None;
     }
-    let target = head.target.as_str();
-    let query = target.find('?')?;
-    let lower = target.to_ascii_lowercase();
+    let value = text.find("Signature=").map_or(0, |at| at + "Signature=".len());
+    let end = text[value..].find(',').map_or(text.len(), |length| value + length);
+    change_before(text, end)?.parse().ok()
+}
+
+fn broken_uri(uri: &Uri) -> Option<Uri> {
+    let uri = uri.to_string();
+    let query = uri.find('?')?;
+    let lower = uri.to_ascii_lowercase();
     let value = ["x-amz-signature=", "&signature=", "?signature="]
         .into_iter()
         .find_map(|name| lower[query..].find(name).map(|at| query + at + name.len()))?;
-    let end = target[value..].find('&').map_or(target.len(), |length| value + length);
+    let end = uri[value..].find('&').map_or(uri.len(), |length| value + length);
     // SigV2 ends in base64 padding, written `%3D`: change what comes before it.
-    let digits = target[value..end].trim_end_matches("%3D").trim_end_matches('=').len();
-    broken.target = change_before(target, value + digits)?.parse::<PathAndQuery>().ok()?;
-    Some(broken)
+    let digits = uri[value..end].trim_end_matches("%3D").trim_end_matches('=').len();
+    change_before(&uri, value + digits)?.parse().ok()
 }
 
 /// Changes the character before `end` into another that is a digit in hex and in base64.

@@ -10,7 +10,8 @@ use hyper_util::{
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
-use super::{Body, connect::Connector};
+use super::{Body, BodyError, connect::Connector};
+use crate::s3::S3Error;
 
 pub use super::connect::Front;
 
@@ -78,15 +79,23 @@ impl Upstream {
 /// Was it the body that went wrong on its way from the client, rather than the connection?
 #[must_use]
 pub fn is_from_body(error: &Error) -> bool {
-    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
-        .any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_user))
+    causes(error).any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_user))
+}
+
+/// What this node itself found wrong with the body, if it was that.
+#[must_use]
+pub fn refusal_of_body(error: &Error) -> Option<&S3Error> {
+    causes(error).find_map(|cause| cause.downcast_ref::<BodyError>()?.downcast_ref())
 }
 
 /// An error with all its causes, in one line.
 #[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }

@@ -80,25 +80,26 @@ impl Zone {
     /// What `host` (with or without port) and the raw `path` of a request point at.
     #[must_use]
     pub fn resource(&self, host: &str, path: &str) -> Resource {
-        let host = without_port(host).trim_end_matches('.').to_ascii_lowercase();
-        let Some(path) = path.strip_prefix('/') else { return Resource::Unknown };
-        if host == self.0 {
-            return match path.split_once('/') {
-                None if path.is_empty() => Resource::Service,
-                None | Some((_, "")) => named_bucket(path.trim_end_matches('/')),
-                Some((bucket, key)) => object(bucket, key),
-            };
-        }
-        match host.strip_suffix(&self.0).and_then(|rest| rest.strip_suffix('.')) {
-            Some(bucket) if path.is_empty() => named_bucket(bucket),
-            Some(bucket) => object(bucket, path),
-            None => Resource::Unknown,
+        match self.split(host, path) {
+            Some((None, "")) => Resource::Service,
+            Some((Some(bucket), "")) => Bucket::parse(&bucket).map_or(Resource::Unknown, Resource::Bucket),
+            Some((Some(bucket), key)) => object(&bucket, key),
+            Some((None, _)) | None => Resource::Unknown,
         }
     }
-}
 
-fn named_bucket(name: &str) -> Resource {
-    Bucket::parse(name).map_or(Resource::Unknown, Resource::Bucket)
+    /// The bucket that `host` and `path` name, if they do, and the raw rest of the path. `None` if the host is not of
+    /// this zone.
+    #[must_use]
+    pub fn split<'a>(&self, host: &str, path: &'a str) -> Option<(Option<String>, &'a str)> {
+        let host = without_port(host).trim_end_matches('.').to_ascii_lowercase();
+        let path = path.strip_prefix('/')?;
+        if host == self.0 {
+            let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
+            return Some((Some(bucket.to_owned()).filter(|bucket| !bucket.is_empty()), key));
+        }
+        Some((Some(host.strip_suffix(&self.0)?.strip_suffix('.')?.to_owned()), path))
+    }
 }
 
 fn object(bucket: &str, key: &str) -> Resource {
@@ -116,13 +117,16 @@ fn without_port(host: &str) -> &str {
 }
 
 impl Bucket {
-    /// A bucket name as the gateways LOTA meets allow it; older than today's rules, some have capitals or
-    /// underscores.
     fn parse(name: &str) -> Option<Self> {
+        Self::is_sound(name).then(|| Self(name.to_owned()))
+    }
+
+    /// Is it a bucket name as the gateways LOTA meets allow it? Older than today's rules, some have capitals or
+    /// underscores.
+    #[must_use]
+    pub fn is_sound(name: &str) -> bool {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-        let sound =
-            (1..=255).contains(&name.len()) && name.bytes().all(allowed) && !matches!(name, "." | "..");
-        sound.then(|| Self(name.to_owned()))
+        (1..=255).contains(&name.len()) && name.bytes().all(allowed) && !matches!(name, "." | "..")
     }
 
     /// The name.

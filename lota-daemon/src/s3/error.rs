@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 
 use hyper::StatusCode;
+use thiserror::Error;
 
 /// An error of LOTA's own; the gateway's own errors are relayed as they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{code}: {message}")]
 pub struct S3Error {
     /// The HTTP status.
     pub status: StatusCode,
@@ -69,6 +71,76 @@ impl S3Error {
     #[must_use]
     pub fn slow_down(message: impl Into<String>) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, code: "SlowDown", message: message.into() }
+    }
+
+    /// Not allowed, and why. Like the ones below, in the words of S3 itself.
+    #[must_use]
+    pub fn access_denied(message: impl Into<String>) -> Self {
+        Self::forbidden("AccessDenied", message)
+    }
+
+    /// Nobody has this access key.
+    #[must_use]
+    pub fn unknown_access_key() -> Self {
+        Self::forbidden(
+            "InvalidAccessKeyId",
+            "The AWS access key ID you provided does not exist in our records.",
+        )
+    }
+
+    /// The session token is not the one of this access key.
+    #[must_use]
+    pub fn invalid_token() -> Self {
+        let message = "The provided token is malformed or otherwise invalid.".to_owned();
+        Self { status: StatusCode::BAD_REQUEST, code: "InvalidToken", message }
+    }
+
+    /// Signed with another secret, or changed on the way.
+    #[must_use]
+    pub fn wrong_signature() -> Self {
+        let message = "The request signature we calculated does not match the signature you provided. Check your \
+                       secret key and signing method.";
+        Self::forbidden("SignatureDoesNotMatch", message)
+    }
+
+    /// The client's clock, or this node's, is off.
+    #[must_use]
+    pub fn time_too_skewed() -> Self {
+        let message = "The difference between the request time and the server's time is too large.";
+        Self::forbidden("RequestTimeTooSkewed", message)
+    }
+
+    /// Not signed by SigV4.
+    #[must_use]
+    pub fn unsupported_authorization() -> Self {
+        Self::invalid_request(
+            "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.",
+        )
+    }
+
+    /// A signature in a header, malformed.
+    #[must_use]
+    pub fn malformed_authorization() -> Self {
+        let message = "The authorization header that you provided is not valid.".to_owned();
+        Self { status: StatusCode::BAD_REQUEST, code: "AuthorizationHeaderMalformed", message }
+    }
+
+    /// A signature in a query, malformed.
+    #[must_use]
+    pub fn malformed_query_authorization() -> Self {
+        let message = "The authorization query parameters that you provided are not valid.".to_owned();
+        Self { status: StatusCode::BAD_REQUEST, code: "AuthorizationQueryParametersError", message }
+    }
+
+    /// The bytes are not those of the checksum that came with them.
+    #[must_use]
+    pub fn bad_digest(checksum: &str) -> Self {
+        let message = format!("The {checksum} you specified did not match what we received.");
+        Self { status: StatusCode::BAD_REQUEST, code: "BadDigest", message }
+    }
+
+    fn forbidden(code: &'static str, message: impl Into<String>) -> Self {
+        Self { status: StatusCode::FORBIDDEN, code, message: message.into() }
     }
 
     /// The body of the answer.

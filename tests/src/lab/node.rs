@@ -20,8 +20,8 @@ use nix::{
 use serde_json::Value;
 
 use super::{
-    BACKEND_PORT, DENIED, GATEWAY, GATEWAY_PORT, Lab, NODES, Namespace, PODS, Pod, READER, VIP6,
-    node_address, node_address6, run,
+    ADMIN, BACKEND_PORT, Credential, DENIED, GATEWAY, GATEWAY_PORT, Lab, NOBODY, NODES, Namespace, POD_ONLY,
+    PODS, Pod, READER, VIP6, node_address, node_address6, run,
 };
 
 /// The port nodes talk to each other on.
@@ -40,6 +40,8 @@ pub enum Mode {
     Direct,
     /// A plain S3 gateway and nothing else.
     ClientOnly,
+    /// A plain S3 gateway under a name of its own: clients' requests are signed anew.
+    Resign,
 }
 
 /// The built daemon.
@@ -135,6 +137,7 @@ impl Node {
         let credential =
             format!("access_key = \"{}\"\nsecret_key = \"{}\"\n", READER.access_key, READER.secret_key);
         fs::write(self.folder.join("credential.toml"), credential)?;
+        fs::write(self.folder.join("clients.toml"), clients())?;
         let mut text = self.config_text(mode, gateway)?;
         for (from, to) in &self.edits {
             ensure!(text.contains(from), "the configuration has no `{from}` to edit:\n{text}");
@@ -159,6 +162,9 @@ impl Node {
         if mode == Mode::OwnCredential {
             writeln!(text, "\n[backend]\nendpoints = [\"http://{GATEWAY}:{BACKEND_PORT}\"]")?;
             writeln!(text, "credential_file = \"{folder}/credential.toml\"")?;
+        }
+        if mode == Mode::Resign {
+            writeln!(text, "\n[gateway.resign]\nclients_file = \"{folder}/clients.toml\"")?;
         }
         writeln!(
             text,
@@ -361,6 +367,15 @@ impl Node {
     pub fn folder(&self) -> &Path {
         &self.folder
     }
+}
+
+/// Who may have requests signed anew: the gateway's own users as themselves, and one that only LOTA knows.
+fn clients() -> String {
+    let table = |name, Credential { access_key, secret_key, .. }: &Credential| {
+        format!("{name}\naccess_key = \"{access_key}\"\nsecret_key = \"{secret_key}\"\n\n")
+    };
+    let selves: String = [ADMIN, READER, NOBODY].iter().map(|user| table("[[client]]", user)).collect();
+    selves + &table("[[client]]", &POD_ONLY) + &table("[client.gateway]", &ADMIN)
 }
 
 impl Drop for Node {

@@ -26,6 +26,8 @@ pub const ADMIN: Credential = Credential::fixed("LOTALABADMIN00000001", "admin-s
 pub const READER: Credential = Credential::fixed("LOTALABREADER0000001", "reader-secret-of-the-lab");
 /// A right secret, but no permission on anything.
 pub const NOBODY: Credential = Credential::fixed("LOTALABNOBODY0000001", "nobody-secret-of-the-lab");
+/// No gateway knows it: LOTA signs anew for it, as [`ADMIN`].
+pub const POD_ONLY: Credential = Credential::fixed("LOTALABPODONLY000001", "secret-between-the-pod-and-lota");
 
 /// Longest wait for a server to start.
 const PATIENCE: Duration = Duration::from_secs(60);

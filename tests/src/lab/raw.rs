@@ -107,12 +107,24 @@ impl Request {
             Signing::Anonymous => Ok(self),
             Signing::PresignedV2 => Ok(self.presign_v2(credential)),
             Signing::Header | Signing::RangeUnsigned | Signing::Presigned => {
-                self.sign_v4(credential, signing)
+                let body = self.body.clone();
+                let payload = match signing {
+                    Signing::Presigned => SignableBody::UnsignedPayload,
+                    _ => SignableBody::Bytes(&body),
+                };
+                Ok(self.sign_v4(credential, signing, payload, SystemTime::now())?.0)
             }
         }
     }
 
-    fn sign_v4(mut self, credential: &Credential, signing: Signing) -> Result<Self> {
+    /// The same, and its signature.
+    pub(super) fn sign_v4(
+        mut self,
+        credential: &Credential,
+        signing: Signing,
+        payload: SignableBody<'_>,
+        time: SystemTime,
+    ) -> Result<(Self, String)> {
         let mut settings = s3_settings();
         let presign = signing == Signing::Presigned;
         if presign {
@@ -127,7 +139,7 @@ impl Request {
             .identity(&identity)
             .region("us-east-1")
             .name("s3")
-            .time(SystemTime::now())
+            .time(time)
             .settings(settings)
             .build()?
             .into();
@@ -136,16 +148,15 @@ impl Request {
         let headers = self.headers.iter().filter(|(name, _)| !is_left_out(name.as_str()));
         let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
         let headers = headers.chain([("host", self.host.as_str())]);
-        let body = if presign { SignableBody::UnsignedPayload } else { SignableBody::Bytes(&self.body) };
-        let signable = SignableRequest::new(self.method.as_str(), &url, headers, body)?;
-        let (instructions, _) = sign(signable, &params)?.into_parts();
+        let signable = SignableRequest::new(self.method.as_str(), &url, headers, payload)?;
+        let (instructions, signature) = sign(signable, &params)?.into_parts();
         let mut signed = hyper::Request::builder().uri(&url).body(())?;
         instructions.apply_to_request_http1x(&mut signed);
         self.target = signed.uri().path_and_query().context("no target")?.to_string();
         for (name, value) in signed.headers() {
             self.headers.push((name.clone(), value.to_str()?.to_owned()));
         }
-        Ok(self)
+        Ok((self, signature))
     }
 
     /// Only what boto3 presigns: path style, no sub-resource.

@@ -33,6 +33,10 @@ pub(crate) fn client_only(tour: &mut Tour) -> Result<()> {
     run(tour, Mode::ClientOnly, "client")
 }
 
+pub(crate) fn signed_anew(tour: &mut Tour) -> Result<()> {
+    run(tour, Mode::Resign, "anew")
+}
+
 /// One object, asked for in one way after the other: nothing of one answer may show in the next.
 pub(crate) fn one_after_the_other(tour: &mut Tour) -> Result<()> {
     const BUCKET: &str = "parity-mixed";
@@ -40,7 +44,7 @@ pub(crate) fn one_after_the_other(tour: &mut Tour) -> Result<()> {
     let made =
         Request::new(Method::PUT, "cwlota.com", &format!("/{BUCKET}")).sign(&ADMIN, Signing::Header)?;
     tour.lab.switch().send_all(gateway, vec![made])?;
-    for mode in [Mode::OwnCredential, Mode::ClientOnly] {
+    for mode in [Mode::OwnCredential, Mode::ClientOnly, Mode::Resign] {
         tour.restart(mode)?;
         let target = format!("/{BUCKET}/{mode:?}");
         let body = content(100_000);
@@ -99,7 +103,8 @@ fn run(tour: &mut Tour, mode: Mode, name: &str) -> Result<()> {
         Request::new(Method::PUT, "cwlota.com", &format!("/{bucket}")).sign(&ADMIN, Signing::Header)?;
     tour.lab.switch().send_all(gateway, vec![made])?;
     let (mut differences, mut hits, mut cacheable) = (BTreeMap::new(), 0, 0);
-    let rows = rows();
+    let mut rows = rows();
+    rows.retain(|row| mode != Mode::Resign || row.can_be_signed_anew());
     ensure!(rows.len() >= 200, "only {} requests", rows.len());
     for (wave, rows) in rows.chunks(WAVE).enumerate() {
         let keys: Vec<String> = (0..rows.len()).map(|row| format!("wave-{wave}/row-{row}")).collect();

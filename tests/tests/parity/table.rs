@@ -119,6 +119,11 @@ impl Row {
         request.sign(&self.credential, self.signing)
     }
 
+    /// Is it signed in a way that LOTA can check itself?
+    pub(crate) fn can_be_signed_anew(&self) -> bool {
+        self.signing != Signing::PresignedV2
+    }
+
     /// Should a second read of it be a hit?
     pub(crate) fn is_cacheable(&self) -> bool {
         let conditional =

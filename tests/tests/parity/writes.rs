@@ -14,12 +14,21 @@ use lota_tests::{
 
 use super::{compare, judge};
 
-pub(crate) fn all(tour: &mut Tour) -> Result<()> {
-    tour.restart(Mode::OwnCredential)?;
-    let gateway = SocketAddr::from((GATEWAY, GATEWAY_PORT));
+pub(crate) fn as_they_are(tour: &mut Tour) -> Result<()> {
     // Names of one length: they are in some answers.
-    let (asked, at_gateway): (Vec<_>, Vec<_>) = steps("writes-g")?.into_iter().unzip();
-    let (_, through_lota): (Vec<_>, Vec<_>) = steps("writes-l")?.into_iter().unzip();
+    run(tour, Mode::OwnCredential, "writes-1", "writes-2")
+}
+
+pub(crate) fn signed_anew(tour: &mut Tour) -> Result<()> {
+    run(tour, Mode::Resign, "writes-3", "writes-4")
+}
+
+fn run(tour: &mut Tour, mode: Mode, one: &str, other: &str) -> Result<()> {
+    tour.restart(mode)?;
+    let gateway = SocketAddr::from((GATEWAY, GATEWAY_PORT));
+    let (asked, at_gateway): (Vec<_>, Vec<_>) = steps(one)?.into_iter().unzip();
+    let (_, through_lota): (Vec<_>, Vec<_>) = steps(other)?.into_iter().unzip();
+    let renamed = |reply| renamed(reply, other, one);
     let expected = tour.lab.switch().send_all(gateway, at_gateway)?;
     let expected: Vec<Reply> = expected.into_iter().map(renamed).collect();
     let got = tour.pod(1, 1).send_all((VIP, 80).into(), through_lota)?;
@@ -33,15 +42,15 @@ pub(crate) fn all(tour: &mut Tour) -> Result<()> {
 }
 
 /// An answer about one bucket, as if it were about the other; without what no two answers share.
-fn renamed(mut reply: Reply) -> Reply {
+fn renamed(mut reply: Reply, from: &str, to: &str) -> Reply {
     for value in reply.headers.values_mut() {
-        let text = value.to_str().unwrap_or_default().replace("writes-l", "writes-g");
+        let text = value.to_str().unwrap_or_default().replace(from, to);
         if let Ok(renamed) = text.parse() {
             *value = renamed;
         }
     }
     reply.headers.remove("last-modified");
-    let mut body = String::from_utf8_lossy(&reply.body).replace("writes-l", "writes-g");
+    let mut body = String::from_utf8_lossy(&reply.body).replace(from, to);
     // An answer that says when something was written says so once. SeaweedFS leaves out trailing zeros of a second's
     // fraction, so the length tells the time too.
     if let (Some(start), Some(end)) = (body.find("<LastModified>"), body.find("</LastModified>")) {

@@ -1,4 +1,4 @@
-//! Requests of LOTA's own: SigV4 by the crate `aws-sigv4`.
+//! Signing requests: SigV4 by the crate `aws-sigv4`.
 
 use std::time::SystemTime;
 
@@ -10,14 +10,11 @@ use aws_sigv4::{
     },
     sign::v4,
 };
-use hyper::{Method, Request, Uri};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use hyper::{Method, Request, Uri, header::HeaderName};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode, utf8_percent_encode};
 
-use crate::{
-    config::{Credential, Origin},
-    http::{Body, empty},
-    s3::ObjectName,
-};
+use super::{ObjectName, chunks::Chain};
+use crate::config::{Credential, Origin};
 
 /// What SigV4 leaves as it is in a path ("UriEncode" in AWS's description of Signature Version 4).
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
@@ -27,7 +24,7 @@ pub const QUERY: &AsciiSet = &PATH.add(b'/');
 /// The object's checksums belong to what is cached, for those who ask.
 const CHECKSUM_MODE: (&str, &str) = ("x-amz-checksum-mode", "ENABLED");
 
-/// Signs requests without a body.
+/// Signs requests with one credential.
 #[derive(Debug)]
 pub struct Signer {
     credentials: Credentials,
@@ -37,66 +34,98 @@ pub struct Signer {
 impl Signer {
     /// For this credential, and the session it belongs to, if it does.
     #[must_use]
-    pub fn new(credential: &Credential, session_token: Option<String>, region: &str) -> Self {
-        let credentials = Credentials::new(
-            &credential.access_key,
-            credential.secret_key.expose(),
-            session_token,
-            None,
-            "lota",
-        );
+    pub fn new(credential: &Credential, region: &str) -> Self {
+        let token = credential.session_token.as_ref().map(|token| token.expose().to_owned());
+        let secret = credential.secret_key.expose();
+        let credentials = Credentials::new(&credential.access_key, secret, token, None, "lota");
         Self { credentials, region: region.to_owned() }
     }
 
     /// A signed GET of the whole object, in path style.
-    pub(super) fn get(&self, endpoint: &Origin, name: &ObjectName) -> Result<Request<Body>, String> {
+    ///
+    /// # Errors
+    /// If endpoint and name make no URL.
+    pub fn get(&self, endpoint: &Origin, name: &ObjectName) -> Result<Request<()>, String> {
         let mut target = path(name.bucket.as_str(), name.key.as_str());
         if let Some(version) = &name.version_id {
             target.push_str(&format!("?versionId={}", utf8_percent_encode(version, QUERY)));
         }
-        self.sign(Method::GET, endpoint, &target, &[CHECKSUM_MODE])
+        self.request(Method::GET, endpoint, &target, &[CHECKSUM_MODE])
     }
 
-    /// A signed request; path and query are in the form that SigV4 wants.
+    /// A signed request without a body; path and query are in the form that SigV4 wants.
     ///
     /// # Errors
     /// If they make no URL, or a header is none.
-    pub fn sign(
+    pub fn request(
         &self,
         method: Method,
         endpoint: &Origin,
         target: &str,
         headers: &[(&'static str, &'static str)],
-    ) -> Result<Request<Body>, String> {
+    ) -> Result<Request<()>, String> {
         let uri: Uri = format!("{endpoint}{target}").parse().map_err(|error| format!("{error}"))?;
-        let headers = [&[("host", endpoint.authority.as_str())], headers].concat();
-        let mut request = Request::builder().method(method).uri(uri);
-        for (name, value) in &headers {
+        let mut request =
+            Request::builder().method(method).uri(uri).header("host", endpoint.authority.as_str());
+        for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let mut request = request.body(empty()).map_err(|error| error.to_string())?;
+        let mut request = request.body(()).map_err(|error| error.to_string())?;
+        self.sign(&mut request, SignableBody::Bytes(b""))?;
+        Ok(request)
+    }
 
+    /// Signs a request: its method, path, query, and those headers that S3 wants signed. The signature begins the
+    /// chain of its chunks, should its body have such.
+    ///
+    /// # Errors
+    /// If one of these headers is not text.
+    pub fn sign<B>(&self, request: &mut Request<B>, body: SignableBody<'_>) -> Result<Chain, String> {
         let mut settings = SigningSettings::default();
         settings.percent_encoding_mode = PercentEncodingMode::Single;
         settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
         settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
-        let identity = self.credentials.clone().into();
+        let (identity, time) = (self.credentials.clone().into(), SystemTime::now());
         let params = v4::SigningParams::builder()
             .identity(&identity)
             .region(&self.region)
             .name("s3")
-            .time(SystemTime::now())
+            .time(time)
             .settings(settings)
             .build()
             .map_err(|error| error.to_string())?
             .into();
+        let mut headers = Vec::new();
+        for (name, value) in request.headers().iter().filter(|(name, _)| wants_signature(name)) {
+            headers.push((name.as_str(), value.to_str().map_err(|_| format!("{name} is not text"))?));
+        }
         let (method, uri) = (request.method().to_string(), request.uri().to_string());
-        let signable = SignableRequest::new(&method, &uri, headers.into_iter(), SignableBody::Bytes(b""))
+        let signable = SignableRequest::new(&method, &uri, headers.into_iter(), body)
             .map_err(|error| error.to_string())?;
-        let (instructions, _) = sign(signable, &params).map_err(|error| error.to_string())?.into_parts();
-        instructions.apply_to_request_http1x(&mut request);
-        Ok(request)
+        let (instructions, signature) =
+            sign(signable, &params).map_err(|error| error.to_string())?.into_parts();
+        instructions.apply_to_request_http1x(request);
+        let key = v4::generate_signing_key(self.credentials.secret_access_key(), time, &self.region, "s3");
+        Ok(Chain::new(key.as_ref(), super::signature::timestamp(time), &self.region, signature))
     }
+}
+
+/// `Host`, and what changes the meaning of a request.
+fn wants_signature(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "host" | "content-md5") || name.as_str().starts_with("x-amz-")
+}
+
+/// A path as it was sent, as SigV4 wants it.
+#[must_use]
+pub fn canonical_path(raw: &str) -> String {
+    percent_encode(&percent_decode_str(raw).collect::<Vec<u8>>(), PATH).to_string()
+}
+
+/// The same for a name or value in a query, where a plus sign is a space.
+#[must_use]
+pub fn canonical_query(raw: &str) -> String {
+    let raw = raw.replace('+', "%20");
+    percent_encode(&percent_decode_str(&raw).collect::<Vec<u8>>(), QUERY).to_string()
 }
 
 /// An object's path, in path style, as SigV4 wants it.
@@ -112,7 +141,7 @@ mod tests {
     #[test]
     fn odd_keys_stay_one_path() {
         let credential: Credential = toml::from_str("access_key = \"AK\"\nsecret_key = \"SK\"").unwrap();
-        let signer = Signer::new(&credential, None, "us-east-1");
+        let signer = Signer::new(&credential, "us-east-1");
         let origin = Origin::parse("http://10.0.0.1:9001").unwrap();
         for (key, path) in [
             ("a/b", "/b/a/b"),

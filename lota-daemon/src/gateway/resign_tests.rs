@@ -1,0 +1,120 @@
+use std::io::Write as _;
+
+use super::*;
+use crate::http::empty;
+
+const CLIENTS: &str = r#"
+[[client]]
+access_key = "POD"
+secret_key = "pod-secret"
+
+[client.gateway]
+access_key = "CLOUD"
+secret_key = "cloud-secret"
+session_token = "cloud-token"
+
+[[client]]
+access_key = "SESSION"
+secret_key = "session-secret"
+session_token = "session-token"
+"#;
+
+fn resign(style: Style) -> Resign {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(CLIENTS.as_bytes()).unwrap();
+    let config = config::Resign { clients_file: file.path().to_owned(), region: "eu-west-1".into(), style };
+    let gateway = Origin::parse("https://s3.example.com").unwrap();
+    Resign::new(&config, &gateway, &Zone::parse("cwlota.com").unwrap(), 1 << 20).unwrap()
+}
+
+fn sent(host: &str, target: &str, access_key: &str, secret: &str, token: Option<&str>) -> Head {
+    let mut request =
+        Request::builder().uri(format!("http://{host}{target}")).header("host", host).body(()).unwrap();
+    if !access_key.is_empty() {
+        let credential = config::Credential {
+            access_key: access_key.into(),
+            secret_key: secret.to_owned().into(),
+            session_token: token.map(|token| token.to_owned().into()),
+        };
+        Signer::new(&credential, "us-east-1").sign(&mut request, SignableBody::Bytes(b"")).unwrap();
+    }
+    Head::of(request.into_parts().0).unwrap()
+}
+
+#[test]
+fn the_request_is_the_same_at_another_address() {
+    for (style, host, target, uri) in [
+        (
+            Style::Path,
+            "cwlota.com",
+            "/b/a%20b/../c?versionId=1",
+            "https://s3.example.com/b/a%20b/../c?versionId=1",
+        ),
+        (Style::Path, "b.cwlota.com:80", "/k", "https://s3.example.com/b/k"),
+        (Style::Path, "cwlota.com", "/b", "https://s3.example.com/b"),
+        (Style::Path, "cwlota.com", "/b/", "https://s3.example.com/b/"),
+        (Style::Path, "cwlota.com", "/", "https://s3.example.com/"),
+        (Style::Path, "169.254.77.80", "/b/k", "https://s3.example.com/b/k"),
+        (Style::VirtualHost, "cwlota.com", "/b/k?acl", "https://b.s3.example.com/k?acl"),
+        (Style::VirtualHost, "b.cwlota.com", "/k", "https://b.s3.example.com/k"),
+        (Style::VirtualHost, "b.cwlota.com", "/?list-type=2", "https://b.s3.example.com/?list-type=2"),
+        (Style::VirtualHost, "cwlota.com", "/b", "https://b.s3.example.com/"),
+        (Style::VirtualHost, "cwlota.com", "/", "https://s3.example.com/"),
+    ] {
+        let resign = resign(style);
+        let request = resign.request(&sent(host, target, "POD", "pod-secret", None), empty()).unwrap();
+        assert_eq!(request.uri(), uri, "{host}{target}");
+        assert_eq!(request.headers()["host"], request.uri().authority().unwrap().as_str());
+        let authorization = request.headers()["authorization"].to_str().unwrap();
+        assert!(authorization.contains("Credential=CLOUD/") && authorization.contains("/eu-west-1/s3/"));
+        assert_eq!(request.headers()["x-amz-security-token"], "cloud-token");
+        // What is sent is what was signed.
+        let head = Head::of(request.into_parts().0).unwrap();
+        let signature = Signature::of(&head.target, &head.headers).unwrap().unwrap();
+        let secret = "cloud-secret".to_owned().into();
+        assert!(
+            signature.verify(&secret, (&head.method, &head.target, &head.headers), SystemTime::now()).is_ok()
+        );
+        // And without a signature, it has none.
+        let request = resign.request(&sent(host, target, "", "", None), empty()).unwrap();
+        assert_eq!(request.uri(), uri);
+        assert!(!request.headers().contains_key("authorization"));
+    }
+}
+
+#[test]
+fn nothing_is_signed_that_was_not_checked() {
+    let resign = resign(Style::Path);
+    for (access_key, secret, token, code) in [
+        ("POD", "wrong", None, "SignatureDoesNotMatch"),
+        ("NOBODY", "pod-secret", None, "InvalidAccessKeyId"),
+        ("CLOUD", "cloud-secret", Some("cloud-token"), "InvalidAccessKeyId"),
+        ("POD", "pod-secret", Some("cloud-token"), "InvalidToken"),
+        ("SESSION", "session-secret", None, "InvalidToken"),
+        ("SESSION", "session-secret", Some("other"), "InvalidToken"),
+        ("SESSION", "session-secret", Some("session-token"), ""),
+    ] {
+        let answer = resign.request(&sent("cwlota.com", "/b/k", access_key, secret, token), empty());
+        assert_eq!(answer.map_or_else(|error| error.code, |_| ""), code, "{access_key} {secret} {token:?}");
+    }
+    for host in ["a%2f..%2fb.cwlota.com", "x@y.cwlota.com", "..cwlota.com"] {
+        let mut head = sent("cwlota.com", "/k", "", "", None);
+        head.host = host.into();
+        assert_eq!(resign.request(&head, empty()).unwrap_err().code, "InvalidRequest", "{host}");
+    }
+    assert!(!format!("{resign:?}").contains("secret"));
+}
+
+#[tokio::test]
+async fn chunks_that_are_held_are_counted() {
+    let headers = [("x-amz-decoded-content-length", "3000000")];
+    let headers =
+        headers.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let headers = headers.collect();
+    let chain = || Chain::for_tests();
+    let chunks = Chunks::new(&headers, Some(Chains { client: chain(), ours: chain() }), false).unwrap();
+    let line = format!("2dc6c0;chunk-signature={}\r\n", "0".repeat(64));
+    let body = rechunked(crate::http::full(line), chunks, Arc::new(Semaphore::new(1000)));
+    let error = body.collect().await.unwrap_err();
+    assert_eq!(error.downcast_ref::<S3Error>().unwrap().code, "SlowDown");
+}

@@ -1,0 +1,338 @@
+//! `aws-chunked` bodies that are signed anew on their way: each chunk's signature is checked and replaced by ours, and
+//! not a byte of it goes on before. Sizes, framing and trailers stay as the client wrote them, and so does the length
+//! of the whole.
+//!
+//! The format is that of AWS's "Signature calculations for the Authorization header: transferring payload in multiple
+//! chunks", with and without trailing headers.
+
+use std::fmt;
+
+use aws_sigv4::sign::v4::calculate_signature;
+use aws_smithy_checksums::{ChecksumAlgorithm, http::HttpChecksum};
+use bytes::{Buf as _, Bytes, BytesMut};
+use hyper::HeaderMap;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::S3Error;
+
+/// Largest signed chunk, which is held until its signature is checked. SDKs send 64 KiB to 1 MiB.
+pub const MAX_CHUNK: u64 = 16 << 20;
+/// Longest line before a chunk.
+const MAX_LINE: usize = 256;
+/// Most bytes of trailers.
+const MAX_TRAILERS: usize = 8 << 10;
+const CHUNK_SIGNATURE: &str = ";chunk-signature=";
+const TRAILER_SIGNATURE: &str = "x-amz-trailer-signature";
+const CHECKSUM: &str = "x-amz-checksum-";
+
+/// Signatures of which each covers the one before; the first is the request's.
+pub struct Chain {
+    key: Vec<u8>,
+    timestamp: String,
+    scope: String,
+    last: String,
+}
+
+impl Chain {
+    /// A chain that begins with a request's signature.
+    pub(super) fn new(key: &[u8], timestamp: String, region: &str, request: String) -> Self {
+        let date = timestamp.get(..8).unwrap_or_default();
+        let scope = format!("{date}/{region}/s3/aws4_request");
+        Self { key: key.to_owned(), timestamp, scope, last: request }
+    }
+
+    /// A chain of nothing, which only tests can make.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self::new(b"key", "20130524T000000Z".into(), "us-east-1", String::new())
+    }
+
+    /// The signature of the next chunk, whose data has this SHA-256.
+    fn chunk(&mut self, hash: &str) -> &str {
+        let nothing = hex::encode(Sha256::digest(b""));
+        self.next("AWS4-HMAC-SHA256-PAYLOAD", &format!("{nothing}\n{hash}"))
+    }
+
+    /// The signature of the trailers, which have this SHA-256.
+    fn trailers(&mut self, hash: &str) -> &str {
+        self.next("AWS4-HMAC-SHA256-TRAILER", hash)
+    }
+
+    fn next(&mut self, algorithm: &str, what: &str) -> &str {
+        let Self { key, timestamp, scope, last } = self;
+        let to_sign = format!("{algorithm}\n{timestamp}\n{scope}\n{last}\n{what}");
+        *last = calculate_signature(key, to_sign.as_bytes());
+        last
+    }
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Chain(…)")
+    }
+}
+
+/// The client's signatures, and ours.
+#[derive(Debug)]
+pub struct Chains {
+    /// What must be there.
+    pub client: Chain,
+    /// What takes its place.
+    pub ours: Chain,
+}
+
+impl Chains {
+    /// Our signature instead of the client's, if that is right.
+    fn replace(&mut self, given: &str, next: impl Fn(&mut Chain) -> &str) -> Result<&str, S3Error> {
+        let expected = next(&mut self.client);
+        if !bool::from(expected.as_bytes().ct_eq(given.as_bytes())) {
+            return Err(S3Error::wrong_signature());
+        }
+        Ok(next(&mut self.ours))
+    }
+}
+
+/// A body on its way.
+pub struct Chunks {
+    /// If each chunk is signed.
+    chains: Option<Chains>,
+    /// Names of the trailers that must follow.
+    announced: Vec<String>,
+    checksum: Option<(String, Box<dyn HttpChecksum>)>,
+    /// Bytes of data that must still come.
+    left: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Before a chunk's line.
+    Line,
+    /// Within a chunk that is not signed.
+    Data {
+        left: u64,
+    },
+    /// Gathering a chunk that is signed.
+    Gathering {
+        size: u64,
+        line: String,
+        signature: String,
+    },
+    /// Before the end of a chunk's data.
+    End,
+    /// After the last chunk.
+    Trailers,
+    Done,
+}
+
+impl Chunks {
+    /// A body with these headers.
+    ///
+    /// # Errors
+    /// [`S3Error`] if they do not say what S3 wants to know of such a body.
+    pub fn new(headers: &HeaderMap, chains: Option<Chains>, trailers: bool) -> Result<Self, S3Error> {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let left = text("x-amz-decoded-content-length").and_then(|length| length.parse().ok());
+        let left = left.ok_or_else(|| {
+            S3Error::invalid_request("A body in chunks needs an x-amz-decoded-content-length header")
+        })?;
+        let announced = text("x-amz-trailer").filter(|_| trailers).unwrap_or_default().split(',');
+        let mut announced: Vec<String> =
+            announced.map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()).collect();
+        announced.sort_unstable();
+        let checksum = announced.iter().find_map(|name| {
+            let algorithm: ChecksumAlgorithm = name.strip_prefix(CHECKSUM)?.parse().ok()?;
+            // The crate takes some other names for one of its own.
+            Some((name.clone(), algorithm.into_impl()))
+                .filter(|(name, checksum)| checksum.header_name() == name)
+        });
+        Ok(Self { chains, announced, checksum, left, state: State::Line })
+    }
+
+    /// What may go on of what has come in; `None` if more must come first.
+    ///
+    /// # Errors
+    /// [`S3Error`] if a signature, a checksum or the framing is wrong: the body must end there, unfinished.
+    pub fn next(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, S3Error> {
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Line => self.line(input),
+            State::Data { left } => Ok(Some(self.data(input, left))),
+            State::Gathering { size, line, signature } => self.gathered(input, size, line, signature),
+            State::End => self.end(input),
+            State::Trailers => self.trailers(input),
+            State::Done if input.is_empty() => Ok(None),
+            State::Done => Err(malformed("something follows its end")),
+        }
+        .map(|output| output.filter(|output| !output.is_empty()))
+    }
+
+    /// Bytes that must be held to check a signature.
+    #[must_use]
+    pub fn gathers(&self) -> u64 {
+        match self.state {
+            State::Gathering { size, .. } => size,
+            _ => 0,
+        }
+    }
+
+    /// Has all of it come?
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+
+    fn line(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, S3Error> {
+        let Some(end) = find_line_end(input) else {
+            self.state = State::Line;
+            return if input.len() > MAX_LINE {
+                Err(malformed("a chunk's line is too long"))
+            } else {
+                Ok(None)
+            };
+        };
+        let line = std::str::from_utf8(&input[..end]).map_err(|_| malformed("a chunk's line is not text"))?;
+        let (size, signature) = match (line.split_once(CHUNK_SIGNATURE), &self.chains) {
+            (Some((size, signature)), Some(_)) => (size, signature),
+            (None, None) => (line, ""),
+            (None, Some(_)) => return Err(malformed("a chunk is not signed")),
+            (Some(_), None) => return Err(malformed("a chunk is signed, and should not be")),
+        };
+        let digits = (1..=16).contains(&size.len()) && size.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let length = u64::from_str_radix(size, 16).ok().filter(|_| digits);
+        let length = length.ok_or_else(|| malformed("a chunk's size is not a number"))?;
+        if length > self.left || (length == 0 && self.left > 0) {
+            return Err(malformed("it is not as long as x-amz-decoded-content-length says"));
+        }
+        if self.chains.is_some() {
+            if length > MAX_CHUNK {
+                return Err(S3Error::invalid_request(format!(
+                    "A signed chunk has more than {MAX_CHUNK} bytes"
+                )));
+            }
+            let (line, signature) = (size.to_owned(), signature.to_owned());
+            self.state = State::Gathering { size: length, line, signature };
+            input.advance(end + 2);
+            return self.next(input);
+        }
+        self.state = if length == 0 { State::Trailers } else { State::Data { left: length } };
+        Ok(Some(input.split_to(end + 2).freeze()))
+    }
+
+    fn data(&mut self, input: &mut BytesMut, left: u64) -> Bytes {
+        let here = usize::try_from(left).map_or(input.len(), |left| left.min(input.len()));
+        let data = input.split_to(here).freeze();
+        self.took(&data);
+        let left = left - here as u64;
+        self.state = if left == 0 { State::End } else { State::Data { left } };
+        data
+    }
+
+    fn gathered(
+        &mut self,
+        input: &mut BytesMut,
+        size: u64,
+        line: String,
+        signature: String,
+    ) -> Result<Option<Bytes>, S3Error> {
+        let length = usize::try_from(size).map_err(|_| malformed("a chunk is too large"))?;
+        if input.len() < length {
+            self.state = State::Gathering { size, line, signature };
+            return Ok(None);
+        }
+        let data = input.split_to(length);
+        self.took(&data);
+        let hash = hex::encode(Sha256::digest(&data));
+        let chains = self.chains.as_mut().ok_or_else(S3Error::wrong_signature)?;
+        let ours = chains.replace(&signature, |chain| chain.chunk(&hash))?;
+        let mut output = BytesMut::from(format!("{line}{CHUNK_SIGNATURE}{ours}\r\n").as_bytes());
+        output.extend_from_slice(&data);
+        self.state = if length == 0 { State::Trailers } else { State::End };
+        Ok(Some(output.freeze()))
+    }
+
+    fn took(&mut self, data: &[u8]) {
+        self.left -= data.len() as u64;
+        if let Some((_, checksum)) = &mut self.checksum {
+            checksum.update(data);
+        }
+    }
+
+    fn end(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, S3Error> {
+        if !b"\r\n".starts_with(&input[..input.len().min(2)]) {
+            return Err(malformed("a chunk is longer than its size"));
+        }
+        if input.len() < 2 {
+            self.state = State::End;
+            return Ok(None);
+        }
+        self.state = State::Line;
+        Ok(Some(input.split_to(2).freeze()))
+    }
+
+    /// All of them at once: nothing of them goes on before it is checked.
+    fn trailers(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, S3Error> {
+        let end = match input.starts_with(b"\r\n") {
+            true => Some(0),
+            false => memchr::memmem::find(input, b"\r\n\r\n").map(|end| end + 2),
+        };
+        let Some(end) = end else {
+            self.state = State::Trailers;
+            let too_long = input.len() > MAX_TRAILERS;
+            return if too_long { Err(malformed("its trailers are too long")) } else { Ok(None) };
+        };
+        let text = std::str::from_utf8(&input[..end]).map_err(|_| malformed("its trailers are not text"))?;
+        let text = text.to_owned();
+        input.advance(end + 2);
+        // Some clients end them by `\n\r\n`.
+        let mut trailers = Vec::new();
+        for line in text.split(['\r', '\n']).filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once(':').ok_or_else(|| malformed("a trailer is none"))?;
+            trailers.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
+        }
+        let mut output = text;
+        if self.chains.is_some() && !self.announced.is_empty() {
+            let signature = trailers.pop().filter(|(name, _)| name == TRAILER_SIGNATURE);
+            let (_, signature) = signature.ok_or_else(|| malformed("its trailers are not signed"))?;
+            trailers.sort_unstable();
+            let signed: String = trailers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+            let hash = hex::encode(Sha256::digest(signed));
+            let chains = self.chains.as_mut().ok_or_else(S3Error::wrong_signature)?;
+            let ours = chains.replace(&signature, |chain| chain.trailers(&hash))?;
+            // Its last occurrence: a trailer's value may be anything.
+            let at = output.rfind(&signature).ok_or_else(S3Error::wrong_signature)?;
+            output.replace_range(at..at + signature.len(), ours);
+        }
+        trailers.sort_unstable();
+        if !trailers.iter().map(|(name, _)| name).eq(&self.announced) {
+            return Err(malformed("its trailers are not those that x-amz-trailer announces"));
+        }
+        if let Some((name, checksum)) = self.checksum.take() {
+            let found = checksum.header_value();
+            let given = trailers.iter().find(|(other, _)| *other == name).map(|(_, value)| value.as_bytes());
+            if given != Some(found.as_bytes()) {
+                return Err(S3Error::bad_digest(&name));
+            }
+        }
+        self.state = State::Done;
+        Ok(Some(Bytes::from(output + "\r\n")))
+    }
+}
+
+impl fmt::Debug for Chunks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chunks").field("left", &self.left).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+fn find_line_end(input: &[u8]) -> Option<usize> {
+    memchr::memmem::find(&input[..input.len().min(MAX_LINE + 2)], b"\r\n")
+}
+
+fn malformed(what: &str) -> S3Error {
+    S3Error::incomplete_body(format!("The body is not aws-chunked as it should be: {what}"))
+}
+
+#[cfg(test)]
+#[path = "chunks_tests.rs"]
+mod tests;
