@@ -1,7 +1,6 @@
 //! One TOML file, parsed into types. Unknown keys are errors that name the nearest right one.
 
 use std::{
-    collections::HashMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -11,8 +10,10 @@ use lota_common::MAX_ZONE;
 use serde::Deserialize;
 use thiserror::Error;
 
+mod secrets;
 mod values;
 
+pub use secrets::{Client, Credential};
 pub use values::{ByteSize, Origin, Secret};
 
 use crate::{access::Subject, s3::Zone};
@@ -467,117 +468,6 @@ impl Config {
     #[must_use]
     pub fn peer_port(&self) -> u16 {
         self.peers.as_ref().map_or_else(default_peer_port, |peers| peers.port)
-    }
-}
-
-impl Backend {
-    /// LOTA's own credential for reading from the backend.
-    ///
-    /// # Errors
-    /// [`ConfigError`]; never with the file's contents.
-    pub fn credential(&self) -> Result<Credential, ConfigError> {
-        let path = &self.credential_file;
-        let text =
-            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.clone(), error })?;
-        toml::from_str(&text).map_err(|_| ConfigError::Invalid {
-            path: path.clone(),
-            message:
-                "must hold `access_key = \"…\"`, `secret_key = \"…\"`, and perhaps `session_token = \"…\"`"
-                    .into(),
-        })
-    }
-}
-
-/// An S3 credential.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Credential {
-    /// The access key's name.
-    pub access_key: String,
-    /// Its secret.
-    pub secret_key: Secret,
-    /// The session it belongs to, if it is a temporary one.
-    pub session_token: Option<Secret>,
-}
-
-/// Clients' credentials, and what takes their place.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Clients {
-    client: Vec<Client>,
-}
-
-/// A credential that clients sign with.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Client {
-    /// The access key's name.
-    pub access_key: String,
-    /// Its secret.
-    pub secret_key: Secret,
-    /// The session it belongs to: clients must send it.
-    pub session_token: Option<Secret>,
-    /// What LOTA signs their requests with; the same, if nothing is said.
-    pub gateway: Option<Credential>,
-}
-
-impl Client {
-    /// What LOTA signs its requests with.
-    #[must_use]
-    pub fn at_gateway(&self) -> Credential {
-        self.gateway.clone().unwrap_or_else(|| Credential {
-            access_key: self.access_key.clone(),
-            secret_key: self.secret_key.clone(),
-            session_token: self.session_token.clone(),
-        })
-    }
-}
-
-impl Resign {
-    /// Clients' credentials, by access key.
-    ///
-    /// # Errors
-    /// [`ConfigError`]; never with a secret.
-    pub fn clients(&self) -> Result<HashMap<String, Client>, ConfigError> {
-        let path = &self.clients_file;
-        let text =
-            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.clone(), error })?;
-        let invalid = |message| ConfigError::Invalid { path: path.clone(), message };
-        // TOML's own message would show the line, which may hold a secret.
-        let clients: Clients = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-            invalid(format!(
-                "line {line}: must hold `[[client]]` tables with `access_key`, `secret_key`, perhaps `session_token`, \
-                 and perhaps a `[client.gateway]` with the same keys"
-            ))
-        })?;
-        let mut by_key = HashMap::new();
-        for client in clients.client {
-            if let Some(twice) = by_key.insert(client.access_key.clone(), client) {
-                return Err(invalid(format!("the access key {} stands there twice", twice.access_key)));
-            }
-        }
-        Ok(by_key)
-    }
-}
-
-impl Peers {
-    /// The cluster's secret.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if the file is missing or shorter than 32 bytes.
-    pub fn secret(&self) -> Result<Secret, ConfigError> {
-        let path = &self.secret_file;
-        let text =
-            fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.clone(), error })?;
-        let secret = text.trim();
-        if secret.len() < 32 {
-            return Err(ConfigError::Invalid {
-                path: path.clone(),
-                message: "the cluster's secret must have at least 32 bytes (`openssl rand -hex 32`)".into(),
-            });
-        }
-        Ok(Secret::from(secret.to_owned()))
     }
 }
 
