@@ -95,7 +95,8 @@ impl Responder {
     }
 
     /// The answer to one message; `None` to what is no query.
-    fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
+    #[must_use]
+    pub fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
         let query = Message::from_vec(query).ok()?;
         if query.metadata.message_type != MessageType::Query {
             return None;

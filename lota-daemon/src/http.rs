@@ -3,7 +3,7 @@
 mod body;
 mod connect;
 mod expect;
-mod framing;
+pub mod framing;
 mod head;
 mod seats;
 mod sendfile;

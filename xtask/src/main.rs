@@ -12,8 +12,8 @@ const HELP: &str = "\
 cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
                                show the main job: a lab of three nodes, a real gateway, a real client;
                                --release: by an optimized build, which takes some minutes more at first
-cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, kernels, datapath,
-                               e2e), or all of them
+cargo xtask test [SUITE…]      run the suites by name (lint, unit, fuzz, packet, kernels, datapath,
+                               e2e, parity, clients, consistency), or all of them
 cargo xtask bench [NAME…]      measure (datapath), and write target/bench/NAME.json
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
                                the lab without the tour, to play in

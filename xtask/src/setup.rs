@@ -29,6 +29,7 @@ const TO_RUN: [&str; 8] =
 /// Debian packages with resolvers that others wrote.
 const RESOLVERS: [&str; 2] = ["bind9-dnsutils", "musl-tools"];
 const BPF_LINKER: &str = "0.13.0";
+const CARGO_FUZZ: &str = "0.13.2";
 const LLVM: &str = "/usr/lib/llvm-22";
 /// Python packages of the lab: a real client, and a real S3 server that others wrote.
 const BOTO3: &str = "boto3==1.44.5";
@@ -53,6 +54,7 @@ pub(crate) fn all() -> Result<(), String> {
     to_build()?;
     to_run()?;
     to_lint()?;
+    to_fuzz()?;
     resolvers()?;
     qemu()?;
     python(&[BOTO3, SEAWEEDFS]).map(|_| ())
@@ -85,9 +87,24 @@ pub(crate) fn to_build() -> Result<(), String> {
     Ok(())
 }
 
+/// What the fuzz targets need besides; libFuzzer is C++.
+pub(crate) fn to_fuzz() -> Result<(), String> {
+    to_build_fuzzers()?;
+    if succeeds(&mut cargo(&["fuzz", "--version"])) {
+        return Ok(());
+    }
+    let arguments = ["install", "cargo-fuzz", "--version", CARGO_FUZZ, "--locked", "--debug"];
+    run("installing cargo-fuzz (about a minute, once)", &mut cargo(&arguments))
+}
+
+fn to_build_fuzzers() -> Result<(), String> {
+    to_build()?;
+    if find("c++").is_none() { packages(&["g++"]) } else { Ok(()) }
+}
+
 /// What linting needs besides.
 pub(crate) fn to_lint() -> Result<(), String> {
-    to_build()?;
+    to_build_fuzzers()?;
     // rustup has a stand-in for each tool, installed or not: only running it tells.
     for (component, tool) in [("clippy", "clippy"), ("rustfmt", "fmt")] {
         if !succeeds(&mut cargo(&[tool, "--version"])) {

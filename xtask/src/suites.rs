@@ -1,20 +1,25 @@
 //! The suites, by name, and the one line of counts at their end.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     demo,
     kernels::{KERNELS, boot},
     setup,
-    tell::{cargo, watch},
+    tell::{ROOT, cargo, run, watch},
 };
 
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     ("lint", lint),
     ("unit", unit),
+    ("fuzz", fuzz),
     ("packet", packet),
     ("kernels", kernels),
     ("datapath", datapath),
@@ -83,6 +88,49 @@ fn lint(counts: &mut Counts) -> Result<(), String> {
 fn unit(counts: &mut Counts) -> Result<(), String> {
     setup::to_build()?;
     counts.tests("unit and property tests", &mut cargo(&["test", "--quiet", "--workspace", "--lib"]))
+}
+
+/// Every fuzz target for a little while, from its seeds and whatever was found before. More at once:
+/// `LOTA_FUZZ_SECONDS=600 cargo xtask test fuzz`.
+fn fuzz(counts: &mut Counts) -> Result<(), String> {
+    setup::to_fuzz()?;
+    let seconds: u32 = match std::env::var("LOTA_FUZZ_SECONDS") {
+        Ok(seconds) => seconds.parse().map_err(|_| "LOTA_FUZZ_SECONDS is not a number".to_owned())?,
+        Err(_) => 10,
+    };
+    // Sanitizers want a nightly toolchain, and find what this project has next to none of: unsafe code gone wrong.
+    let common = ["--sanitizer", "none", "--dev", "--fuzz-dir", "tests/fuzz"];
+    run("building the fuzz targets", cargo(&["fuzz", "build"]).args(common))?;
+    let targets =
+        fs::read_dir(Path::new(ROOT).join("tests/fuzz/targets")).map_err(|error| error.to_string())?;
+    let mut targets: Vec<PathBuf> = targets.flatten().map(|target| target.path()).collect();
+    targets.sort();
+    for target in targets.iter().filter_map(|target| target.file_stem()?.to_str()) {
+        let found = format!("target/fuzz/{target}");
+        fs::create_dir_all(Path::new(ROOT).join(&found)).map_err(|error| error.to_string())?;
+        let mut fuzz = cargo(&["fuzz", "run"]);
+        fuzz.args(common).args([target, &found]);
+        let seeds = format!("tests/fuzz/seeds/{target}");
+        if Path::new(ROOT).join(&seeds).exists() {
+            fuzz.arg(seeds);
+        }
+        fuzz.args(["--", "-max_len=4096", "-timeout=10"]);
+        fuzz.arg(format!("-max_total_time={seconds}"));
+        // What it fails on stays there; add it to the seeds when it is mended.
+        fuzz.arg(format!("-artifact_prefix=target/fuzz/{target}-"));
+        eprintln!("==> fuzzing {target} for {seconds} s");
+        let output = fuzz.output().map_err(|error| format!("cannot run {fuzz:?}: {error}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        match output.status.success() {
+            true => {
+                eprintln!("    {}", said.lines().rfind(|line| line.starts_with("Done")).unwrap_or_default())
+            }
+            // A long way back from its end it says what went wrong.
+            false => eprintln!("{said}"),
+        }
+        counts.one(output.status.success());
+    }
+    Ok(())
 }
 
 /// The programs, run by the kernel.

@@ -14,7 +14,7 @@ const MAX_SIZE_LINE: usize = 256;
 
 /// Follows one connection's requests.
 #[derive(Debug)]
-pub(super) struct Framing {
+pub struct Framing {
     /// Most bytes of a head, or of a body's trailers.
     limit: usize,
     /// Most headers of a head.
@@ -42,7 +42,7 @@ enum State {
 
 /// What is wrong with what a client sent.
 #[derive(Debug)]
-pub(super) enum Wrong {
+pub enum Wrong {
     /// A request's head, which nobody has seen: it can be answered.
     Head(S3Error),
     /// A body that is being passed on: it can only be broken off.
@@ -51,12 +51,14 @@ pub(super) enum Wrong {
 
 impl Framing {
     /// Follows a connection from its beginning; heads may have up to `limit` bytes and `most_headers`.
-    pub(super) fn new(limit: usize, most_headers: usize) -> Self {
+    #[must_use]
+    pub fn new(limit: usize, most_headers: usize) -> Self {
         Self { limit, most_headers, state: State::Head, line: Vec::new() }
     }
 
     /// Is a body under way?
-    pub(super) fn is_in_body(&self) -> bool {
+    #[must_use]
+    pub fn is_in_body(&self) -> bool {
         self.state != State::Head
     }
 
@@ -64,7 +66,7 @@ impl Framing {
     ///
     /// # Errors
     /// [`Wrong`]; nothing that comes after that may be looked at.
-    pub(super) fn take(&mut self, mut bytes: &[u8], passed: &mut Vec<u8>) -> Result<(), Wrong> {
+    pub fn take(&mut self, mut bytes: &[u8], passed: &mut Vec<u8>) -> Result<(), Wrong> {
         while !bytes.is_empty() {
             let taken = match self.state {
                 State::Head => self.take_head(bytes, passed).map_err(Wrong::Head)?,

@@ -1,0 +1,21 @@
+//! Requests on the peer port, from someone who does not have the cluster's secret.
+
+#![no_main]
+
+use hyper::Request;
+use libfuzzer_sys::fuzz_target;
+use lota_daemon::{config::Secret, http::upstream::Upstream, peer::Peers, placement::NodeName};
+
+fuzz_target!(|input: (&str, &str, &str)| {
+    let (target, peer, client) = input;
+    let Ok(upstream) = Upstream::new(false) else { return };
+    let secret = Secret::from("a secret that the fuzzer has no way to know".to_owned());
+    let peers = Peers::new(NodeName("n1".to_owned()), &secret, 7480, [], upstream);
+    for peer in [peer, &format!("v=1;to=n1;{peer}")] {
+        let request = Request::builder().uri(target).header("lota-peer", peer).header("lota-client", client);
+        if let Ok(request) = request.body(()) {
+            let _ = Peers::client(request.headers());
+            assert!(peers.verify(&request).is_err(), "taken for a peer's");
+        }
+    }
+});
