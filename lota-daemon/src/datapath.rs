@@ -353,17 +353,15 @@ pub async fn detach(config: &config::Datapath, vips: &[IpAddr]) -> Result<()> {
 #[cfg(feature = "datapath-log")]
 fn start_log(ebpf: &mut Ebpf) {
     match aya_log::EbpfLogger::init(ebpf) {
-        Ok(logger) => match tokio::io::unix::AsyncFd::with_interest(logger, tokio::io::Interest::READABLE) {
-            Ok(mut logger) => {
-                tokio::spawn(async move {
-                    while let Ok(mut ready) = logger.readable_mut().await {
-                        ready.get_inner_mut().flush();
-                        ready.clear_ready();
-                    }
-                });
-            }
-            Err(error) => tracing::warn!(%error, "no log from the kernel side"),
-        },
+        Ok(mut logger) => {
+            tokio::spawn(async move {
+                let mut often = tokio::time::interval(std::time::Duration::from_millis(100));
+                loop {
+                    often.tick().await;
+                    logger.flush();
+                }
+            });
+        }
         Err(error) => tracing::warn!(%error, "no log from the kernel side"),
     }
 }

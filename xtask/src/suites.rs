@@ -121,12 +121,12 @@ fn fuzz(counts: &mut Counts) -> Result<(), String> {
         eprintln!("==> fuzzing {target} for {seconds} s");
         let output = fuzz.output().map_err(|error| format!("cannot run {fuzz:?}: {error}"))?;
         let said = String::from_utf8_lossy(&output.stderr);
-        match output.status.success() {
-            true => {
-                eprintln!("    {}", said.lines().rfind(|line| line.starts_with("Done")).unwrap_or_default())
-            }
+        if output.status.success() {
+            let done = said.lines().rfind(|line| line.starts_with("Done"));
+            eprintln!("    {}", done.unwrap_or_default());
+        } else {
             // A long way back from its end it says what went wrong.
-            false => eprintln!("{said}"),
+            eprintln!("{said}");
         }
         counts.one(output.status.success());
     }
