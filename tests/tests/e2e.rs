@@ -16,6 +16,8 @@ use lota_tests::{
 
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/connection.rs"]
+mod connection;
 #[path = "e2e/http.rs"]
 mod http;
 #[path = "e2e/requests.rs"]
@@ -38,10 +40,12 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 21] = [
+const MORE: [(&str, Test); 23] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
+    ("requests sent all at once are answered in order", connection::pipelined),
+    ("who stands still is let go, who is slow is not", connection::slow),
     ("a client's Lota-* headers are its own business", http::stripped_headers),
     ("parallel multipart uploads pass byte-exact", bad_input::multipart),
     ("100-continue is the gateway's to say", requests::expectations),

@@ -138,7 +138,7 @@ pub async fn serve<S, F>(
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(HEAD_TIMEOUT.min(limits.patience))
         .max_buf_size(limits.head)
         .max_headers(limits.headers)
         .preserve_header_case(true)

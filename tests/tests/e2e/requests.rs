@@ -202,7 +202,7 @@ pub(crate) fn prefetch(tour: &mut Tour) -> Result<()> {
 }
 
 /// Starts a node again with this in its configuration.
-fn restart_with(tour: &mut Tour, number: usize, limits: &str) -> Result<()> {
+pub(crate) fn restart_with(tour: &mut Tour, number: usize, limits: &str) -> Result<()> {
     let node = &mut tour.nodes[number - 1];
     node.stop(Signal::SIGTERM)?;
     node.edit("[admin]\n", &format!("[limits]\n{limits}\n\n[admin]\n"));
