@@ -16,6 +16,8 @@ mod differences;
 mod reads;
 #[path = "parity/table.rs"]
 mod table;
+#[path = "parity/versions.rs"]
+mod versions;
 #[path = "parity/writes.rs"]
 mod writes;
 
@@ -25,12 +27,13 @@ const NAME: &str = "lota-parity";
 /// One test's share of the requests.
 type Test = fn(&mut Tour) -> Result<()>;
 
-const TESTS: [(&str, Test); 7] = [
+const TESTS: [(&str, Test); 8] = [
     ("reads by LOTA's own credential", reads::own_credential),
     ("reads by direct path", reads::direct),
     ("reads by the client's own request", reads::client_only),
     ("reads signed anew", reads::signed_anew),
     ("one object, asked for in every way", reads::one_after_the_other),
+    ("versions", versions::all),
     ("writes", writes::as_they_are),
     ("writes signed anew", writes::signed_anew),
 ];
@@ -38,8 +41,9 @@ const TESTS: [(&str, Test); 7] = [
 fn main() -> ExitCode {
     Suite::run(NAME, |suite| {
         for origin in ["embedded", "seaweedfs"] {
-            // Only the project's own gateway speaks its protocol.
-            let tests = TESTS.iter().filter(|(name, _)| origin == "embedded" || !name.contains("direct"));
+            // Only the project's own gateway speaks its protocol, and it keeps no versions.
+            let missing = if origin == "embedded" { "versions" } else { "direct" };
+            let tests = TESTS.iter().filter(|(name, _)| !name.contains(missing));
             let tests = tests.map(|(name, test)| (format!("{origin}: {name}"), Box::new(*test) as Box<_>));
             suite.in_lab(move || lab_with(NAME, origin), tests.collect());
         }
