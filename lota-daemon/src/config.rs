@@ -420,6 +420,19 @@ impl Config {
                 return Err(format!("{key}: `{text}` must be visible ASCII characters, without `;`"));
             }
         }
+        let backend = self.backend.as_ref().map(|backend| ("backend.region", &backend.region));
+        let resign = self.gateway.resign.as_ref().map(|resign| ("gateway.resign.region", &resign.region));
+        for (key, region) in backend.into_iter().chain(resign) {
+            if region.is_empty() || !sound(region) {
+                return Err(format!("{key}: `{region}` must be visible ASCII characters, without `;`"));
+            }
+        }
+        let is_address =
+            self.gateway.endpoint.authority.host().trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        if is_address && self.gateway.resign.as_ref().is_some_and(|resign| resign.style == Style::VirtualHost)
+        {
+            return Err("gateway.resign.style: \"virtual-host\" needs a gateway.endpoint with a name".into());
+        }
         let head = self.limits.head.0;
         if !(1 << 13..=1 << 20).contains(&head) {
             return Err(format!("limits.head: {head} bytes; must be 8KiB at least and 1MiB at most"));

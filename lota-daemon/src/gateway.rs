@@ -1,8 +1,8 @@
 //! The gateway: the only one who says who may read what, asked for each request.
 //!
-//! Plain S3 is asked by *conditional replay*: the client's own signed request, unchanged, plus an unsigned
-//! `If-None-Match` with the ETag this node holds. A 304 says "authorized, and still that content" in one
-//! round trip without a body. A gateway that speaks LOTA's protocol may answer with a direct path instead.
+//! Plain S3 is asked by *conditional replay*: the client's own signed request, unchanged (or signed anew, `resign`),
+//! plus an unsigned `If-None-Match` with the ETag this node holds. A 304 says "authorized, and still that content" in
+//! one round trip without a body. A gateway that speaks LOTA's protocol may answer with a direct path instead.
 
 mod direct;
 mod grant;

@@ -37,6 +37,8 @@ fn main() -> ExitCode {
         eprintln!("lota: LOTA_LOG is ignored: `{wanted}`: {error}");
         Targets::new().with_default(LevelFilter::INFO)
     });
+    // It shows whole requests, with customer keys among their headers.
+    let filter = filter.with_target("aws_sigv4", LevelFilter::DEBUG);
     let lines = tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr);
     tracing_subscriber::registry().with(lines).with(filter).init();
     let Cli { config, command } = Cli::parse();

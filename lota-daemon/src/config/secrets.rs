@@ -14,11 +14,12 @@ impl Backend {
     pub fn credential(&self) -> Result<Credential, ConfigError> {
         let path = &self.credential_file;
         let text = read(path)?;
-        toml::from_str(&text).map_err(|_| ConfigError::Invalid {
+        let credential = toml::from_str(&text).ok().filter(Credential::is_sound);
+        credential.ok_or_else(|| ConfigError::Invalid {
             path: path.clone(),
-            message:
-                "must hold `access_key = \"…\"`, `secret_key = \"…\"`, and perhaps `session_token = \"…\"`"
-                    .into(),
+            message: "must hold `access_key = \"…\"`, `secret_key = \"…\"`, and perhaps `session_token = \"…\"`, all of \
+                      visible ASCII characters"
+                .into(),
         })
     }
 }
@@ -33,6 +34,18 @@ pub struct Credential {
     pub secret_key: Secret,
     /// The session it belongs to, if it is a temporary one.
     pub session_token: Option<Secret>,
+}
+
+impl Credential {
+    /// Can it be sent in headers?
+    fn is_sound(&self) -> bool {
+        let token = self.session_token.as_ref().is_none_or(|token| sound(token.expose()));
+        sound(&self.access_key) && token
+    }
+}
+
+fn sound(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Clients' credentials, and what takes their place.
@@ -87,6 +100,12 @@ impl Resign {
         })?;
         let mut by_key = HashMap::new();
         for client in clients.client {
+            if !client.at_gateway().is_sound() || !sound(&client.access_key) {
+                let key = client.access_key.escape_default();
+                return Err(invalid(format!(
+                    "the client {key}: keys and tokens are of visible ASCII characters"
+                )));
+            }
             if let Some(twice) = by_key.insert(client.access_key.clone(), client) {
                 return Err(invalid(format!("the access key {} stands there twice", twice.access_key)));
             }
@@ -146,6 +165,7 @@ mod tests {
     fn mistakes_are_told_without_secrets() {
         for (text, hint) in [
             ("[[client]]\naccess_key = \"A\"\nsecret_key = \"hunter2", "line 3"),
+            ("[[client]]\naccess_key = \"A B\"\nsecret_key = \"hunter2\"", "visible"),
             ("[[client]]\naccess_key = \"A\"\nsecret_key = 7\nhunter2 = 1", "secret_key"),
             (
                 "[[client]]\naccess_key = \"A\"\nsecret_key = \"hunter2\"\n[[client]]\naccess_key = \"A\"\n\

@@ -53,6 +53,16 @@ fn bad_values_say_what_they_should_be() {
         ("\"n1\"", "\"\"", "node.name"),
         ("\"n1\"", "\"a;b\"", "node.name"),
         ("[cache]", "[admin]\nlisten = \"0.0.0.0:7481\"\n[cache]", "admin.listen"),
+        (
+            "[cache]",
+            "[gateway.resign]\nclients_file = \"/c\"\nstyle = \"virtual-host\"\n[cache]",
+            "gateway.resign.style",
+        ),
+        (
+            "[cache]",
+            "[gateway.resign]\nclients_file = \"/c\"\nregion = \"a\\n\"\n[cache]",
+            "gateway.resign.region",
+        ),
         ("[cache]", "[limits]\nconnections = 0\n[cache]", "limits.connections"),
         ("[cache]", "[limits]\nconnections_per_pod = 0\n[cache]", "limits.connections_per_pod"),
         ("[cache]", "[limits]\nfills = 0\n[cache]", "limits.fills"),

@@ -19,7 +19,7 @@ pub enum FillAuthority {
     Direct(DirectPath),
     /// LOTA's own credential at the configured backend.
     Own,
-    /// The client's own request without its `Range`, which is not signed.
+    /// The client's own request without its `Range`, which it did not sign, or LOTA signs anew.
     Client,
 }
 

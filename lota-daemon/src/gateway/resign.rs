@@ -4,7 +4,13 @@
 //! client's signature is checked here, and the request signed for the gateway with the credential that stands for this
 //! client's access key. Nothing is signed that was not checked: a [`Checked`] request can be made in no other way.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::SystemTime};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use aws_sigv4::http_request::SignableBody;
 use bytes::{Bytes, BytesMut};
@@ -16,7 +22,10 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 use subtle::ConstantTimeEq as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     config::{self, Client, ConfigError, Origin, Style},
@@ -31,10 +40,11 @@ use crate::{
 
 /// Memory is counted in pieces of so many bytes.
 const PIECE: u64 = 1 << 10;
-/// What belongs to the client's signature.
-const OF_THE_SIGNATURE: [HeaderName; 4] = [
+/// Longest that a chunk's memory waits for the rest of it.
+const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
+/// What belongs to the client's signature; what it says of the body is said again.
+const OF_THE_SIGNATURE: [HeaderName; 3] = [
     header::AUTHORIZATION,
-    HeaderName::from_static("x-amz-content-sha256"),
     HeaderName::from_static("x-amz-date"),
     HeaderName::from_static("x-amz-security-token"),
 ];
@@ -53,7 +63,7 @@ pub(super) struct Resign {
 /// A request whose signature is the client's, and good.
 struct Checked<'a> {
     client: &'a Client,
-    payload: Payload,
+    signature: Signature,
     chain: Chain,
 }
 
@@ -81,19 +91,22 @@ impl Resign {
 
     /// The client's request, for the gateway: signed anew, or anonymous as it was.
     pub(super) fn request(&self, head: &Head, body: Body) -> Result<Request<Body>, S3Error> {
-        let checked = self.check(head, SystemTime::now())?;
-        let anew = self.addressed(head)?;
         let malformed =
             |error: String| S3Error::invalid_request(format!("The request cannot be forwarded: {error}"));
-        let mut request =
-            anew.request(&self.origin_of(&anew)?, body).map_err(|error| malformed(error.to_string()))?;
-        let Some(Checked { client, payload, chain }) = checked else { return Ok(request) };
-
-        let signable = SignableBody::Precomputed(payload.as_str().to_owned());
-        let ours = Signer::new(&client.at_gateway(), &self.region)
-            .sign(&mut request, signable)
-            .map_err(malformed)?;
-        if let Payload::Chunks { signed, trailers } = payload {
+        let checked = self.check(head, SystemTime::now())?;
+        let mut anew = self.addressed(head)?;
+        let origin = self.origin_of(&anew)?;
+        let Some(Checked { client, signature, chain }) = checked else {
+            return anew.request(&origin, body).map_err(|error| malformed(error.to_string()));
+        };
+        for name in &OF_THE_SIGNATURE {
+            anew.headers.remove(name);
+        }
+        let mut request = anew.request(&origin, body).map_err(|error| malformed(error.to_string()))?;
+        let signer = Signer::new(&client.at_gateway(), &self.region);
+        let payload = SignableBody::Precomputed(signature.payload.as_str().to_owned());
+        let ours = signer.sign(&mut request, payload, signature.is_presigned()).map_err(malformed)?;
+        if let Payload::Chunks { signed, trailers } = signature.payload {
             let chains = signed.then_some(Chains { client: chain, ours });
             let chunks = Chunks::new(&head.headers, chains, trailers)?;
             let body = std::mem::take(request.body_mut());
@@ -106,7 +119,12 @@ impl Resign {
     fn check(&self, head: &Head, now: SystemTime) -> Result<Option<Checked<'_>>, S3Error> {
         let Some(signature) = Signature::of(&head.target, &head.headers)? else { return Ok(None) };
         let client = self.clients.get(&signature.access_key).ok_or_else(S3Error::unknown_access_key)?;
-        let chain = signature.verify(&client.secret_key, (&head.method, &head.target, &head.headers), now)?;
+        let mut headers = Cow::Borrowed(&head.headers);
+        if head.chunked {
+            // Some clients sign it, though it belongs to the connection.
+            headers.to_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        let chain = signature.verify(&client.secret_key, (&head.method, &head.target, &headers), now)?;
         let belongs = match (&client.session_token, &signature.session_token) {
             (Some(ours), Some(given)) => bool::from(ours.expose().as_bytes().ct_eq(given.as_bytes())),
             (None, None) => true,
@@ -115,32 +133,29 @@ impl Resign {
         if !belongs {
             return Err(S3Error::invalid_token());
         }
-        Ok(Some(Checked { client, payload: signature.payload, chain }))
+        Ok(Some(Checked { client, signature, chain }))
     }
 
-    /// The same request, addressed to the gateway, and free of the client's signature.
+    /// The same request, addressed to the gateway.
     fn addressed(&self, head: &Head) -> Result<Head, S3Error> {
         let path = head.target.path();
-        // Under another name, an address perhaps, the bucket can only be in the path.
-        let (bucket, key) = self
-            .zone
-            .split(&head.host, path)
-            .or_else(|| self.zone.split(self.zone.as_str(), path))
-            .unwrap_or((None, path));
         let unusable = || S3Error::invalid_request("The request names a bucket that cannot be one");
         // It goes into a host name, or from one into a path.
-        if bucket.as_deref().is_some_and(|bucket| !Bucket::is_sound(bucket)) {
-            return Err(unusable());
-        }
-        let gateway = &self.gateway.authority;
-        let (host, path) = match (&bucket, self.style) {
-            (None, _) => (gateway.to_string(), path.to_owned()),
-            (Some(bucket), Style::VirtualHost) => (format!("{bucket}.{gateway}"), format!("/{key}")),
-            // `/bucket` stays what it was.
-            (Some(bucket), Style::Path) if path == format!("/{bucket}") => {
-                (gateway.to_string(), path.to_owned())
+        let sound = |bucket: &str| if Bucket::is_sound(bucket) { Ok(()) } else { Err(unusable()) };
+        let in_path = match self.zone.bucket_of(&head.host) {
+            Some(bucket) => {
+                sound(&bucket)?;
+                format!("/{bucket}{path}")
             }
-            (Some(bucket), Style::Path) => (gateway.to_string(), format!("/{bucket}/{key}")),
+            // Under another name, an address perhaps, the bucket can only be in the path.
+            None => path.to_owned(),
+        };
+        let (bucket, key) = in_path[1.min(in_path.len())..].split_once('/').unwrap_or((&in_path[1..], ""));
+        let gateway = &self.gateway.authority;
+        let (host, path) = if self.style == Style::VirtualHost && Bucket::is_label(bucket) {
+            (format!("{bucket}.{gateway}"), format!("/{key}"))
+        } else {
+            (gateway.to_string(), in_path.clone())
         };
         let mut target = canonical_path(&path);
         if let Some(query) = head.target.query().map(rest_of_query).filter(|query| !query.is_empty()) {
@@ -150,9 +165,6 @@ impl Resign {
         anew.target = target.parse().map_err(|_| unusable())?;
         anew.headers.insert(header::HOST, HeaderValue::from_str(&host).map_err(|_| unusable())?);
         anew.host = host;
-        for name in &OF_THE_SIGNATURE {
-            anew.headers.remove(name);
-        }
         Ok(anew)
     }
 
@@ -173,29 +185,48 @@ impl fmt::Debug for Resign {
 fn rechunked(body: Body, chunks: Chunks, memory: Arc<Semaphore>) -> Body {
     let state = Rechunked { body, chunks, memory, held: None, input: BytesMut::new() };
     let frames = stream::try_unfold(state, async |mut state| {
+        // What was held went on with the piece before.
+        if state.chunks.gathers() == 0 {
+            state.held = None;
+        }
         let next = state.next().await?;
         Ok(next.map(|bytes| (Frame::data(bytes), state)))
     });
     StreamBody::new(frames).boxed_unsync()
 }
 
+fn too_slow() -> BodyError {
+    let seconds = CHUNK_PATIENCE.as_secs();
+    BodyError::new(S3Error::request_timeout(format!("A signed chunk took more than {seconds} s to arrive")))
+}
+
 struct Rechunked {
     body: Body,
     chunks: Chunks,
     memory: Arc<Semaphore>,
-    held: Option<OwnedSemaphorePermit>,
+    held: Option<Held>,
     input: BytesMut,
+}
+
+/// Memory for a chunk that is gathered, and until when it has to be.
+struct Held {
+    _memory: OwnedSemaphorePermit,
+    until: Instant,
 }
 
 impl Rechunked {
     async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         loop {
             if let Some(output) = self.chunks.next(&mut self.input).map_err(BodyError::new)? {
-                self.held = None;
                 return Ok(Some(output));
             }
             self.hold().map_err(BodyError::new)?;
-            match self.body.frame().await.transpose()?.map(Frame::into_data) {
+            let frame = match &self.held {
+                Some(held) => timeout_at(held.until, self.body.frame()).await.map_err(|_| too_slow())?,
+                // The connection has its own clock.
+                None => self.body.frame().await,
+            };
+            match frame.transpose()?.map(Frame::into_data) {
                 Some(Ok(data)) => self.input.extend_from_slice(&data),
                 Some(Err(_)) => {}
                 None if self.chunks.is_done() => return Ok(None),
@@ -210,14 +241,16 @@ impl Rechunked {
 
     /// Takes the memory for a chunk that is to be gathered, unless it has.
     fn hold(&mut self) -> Result<(), S3Error> {
-        if self.held.is_none() && self.chunks.gathers() > 0 {
-            let pieces = u32::try_from(self.chunks.gathers().div_ceil(PIECE)).unwrap_or(u32::MAX);
-            let held = self.memory.clone().try_acquire_many_owned(pieces);
-            self.held = Some(held.map_err(|_| {
+        let gathers = self.chunks.gathers();
+        if self.held.is_none() && gathers > 0 {
+            let pieces = u32::try_from(gathers.div_ceil(PIECE)).unwrap_or(u32::MAX);
+            let memory = self.memory.clone().try_acquire_many_owned(pieces).map_err(|_| {
                 S3Error::slow_down(
                     "This node holds as much of uploads as limits.body_memory allows; try again",
                 )
-            })?);
+            })?;
+            self.held = Some(Held { _memory: memory, until: Instant::now() + CHUNK_PATIENCE });
+            self.input.reserve(usize::try_from(gathers).unwrap_or_default().saturating_sub(self.input.len()));
         }
         Ok(())
     }

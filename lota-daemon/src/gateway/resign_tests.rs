@@ -1,5 +1,7 @@
 use std::io::Write as _;
 
+use futures_util::StreamExt as _;
+
 use super::*;
 use crate::http::empty;
 
@@ -36,7 +38,7 @@ fn sent(host: &str, target: &str, access_key: &str, secret: &str, token: Option<
             secret_key: secret.to_owned().into(),
             session_token: token.map(|token| token.to_owned().into()),
         };
-        Signer::new(&credential, "us-east-1").sign(&mut request, SignableBody::Bytes(b"")).unwrap();
+        Signer::new(&credential, "us-east-1").sign(&mut request, SignableBody::Bytes(b""), false).unwrap();
     }
     Head::of(request.into_parts().0).unwrap()
 }
@@ -51,6 +53,8 @@ fn the_request_is_the_same_at_another_address() {
             "https://s3.example.com/b/a%20b/../c?versionId=1",
         ),
         (Style::Path, "b.cwlota.com:80", "/k", "https://s3.example.com/b/k"),
+        (Style::Path, "b.cwlota.com", "/b", "https://s3.example.com/b/b"),
+        (Style::Path, "b.cwlota.com", "/", "https://s3.example.com/b/"),
         (Style::Path, "cwlota.com", "/b", "https://s3.example.com/b"),
         (Style::Path, "cwlota.com", "/b/", "https://s3.example.com/b/"),
         (Style::Path, "cwlota.com", "/", "https://s3.example.com/"),
@@ -59,6 +63,10 @@ fn the_request_is_the_same_at_another_address() {
         (Style::VirtualHost, "b.cwlota.com", "/k", "https://b.s3.example.com/k"),
         (Style::VirtualHost, "b.cwlota.com", "/?list-type=2", "https://b.s3.example.com/?list-type=2"),
         (Style::VirtualHost, "cwlota.com", "/b", "https://b.s3.example.com/"),
+        (Style::VirtualHost, "b.cwlota.com", "/b", "https://b.s3.example.com/b"),
+        (Style::VirtualHost, "cwlota.com", "/a.b/k", "https://s3.example.com/a.b/k"),
+        (Style::VirtualHost, "cwlota.com", "/Big/k", "https://s3.example.com/Big/k"),
+        (Style::VirtualHost, "cwlota.com", "//k", "https://s3.example.com//k"),
         (Style::VirtualHost, "cwlota.com", "/", "https://s3.example.com/"),
     ] {
         let resign = resign(style);
@@ -80,6 +88,45 @@ fn the_request_is_the_same_at_another_address() {
         assert_eq!(request.uri(), uri);
         assert!(!request.headers().contains_key("authorization"));
     }
+}
+
+#[test]
+fn what_was_presigned_stays_so() {
+    let mut request = Request::builder()
+        .method("PUT")
+        .uri("http://cwlota.com/b/k?x-amz-meta-a=two%20words&x-amz-acl=private")
+        .header("host", "cwlota.com")
+        .body(())
+        .unwrap();
+    let credential = config::Credential {
+        access_key: "POD".into(),
+        secret_key: "pod-secret".to_owned().into(),
+        session_token: None,
+    };
+    let signer = Signer::new(&credential, "us-east-1");
+    signer.sign(&mut request, SignableBody::UnsignedPayload, true).unwrap();
+    let head = Head::of(request.into_parts().0).unwrap();
+    let request = resign(Style::Path).request(&head, empty()).unwrap();
+    // Some parameters have a meaning only in a query that is signed as one.
+    let query = request.uri().query().unwrap();
+    assert!(query.contains("x-amz-meta-a=two%20words&x-amz-acl=private&"), "{query}");
+    assert!(
+        query.contains("X-Amz-Credential=CLOUD%2F") && query.contains("X-Amz-Security-Token=cloud-token")
+    );
+    assert!(!request.headers().contains_key("authorization"));
+    let sent = Head::of(request.into_parts().0).unwrap();
+    let signature = Signature::of(&sent.target, &sent.headers).unwrap().unwrap();
+    let secret = "cloud-secret".to_owned().into();
+    signature.verify(&secret, (&sent.method, &sent.target, &sent.headers), SystemTime::now()).unwrap();
+}
+
+#[test]
+fn who_is_anonymous_says_what_it_said() {
+    let mut head = sent("cwlota.com", "/b/k", "", "", None);
+    head.headers
+        .insert("x-amz-content-sha256", HeaderValue::from_static("STREAMING-UNSIGNED-PAYLOAD-TRAILER"));
+    let request = resign(Style::Path).request(&head, empty()).unwrap();
+    assert_eq!(request.headers()["x-amz-content-sha256"], "STREAMING-UNSIGNED-PAYLOAD-TRAILER");
 }
 
 #[test]
@@ -105,16 +152,21 @@ fn nothing_is_signed_that_was_not_checked() {
     assert!(!format!("{resign:?}").contains("secret"));
 }
 
-#[tokio::test]
-async fn chunks_that_are_held_are_counted() {
-    let headers = [("x-amz-decoded-content-length", "3000000")];
+#[tokio::test(start_paused = true)]
+async fn chunks_that_are_held_are_counted_and_not_for_ever() {
+    let headers = [("x-amz-decoded-content-length", "2000000")];
     let headers =
         headers.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-    let headers = headers.collect();
+    let headers: hyper::HeaderMap = headers.collect();
     let chain = || Chain::for_tests();
-    let chunks = Chunks::new(&headers, Some(Chains { client: chain(), ours: chain() }), false).unwrap();
-    let line = format!("2dc6c0;chunk-signature={}\r\n", "0".repeat(64));
-    let body = rechunked(crate::http::full(line), chunks, Arc::new(Semaphore::new(1000)));
-    let error = body.collect().await.unwrap_err();
-    assert_eq!(error.downcast_ref::<S3Error>().unwrap().code, "SlowDown");
+    let chunks = || Chunks::new(&headers, Some(Chains { client: chain(), ours: chain() }), false).unwrap();
+    let line = format!("1e8480;chunk-signature={}\r\n", "0".repeat(64));
+    for (memory, code) in [(1000, "SlowDown"), (2000, "RequestTimeout")] {
+        let stalls = stream::once(std::future::ready(Ok(Frame::data(Bytes::from(line.clone())))));
+        let stalls = StreamBody::new(stalls.chain(stream::pending())).boxed_unsync();
+        let memory = Arc::new(Semaphore::new(memory));
+        let error = rechunked(stalls, chunks(), memory.clone()).collect().await.unwrap_err();
+        assert_eq!(error.downcast_ref::<S3Error>().unwrap().code, code);
+        assert_eq!(memory.available_permits(), if code == "SlowDown" { 1000 } else { 2000 });
+    }
 }

@@ -80,25 +80,28 @@ impl Zone {
     /// What `host` (with or without port) and the raw `path` of a request point at.
     #[must_use]
     pub fn resource(&self, host: &str, path: &str) -> Resource {
-        match self.split(host, path) {
-            Some((None, "")) => Resource::Service,
-            Some((Some(bucket), "")) => Bucket::parse(&bucket).map_or(Resource::Unknown, Resource::Bucket),
-            Some((Some(bucket), key)) => object(&bucket, key),
-            Some((None, _)) | None => Resource::Unknown,
+        let Some(path) = path.strip_prefix('/') else { return Resource::Unknown };
+        if let Some(bucket) = self.bucket_of(host) {
+            return match path {
+                "" => Bucket::parse(&bucket).map_or(Resource::Unknown, Resource::Bucket),
+                key => object(&bucket, key),
+            };
         }
+        if without_port(host).trim_end_matches('.').eq_ignore_ascii_case(&self.0) {
+            return match path.split_once('/').unwrap_or((path, "")) {
+                ("", "") if path.is_empty() => Resource::Service,
+                (bucket, "") => Bucket::parse(bucket).map_or(Resource::Unknown, Resource::Bucket),
+                (bucket, key) => object(bucket, key),
+            };
+        }
+        Resource::Unknown
     }
 
-    /// The bucket that `host` and `path` name, if they do, and the raw rest of the path. `None` if the host is not of
-    /// this zone.
+    /// The bucket that `host` itself names, as a name under this zone; not yet a sound one.
     #[must_use]
-    pub fn split<'a>(&self, host: &str, path: &'a str) -> Option<(Option<String>, &'a str)> {
+    pub fn bucket_of(&self, host: &str) -> Option<String> {
         let host = without_port(host).trim_end_matches('.').to_ascii_lowercase();
-        let path = path.strip_prefix('/')?;
-        if host == self.0 {
-            let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
-            return Some((Some(bucket.to_owned()).filter(|bucket| !bucket.is_empty()), key));
-        }
-        Some((Some(host.strip_suffix(&self.0)?.strip_suffix('.')?.to_owned()), path))
+        Some(host.strip_suffix(&self.0)?.strip_suffix('.')?.to_owned())
     }
 }
 
@@ -127,6 +130,16 @@ impl Bucket {
     pub fn is_sound(name: &str) -> bool {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
         (1..=255).contains(&name.len()) && name.bytes().all(allowed) && !matches!(name, "." | "..")
+    }
+
+    /// Can it stand before a server's name, and before that in a certificate with a wildcard?
+    #[must_use]
+    pub fn is_label(name: &str) -> bool {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        (1..=63).contains(&name.len())
+            && name.bytes().all(allowed)
+            && !name.starts_with('-')
+            && !name.ends_with('-')
     }
 
     /// The name.

@@ -17,7 +17,7 @@ use subtle::ConstantTimeEq as _;
 use super::S3Error;
 
 /// Largest signed chunk, which is held until its signature is checked. SDKs send 64 KiB to 1 MiB.
-pub const MAX_CHUNK: u64 = 16 << 20;
+pub const MAX_CHUNK: u64 = 2 << 20;
 /// Longest line before a chunk.
 const MAX_LINE: usize = 256;
 /// Most bytes of trailers.
@@ -102,6 +102,8 @@ pub struct Chunks {
     checksum: Option<(String, Box<dyn HttpChecksum>)>,
     /// Bytes of data that must still come.
     left: u64,
+    /// Checked data that may go on.
+    checked: Option<Bytes>,
     state: State,
 }
 
@@ -147,7 +149,7 @@ impl Chunks {
             Some((name.clone(), algorithm.into_impl()))
                 .filter(|(name, checksum)| checksum.header_name() == name)
         });
-        Ok(Self { chains, announced, checksum, left, state: State::Line })
+        Ok(Self { chains, announced, checksum, left, checked: None, state: State::Line })
     }
 
     /// What may go on of what has come in; `None` if more must come first.
@@ -155,6 +157,9 @@ impl Chunks {
     /// # Errors
     /// [`S3Error`] if a signature, a checksum or the framing is wrong: the body must end there, unfinished.
     pub fn next(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, S3Error> {
+        if let Some(checked) = self.checked.take() {
+            return Ok(Some(checked));
+        }
         match std::mem::replace(&mut self.state, State::Done) {
             State::Line => self.line(input),
             State::Data { left } => Ok(Some(self.data(input, left))),
@@ -170,9 +175,10 @@ impl Chunks {
     /// Bytes that must be held to check a signature.
     #[must_use]
     pub fn gathers(&self) -> u64 {
-        match self.state {
-            State::Gathering { size, .. } => size,
-            _ => 0,
+        match (&self.checked, &self.state) {
+            (Some(checked), _) => checked.len() as u64,
+            (None, State::Gathering { size, .. }) => *size,
+            (None, _) => 0,
         }
     }
 
@@ -240,15 +246,17 @@ impl Chunks {
             self.state = State::Gathering { size, line, signature };
             return Ok(None);
         }
-        let data = input.split_to(length);
+        let data = input.split_to(length).freeze();
+        // What is left must not keep all of it in memory.
+        *input = BytesMut::from(&input[..]);
         self.took(&data);
         let hash = hex::encode(Sha256::digest(&data));
         let chains = self.chains.as_mut().ok_or_else(S3Error::wrong_signature)?;
         let ours = chains.replace(&signature, |chain| chain.chunk(&hash))?;
-        let mut output = BytesMut::from(format!("{line}{CHUNK_SIGNATURE}{ours}\r\n").as_bytes());
-        output.extend_from_slice(&data);
+        let line = format!("{line}{CHUNK_SIGNATURE}{ours}\r\n");
+        self.checked = Some(data).filter(|data| !data.is_empty());
         self.state = if length == 0 { State::Trailers } else { State::End };
-        Ok(Some(output.freeze()))
+        Ok(Some(line.into()))
     }
 
     fn took(&mut self, data: &[u8]) {

@@ -40,6 +40,12 @@ impl S3Error {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, code: "ServiceUnavailable", message: message.into() }
     }
 
+    /// The client took too long over its body. Clients retry this one.
+    #[must_use]
+    pub fn request_timeout(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, code: "RequestTimeout", message: message.into() }
+    }
+
     /// The request's line and headers are more than `limit` bytes.
     #[must_use]
     pub fn head_too_large(limit: usize) -> Self {

@@ -42,12 +42,13 @@ pub struct GetObject {
 
 /// Query parameters that do not change what an object's GET returns: authorization (SigV4, SigV2), and the
 /// operation's name that some SDKs add. Any other parameter keeps the request out of the cache.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 13] = [
     "awsaccesskeyid",
     "expires",
     "signature",
     "versionid",
     "x-amz-algorithm",
+    "x-amz-content-sha256",
     "x-amz-credential",
     "x-amz-date",
     "x-amz-expires",
@@ -102,6 +103,10 @@ impl Operation {
         let (mut version_id, mut overrides) = (None, Vec::new());
         for (name, value) in parameters(query) {
             if name == "versionId" {
+                // A plus sign is a space to some servers; twice said, either may count.
+                if version_id.is_some() || value.contains('+') {
+                    return Self::Pass("version");
+                }
                 version_id = Some(percent_decode_str(value).decode_utf8_lossy().into_owned());
             }
             if let Some((_, header)) = OVERRIDES.iter().find(|(parameter, _)| *parameter == name) {

@@ -87,6 +87,9 @@ fn overrides_of_signed_requests_are_understood() {
 #[test]
 fn versions_are_part_of_the_name() {
     assert_eq!(get("/b/k?versionId=null", &[]).name.version_id.as_deref(), Some("null"));
+    for unclear in ["/b/k?versionId=a+b", "/b/k?versionId=a&versionId=b"] {
+        assert_eq!(classify("GET", "cwlota.com", unclear, &[]), Operation::Pass("version"));
+    }
     assert_eq!(get("/b/k?versionId=3%2FL4k%3D", &[]).name.version_id.as_deref(), Some("3/L4k="));
 }
 

@@ -1,12 +1,12 @@
 //! Signing requests: SigV4 by the crate `aws-sigv4`.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_sigv4::{
     http_request::{
-        PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings,
-        UriPathNormalizationMode, sign,
+        PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SignatureLocation,
+        SigningSettings, UriPathNormalizationMode, sign,
     },
     sign::v4,
 };
@@ -20,6 +20,9 @@ use crate::config::{Credential, Origin};
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 /// The same in a query.
 pub const QUERY: &AsciiSet = &PATH.add(b'/');
+
+/// How long a signature in a query is good; S3 gives one in the headers a quarter of an hour.
+const EXPIRES: Duration = Duration::from_secs(15 * 60);
 
 /// The object's checksums belong to what is cached, for those who ask.
 const CHECKSUM_MODE: (&str, &str) = ("x-amz-checksum-mode", "ENABLED");
@@ -71,20 +74,31 @@ impl Signer {
             request = request.header(*name, *value);
         }
         let mut request = request.body(()).map_err(|error| error.to_string())?;
-        self.sign(&mut request, SignableBody::Bytes(b""))?;
+        self.sign(&mut request, SignableBody::Bytes(b""), false)?;
         Ok(request)
     }
 
-    /// Signs a request: its method, path, query, and those headers that S3 wants signed. The signature begins the
-    /// chain of its chunks, should its body have such.
+    /// Signs a request, in its headers or `in_query`: its method, path, query, and those headers that S3 wants signed.
+    /// The signature begins the chain of its chunks, should its body have such.
     ///
     /// # Errors
     /// If one of these headers is not text.
-    pub fn sign<B>(&self, request: &mut Request<B>, body: SignableBody<'_>) -> Result<Chain, String> {
+    pub fn sign<B>(
+        &self,
+        request: &mut Request<B>,
+        body: SignableBody<'_>,
+        in_query: bool,
+    ) -> Result<Chain, String> {
         let mut settings = SigningSettings::default();
         settings.percent_encoding_mode = PercentEncodingMode::Single;
         settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
-        settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+        if in_query {
+            settings.signature_location = SignatureLocation::QueryParams;
+            settings.expires_in = Some(EXPIRES);
+        } else {
+            request.headers_mut().remove("x-amz-content-sha256");
+            settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+        }
         let (identity, time) = (self.credentials.clone().into(), SystemTime::now());
         let params = v4::SigningParams::builder()
             .identity(&identity)
@@ -110,9 +124,10 @@ impl Signer {
     }
 }
 
-/// `Host`, and what changes the meaning of a request.
-fn wants_signature(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "host" | "content-md5") || name.as_str().starts_with("x-amz-")
+/// Must S3 find this header signed? Some servers take an underscore for a hyphen.
+pub(super) fn wants_signature(name: &HeaderName) -> bool {
+    let name = name.as_str().replace('_', "-");
+    matches!(&*name, "host" | "content-md5") || name.starts_with("x-amz-")
 }
 
 /// A path as it was sent, as SigV4 wants it.

@@ -15,7 +15,7 @@ use time::{OffsetDateTime, PrimitiveDateTime, format_description::StaticFormatDe
 use super::{
     S3Error,
     chunks::Chain,
-    sign::{canonical_path, canonical_query},
+    sign::{canonical_path, canonical_query, wants_signature},
 };
 use crate::config::Secret;
 
@@ -155,7 +155,7 @@ impl Signature {
     fn of_query(query: &str, headers: &HeaderMap) -> Result<Self, S3Error> {
         let malformed = S3Error::malformed_query_authorization;
         let value = |wanted: &str| -> Result<Option<String>, S3Error> {
-            let mut values = parameters(query).filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
+            let mut values = parameters(query).filter(|(name, _)| is(name, wanted));
             let value = values.next().map(|(_, value)| percent_decode_str(value).decode_utf8());
             if values.next().is_some() {
                 return Err(malformed());
@@ -221,6 +221,12 @@ impl Signature {
         .filter(|_| sound)
     }
 
+    /// Is it in the query?
+    #[must_use]
+    pub fn is_presigned(&self) -> bool {
+        matches!(self.place, Place::Query(_))
+    }
+
     /// Was this request signed with this secret, and is the signature still good? What it begins is the chain of the
     /// body's chunks, should it have such.
     ///
@@ -235,9 +241,7 @@ impl Signature {
         self.check_time(now)?;
         // Whoever holds a presigned URL must not be able to make it mean something else.
         let is_covered = |name: &str| self.headers.iter().any(|signed| signed == name);
-        if let Some(name) =
-            headers.keys().find(|name| name.as_str().starts_with("x-amz-") && !is_covered(name.as_str()))
-        {
+        if let Some(name) = headers.keys().find(|name| wants_signature(name) && !is_covered(name.as_str())) {
             return Err(S3Error::access_denied(format!("The header {name} is not signed")));
         }
         let request = Sha256::digest(self.canonical_request(method, target, headers));
@@ -266,7 +270,7 @@ impl Signature {
 
     fn canonical_request(&self, method: &Method, target: &PathAndQuery, headers: &HeaderMap) -> Vec<u8> {
         let mut query: Vec<(String, String)> = parameters(target.query().unwrap_or_default())
-            .filter(|(name, _)| !name.eq_ignore_ascii_case("x-amz-signature"))
+            .filter(|(name, _)| !is(name, "x-amz-signature"))
             .map(|(name, value)| (canonical_query(name), canonical_query(value)))
             .collect();
         query.sort_unstable();
@@ -312,11 +316,10 @@ pub fn timestamp(time: SystemTime) -> String {
 
 /// Is this a query parameter of a signature, in either version?
 fn is_signing(name: &str) -> bool {
-    const SIGNING: [&str; 10] = [
+    const SIGNING: [&str; 9] = [
         "awsaccesskeyid",
         "signature",
         "x-amz-algorithm",
-        "x-amz-content-sha256",
         "x-amz-credential",
         "x-amz-date",
         "x-amz-expires",
@@ -324,7 +327,14 @@ fn is_signing(name: &str) -> bool {
         "x-amz-signature",
         "x-amz-signedheaders",
     ];
-    SIGNING.contains(&name.to_ascii_lowercase().as_str())
+    SIGNING.iter().any(|signing| is(name, signing))
+}
+
+/// Is this the name of that query parameter, in whatever case and however escaped?
+fn is(raw: &str, name: &str) -> bool {
+    percent_decode_str(raw)
+        .map(|byte| byte.to_ascii_lowercase())
+        .eq(name.bytes().map(|byte| byte.to_ascii_lowercase()))
 }
 
 fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
