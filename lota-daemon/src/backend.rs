@@ -56,9 +56,27 @@ pub enum FetchError {
     /// An answer other than the object's bytes.
     #[error("the backend answered {0}")]
     Status(StatusCode),
+    /// Other bytes of it than were asked for.
+    #[error("the backend sends another range than it was asked for")]
+    OtherRange,
     /// Not the bytes that were granted.
     #[error("the backend has another content than the gateway granted")]
     Changed,
+}
+
+impl FetchError {
+    /// May the same be asked again with better luck?
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::NoAnswer(_) | Self::TimedOut => true,
+            Self::Status(status) => {
+                let passing = [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT];
+                status.is_server_error() || passing.contains(status)
+            }
+            Self::Request(_) | Self::OtherRange | Self::Changed => false,
+        }
+    }
 }
 
 impl Backend {
@@ -102,7 +120,7 @@ impl Backend {
     ) -> Result<Response<Incoming>, FetchError> {
         let mut request = match authority {
             FillAuthority::Direct(path) => direct(path)?,
-            FillAuthority::Own => self.own(meta)?,
+            FillAuthority::Own => self.own(Method::GET, meta)?,
             FillAuthority::Client => {
                 self.gateway.whole(client).map_err(|error| FetchError::Request(error.message))?
             }
@@ -120,10 +138,22 @@ impl Backend {
         Ok(answer)
     }
 
-    fn own(&self, meta: &ObjectMeta) -> Result<Request<crate::http::Body>, FetchError> {
+    /// What the backend tells of a granted object to LOTA's own credential: its checksums, if it has such.
+    ///
+    /// # Errors
+    /// [`FetchError`]; an object that has changed meanwhile is one.
+    pub async fn tell(&self, meta: &ObjectMeta) -> Result<ObjectMeta, FetchError> {
+        let request = self.own(Method::HEAD, meta)?;
+        let answer =
+            timeout(PATIENCE, self.upstream.send(request)).await.map_err(|_| FetchError::TimedOut)??;
+        check(meta, None, answer.status(), answer.headers())?;
+        Ok(meta.clone().with_checksums(answer.headers()))
+    }
+
+    fn own(&self, method: Method, meta: &ObjectMeta) -> Result<Request<crate::http::Body>, FetchError> {
         let own = self.own.as_ref().ok_or_else(|| FetchError::Request("no credential".into()))?;
         let next = own.next.fetch_add(1, Ordering::Relaxed) % own.endpoints.len();
-        let request = own.signer.get(&own.endpoints[next], &meta.version.name);
+        let request = own.signer.object(method, &own.endpoints[next], &meta.version.name);
         request.map(|request| request.map(|()| empty())).map_err(FetchError::Request)
     }
 }
@@ -150,6 +180,12 @@ fn check(
     }
     if status != expected {
         return Err(FetchError::Status(status));
+    }
+    let told = headers.get(header::CONTENT_RANGE).and_then(|told| told.to_str().ok());
+    if let Some(range) = range
+        && told.and_then(ByteRange::parse_content_range) != Some((range, meta.size))
+    {
+        return Err(FetchError::OtherRange);
     }
     // A backend that ignores `If-Match` is noticed here.
     let found = ObjectMeta::of_answer(&meta.version.name, status, headers).ok_or(FetchError::Changed)?;
@@ -187,6 +223,8 @@ mod tests {
         assert!(judge(None, 200, &[("etag", "\"e\""), ("content-length", "9")]).is_ok());
         let part = [("etag", "\"e\""), ("content-range", "bytes 1-2/9")];
         assert!(judge(Some(range), 206, &part).is_ok());
+        let other = [("etag", "\"e\""), ("content-range", "bytes 2-3/9")];
+        assert!(matches!(judge(Some(range), 206, &other), Err(FetchError::OtherRange)));
         assert!(matches!(judge(None, 206, &part), Err(FetchError::Status(_))));
         assert!(matches!(judge(None, 403, &[]), Err(FetchError::Status(_))));
         assert!(matches!(judge(None, 412, &[]), Err(FetchError::Changed)));

@@ -6,6 +6,7 @@
 mod fill;
 mod lru;
 mod object;
+mod progress;
 mod reader;
 mod record;
 mod store;
@@ -21,15 +22,16 @@ use std::{
     },
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
-pub use fill::{Fill, FillError};
+pub use fill::{Fill, FillError, How, Source, SourceError};
 pub use object::Object;
 pub use reader::{Broken, Reader};
 pub use store::{Listed, list};
 
 use self::{
     lru::ByteLru,
+    progress::Progress,
     store::{NameId, Part, Store, VersionId},
 };
 use crate::s3::{ObjectMeta, ObjectName, ObjectVersion};
@@ -41,7 +43,9 @@ const OPEN_OBJECTS: usize = 1024;
 #[derive(Debug)]
 pub struct Cache {
     store: Store,
-    most_fills: usize,
+    plan: Plan,
+    /// One for each request by which a fill brings bytes, beside its first.
+    lanes: Arc<Semaphore>,
     index: Mutex<Index>,
     /// Who is asking the gateway about an object that this node knows nothing of; closed when it has asked.
     leaders: Mutex<HashMap<NameId, watch::Receiver<()>>>,
@@ -49,6 +53,21 @@ pub struct Cache {
     handed_over: AtomicBool,
     /// What says that this process is the one that writes in the folder.
     lock: Mutex<Option<File>>,
+}
+
+/// How much the cache takes, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Most bytes of objects.
+    pub capacity: u64,
+    /// Bytes of disk to leave to others.
+    pub min_free: u64,
+    /// Objects that come in at once.
+    pub fills: usize,
+    /// Ranged requests for one of them at once.
+    pub requests: usize,
+    /// Bytes that each asks for.
+    pub part: u64,
 }
 
 /// A version is in at most one of `lru` (complete), `filling` and `removing`.
@@ -101,20 +120,13 @@ pub struct Usage {
 
 impl Cache {
     /// Opens the cache in `folder`, sweeps what a crash left half-written, and finds what is complete.
-    /// `gateway` scopes the names in it; no more than `most_fills` bring objects at once.
+    /// `gateway` scopes the names in it.
     ///
     /// # Errors
     /// If the folder cannot be used, or another daemon uses it that has not handed over its `lock`.
-    pub fn open(
-        folder: &Path,
-        gateway: &str,
-        capacity: u64,
-        min_free: u64,
-        most_fills: usize,
-        lock: Option<&File>,
-    ) -> io::Result<Self> {
-        let (store, lock) = Store::open(folder, gateway, min_free, lock)?;
-        let mut lru = ByteLru::new(capacity);
+    pub fn open(folder: &Path, gateway: &str, plan: Plan, lock: Option<&File>) -> io::Result<Self> {
+        let (store, lock) = Store::open(folder, gateway, plan.min_free, lock)?;
+        let mut lru = ByteLru::new(plan.capacity);
         let mut newest = HashMap::new();
         for found in store.recover()? {
             newest.insert(found.name, found.version);
@@ -128,7 +140,8 @@ impl Cache {
         let index = Mutex::new(Index { lru, newest, filling, removing, open });
         Ok(Self {
             store,
-            most_fills,
+            plan,
+            lanes: Arc::new(Semaphore::new(plan.fills)),
             index,
             leaders: Mutex::default(),
             handed_over: AtomicBool::new(false),
@@ -254,7 +267,7 @@ impl Cache {
         if index.removing.contains(&id) {
             return Err(NoRoom("it is just being evicted".into()));
         }
-        if index.filling.len() >= self.most_fills {
+        if index.filling.len() >= self.plan.fills {
             return Err(NoRoom("as many fills as may be are under way".into()));
         }
         let evicted = index.lru.reserve(size).ok_or_else(|| {
@@ -357,8 +370,8 @@ impl Index {
             return None;
         }
         let name = cache.store.name_id(&meta.version.name);
-        let (object, progress) = Object::filling(meta.clone(), part.file());
-        let object = Arc::new(object);
+        let progress = Arc::new(Progress::new(meta.size));
+        let object = Arc::new(Object::filling(meta.clone(), part.file(), progress.clone()));
         self.filling.insert(id, object.clone());
         self.newest.insert(name, id);
         Some(Fill::new(cache.clone(), id, name, object, progress, part))

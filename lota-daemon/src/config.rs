@@ -6,10 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lota_common::MAX_ZONE;
 use serde::Deserialize;
 use thiserror::Error;
 
+mod check;
 mod secrets;
 mod values;
 
@@ -36,6 +36,9 @@ pub struct Config {
     pub backend: Option<Backend>,
     /// Where objects are kept.
     pub cache: Cache,
+    /// How they get there.
+    #[serde(default)]
+    pub fill: Fill,
     /// The other nodes.
     pub peers: Option<Peers>,
     /// Metrics and health.
@@ -236,6 +239,22 @@ fn default_min_free() -> ByteSize {
     ByteSize(1 << 30)
 }
 
+/// How an object is brought into the cache.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fill {
+    /// Ranged requests for one object at once, at most; fewer while the backend refuses some.
+    pub requests: usize,
+    /// Bytes that each asks for.
+    pub part: ByteSize,
+}
+
+impl Default for Fill {
+    fn default() -> Self {
+        Self { requests: 4, part: ByteSize(8 << 20) }
+    }
+}
+
 /// The other nodes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -316,7 +335,7 @@ impl Default for Limits {
             head: ByteSize(64 << 10),
             idle_seconds: 300,
             fills: 128,
-            body_memory: ByteSize(512 << 20),
+            body_memory: ByteSize(1 << 30),
             fill_debt: None,
         }
     }
@@ -395,86 +414,6 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| values::explain(text, &error))?;
         config.check()?;
         Ok(config)
-    }
-
-    /// What no single value can be wrong about.
-    fn check(&self) -> Result<(), String> {
-        if self.gateway.protocol == Protocol::S3 && !self.gateway.direct_allow.is_empty() {
-            return Err(
-                "gateway.direct_allow: only a gateway with `protocol = \"lota\"` has direct paths".into()
-            );
-        }
-        if self.backend.as_ref().is_some_and(|backend| backend.endpoints.is_empty()) {
-            return Err("backend.endpoints: name at least one, or leave [backend] out".into());
-        }
-        // They stand in headers, between semicolons.
-        let sound = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b';');
-        let peers = self.peers.iter().flat_map(|peers| &peers.nodes).map(|peer| &peer.name);
-        for name in peers.chain([&self.node.name]) {
-            if name.is_empty() || !sound(name) {
-                return Err(format!("node.name: `{name}` must be visible ASCII characters, without `;`"));
-            }
-        }
-        for (key, text) in [("node.zone", &self.node.zone), ("node.region", &self.node.region)] {
-            if !sound(text) {
-                return Err(format!("{key}: `{text}` must be visible ASCII characters, without `;`"));
-            }
-        }
-        let backend = self.backend.as_ref().map(|backend| ("backend.region", &backend.region));
-        let resign = self.gateway.resign.as_ref().map(|resign| ("gateway.resign.region", &resign.region));
-        for (key, region) in backend.into_iter().chain(resign) {
-            if region.is_empty() || !sound(region) {
-                return Err(format!("{key}: `{region}` must be visible ASCII characters, without `;`"));
-            }
-        }
-        let is_address =
-            self.gateway.endpoint.authority.host().trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        if is_address && self.gateway.resign.as_ref().is_some_and(|resign| resign.style == Style::VirtualHost)
-        {
-            return Err("gateway.resign.style: \"virtual-host\" needs a gateway.endpoint with a name".into());
-        }
-        let head = self.limits.head.0;
-        if !(1 << 13..=1 << 20).contains(&head) {
-            return Err(format!("limits.head: {head} bytes; must be 8KiB at least and 1MiB at most"));
-        }
-        for (key, limit) in [
-            ("connections", self.limits.connections),
-            ("connections_per_pod", self.limits.connections_per_pod),
-            ("fills", self.limits.fills),
-        ] {
-            if limit == 0 {
-                return Err(format!("limits.{key}: must be 1 at least"));
-            }
-        }
-        if !(1..=86_400).contains(&self.limits.idle_seconds) {
-            return Err("limits.idle_seconds: must be 1 at least and 86400 (a day) at most".into());
-        }
-        if self.limits.body_memory.0 < 16 << 20 {
-            return Err("limits.body_memory: must be 16MiB at least".into());
-        }
-        let admin = self.admin.listen.ip();
-        if !admin.is_loopback() && admin != self.node.address {
-            return Err(format!(
-                "admin.listen: {admin} is neither loopback nor node.address, so pods could not be kept from it"
-            ));
-        }
-        let pods = self.access.pods.iter().map(|pod| Subject::Address(pod.address));
-        let mut subjects: Vec<Subject> =
-            pods.chain(self.access.allow.iter().chain(&self.access.deny).copied()).collect();
-        subjects.sort_unstable();
-        if let Some(twice) = subjects.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("access: {} stands there twice", twice[0]));
-        }
-        if self.datapath.answer_names && self.endpoint.zone.wire().len() > MAX_ZONE {
-            return Err(format!(
-                "endpoint.zone: longer than {} characters; set datapath.answer_names to false for it",
-                MAX_ZONE - 2
-            ));
-        }
-        if self.peer_port() == self.admin.listen.port() {
-            return Err("peers.port and admin.listen: the same port for both".into());
-        }
-        Ok(())
     }
 
     /// The port nodes talk to each other on; guarded even on a node without peers.

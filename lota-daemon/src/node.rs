@@ -25,7 +25,7 @@ use self::door::Door;
 use crate::{
     admin::{self, Admin, Ready},
     backend::Backend,
-    cache::Cache,
+    cache::{Cache, Plan},
     config::{Config, Origin},
     control::{Command, Control, HTTP_PORT},
     datapath::{self, Loaded, netlink},
@@ -50,8 +50,9 @@ const DRAIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(2);
 /// How soon connections that a successor inherits from nobody learn of its changes of access.
 const RELOOK: Duration = Duration::from_millis(250);
-/// What a fill holds in memory: a chunk that is being written, and the next one.
-const FILL_MEMORY: u64 = 2 << 20;
+/// What a fill holds in memory for its one request, and as much for another: a chunk that is being written, and the
+/// next one.
+const FILL_MEMORY: u64 = 4 << 20;
 /// Most commands that wait for the control part.
 const COMMANDS: usize = 64;
 
@@ -342,9 +343,15 @@ fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy
     let capacity = config.cache.capacity.0;
     let limits = &config.limits;
     let most_fills = limits.fills.min(usize::try_from(body_memory / FILL_MEMORY).unwrap_or(usize::MAX));
-    let cache =
-        Cache::open(&config.cache.folder, &scope, capacity, config.cache.min_free.0, most_fills, lock)
-            .with_context(|| format!("opening the cache in {}", config.cache.folder.display()))?;
+    let plan = Plan {
+        capacity,
+        min_free: config.cache.min_free.0,
+        fills: most_fills,
+        requests: config.fill.requests,
+        part: config.fill.part.0,
+    };
+    let cache = Cache::open(&config.cache.folder, &scope, plan, lock)
+        .with_context(|| format!("opening the cache in {}", config.cache.folder.display()))?;
 
     let mut weights = BTreeMap::from([(me.clone(), capacity)]);
     let mut peers = None;

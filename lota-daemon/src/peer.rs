@@ -16,7 +16,7 @@ use std::{
 use hyper::{
     HeaderMap, Request, Response,
     body::Incoming,
-    header::{HeaderName, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
 };
 use thiserror::Error;
 
@@ -34,11 +34,19 @@ use crate::{
 
 /// Between nodes only: the pod that asks, whose fills are budgeted.
 const LOTA_CLIENT: HeaderName = HeaderName::from_static("lota-client");
+/// Between nodes only: see [`Peers::is_ping`].
+const LOTA_PING: HeaderName = HeaderName::from_static("lota-ping");
+/// Between nodes only: see [`Peers::skipped`].
+const LOTA_SKIP: HeaderName = HeaderName::from_static("lota-skip");
 /// How long a peer that did not answer is left alone.
 const REST: Duration = Duration::from_secs(2);
 /// Longest wait for an owner's answer. It may have to wait for another request's answer, ask the gateway up to
 /// four times (the trial), and hesitate over a fill; giving up earlier would begin a second fill elsewhere.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// After so long a silence an owner is asked whether it is there at all,
+const SILENCE: Duration = Duration::from_secs(3);
+/// and has so long to say yes.
+const PING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The other nodes, and the secret shared with them.
 #[derive(Debug)]
@@ -62,6 +70,9 @@ pub enum PeerError {
     /// Nobody is there.
     #[error("no connection: {0}")]
     NoConnection(String),
+    /// It does not even say that it is there.
+    #[error("it hangs")]
+    Hangs,
     /// No answer, or none in time.
     #[error("no answer: {0}")]
     NoAnswer(String),
@@ -94,7 +105,7 @@ impl Peers {
         }
     }
 
-    /// Asks `owner` to answer a client's request.
+    /// Asks `owner` to answer a client's request, without the first `skip` bytes of the body.
     ///
     /// # Errors
     /// [`PeerError`] if it cannot be asked; its refusals and its errors are answers.
@@ -103,21 +114,26 @@ impl Peers {
         owner: &NodeName,
         client: IpAddr,
         head: &Head,
+        skip: u64,
     ) -> Result<Response<Incoming>, PeerError> {
         let origin = self.addresses.get(owner).ok_or(PeerError::Unknown)?;
         if self.rests(owner) {
             return Err(PeerError::Resting);
         }
-        let answer = self.send(owner, origin, client, head).await;
+        let answer = self.send(owner, origin, client, head, skip).await;
         if let Err(error) = &answer {
             tracing::warn!(peer = %owner.0, %error, "peer unavailable");
         }
         // Slow is not dead, and one odd request says nothing about the next.
         if let Err(PeerError::NoConnection(_)) = &answer {
-            let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-            resting.insert(owner.clone(), Instant::now() + REST);
+            self.let_rest(owner);
         }
         answer
+    }
+
+    fn let_rest(&self, owner: &NodeName) {
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.insert(owner.clone(), Instant::now() + REST);
     }
 
     async fn send(
@@ -126,28 +142,92 @@ impl Peers {
         origin: &Origin,
         client: IpAddr,
         head: &Head,
+        skip: u64,
     ) -> Result<Response<Incoming>, PeerError> {
         let mut request =
             head.request(origin, empty()).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
         if let Ok(client) = HeaderValue::from_str(&client.to_canonical().to_string()) {
             request.headers_mut().insert(LOTA_CLIENT, client);
         }
+        if skip > 0 {
+            request.headers_mut().insert(LOTA_SKIP, HeaderValue::from(skip));
+        }
         let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());
-        let answer = tokio::time::timeout(PATIENCE, self.upstream.send(request))
-            .await
-            .map_err(|_| PeerError::NoAnswer("timed out".into()))?
-            .map_err(|error| match error.is_connect() {
-                true => PeerError::NoConnection(chain(&error)),
-                false => PeerError::NoAnswer(chain(&error)),
-            })?;
+        let sent = tokio::time::timeout(PATIENCE, self.while_alive(owner, self.upstream.send(request)));
+        let answer = sent.await.map_err(|_| PeerError::NoAnswer("timed out".into()))??;
+        let answer = answer.map_err(|error| match error.is_connect() {
+            true => PeerError::NoConnection(chain(&error)),
+            false => PeerError::NoAnswer(chain(&error)),
+        })?;
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
         Ok(answer)
+    }
+
+    /// Waits for something of `owner`'s, as long as it is there at all: slow is not dead, and hanging is.
+    ///
+    /// # Errors
+    /// [`PeerError::Hangs`]
+    pub async fn while_alive<T>(
+        &self,
+        owner: &NodeName,
+        awaited: impl Future<Output = T>,
+    ) -> Result<T, PeerError> {
+        let mut awaited = std::pin::pin!(awaited);
+        let (mut missed, deadline) = (0, Instant::now() + PATIENCE);
+        loop {
+            let alive = async {
+                tokio::time::sleep(SILENCE).await;
+                self.is_alive(owner).await
+            };
+            let alive = tokio::select! {
+                biased;
+                come = &mut awaited => return Ok(come),
+                alive = alive => alive,
+            };
+            // One may be lost on the way.
+            missed = if alive { 0 } else { missed + 1 };
+            if missed == 2 || Instant::now() > deadline {
+                self.let_rest(owner);
+                return Err(PeerError::Hangs);
+            }
+        }
+    }
+
+    async fn is_alive(&self, owner: &NodeName) -> bool {
+        let Some(origin) = self.addresses.get(owner) else { return false };
+        let Ok(mut ping) = Request::builder().uri(format!("{origin}/")).body(empty()) else { return false };
+        if let Ok(host) = HeaderValue::from_str(origin.authority.as_str()) {
+            ping.headers_mut().insert(header::HOST, host);
+        }
+        ping.headers_mut().insert(LOTA_PING, HeaderValue::from_static("1"));
+        let nonce = self.wire.sign_request(owner, &mut ping, SystemTime::now());
+        match tokio::time::timeout(PING_PATIENCE, self.upstream.send(ping)).await {
+            Ok(Ok(answer)) => self.wire.verify_answer(&nonce, answer.status(), answer.headers()).is_ok(),
+            _ => false,
+        }
+    }
+
+    /// Does a verified request only ask whether this node is there?
+    #[must_use]
+    pub fn is_ping(headers: &HeaderMap) -> bool {
+        headers.contains_key(LOTA_PING)
     }
 
     /// The pod that a verified request is for.
     #[must_use]
     pub fn client(headers: &HeaderMap) -> Option<IpAddr> {
         headers.get(LOTA_CLIENT)?.to_str().ok()?.parse().ok()
+    }
+
+    /// Bytes that an answer is to be, or was, given without: the client has them already, from another node.
+    #[must_use]
+    pub fn skipped(headers: &HeaderMap) -> u64 {
+        headers.get(LOTA_SKIP).and_then(|skip| skip.to_str().ok()?.parse().ok()).unwrap_or_default()
+    }
+
+    /// Says in an answer that so many bytes are left out of it.
+    pub fn set_skipped(headers: &mut HeaderMap, skip: u64) {
+        headers.insert(LOTA_SKIP, HeaderValue::from(skip));
     }
 
     /// Is this request, as it came in on the peer port, one of a peer's? Returns what its answer is signed

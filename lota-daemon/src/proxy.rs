@@ -9,6 +9,7 @@ mod answer;
 mod debts;
 mod fill;
 mod get;
+mod resume;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -107,20 +108,31 @@ impl Proxy {
                 return Err(NoAnswer);
             }
         };
-        count("served");
         let pod = Peers::client(request.headers()).unwrap_or_else(|| connection.client.ip().to_canonical());
+        let (skip, is_ping) = (Peers::skipped(request.headers()), Peers::is_ping(request.headers()));
+        if is_ping {
+            let mut here = Response::new(empty());
+            peers.sign(&signature, &mut here);
+            return Ok(here);
+        }
+        count("served");
         let (parts, _) = request.into_parts();
         let target = parts.uri.path().to_owned();
         let answer = match Head::of(parts) {
             Ok(head) => match self.classify(&head) {
                 Operation::Get(object) => {
-                    self.authorize_and_serve(Get::new(pod, &head, &object, &connection.slices)).await
+                    let get = Get { skip, ..Get::new(pod, &head, &object, &connection.slices) };
+                    self.authorize_and_serve(get).await
                 }
                 // A node of another version, or zone, reads the request otherwise.
                 Operation::Pass(_) => self.pass(&head, empty()).await,
             },
             Err(wrong) => Err(S3Error::invalid_request(wrong)),
         };
+        let answer = answer.and_then(|answer| match Peers::skipped(answer.headers()) == skip {
+            true => Ok(answer),
+            false => Err(S3Error::unavailable("Only what is cached can be gone on with")),
+        });
         let mut answer = answer.unwrap_or_else(|error| answer::owner_error(&error, &target));
         peers.sign(&signature, &mut answer);
         Ok(answer)
@@ -174,16 +186,18 @@ impl Proxy {
     /// Has the object's owner answer; the next in line if that one cannot; in the end this node itself.
     async fn find_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
         let count = |role| self.metrics.peer_requests.get_or_create(&PeerLabels { role }).inc();
-        for owner in self.placement.order(&get.object.name) {
-            let Some(peers) = self.peers.as_ref().filter(|_| *owner != self.node) else { break };
-            match peers.ask(owner, get.pod, get.head).await {
+        let owners = self.placement.order(&get.object.name);
+        for (index, owner) in owners.iter().enumerate() {
+            let Some(peers) = self.peers.as_ref().filter(|_| **owner != self.node) else { break };
+            match peers.ask(owner, get.pod, get.head, 0).await {
                 Ok(answer) if answer::is_owner_error(&answer) => {
                     count("unavailable");
                     tracing::debug!(owner = %owner.0, "it cannot reach the gateway; asking the next");
                 }
                 Ok(answer) => {
                     count("asked");
-                    return Ok(answer::relay_from_owner(answer));
+                    let answer = answer::relay_from_owner(answer);
+                    return Ok(self.resumable(&get, answer, owner, &owners[index + 1..]));
                 }
                 Err(error) => {
                     count("unavailable");
@@ -252,10 +266,7 @@ impl Proxy {
             return match self.join(&get, &meta).await {
                 Some((Join::Lead(fill), charge)) => {
                     let object = fill.object();
-                    let proxy = self.clone();
-                    tokio::spawn(async move {
-                        proxy.see_through(fill, answer, &FillAuthority::Client, charge).await;
-                    });
+                    self.fill_with(&get, fill, answer, charge);
                     self.serve_as(get, grant, object, Outcome::Miss).await
                 }
                 Some((Join::Follow(object), _)) => self.serve(get, grant, object).await,
@@ -369,7 +380,8 @@ impl Proxy {
         let Ok(range) = get.object.range.resolve(object.meta().size) else {
             return Ok(answer::unsatisfiable(object.meta(), get.head.target.path()));
         };
-        let Some(mut reader) = Reader::new(&grant, object.clone(), range) else {
+        let rest = get.rest_of(range, object.meta().size);
+        let Some(reader) = Reader::new(&grant, object.clone(), rest) else {
             return self.around_the_cache(get, "granted-otherwise").await;
         };
         if get.is_bodiless() {
@@ -390,7 +402,12 @@ impl Proxy {
                 debts.credit(pod, read);
             }
         });
-        Ok(answer::object(grant, object.meta(), range, get.object, body, outcome, &self.node))
+        let mut answer = answer::object(grant, object.meta(), range, get.object, body, outcome, &self.node);
+        if let Some(rest) = rest.filter(|_| get.skip > 0) {
+            answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(rest.length()));
+            Peers::set_skipped(answer.headers_mut(), get.skip);
+        }
+        Ok(answer)
     }
 
     /// From the gateway itself, since the cache would not do: costs speed, nothing else.

@@ -16,8 +16,12 @@ use lota_tests::{
 
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/cold.rs"]
+mod cold;
 #[path = "e2e/connection.rs"]
 mod connection;
+#[path = "e2e/failover.rs"]
+mod failover;
 #[path = "e2e/http.rs"]
 mod http;
 #[path = "e2e/requests.rs"]
@@ -40,10 +44,14 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 23] = [
+const MORE: [(&str, Test); 27] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
+    ("a far range of a cold object does not wait for what is before it", cold::far_ranges),
+    ("a source that breaks off is asked for the rest", cold::broken_sources),
+    ("an owner that is killed in the middle of an answer is not missed", failover::killed),
+    ("nor is one that hangs", failover::hanging),
     ("requests sent all at once are answered in order", connection::pipelined),
     ("who stands still is let go, who is slow is not", connection::slow),
     ("a client's Lota-* headers are its own business", http::stripped_headers),

@@ -1,20 +1,71 @@
-//! One whole-object fetch into the cache, which any number of readers follow.
+//! One fetch of a whole object into the cache, which any number of readers follow.
+//!
+//! What a reader waits for comes first, the rest meanwhile: by ranges of a part each, several at once while the source
+//! bears it, or by one stream from the object's beginning beside which only what is wanted elsewhere is asked for.
 
-use std::{io, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque, future::Future, io, ops::Range, os::unix::fs::FileExt as _, sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{
+    StreamExt as _,
+    future::BoxFuture,
+    stream::{BoxStream, FuturesUnordered},
+};
 use thiserror::Error;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{sleep, timeout},
+};
 
 use super::{
     Cache, Object,
+    progress::{Index, Progress},
     record::{CHUNK, Record},
     store::{NameId, Part, VersionId},
 };
+use crate::s3::ByteRange;
 
 /// Longest silence of a source.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Ranged requests of one fill at once, for what readers wait for, beside the ordinary ones.
+const URGENT_LANES: usize = 4;
+/// After so many failures in a row, the source is given up.
+const MOST_FAILURES: u32 = 4;
+/// Wait after the first of them; twice as long after the next.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a fill gets bytes.
+pub trait Source: Sync {
+    /// A range of the object, or, if there is none, all of it; in pieces, as they come.
+    fn fetch(
+        &self,
+        range: Option<ByteRange>,
+    ) -> impl Future<Output = Result<BoxStream<'static, Result<Bytes, String>>, SourceError>> + Send;
+}
+
+/// Why a source does not send.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SourceError {
+    /// It has another object, or will not give this one: asking again is of no use.
+    #[error("{0}")]
+    Final(String),
+    /// It may the next time.
+    #[error("{0}")]
+    Passing(String),
+}
+
+/// How to bring an object.
+pub enum How {
+    /// It is arriving from its beginning.
+    Arriving(BoxStream<'static, Result<Bytes, String>>),
+    /// By one stream from its beginning.
+    Stream,
+    /// By ranges, several at once.
+    Parts,
+}
 
 /// The right, and the duty, to bring an object's bytes. Dropped before its end, it leaves nothing behind.
 #[derive(Debug)]
@@ -23,11 +74,8 @@ pub struct Fill {
     id: VersionId,
     name: NameId,
     object: Arc<Object>,
-    progress: watch::Sender<u64>,
+    progress: Arc<Progress>,
     part: Part,
-    pending: BytesMut,
-    written: u64,
-    checksums: Vec<u32>,
     committed: bool,
 }
 
@@ -44,25 +92,23 @@ pub enum FillError {
         /// What it said.
         reason: String,
     },
-    /// The source stopped sending, without ending.
-    #[error("the source sent nothing for {} s after {after} of {size} bytes", PATIENCE.as_secs())]
-    Stalled {
-        /// Bytes that had come.
-        after: u64,
-        /// Bytes that were to come.
-        size: u64,
-    },
-    /// The source sent another number of bytes than the gateway had said.
-    #[error("the source sent {got} bytes of an object of {size}")]
-    Length {
-        /// Bytes that came; or one more than were to come.
-        got: u64,
-        /// Bytes that were to come.
-        size: u64,
-    },
+    /// It said no, or has something else.
+    #[error("the source does not send it: {0}")]
+    Refused(String),
+    /// It sent more bytes than it was asked for.
+    #[error("the source sent more than {0} bytes")]
+    TooLong(u64),
     /// The disk did.
     #[error("cannot write the cache file: {0}")]
     Disk(#[from] io::Error),
+}
+
+/// Chunks that one request is to bring; those that it does not are given back.
+struct Claim {
+    progress: Arc<Progress>,
+    chunks: VecDeque<Index>,
+    /// Most of them at once.
+    part: usize,
 }
 
 impl Fill {
@@ -71,21 +117,10 @@ impl Fill {
         id: VersionId,
         name: NameId,
         object: Arc<Object>,
-        progress: watch::Sender<u64>,
+        progress: Arc<Progress>,
         part: Part,
     ) -> Self {
-        Self {
-            cache,
-            id,
-            name,
-            object,
-            progress,
-            part,
-            pending: BytesMut::new(),
-            written: 0,
-            checksums: Vec::new(),
-            committed: false,
-        }
+        Self { cache, id, name, object, progress, part, committed: false }
     }
 
     /// The object that this fill brings.
@@ -94,82 +129,247 @@ impl Fill {
         self.object.clone()
     }
 
-    /// Brings the whole object from `source`. Returns the number of bytes when it is safe on disk.
+    /// Has it begin with the byte at `position`, if there is one.
+    pub fn begin_at(&self, position: u64) {
+        self.progress.want(position);
+    }
+
+    /// Brings the whole object. Returns the number of bytes when it is safe on disk.
     ///
     /// # Errors
     /// [`FillError`]; nothing of the object stays then, and its readers are told.
-    pub async fn run<E: std::fmt::Display>(
-        mut self,
-        source: impl Stream<Item = Result<Bytes, E>>,
-    ) -> Result<u64, FillError> {
-        let size = self.object.meta().size;
-        let mut source = std::pin::pin!(source);
+    pub async fn run(self, source: &impl Source, how: How) -> Result<u64, FillError> {
+        let mut lanes: FuturesUnordered<BoxFuture<'_, Lane>> = FuturesUnordered::new();
+        let part = usize::try_from(self.cache.plan.part / u64::from(CHUNK)).unwrap_or(1).max(1);
+        let mut streams = !matches!(how, How::Parts);
+        let claim = Claim::first(&self.progress, part);
+        match how {
+            How::Arriving(stream) => lanes.push(Box::pin(self.stream(async { Ok(stream) }, claim))),
+            How::Stream => lanes.push(Box::pin(self.stream(source.fetch(None), claim))),
+            // All of it is one part: asked for as a whole.
+            How::Parts if self.progress.len() <= part => {
+                lanes.push(Box::pin(self.lane(source, claim, 0, None)));
+            }
+            How::Parts => drop(claim),
+        }
+        let requests = self.cache.plan.requests;
+        let (mut most, mut failures) = (requests.min(2), 0);
+        let mut urgent = URGENT_LANES;
         loop {
-            let after = self.written + self.pending.len() as u64;
-            let stalled = |_| FillError::Stalled { after, size };
-            let Some(bytes) = timeout(PATIENCE, source.next()).await.map_err(stalled)? else { break };
-            let bytes =
-                bytes.map_err(|error| FillError::Source { after, size, reason: error.to_string() })?;
-            if after + bytes.len() as u64 > size {
-                return Err(FillError::Length { got: after + bytes.len() as u64, size });
+            let ordinary = if streams { 0 } else { most };
+            while lanes.len() < ordinary + urgent + usize::from(streams) {
+                // Each fill has one request to itself, any more as long as there are seats.
+                let seat = self.cache.lanes.clone().try_acquire_owned().ok();
+                if seat.is_none() && !lanes.is_empty() {
+                    break;
+                }
+                let only_wanted = lanes.len() >= ordinary;
+                let Some(claim) = Claim::next(&self.progress, part, only_wanted) else { break };
+                lanes.push(Box::pin(self.lane(source, claim, failures, seat)));
             }
-            self.pending.extend_from_slice(&bytes);
-            while self.pending.len() >= CHUNK as usize {
-                let chunk = self.pending.split_to(CHUNK as usize).freeze();
-                self.write(chunk).await?;
+            let ended = tokio::select! {
+                ended = lanes.next() => ended,
+                () = self.progress.wanted() => continue,
+            };
+            let Some(Lane { streamed, failures_before, end }) = ended else { break };
+            streams &= !streamed;
+            match end {
+                Ok(()) => (most, failures) = ((most + 1).min(requests), 0),
+                // Those that were under way when one failed have failed with it.
+                Err(FillError::Source { .. }) if failures_before < failures => {}
+                Err(FillError::Source { .. }) if failures + 1 < MOST_FAILURES => {
+                    (most, failures) = ((most / 2).max(1), failures + 1);
+                }
+                // What is wanted comes by the stream, in its time.
+                Err(_) if streams => urgent = 0,
+                Err(error) => return Err(error),
             }
         }
-        if !self.pending.is_empty() {
-            let rest = self.pending.split().freeze();
-            let whole = self.written + rest.len() as u64 == size;
-            if whole {
-                self.write(rest).await?;
-            } else {
-                return Err(FillError::Length { got: self.written + rest.len() as u64, size });
-            }
-        }
-        if self.written != size {
-            return Err(FillError::Length { got: self.written, size });
-        }
-        self.commit().await?;
-        Ok(size)
+        drop(lanes);
+        self.commit().await
     }
 
-    async fn write(&mut self, chunk: Bytes) -> io::Result<()> {
-        let (file, offset) = (self.object.file().clone(), self.written);
-        self.written += chunk.len() as u64;
-        let checksum = tokio::task::spawn_blocking(move || {
-            file.write_all_at(&chunk, offset)?;
-            io::Result::Ok(crc32c::crc32c(&chunk))
+    /// Brings what was claimed, by one ranged request; after so many failures, not at once.
+    async fn lane(
+        &self,
+        source: &impl Source,
+        mut claim: Claim,
+        failures: u32,
+        _seat: Option<OwnedSemaphorePermit>,
+    ) -> Lane {
+        if failures > 0 {
+            sleep(PAUSE * 2u32.pow(failures - 1)).await;
+        }
+        let bring = async {
+            let chunks = claim.span();
+            let range = self.progress.bytes(chunks.clone());
+            let whole = range.start == 0 && range.end == self.object.meta().size;
+            let stream = source.fetch(Some(range).filter(|_| !whole)).await;
+            self.bring(self.begun(stream)?, chunks, &mut claim, false).await
+        };
+        Lane { streamed: false, failures_before: failures, end: bring.await }
+    }
+
+    /// Brings everything that others do not, from the beginning on.
+    async fn stream(
+        &self,
+        stream: impl Future<Output = Result<BoxStream<'static, Result<Bytes, String>>, SourceError>>,
+        mut claim: Claim,
+    ) -> Lane {
+        let bring = async {
+            let stream = self.begun(stream.await)?;
+            self.bring(stream, 0..self.progress.len(), &mut claim, true).await
+        };
+        Lane { streamed: true, failures_before: 0, end: bring.await }
+    }
+
+    fn begun<S>(&self, stream: Result<S, SourceError>) -> Result<S, FillError> {
+        stream.map_err(|error| match error {
+            SourceError::Final(why) => FillError::Refused(why),
+            SourceError::Passing(why) => self.broke_off(why),
         })
-        .await
-        .map_err(io::Error::other)??;
-        self.checksums.push(checksum);
-        self.progress.send_replace(self.written);
+    }
+
+    fn broke_off(&self, reason: String) -> FillError {
+        FillError::Source { after: self.progress.so_far(), size: self.object.meta().size, reason }
+    }
+
+    /// Takes the bytes of these chunks from a stream. Those that another was to bring are kept, too: it may fail yet.
+    async fn bring(
+        &self,
+        mut stream: BoxStream<'static, Result<Bytes, String>>,
+        chunks: Range<Index>,
+        claim: &mut Claim,
+        claims_more: bool,
+    ) -> Result<(), FillError> {
+        let all = self.progress.bytes(chunks.clone());
+        let mut pending = BytesMut::new();
+        for chunk in chunks {
+            if claims_more {
+                claim.extend(chunk);
+            }
+            let ByteRange { start, end } = self.progress.bytes(chunk..chunk + 1);
+            let length = usize::try_from(end - start).unwrap_or(usize::MAX);
+            while pending.len() < length {
+                let piece = self.piece(&mut stream).await?;
+                let piece = piece.ok_or_else(|| self.broke_off("it ended".into()))?;
+                pending.extend_from_slice(&piece);
+            }
+            if end == all.end && pending.len() > length {
+                return Err(FillError::TooLong(all.length()));
+            }
+            let bytes = pending.split_to(length).freeze();
+            if !self.progress.is_there(chunk) {
+                self.write(chunk, start, bytes).await?;
+            }
+            claim.passed(chunk);
+        }
+        match self.piece(&mut stream).await? {
+            None if pending.is_empty() => Ok(()),
+            _ => Err(FillError::TooLong(all.length())),
+        }
+    }
+
+    /// The next bytes of a stream, which are some; `None` at its end.
+    async fn piece(
+        &self,
+        stream: &mut BoxStream<'static, Result<Bytes, String>>,
+    ) -> Result<Option<Bytes>, FillError> {
+        loop {
+            let silent = |_| self.broke_off(format!("nothing came for {} s", PATIENCE.as_secs()));
+            match timeout(PATIENCE, stream.next()).await.map_err(silent)? {
+                Some(Ok(piece)) if piece.is_empty() => {}
+                Some(Ok(piece)) => return Ok(Some(piece)),
+                Some(Err(reason)) => return Err(self.broke_off(reason)),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    async fn write(&self, chunk: Index, offset: u64, bytes: Bytes) -> io::Result<()> {
+        let file = self.object.file().clone();
+        let checksum = tokio::task::spawn_blocking(move || {
+            file.write_all_at(&bytes, offset)?;
+            io::Result::Ok(crc32c::crc32c(&bytes))
+        });
+        self.progress.arrived(chunk, checksum.await.map_err(io::Error::other)??);
         Ok(())
     }
 
-    async fn commit(mut self) -> io::Result<()> {
+    async fn commit(mut self) -> Result<u64, FillError> {
         if self.cache.is_handed_over() {
-            return Err(io::Error::other("another daemon has the cache now; its readers had it all"));
+            return Err(io::Error::other("another daemon has the cache now; its readers had it all").into());
         }
-        let checksums = std::mem::take(&mut self.checksums);
+        let checksums = self.progress.checksums();
+        let checksums = checksums.ok_or_else(|| self.broke_off("not all of it was brought".into()))?;
         let record = Record { meta: self.object.meta().clone(), checksums };
         let (store, id, part) = (self.cache.store.clone(), self.id, self.part.clone());
-        tokio::task::spawn_blocking(move || store.commit(&id, &part, &record))
-            .await
-            .map_err(io::Error::other)??;
+        let committed = tokio::task::spawn_blocking(move || store.commit(&id, &part, &record));
+        committed.await.map_err(io::Error::other)??;
         self.committed = true;
         self.cache.fill_committed(self.id, self.name, &self.object);
-        Ok(())
+        Ok(self.object.meta().size)
     }
 }
 
 impl Drop for Fill {
     fn drop(&mut self) {
+        // Readers of what did not come are told.
+        self.progress.end();
         if !self.committed {
-            // The sender goes with this: readers of what did not come are told.
             self.cache.fill_abandoned(self.id, self.name, self.object.meta().size);
         }
     }
 }
+
+/// How one request ended.
+struct Lane {
+    /// Was it the stream from the beginning?
+    streamed: bool,
+    /// Failures in a row when it began.
+    failures_before: u32,
+    end: Result<(), FillError>,
+}
+
+impl Claim {
+    /// The first part.
+    fn first(progress: &Arc<Progress>, part: usize) -> Self {
+        let mut claim = Self { progress: progress.clone(), chunks: VecDeque::new(), part };
+        claim.extend(0);
+        claim
+    }
+
+    /// A part of what is missing: what readers wait for first, or nothing but that.
+    fn next(progress: &Arc<Progress>, part: usize, only_wanted: bool) -> Option<Self> {
+        let chunks = progress.claim(part, only_wanted)?;
+        Some(Self { progress: progress.clone(), chunks: chunks.collect(), part })
+    }
+
+    /// Claims what is missing of a part from `chunk` on.
+    fn extend(&mut self, chunk: Index) {
+        let after = self.chunks.back().map_or(chunk, |last| last + 1);
+        self.chunks.extend(self.progress.claim_in(after.max(chunk)..chunk + self.part));
+    }
+
+    fn span(&self) -> Range<Index> {
+        let first = self.chunks.front().copied().unwrap_or_default();
+        first..first + self.chunks.len()
+    }
+
+    /// This chunk is there.
+    fn passed(&mut self, chunk: Index) {
+        self.chunks.pop_front_if(|next| *next == chunk);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if !self.chunks.is_empty() {
+            self.progress.give_back(self.chunks.iter().copied());
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "fill_tests.rs"]
+mod tests;

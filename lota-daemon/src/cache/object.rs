@@ -5,8 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use tokio::sync::watch;
-
+use super::{progress::Progress, reader::Broken};
 use crate::s3::ObjectMeta;
 
 /// An object in the cache. It stays readable for whoever holds it, even when evicted.
@@ -16,21 +15,17 @@ pub struct Object {
     /// The same with checksums, if they were told later.
     told: OnceLock<ObjectMeta>,
     file: Arc<File>,
-    /// So many bytes from the start are there, with their checksums recorded.
-    progress: watch::Receiver<u64>,
+    /// Of an object that grows, or did when it was first met.
+    progress: Option<Arc<Progress>>,
 }
 
 impl Object {
     pub(super) fn complete(meta: ObjectMeta, file: File) -> Self {
-        let (_, progress) = watch::channel(meta.size);
-        Self { meta, told: OnceLock::new(), file: Arc::new(file), progress }
+        Self { meta, told: OnceLock::new(), file: Arc::new(file), progress: None }
     }
 
-    /// A growing object, and where its growth is told. A sender dropped before the end means that nothing
-    /// more will come.
-    pub(super) fn filling(meta: ObjectMeta, file: Arc<File>) -> (Self, watch::Sender<u64>) {
-        let (sender, progress) = watch::channel(0);
-        (Self { meta, told: OnceLock::new(), file, progress }, sender)
+    pub(super) fn filling(meta: ObjectMeta, file: Arc<File>, progress: Arc<Progress>) -> Self {
+        Self { meta, told: OnceLock::new(), file, progress: Some(progress) }
     }
 
     /// What it is.
@@ -49,14 +44,18 @@ impl Object {
     /// Is all of it here?
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        *self.progress.borrow() == self.meta.size
+        self.progress.as_ref().is_none_or(|progress| progress.is_whole())
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    pub(super) fn progress(&self) -> watch::Receiver<u64> {
-        self.progress.clone()
+    /// Where the bytes end that are here from `position` on; waits for the first of them.
+    pub(super) async fn available(&self, position: u64) -> Result<u64, Broken> {
+        match &self.progress {
+            Some(progress) => progress.available(position).await,
+            None => Ok(self.meta.size),
+        }
     }
 }

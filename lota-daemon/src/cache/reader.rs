@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use thiserror::Error;
-use tokio::sync::watch;
 
 use super::Object;
 use crate::{
@@ -21,7 +20,6 @@ pub struct Broken;
 #[derive(Debug)]
 pub struct Reader {
     object: Arc<Object>,
-    progress: watch::Receiver<u64>,
     position: u64,
     end: u64,
 }
@@ -35,16 +33,15 @@ impl Reader {
             return None;
         }
         let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: object.meta().size });
-        let progress = object.progress();
-        Some(Self { object, progress, position: start, end })
+        Some(Self { object, position: start, end })
     }
 
     /// Waits until the next byte is there, if there is to be one.
     ///
     /// # Errors
     /// [`Broken`] if it never will be.
-    pub async fn ready(&mut self) -> Result<(), Broken> {
-        if self.position < self.end { self.available().await.map(|_| ()) } else { Ok(()) }
+    pub async fn ready(&self) -> Result<(), Broken> {
+        if self.position < self.end { self.object.available(self.position).await.map(|_| ()) } else { Ok(()) }
     }
 
     /// The next piece, or `None` at the end.
@@ -55,7 +52,7 @@ impl Reader {
         if self.position == self.end {
             return Ok(None);
         }
-        let available = self.available().await?;
+        let available = self.object.available(self.position).await?;
         let length = (available.min(self.end) - self.position).min(MAX_SLICE as u64);
         let slice = FileSlice {
             file: self.object.file().clone(),
@@ -64,11 +61,5 @@ impl Reader {
         };
         self.position += length;
         Ok(Some(slice))
-    }
-
-    async fn available(&mut self) -> Result<u64, Broken> {
-        let position = self.position;
-        // What a sender that is gone said last still counts; nothing more will come.
-        self.progress.wait_for(|bytes| *bytes > position).await.map(|bytes| *bytes).map_err(|_| Broken)
     }
 }

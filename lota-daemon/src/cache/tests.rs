@@ -1,6 +1,10 @@
 use std::{fs, os::unix::fs::FileExt as _};
 
-use futures_util::{StreamExt as _, stream};
+use bytes::Bytes;
+use futures_util::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use hyper::HeaderMap;
 use tempfile::TempDir;
 
@@ -12,8 +16,12 @@ use crate::{
 
 const MIB: u64 = 1 << 20;
 
+fn plan(capacity: u64) -> Plan {
+    Plan { capacity, min_free: 0, fills: 100, requests: 4, part: 8 * MIB }
+}
+
 fn open(folder: &TempDir, capacity: u64) -> Arc<Cache> {
-    Arc::new(Cache::open(folder.path(), "http://gateway", capacity, 0, 100, None).unwrap())
+    Arc::new(Cache::open(folder.path(), "http://gateway", plan(capacity), None).unwrap())
 }
 
 fn name(key: &str) -> ObjectName {
@@ -34,9 +42,25 @@ fn content(seed: u64, size: u64) -> Vec<u8> {
     (0..size).map(|index| ((index * 31 + seed) % 253) as u8).collect()
 }
 
-fn pieces(content: &[u8]) -> impl futures_util::Stream<Item = Result<bytes::Bytes, io::Error>> {
-    let pieces: Vec<_> = content.chunks(70_000).map(bytes::Bytes::copy_from_slice).map(Ok).collect();
-    stream::iter(pieces)
+fn pieces(content: &[u8]) -> Pieces {
+    let pieces: Vec<_> = content.chunks(70_000).map(Bytes::copy_from_slice).map(Ok).collect();
+    stream::iter(pieces).boxed()
+}
+
+type Pieces = BoxStream<'static, Result<Bytes, String>>;
+
+/// Nothing but what is arriving.
+struct NoSource;
+
+impl Source for NoSource {
+    async fn fetch(&self, _: Option<ByteRange>) -> Result<Pieces, SourceError> {
+        Err(SourceError::Final("there is no other source".into()))
+    }
+}
+
+/// Brings an object by these bytes, which may be too few or too many.
+async fn arrive(fill: Fill, content: &[u8]) -> Result<u64, FillError> {
+    fill.run(&NoSource, How::Arriving(pieces(content))).await
 }
 
 async fn lead(cache: &Arc<Cache>, meta: &ObjectMeta) -> Fill {
@@ -48,7 +72,7 @@ async fn lead(cache: &Arc<Cache>, meta: &ObjectMeta) -> Fill {
 
 async fn put(cache: &Arc<Cache>, key: &str, etag: &str, size: u64) {
     let fill = lead(cache, &meta(key, etag, size)).await;
-    fill.run(pieces(&content(size, size))).await.unwrap();
+    arrive(fill, &content(size, size)).await.unwrap();
 }
 
 async fn read(object: Arc<Object>, range: Option<ByteRange>) -> Result<Vec<u8>, Broken> {
@@ -97,7 +121,7 @@ async fn a_restart_finds_what_was_complete_and_sweeps_the_rest() {
     let fill = lead(&cache, &meta("half", "e", 2 * MIB)).await;
     std::mem::forget(fill);
     drop(cache);
-    let locked = Cache::open(folder.path(), "http://gateway", 100 * MIB, 0, 100, None);
+    let locked = Cache::open(folder.path(), "http://gateway", plan(100 * MIB), None);
     assert!(locked.unwrap_err().to_string().contains("another daemon"), "the lost fill still holds the lock");
     let image = TempDir::new().unwrap();
     let copied =
@@ -158,14 +182,14 @@ async fn readers_follow_a_growing_object_and_learn_of_its_end() {
     };
     assert!(!joined.is_complete());
     let late = tokio::spawn(read(joined, Some(ByteRange { start: 2 * MIB, end: 3 * MIB })));
-    fill.run(pieces(&whole)).await.unwrap();
+    arrive(fill, &whole).await.unwrap();
     assert!(early.await.unwrap().unwrap() == whole);
     assert!(late.await.unwrap().unwrap() == whole[at(2 * MIB)..]);
 
     for (sent, size) in [(MIB + 5, 2 * MIB), (0, 1), (0, MIB), (2 * MIB + 1, 2 * MIB)] {
         let fill = lead(&cache, &meta("broken", "e", size)).await;
         let reader = tokio::spawn(read(fill.object(), None));
-        fill.run(pieces(&content(0, sent))).await.unwrap_err();
+        arrive(fill, &content(0, sent)).await.unwrap_err();
         assert_eq!(reader.await.unwrap(), Err(Broken), "{sent} of {size}");
         assert!(cache.find(&name("broken")).await.is_none());
     }
@@ -182,8 +206,9 @@ async fn a_source_that_falls_silent_is_given_up() {
     let cache = open(&folder, 100 * MIB);
     let fill = lead(&cache, &meta("k", "e", MIB)).await;
     let reader = tokio::spawn(read(fill.object(), None));
-    let error = fill.run(pieces(&content(0, 10)).chain(stream::pending())).await.unwrap_err();
-    assert!(error.to_string().contains("after 10 of"), "{error}");
+    let silent = How::Arriving(pieces(&content(0, 10)).chain(stream::pending()).boxed());
+    let error = fill.run(&NoSource, silent).await.unwrap_err();
+    assert!(error.to_string().contains("no other source"), "{error}");
     assert_eq!(reader.await.unwrap(), Err(Broken));
 }
 
@@ -219,7 +244,8 @@ async fn the_least_recently_used_goes_and_stays_readable_to_its_end() {
 #[tokio::test]
 async fn a_full_disk_is_no_room() {
     let folder = TempDir::new().unwrap();
-    let cache = Arc::new(Cache::open(folder.path(), "g", u64::MAX, u64::MAX, 100, None).unwrap());
+    let full = Plan { min_free: u64::MAX, ..plan(u64::MAX) };
+    let cache = Arc::new(Cache::open(folder.path(), "g", full, None).unwrap());
     let NoRoom(why) = cache.begin_fill(&meta("k", "e", MIB)).await.unwrap_err();
     assert!(why.contains("must stay"), "{why}");
     assert_eq!((cache.usage(), files_in(&folder)), (Usage::default(), 0));
@@ -294,13 +320,13 @@ async fn whatever_happens_at_once_a_reader_gets_the_bytes_of_its_version() {
                     1 => {
                         // Abandoned in its middle.
                         if let Ok(Join::Lead(fill)) = cache.begin_fill(&meta).await {
-                            let _ = fill.run(pieces(&content(seed, size / 2))).await;
+                            let _ = arrive(fill, &content(seed, size / 2)).await;
                         }
                     }
                     _ => match cache.begin_fill(&meta).await {
                         Ok(Join::Lead(fill)) => {
                             let reader = tokio::spawn(read(fill.object(), None));
-                            fill.run(pieces(&content(seed, size))).await.unwrap();
+                            arrive(fill, &content(seed, size)).await.unwrap();
                             assert!(reader.await.unwrap().unwrap() == content(seed, size));
                         }
                         Ok(Join::Follow(object)) => {

@@ -66,6 +66,8 @@ fn bad_values_say_what_they_should_be() {
         ("[cache]", "[limits]\nconnections = 0\n[cache]", "limits.connections"),
         ("[cache]", "[limits]\nconnections_per_pod = 0\n[cache]", "limits.connections_per_pod"),
         ("[cache]", "[limits]\nfills = 0\n[cache]", "limits.fills"),
+        ("[cache]", "[fill]\nrequests = 0\n[cache]", "fill.requests"),
+        ("[cache]", "[fill]\npart = \"1KiB\"\n[cache]", "fill.part"),
         ("[cache]", "[limits]\nidle_seconds = 0\n[cache]", "limits.idle_seconds"),
         ("[cache]", "[limits]\nidle_seconds = 9000000\n[cache]", "limits.idle_seconds"),
         ("[cache]", "[limits]\nhead = \"1KiB\"\n[cache]", "limits.head"),

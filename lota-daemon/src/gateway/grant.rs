@@ -13,7 +13,7 @@ pub struct Grant {
 }
 
 /// The right to fetch a whole object for the cache. It says nothing about who may be served.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum FillAuthority {
     /// A place the gateway pointed to, which carries its own authority.
     Direct(DirectPath),

@@ -1,18 +1,21 @@
 //! Beginning fills, and seeing them through.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use http_body_util::BodyStream;
-use hyper::{Response, body::Incoming};
+use hyper::{Response, StatusCode, body::Incoming};
 use tokio::sync::oneshot;
 
 use super::{Proxy, debts::Charge, get::Get};
 use crate::{
-    cache::{Fill, Join, NoRoom, Object},
-    gateway::FillAuthority,
+    backend::FetchError,
+    cache::{Fill, How, Join, NoRoom, Object, Source, SourceError},
+    gateway::{Answer, DirectPath, FillAuthority},
+    http::{Head, upstream::chain},
     metrics::{FillLabels, Outcome},
-    s3::ObjectMeta,
+    s3::{ByteRange, ObjectMeta},
 };
 
 impl Proxy {
@@ -47,62 +50,186 @@ impl Proxy {
             (Join::Follow(object), _) => return Some((object, Outcome::Fill)),
         };
         let object = fill.object();
-        let (proxy, meta, client) = (self.clone(), meta.clone(), get.head.clone());
+        if let Ok(Some(range)) = get.object.range.resolve(meta.size) {
+            fill.begin_at(range.start);
+        }
+        // A client's own request is good for a quarter of an hour only: one that has begun goes on to its end.
+        let how = match authority {
+            FillAuthority::Own | FillAuthority::Direct(_) if meta.size > 0 => How::Parts,
+            _ => How::Stream,
+        };
+        let (agree, agreed) = oneshot::channel();
+        let supply = Supply::new(self, get, object.clone(), authority, Some(agree));
+        // A task of its own from the first: others may wait for it when this client is gone.
+        tokio::spawn(supply.see_through(fill, how, charge));
+        agreed.await.ok().map(|()| (object, Outcome::Miss))
+    }
+
+    /// Fills with what is arriving from the gateway.
+    pub(super) fn fill_with(
+        self: &Arc<Self>,
+        get: &Get<'_>,
+        fill: Fill,
+        arriving: Response<Incoming>,
+        charge: Charge,
+    ) {
+        let authority = match self.backend.has_own_credential() {
+            true => FillAuthority::Own,
+            false => FillAuthority::Client,
+        };
+        let how = How::Arriving(bytes_of(arriving));
+        let supply = Supply::new(self, get, fill.object(), authority, None);
+        tokio::spawn(supply.see_through(fill, how, charge));
+    }
+}
+
+/// Where a fill's bytes come from, and by what right.
+struct Supply {
+    proxy: Arc<Proxy>,
+    object: Arc<Object>,
+    authority: Mutex<FillAuthority>,
+    renewing: tokio::sync::Mutex<()>,
+    client: Head,
+    /// Do answers for the whole object tell its checksums?
+    tells_checksums: bool,
+    /// Told when the source has sent something.
+    agree: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+impl Supply {
+    fn new(
+        proxy: &Arc<Proxy>,
+        get: &Get<'_>,
+        object: Arc<Object>,
+        authority: FillAuthority,
+        agree: Option<oneshot::Sender<()>>,
+    ) -> Self {
         let tells_checksums = match &authority {
             FillAuthority::Own => true,
             FillAuthority::Client => get.object.wants_checksums,
             FillAuthority::Direct(_) => false,
         };
-        let (agree, agreed) = oneshot::channel();
-        // A task of its own from the first: others may wait for it when this client is gone.
-        tokio::spawn(async move {
-            match proxy.backend.fetch(&authority, &meta, None, &client).await {
-                Ok(source) => {
-                    if tells_checksums {
-                        let told = meta.clone().with_checksums(source.headers());
-                        fill.object().learn_checksums(&told);
-                    }
-                    let _ = agree.send(());
-                    proxy.see_through(fill, source, &authority, charge).await;
-                }
-                Err(error) => {
-                    let object = &meta.version.name;
-                    tracing::warn!(%object, ?authority, %error, "no fill; passing through uncached");
-                    proxy.uncached("fill-refused");
-                }
-            }
-        });
-        agreed.await.ok().map(|()| (object, Outcome::Miss))
+        Self {
+            proxy: proxy.clone(),
+            object,
+            authority: Mutex::new(authority),
+            renewing: tokio::sync::Mutex::default(),
+            client: get.head.clone(),
+            tells_checksums,
+            agree: Mutex::new(agree),
+        }
     }
 
     /// Sees a fill through, whoever still wants it.
-    pub(super) async fn see_through(
-        &self,
-        fill: Fill,
-        source: Response<Incoming>,
-        authority: &FillAuthority,
-        charge: Charge,
-    ) {
-        let authority = match authority {
-            FillAuthority::Direct(_) => "direct",
-            FillAuthority::Own => "own",
-            FillAuthority::Client => "client",
+    async fn see_through(self, fill: Fill, how: How, charge: Charge) {
+        let proxy = self.proxy.clone();
+        let authority = match (&how, &*lock(&self.authority)) {
+            (How::Arriving(_), _) | (_, FillAuthority::Client) => "client",
+            (_, FillAuthority::Direct(_)) => "direct",
+            (_, FillAuthority::Own) => "own",
         };
-        let name = fill.object().meta().version.name.clone();
-        let source = BodyStream::new(source.into_body())
-            .try_filter_map(async |frame| Ok(frame.into_data().ok()))
-            .boxed();
-        let end = match fill.run(source).await {
+        let name = &self.object.meta().version.name;
+        let end = match fill.run(&self, how).await {
             Ok(bytes) => {
-                self.metrics.fill_bytes.inc_by(bytes);
+                proxy.metrics.fill_bytes.inc_by(bytes);
                 charge.keep();
                 "complete"
+            }
+            Err(error) if lock(&self.agree).is_some() => {
+                tracing::warn!(object = %name, authority, %error, "no fill; passing through uncached");
+                proxy.uncached("fill-refused");
+                return;
             }
             Err(error) => {
                 tracing::warn!(object = %name, authority, %error, "fill broke off");
                 "broken"
             }
         };
-        self.metrics.fills.get_or_create(&FillLabels { authority, end }).inc();
+        proxy.metrics.fills.get_or_create(&FillLabels { authority, end }).inc();
     }
+
+    /// Answers for ranges do not tell the checksums of the whole.
+    fn learn_checksums(&self) {
+        let (proxy, object) = (self.proxy.clone(), self.object.clone());
+        if self.tells_checksums && proxy.backend.has_own_credential() && !object.meta().checksums_known {
+            tokio::spawn(async move {
+                if let Ok(told) = proxy.backend.tell(object.meta()).await {
+                    object.learn_checksums(&told);
+                }
+            });
+        }
+    }
+
+    async fn ask(&self, range: Option<ByteRange>) -> Result<Response<Incoming>, FetchError> {
+        let (meta, authority) = (self.object.meta(), lock(&self.authority).clone());
+        let asked = self.proxy.backend.fetch(&authority, meta, range, &self.client).await;
+        match (&authority, &asked) {
+            // It has expired, perhaps, in a long fill.
+            (FillAuthority::Direct(used), Err(FetchError::Status(StatusCode::FORBIDDEN)))
+                if self.has_agreed() =>
+            {
+                match self.renewed(used).await {
+                    Some(authority) => self.proxy.backend.fetch(&authority, meta, range, &self.client).await,
+                    None => asked,
+                }
+            }
+            _ => asked,
+        }
+    }
+
+    /// A direct path instead of the one that was `used`; one for all who used it.
+    async fn renewed(&self, used: &DirectPath) -> Option<FillAuthority> {
+        let _one = self.renewing.lock().await;
+        match &*lock(&self.authority) {
+            FillAuthority::Direct(path) if path.uri() == used.uri() => {}
+            renewed => return Some(renewed.clone()),
+        }
+        let version = &self.object.meta().version;
+        match self.proxy.gateway.authorize(&self.client, &version.name, None).await {
+            Ok(Answer::Direct(_, told, path)) if told.version == *version => {
+                *lock(&self.authority) = FillAuthority::Direct(path.clone());
+                Some(FillAuthority::Direct(path))
+            }
+            _ => None,
+        }
+    }
+
+    /// Has the source sent something already?
+    fn has_agreed(&self) -> bool {
+        lock(&self.agree).is_none()
+    }
+}
+
+impl Source for Supply {
+    async fn fetch(
+        &self,
+        range: Option<ByteRange>,
+    ) -> Result<BoxStream<'static, Result<Bytes, String>>, SourceError> {
+        // Who waits for its word has another way.
+        let answer =
+            self.ask(range).await.map_err(|error| match error.is_passing() && self.has_agreed() {
+                true => SourceError::Passing(error.to_string()),
+                false => SourceError::Final(error.to_string()),
+            })?;
+        if range.is_none() && self.tells_checksums {
+            let told = self.object.meta().clone().with_checksums(answer.headers());
+            self.object.learn_checksums(&told);
+        }
+        if let Some(agree) = lock(&self.agree).take() {
+            let _ = agree.send(());
+            if range.is_some() {
+                self.learn_checksums();
+            }
+        }
+        Ok(bytes_of(answer))
+    }
+}
+
+fn bytes_of(answer: Response<Incoming>) -> BoxStream<'static, Result<Bytes, String>> {
+    let frames = BodyStream::new(answer.into_body());
+    frames.map_err(|error| chain(&error)).try_filter_map(async |frame| Ok(frame.into_data().ok())).boxed()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

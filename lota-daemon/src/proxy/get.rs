@@ -7,7 +7,7 @@ use hyper::Method;
 use crate::{
     cache::{Lead, Object},
     http::{FileSlices, Head},
-    s3::{GetObject, RangeRequest, Unsatisfiable},
+    s3::{ByteRange, GetObject, RangeRequest, Unsatisfiable},
 };
 
 /// A GET on its way; or a HEAD that asks to have an object brought into the cache.
@@ -20,13 +20,15 @@ pub(super) struct Get<'a> {
     pub(super) object: &'a GetObject,
     /// Where the bytes of its answer are queued.
     pub(super) slices: &'a FileSlices,
+    /// Bytes of its answer that the client has already.
+    pub(super) skip: u64,
     /// Held while this request asks about an object that nobody here knows.
     pub(super) lead: Option<Lead>,
 }
 
 impl<'a> Get<'a> {
     pub(super) fn new(pod: IpAddr, head: &'a Head, object: &'a GetObject, slices: &'a FileSlices) -> Self {
-        Self { pod, head, object, slices, lead: None }
+        Self { pod, head, object, slices, skip: 0, lead: None }
     }
 
     /// Does it ask for checksums of the whole object that nobody has told yet?
@@ -44,6 +46,15 @@ impl<'a> Get<'a> {
             Ok(Some(range)) => size - range.length(),
             Err(Unsatisfiable) => size,
         }
+    }
+
+    /// What of this range the client does not have yet.
+    pub(super) fn rest_of(&self, range: Option<ByteRange>, size: u64) -> Option<ByteRange> {
+        if self.skip == 0 {
+            return range;
+        }
+        let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: size });
+        Some(ByteRange { start: start.saturating_add(self.skip).min(end), end })
     }
 
     /// Are there no bytes to send, since it is a HEAD?

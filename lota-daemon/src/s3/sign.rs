@@ -44,16 +44,21 @@ impl Signer {
         Self { credentials, region: region.to_owned() }
     }
 
-    /// A signed GET of the whole object, in path style.
+    /// A signed GET or HEAD of the whole object, in path style; its checksums are asked for, too.
     ///
     /// # Errors
     /// If endpoint and name make no URL.
-    pub fn get(&self, endpoint: &Origin, name: &ObjectName) -> Result<Request<()>, String> {
+    pub fn object(
+        &self,
+        method: Method,
+        endpoint: &Origin,
+        name: &ObjectName,
+    ) -> Result<Request<()>, String> {
         let mut target = path(name.bucket.as_str(), name.key.as_str());
         if let Some(version) = &name.version_id {
             target.push_str(&format!("?versionId={}", utf8_percent_encode(version, QUERY)));
         }
-        self.request(Method::GET, endpoint, &target, &[CHECKSUM_MODE])
+        self.request(method, endpoint, &target, &[CHECKSUM_MODE])
     }
 
     /// A signed request without a body; path and query are in the form that SigV4 wants.
@@ -166,7 +171,7 @@ mod tests {
             ("//x", "/b///x"),
         ] {
             let name = ObjectName::from_parts("b", key, None).unwrap();
-            let request = signer.get(&origin, &name).unwrap();
+            let request = signer.object(Method::GET, &origin, &name).unwrap();
             assert_eq!(request.uri().path(), path);
             let authorization = request.headers()["authorization"].to_str().unwrap();
             assert!(

@@ -1,0 +1,99 @@
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test]
+async fn what_is_waited_for_comes_first() {
+    let progress = Arc::new(Progress::new(20 * MIB + 1));
+    assert_eq!(progress.claim(4, true), None, "nobody waits for anything");
+    let waiting = |position| {
+        let progress = progress.clone();
+        tokio::spawn(async move { progress.available(position).await })
+    };
+    let (late, early) = (waiting(12 * MIB + 5), waiting(3));
+    progress.wanted().await;
+    tokio::task::yield_now().await;
+    assert_eq!(progress.claim(4, true), Some(12..16));
+    assert_eq!(progress.claim(4, true), Some(0..4));
+    assert_eq!(progress.claim(4, true), None);
+    assert_eq!(progress.claim(100, false), Some(4..12), "up to what others bring");
+    assert_eq!(progress.claim(100, false), Some(16..21));
+    assert_eq!(progress.claim(100, false), None);
+    progress.arrived(0, 1);
+    assert_eq!(early.await.unwrap(), Ok(MIB));
+    progress.arrived(13, 1);
+    progress.arrived(12, 1);
+    assert_eq!(late.await.unwrap(), Ok(14 * MIB));
+    progress.arrived(20, 1);
+    assert_eq!(progress.available(20 * MIB).await, Ok(20 * MIB + 1));
+    progress.end();
+    assert_eq!(progress.available(5 * MIB).await, Err(Broken));
+    assert_eq!(progress.available(12 * MIB).await, Ok(14 * MIB), "what has come is there");
+}
+
+#[tokio::test]
+async fn what_is_given_back_is_asked_for_again() {
+    let progress = Arc::new(Progress::new(4 * MIB));
+    assert_eq!(progress.claim(4, false), Some(0..4));
+    let reader = tokio::spawn({
+        let progress = progress.clone();
+        async move { progress.available(2 * MIB).await }
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(progress.claim(4, true), None, "it is on its way");
+    progress.arrived(0, 7);
+    progress.give_back(1..4);
+    progress.wanted().await;
+    assert_eq!(progress.claim(1, true), Some(2..3));
+    progress.arrived(2, 9);
+    assert_eq!(reader.await.unwrap(), Ok(3 * MIB));
+    assert_eq!(progress.checksums(), None);
+    assert_eq!(progress.claim(4, false), Some(1..2));
+    assert_eq!(progress.claim_in(0..9), vec![3]);
+}
+
+proptest! {
+    /// Whoever claims, brings, gives back: no chunk is ever two's, and in the end all are there.
+    #[test]
+    fn every_chunk_is_brought_by_one(size in 0..40 * MIB, steps in proptest::collection::vec((0..4u8, 0..45usize), 0..200)) {
+        let progress = Progress::new(size);
+        let mut mine: Vec<Index> = Vec::new();
+        let mut there = 0;
+        for (step, at) in steps {
+            let claimed: Vec<Index> = match step {
+                0 => progress.claim(at % 7 + 1, false).into_iter().flatten().collect(),
+                1 => progress.claim_in(at..at + 3),
+                2 => {
+                    progress.want(at as u64 * MIB);
+                    progress.claim(2, true).into_iter().flatten().collect()
+                }
+                _ => Vec::new(),
+            };
+            for chunk in &claimed {
+                prop_assert!(!mine.contains(chunk), "{chunk} is two's");
+            }
+            mine.extend(claimed);
+            if step == 3 && !mine.is_empty() {
+                let chunk = mine.swap_remove(at % mine.len());
+                if at % 3 == 0 {
+                    progress.give_back([chunk].into_iter());
+                } else {
+                    progress.arrived(chunk, 0);
+                    there += 1;
+                }
+            }
+            prop_assert_eq!(progress.state().there, there);
+        }
+        mine.into_iter().for_each(|chunk| progress.arrived(chunk, 0));
+        while let Some(chunks) = progress.claim(3, false) {
+            chunks.for_each(|chunk| progress.arrived(chunk, 0));
+        }
+        prop_assert!(progress.is_whole());
+        prop_assert_eq!(progress.so_far(), size);
+        prop_assert_eq!(progress.checksums().map(|all| all.len() as u64), Some(size.div_ceil(MIB)));
+    }
+}

@@ -1,0 +1,92 @@
+//! Cold objects behind a slow backend: what is asked for comes first.
+
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
+use lota_tests::{
+    lab::{Relay, Style},
+    tour::{MIB, Tour, wait_until},
+};
+use serde_json::json;
+
+const SIZE: u64 = 64 * MIB;
+/// Bytes a second of each connection to the backend, so that a whole object takes seconds.
+const SLOW: u64 = MIB;
+/// What may have been under way in sockets when a connection was dropped.
+const SOCKET_BUFFERS: u64 = 10 * MIB;
+
+pub(crate) fn far_ranges(tour: &mut Tour) -> Result<()> {
+    let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
+    // Until a gateway has been tried, reads are proxied.
+    client.put_and_hit(&pod, "cold-trial", 40)?;
+    client.put(&pod, "cold", 151, SIZE)?;
+    let before = tour.fetched();
+    tour.backend.set_rate(SLOW);
+    let asked = (|| {
+        // From the end, from the middle, and from where nobody has been: none waits for what is before it.
+        for first in [60 * MIB + 5, 30 * MIB, 45 * MIB] {
+            let range = format!("bytes={first}-{}", first + 999);
+            let got = client.get_with(&pod, "cold", json!({ "range": range }))?;
+            let expected = client.digest(&pod, 151, SIZE, first, first + 1000)?;
+            ensure!(got.status == 206 && got.sha256 == expected, "{range}: {} or other bytes", got.status);
+            ensure!(tour.holders("cold")?.is_empty(), "{range} came only when all had come");
+        }
+        Ok(())
+    })();
+    tour.backend.set_rate(0);
+    asked?;
+    tour.wait_cached("cold")?;
+    let fetched = tour.fetched() - before;
+    ensure!((SIZE..=SIZE + SOCKET_BUFFERS).contains(&fetched), "{fetched} bytes were fetched of {SIZE}");
+    Ok(())
+}
+
+/// The connections by which an object comes break off, again and again: its reader does not notice.
+pub(crate) fn broken_sources(tour: &mut Tour) -> Result<()> {
+    breaking_off(tour, "cut/stream", "")?;
+    // Begun by a range, it comes in parts.
+    breaking_off(tour, "cut/parts", "bytes=0-0")
+}
+
+fn breaking_off(tour: &Tour, key: &str, first: &str) -> Result<()> {
+    let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
+    let put = client.put(&pod, key, 152, SIZE)?;
+    let before = broken(tour)?;
+    let relays = [&tour.gateway, &tour.backend];
+    relays.into_iter().for_each(|relay| relay.set_rate(3 * MIB));
+    let read = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            if !first.is_empty() {
+                client.get_with(&tour.pod(2, 1), key, json!({ "range": first }))?;
+            }
+            client.get(&tour.pod(2, 1), key, Style::Path)
+        });
+        let began = wait_until("the fill to begin", || fills(tour).map(|fills| fills > 0.0));
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(700));
+            relays.into_iter().for_each(Relay::cut);
+        }
+        relays.into_iter().for_each(|relay| relay.set_rate(0));
+        let read = reader.join().map_err(|_| anyhow!("the reader panicked"))?;
+        began.and(read)
+    })?;
+    ensure!(read.status == 200 && read.sha256 == put.sha256, "{key}: {}, or other bytes", read.status);
+    tour.wait_cached(key)?;
+    ensure!(broken(tour)? == before, "{key}: the fill was given up, and the object fetched anew");
+    Ok(())
+}
+
+/// Fills that have ended without their object.
+fn broken(tour: &Tour) -> Result<f64> {
+    let mut sum = 0.0;
+    for node in &tour.nodes {
+        let metrics = node.admin("/metrics")?;
+        let counts = metrics.lines().filter(|line| line.starts_with("lota_fills") && line.contains("broken"));
+        sum += counts.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
+    }
+    Ok(sum)
+}
+
+fn fills(tour: &Tour) -> Result<f64> {
+    tour.nodes.iter().map(|node| node.metric("lota_fills_in_progress")).sum()
+}
