@@ -6,6 +6,7 @@
 
 mod direct;
 mod grant;
+mod rechunked;
 mod resign;
 mod trial;
 

@@ -4,32 +4,19 @@
 //! client's signature is checked here, and the request signed for the gateway with the credential that stands for this
 //! client's access key. Nothing is signed that was not checked: a [`Checked`] request can be made in no other way.
 
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{borrow::Cow, collections::HashMap, fmt, time::SystemTime};
 
 use aws_sigv4::http_request::SignableBody;
-use bytes::{Bytes, BytesMut};
-use futures_util::stream;
-use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{
     Request,
-    body::Frame,
     header::{self, HeaderName, HeaderValue},
 };
 use subtle::ConstantTimeEq as _;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout_at},
-};
 
+use super::rechunked::{Memory, rechunked};
 use crate::{
     config::{self, Client, ConfigError, Origin, Style},
-    http::{Body, BodyError, Head},
+    http::{Body, Head},
     s3::{
         Bucket, S3Error, Zone,
         chunks::{Chain, Chains, Chunks},
@@ -38,10 +25,6 @@ use crate::{
     },
 };
 
-/// Memory is counted in pieces of so many bytes.
-const PIECE: u64 = 1 << 10;
-/// Longest that a chunk's memory waits for the rest of it.
-const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
 /// What belongs to the client's signature; what it says of the body is said again.
 const OF_THE_SIGNATURE: [HeaderName; 3] = [
     header::AUTHORIZATION,
@@ -57,7 +40,7 @@ pub(super) struct Resign {
     region: String,
     clients: HashMap<String, Client>,
     /// For chunks that are held until their signature is checked.
-    memory: Arc<Semaphore>,
+    memory: Memory,
 }
 
 /// A request whose signature is the client's, and good.
@@ -78,14 +61,13 @@ impl Resign {
         zone: &Zone,
         memory: u64,
     ) -> Result<Self, ConfigError> {
-        let pieces = usize::try_from(memory / PIECE).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Ok(Self {
             zone: zone.clone(),
             gateway: gateway.clone(),
             style: config.style,
             region: config.region.clone(),
             clients: config.clients()?,
-            memory: Arc::new(Semaphore::new(pieces)),
+            memory: Memory::new(memory),
         })
     }
 
@@ -140,24 +122,20 @@ impl Resign {
     fn addressed(&self, head: &Head) -> Result<Head, S3Error> {
         let path = head.target.path();
         let unusable = || S3Error::invalid_request("The request names a bucket that cannot be one");
-        // It goes into a host name, or from one into a path.
-        let sound = |bucket: &str| if Bucket::is_sound(bucket) { Ok(()) } else { Err(unusable()) };
-        let in_path = match self.zone.bucket_of(&head.host) {
-            Some(bucket) => {
-                sound(&bucket)?;
-                format!("/{bucket}{path}")
-            }
+        let path = match self.zone.bucket_of(&head.host) {
+            Some(bucket) if Bucket::is_sound(&bucket) => format!("/{bucket}{path}"),
+            Some(_) => return Err(unusable()),
             // Under another name, an address perhaps, the bucket can only be in the path.
             None => path.to_owned(),
         };
-        let (bucket, key) = in_path[1.min(in_path.len())..].split_once('/').unwrap_or((&in_path[1..], ""));
+        let names = path.strip_prefix('/').unwrap_or_default();
+        let (bucket, key) = names.split_once('/').unwrap_or((names, ""));
         let gateway = &self.gateway.authority;
-        let (host, path) = if self.style == Style::VirtualHost && Bucket::is_label(bucket) {
-            (format!("{bucket}.{gateway}"), format!("/{key}"))
+        let (host, mut target) = if self.style == Style::VirtualHost && Bucket::is_label(bucket) {
+            (format!("{bucket}.{gateway}"), canonical_path(&format!("/{key}")))
         } else {
-            (gateway.to_string(), in_path.clone())
+            (gateway.to_string(), canonical_path(&path))
         };
-        let mut target = canonical_path(&path);
         if let Some(query) = head.target.query().map(rest_of_query).filter(|query| !query.is_empty()) {
             target = format!("{target}?{query}");
         }
@@ -178,81 +156,6 @@ impl Resign {
 impl fmt::Debug for Resign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resign").field("clients", &self.clients.len()).finish_non_exhaustive()
-    }
-}
-
-/// A body in chunks, checked and signed anew as it goes by.
-fn rechunked(body: Body, chunks: Chunks, memory: Arc<Semaphore>) -> Body {
-    let state = Rechunked { body, chunks, memory, held: None, input: BytesMut::new() };
-    let frames = stream::try_unfold(state, async |mut state| {
-        // What was held went on with the piece before.
-        if state.chunks.gathers() == 0 {
-            state.held = None;
-        }
-        let next = state.next().await?;
-        Ok(next.map(|bytes| (Frame::data(bytes), state)))
-    });
-    StreamBody::new(frames).boxed_unsync()
-}
-
-fn too_slow() -> BodyError {
-    let seconds = CHUNK_PATIENCE.as_secs();
-    BodyError::new(S3Error::request_timeout(format!("A signed chunk took more than {seconds} s to arrive")))
-}
-
-struct Rechunked {
-    body: Body,
-    chunks: Chunks,
-    memory: Arc<Semaphore>,
-    held: Option<Held>,
-    input: BytesMut,
-}
-
-/// Memory for a chunk that is gathered, and until when it has to be.
-struct Held {
-    _memory: OwnedSemaphorePermit,
-    until: Instant,
-}
-
-impl Rechunked {
-    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
-        loop {
-            if let Some(output) = self.chunks.next(&mut self.input).map_err(BodyError::new)? {
-                return Ok(Some(output));
-            }
-            self.hold().map_err(BodyError::new)?;
-            let frame = match &self.held {
-                Some(held) => timeout_at(held.until, self.body.frame()).await.map_err(|_| too_slow())?,
-                // The connection has its own clock.
-                None => self.body.frame().await,
-            };
-            match frame.transpose()?.map(Frame::into_data) {
-                Some(Ok(data)) => self.input.extend_from_slice(&data),
-                Some(Err(_)) => {}
-                None if self.chunks.is_done() => return Ok(None),
-                None => {
-                    return Err(BodyError::new(S3Error::incomplete_body(
-                        "The body ended before its last chunk",
-                    )));
-                }
-            }
-        }
-    }
-
-    /// Takes the memory for a chunk that is to be gathered, unless it has.
-    fn hold(&mut self) -> Result<(), S3Error> {
-        let gathers = self.chunks.gathers();
-        if self.held.is_none() && gathers > 0 {
-            let pieces = u32::try_from(gathers.div_ceil(PIECE)).unwrap_or(u32::MAX);
-            let memory = self.memory.clone().try_acquire_many_owned(pieces).map_err(|_| {
-                S3Error::slow_down(
-                    "This node holds as much of uploads as limits.body_memory allows; try again",
-                )
-            })?;
-            self.held = Some(Held { _memory: memory, until: Instant::now() + CHUNK_PATIENCE });
-            self.input.reserve(usize::try_from(gathers).unwrap_or_default().saturating_sub(self.input.len()));
-        }
-        Ok(())
     }
 }
 

@@ -1,7 +1,5 @@
 use std::io::Write as _;
 
-use futures_util::StreamExt as _;
-
 use super::*;
 use crate::http::empty;
 
@@ -150,23 +148,4 @@ fn nothing_is_signed_that_was_not_checked() {
         assert_eq!(resign.request(&head, empty()).unwrap_err().code, "InvalidRequest", "{host}");
     }
     assert!(!format!("{resign:?}").contains("secret"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn chunks_that_are_held_are_counted_and_not_for_ever() {
-    let headers = [("x-amz-decoded-content-length", "2000000")];
-    let headers =
-        headers.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-    let headers: hyper::HeaderMap = headers.collect();
-    let chain = || Chain::for_tests();
-    let chunks = || Chunks::new(&headers, Some(Chains { client: chain(), ours: chain() }), false).unwrap();
-    let line = format!("1e8480;chunk-signature={}\r\n", "0".repeat(64));
-    for (memory, code) in [(1000, "SlowDown"), (2000, "RequestTimeout")] {
-        let stalls = stream::once(std::future::ready(Ok(Frame::data(Bytes::from(line.clone())))));
-        let stalls = StreamBody::new(stalls.chain(stream::pending())).boxed_unsync();
-        let memory = Arc::new(Semaphore::new(memory));
-        let error = rechunked(stalls, chunks(), memory.clone()).collect().await.unwrap_err();
-        assert_eq!(error.downcast_ref::<S3Error>().unwrap().code, code);
-        assert_eq!(memory.available_permits(), if code == "SlowDown" { 1000 } else { 2000 });
-    }
 }

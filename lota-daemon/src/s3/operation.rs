@@ -11,6 +11,7 @@ use super::{
     address::{ObjectName, Resource, Zone},
     cache_control::CacheControl,
     range::RangeRequest,
+    signature::is_signing,
 };
 
 /// How a request travels.
@@ -40,23 +41,9 @@ pub struct GetObject {
     pub overrides: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// Query parameters that do not change what an object's GET returns: authorization (SigV4, SigV2), and the
-/// operation's name that some SDKs add. Any other parameter keeps the request out of the cache.
-const HARMLESS: [&str; 13] = [
-    "awsaccesskeyid",
-    "expires",
-    "signature",
-    "versionid",
-    "x-amz-algorithm",
-    "x-amz-content-sha256",
-    "x-amz-credential",
-    "x-amz-date",
-    "x-amz-expires",
-    "x-amz-security-token",
-    "x-amz-signature",
-    "x-amz-signedheaders",
-    "x-id",
-];
+/// Query parameters that do not change what an object's GET returns: what belongs to signatures of either version, and
+/// the operation's name that some SDKs add. Any other keeps the request out of the cache.
+const HARMLESS: [&str; 4] = ["expires", "versionid", "x-amz-content-sha256", "x-id"];
 
 /// Query parameters that replace a header of the answer, in signed requests.
 const OVERRIDES: [(&str, HeaderName); 6] = [
@@ -120,7 +107,7 @@ impl Operation {
                 overrides.push((header.clone(), value));
                 continue;
             }
-            if !HARMLESS.contains(&name.to_ascii_lowercase().as_str()) {
+            if !is_signing(name) && !HARMLESS.contains(&name.to_ascii_lowercase().as_str()) {
                 return Self::Pass("query");
             }
         }

@@ -315,7 +315,7 @@ pub fn timestamp(time: SystemTime) -> String {
 }
 
 /// Is this a query parameter of a signature, in either version?
-fn is_signing(name: &str) -> bool {
+pub(super) fn is_signing(name: &str) -> bool {
     const SIGNING: [&str; 9] = [
         "awsaccesskeyid",
         "signature",
