@@ -1,10 +1,14 @@
 //! Cold objects behind a slow backend: what is asked for comes first.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use hyper::Method;
 use lota_tests::{
-    lab::{Relay, Style},
+    lab::{
+        ADMIN, GATEWAY, GATEWAY_PORT, Mode, Namespace, Relay, Style, VIP,
+        raw::{Request, Signing, content},
+    },
     tour::{MIB, Tour, wait_until},
 };
 use serde_json::json;
@@ -73,6 +77,57 @@ fn breaking_off(tour: &Tour, key: &str, first: &str) -> Result<()> {
     ensure!(read.status == 200 && read.sha256 == put.sha256, "{key}: {}, or other bytes", read.status);
     tour.wait_cached(key)?;
     ensure!(broken(tour)? == before, "{key}: the fill was given up, and the object fetched anew");
+    Ok(())
+}
+
+/// Everybody wants some of what nobody has.
+pub(crate) fn crowds(tour: &mut Tour) -> Result<()> {
+    if !tour.origin.speaks_lota() {
+        return crowd(tour, "crowd/own", 256 << 20);
+    }
+    crowd(tour, "crowd/own", 1 << 30)?;
+    tour.restart(Mode::Direct)?;
+    crowd(tour, "crowd/direct", 1 << 30)?;
+    tour.restart(Mode::OwnCredential)
+}
+
+fn crowd(tour: &Tour, key: &str, size: usize) -> Result<()> {
+    const READERS: usize = 64;
+    // Until a gateway has been tried, reads are proxied.
+    tour.client.put_and_hit(&tour.pod(1, 1), &format!("{key}-trial"), 40)?;
+    let all = content(size);
+    let target = format!("/{}", tour.client.name(key));
+    let put = Request::new(Method::PUT, "cwlota.com", &target).body(all.clone());
+    let put = put.sign(&ADMIN, Signing::Header)?;
+    let gateway = SocketAddr::from((GATEWAY, GATEWAY_PORT));
+    let reply = tour.lab.switch().send_all(gateway, vec![put])?.pop().context("no answer")?;
+    ensure!(reply.status.is_success(), "the upload was answered {} {}", reply.status, reply.code());
+    let before = tour.fetched();
+    let pods: Vec<Namespace> = tour.one_pod_per_node().map(|(_, pod)| pod).collect();
+    std::thread::scope(|scope| -> Result<()> {
+        let readers: Vec<_> = (0..READERS)
+            .map(|reader| {
+                let (pod, target, all) = (&pods[reader % pods.len()], &target, &all);
+                scope.spawn(move || -> Result<()> {
+                    for _ in 0..4 {
+                        let first = rand::random_range(0..size - (1 << 20));
+                        let end = first + rand::random_range(1..1 << 20);
+                        let get = Request::new(Method::GET, "cwlota.com", target)
+                            .header("range", &format!("bytes={first}-{}", end - 1))
+                            .sign(&ADMIN, Signing::Header)?;
+                        let got = pod.send_all((VIP, 80).into(), vec![get])?.pop().context("no answer")?;
+                        ensure!(got.status == 206, "{first}..{end}: {} {}", got.status, got.code());
+                        ensure!(got.body == all[first..end], "{first}..{end}: other bytes");
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        readers.into_iter().try_for_each(|reader| reader.join().map_err(|_| anyhow!("a reader panicked"))?)
+    })?;
+    tour.wait_cached(key)?;
+    let (fetched, size) = (tour.fetched() - before, size as u64);
+    ensure!((size..=size + SOCKET_BUFFERS).contains(&fetched), "{fetched} bytes were fetched of {size}");
     Ok(())
 }
 
