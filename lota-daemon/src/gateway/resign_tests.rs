@@ -1,5 +1,11 @@
 use std::io::Write as _;
 
+use aws_credential_types::Credentials;
+use aws_sigv4::{
+    http_request::{PayloadChecksumKind, PercentEncodingMode, SignableRequest, SigningSettings, sign},
+    sign::v4,
+};
+
 use super::*;
 use crate::http::empty;
 
@@ -116,6 +122,38 @@ fn what_was_presigned_stays_so() {
     let signature = Signature::of(&sent.target, &sent.headers).unwrap().unwrap();
     let secret = "cloud-secret".to_owned().into();
     signature.verify(&secret, (&sent.method, &sent.target, &sent.headers), SystemTime::now()).unwrap();
+}
+
+/// Some SDKs sign `Transfer-Encoding`, which is gone from the head by the time it is checked.
+#[test]
+fn a_signed_transfer_encoding_is_known() {
+    let mut settings = SigningSettings::default();
+    settings.excluded_headers = Some(Vec::new());
+    settings.percent_encoding_mode = PercentEncodingMode::Single;
+    settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+    let identity = Credentials::new("POD", "pod-secret", None, None, "test").into();
+    let params = v4::SigningParams::builder()
+        .identity(&identity)
+        .region("us-east-1")
+        .name("s3")
+        .time(SystemTime::now())
+        .settings(settings)
+        .build()
+        .unwrap()
+        .into();
+    let (uri, headers) =
+        ("http://cwlota.com/b/k", [("host", "cwlota.com"), ("transfer-encoding", "chunked")]);
+    let signable =
+        SignableRequest::new("PUT", uri, headers.into_iter(), SignableBody::UnsignedPayload).unwrap();
+    let (instructions, _) = sign(signable, &params).unwrap().into_parts();
+    let request = Request::builder().method("PUT").uri(uri).header(headers[0].0, headers[0].1);
+    let mut request = request.header(headers[1].0, headers[1].1).body(()).unwrap();
+    instructions.apply_to_request_http1x(&mut request);
+    let authorization = request.headers()["authorization"].to_str().unwrap();
+    assert!(authorization.contains("transfer-encoding"), "{authorization}");
+    let head = Head::of(request.into_parts().0).unwrap();
+    assert!(head.chunked && !head.headers.contains_key("transfer-encoding"));
+    resign(Style::Path).request(&head, empty()).unwrap();
 }
 
 #[test]
