@@ -13,7 +13,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, IoSlice},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     pin::Pin,
     sync::{Arc, LazyLock, Mutex, PoisonError, atomic::AtomicU64, atomic::Ordering},
     task::{Context, Poll, ready},
@@ -119,56 +119,37 @@ impl SendfileStream {
         let _ = SockRef::from(self.stream.inner()).set_linger(Some(Duration::ZERO));
     }
 
-    fn poll_io(
-        &self,
-        cx: &mut Context<'_>,
-        mut io: impl FnMut(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        let stream = self.stream.inner();
-        loop {
-            ready!(stream.poll_write_ready(cx))?;
-            match stream.try_io(Interest::WRITABLE, || io(stream)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
-            }
+    /// Writes what the socket takes at once, whether or not it was said to be writable.
+    pub(super) fn write_now(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        let start = buffers.iter().position(|buffer| !buffer.is_empty()).unwrap_or(buffers.len());
+        let buffers = &buffers[start..];
+        match buffers.iter().position(|buffer| is_token(buffer)) {
+            Some(0) => self.send_file(buffers[0].len()),
+            Some(token) => self.send(&buffers[..token], true),
+            None => self.send(buffers, false),
         }
     }
 
-    fn poll_send_file(&self, cx: &mut Context<'_>, length: usize) -> Poll<io::Result<usize>> {
-        let Some(slice) = self.slices.next() else {
-            return Poll::Ready(Err(io::Error::other("a token without a file slice")));
-        };
+    fn send_file(&self, length: usize) -> io::Result<usize> {
+        let slice = self.slices.next().ok_or_else(|| io::Error::other("a token without a file slice"))?;
         let mut offset = i64::try_from(slice.offset).map_err(io::Error::other)?;
         let length = length.min(slice.length);
-        let sent = ready!(self.poll_io(cx, |stream| {
-            Ok(sendfile(stream.as_fd(), slice.file.as_fd(), Some(&mut offset), length)?)
-        }))?;
+        let sent = sendfile(self.stream.inner().as_fd(), slice.file.as_fd(), Some(&mut offset), length)?;
         if sent == 0 {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "a cached file was cut short",
-            )));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a cached file was cut short"));
         }
         self.slices.advance(sent);
         self.sent.fetch_add(sent as u64, Ordering::Relaxed);
-        Poll::Ready(Ok(sent))
+        Ok(sent)
     }
 
-    fn poll_send(
-        &self,
-        cx: &mut Context<'_>,
-        buffers: &[IoSlice<'_>],
-        more: bool,
-    ) -> Poll<io::Result<usize>> {
+    fn send(&self, buffers: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
         // With a file slice to follow, head and first data share a segment.
         let mut flags = MsgFlags::MSG_NOSIGNAL;
         if more {
             flags |= MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
         }
-        self.poll_io(cx, |stream| {
-            use std::os::fd::AsRawFd as _;
-            Ok(sendmsg::<()>(stream.as_raw_fd(), buffers, &[], flags, None)?)
-        })
+        Ok(sendmsg::<()>(self.stream.inner().as_raw_fd(), buffers, &[], flags, None)?)
     }
 }
 
@@ -182,12 +163,13 @@ impl Write for SendfileStream {
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let start = buffers.iter().position(|buffer| !buffer.is_empty()).unwrap_or(buffers.len());
-        let buffers = &buffers[start..];
-        match buffers.iter().position(|buffer| is_token(buffer)) {
-            Some(0) => self.poll_send_file(cx, buffers[0].len()),
-            Some(token) => self.poll_send(cx, &buffers[..token], true),
-            None => self.poll_send(cx, buffers, false),
+        let stream = self.stream.inner();
+        loop {
+            ready!(stream.poll_write_ready(cx))?;
+            match stream.try_io(Interest::WRITABLE, || self.write_now(buffers)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
         }
     }
 

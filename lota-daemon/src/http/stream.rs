@@ -149,7 +149,19 @@ impl Write for ClientStream {
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let (polled, patience) = (pin!(&mut self.io).poll_write_vectored(cx, buffers), self.patience);
-        self.writing.watch(cx, patience, polled)
+        match ready!(self.writing.watch(cx, patience, polled)) {
+            // The kernel calls a full socket writable when a third of it is free. A client so slow that this
+            // takes longer is not one that stands still: there is room for some.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                self.writing = Deadline::default();
+                Poll::Ready(
+                    self.io
+                        .write_now(buffers)
+                        .map_err(|now| if now.kind() == io::ErrorKind::WouldBlock { error } else { now }),
+                )
+            }
+            result => Poll::Ready(result),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
