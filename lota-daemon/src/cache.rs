@@ -1,67 +1,86 @@
-//! Whole objects on this node's disk, found by object version.
+//! Whole objects on this node's disks, found by object version.
 //!
 //! An overwritten object is simply another file, so nothing here is ever invalidated: what the gateway no
 //! longer names is no longer read, and ages out.
 
+mod disk;
 mod fill;
+mod fscrypt;
+mod ids;
+mod index;
 mod lru;
 mod object;
 mod progress;
 mod reader;
 mod record;
 mod store;
+mod upkeep;
+mod verify;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::File,
     io,
-    path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
+use futures_util::future::join_all;
+use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 
 pub use fill::{Fill, FillError, How, Source, SourceError};
+pub use fscrypt::Encryption;
 pub use object::Object;
 pub use reader::{Broken, Reader};
 pub use store::{Listed, list};
 
 use self::{
-    lru::ByteLru,
+    disk::Disk,
+    ids::{Ids, NameId},
     progress::Progress,
-    store::{NameId, Part, Store, VersionId},
+    store::Entry,
 };
-use crate::s3::{ObjectMeta, ObjectName, ObjectVersion};
+use crate::{
+    placement::{NodeName, Placement},
+    s3::{ObjectMeta, ObjectName, ObjectVersion},
+};
 
-/// Objects whose file and record are kept at hand: one descriptor each.
-const OPEN_OBJECTS: usize = 1024;
-
-/// This node's cache. No file is touched under its locks.
+/// This node's cache: one disk or several, each with its share of the objects.
 #[derive(Debug)]
 pub struct Cache {
-    store: Store,
-    plan: Plan,
-    /// One for each request by which a fill brings bytes, beside its first.
-    lanes: Arc<Semaphore>,
-    index: Mutex<Index>,
+    ids: Ids,
+    disks: Vec<Arc<Disk>>,
+    /// Which disk an object is on, by the same rule that places objects over nodes.
+    shares: Placement,
     /// Who is asking the gateway about an object that this node knows nothing of; closed when it has asked.
     leaders: Mutex<HashMap<NameId, watch::Receiver<()>>>,
-    /// Another daemon has the folder: what is in it is read, and nothing is changed.
-    handed_over: AtomicBool,
-    /// What says that this process is the one that writes in the folder.
-    lock: Mutex<Option<File>>,
+}
+
+/// A folder, and what it may hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskPlan {
+    /// The folder; one daemon at a time.
+    pub folder: PathBuf,
+    /// Most bytes of objects.
+    pub capacity: u64,
 }
 
 /// How much the cache takes, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Most bytes of objects.
-    pub capacity: u64,
-    /// Bytes of disk to leave to others.
+    /// Bytes of each disk to leave to others.
     pub min_free: u64,
+    /// Hundredths of the capacity beyond which room is made ahead,
+    pub high: u8,
+    /// and those that are left then.
+    pub low: u8,
+    /// Who may come in.
+    pub admission: Admission,
+    /// Must it be encrypted?
+    pub encryption: Encryption,
+    /// Bytes per second, on each disk, that are compared with their checksums behind the requests; 0: none.
+    pub scrub: u64,
     /// Objects that come in at once.
     pub fills: usize,
     /// Ranged requests for one of them at once.
@@ -70,19 +89,15 @@ pub struct Plan {
     pub part: u64,
 }
 
-/// A version is in at most one of `lru` (complete), `filling` and `removing`.
-#[derive(Debug)]
-struct Index {
-    /// Complete objects, by bytes.
-    lru: ByteLru<VersionId, NameId>,
-    /// The version of each object that the gateway named last; complete or filling.
-    newest: HashMap<NameId, VersionId>,
-    /// Objects on their way in.
-    filling: HashMap<VersionId, Arc<Object>>,
-    /// Objects on their way out: their files are not gone yet, so they cannot come in again.
-    removing: HashSet<VersionId>,
-    /// Complete objects, opened.
-    open: caches::RawLRU<VersionId, Arc<Object>>,
+/// Which objects may come in when something must go for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Admission {
+    /// All: what was used least recently goes.
+    #[default]
+    All,
+    /// Those that are read more often than what would go: one read of everything does not sweep the cache.
+    Frequent,
 }
 
 /// How a fill begins.
@@ -118,85 +133,91 @@ pub struct Usage {
     pub fills: usize,
 }
 
+/// How a disk of the cache is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskStatus {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Most bytes of objects.
+    pub capacity: u64,
+    /// What it holds.
+    pub usage: Usage,
+    /// Is what it holds encrypted?
+    pub encrypted: bool,
+    /// Does it work?
+    pub works: bool,
+    /// Objects that went for others, since the daemon began.
+    pub evictions: u64,
+    /// Objects whose bytes were found to be others, likewise.
+    pub corrupt: u64,
+    /// Bytes that were compared with their checksums, likewise.
+    pub verified: u64,
+}
+
 impl Cache {
-    /// Opens the cache in `folder`, sweeps what a crash left half-written, and finds what is complete.
-    /// `gateway` scopes the names in it.
+    /// Opens the cache on these disks, sweeps what a crash left half-written, and finds what is complete.
+    /// `gateway` scopes the names in it; `locks` are those of the daemon before, if it has handed over.
     ///
     /// # Errors
-    /// If the folder cannot be used, or another daemon uses it that has not handed over its `lock`.
-    pub fn open(folder: &Path, gateway: &str, plan: Plan, lock: Option<&File>) -> io::Result<Self> {
-        let (store, lock) = Store::open(folder, gateway, plan.min_free, lock)?;
-        let mut lru = ByteLru::new(plan.capacity);
-        let mut newest = HashMap::new();
-        for found in store.recover()? {
-            newest.insert(found.name, found.version);
-            for (evicted, _) in lru.insert(found.version, found.name, found.bytes) {
-                store.remove(&evicted);
-            }
-        }
-        newest.retain(|_, version| lru.contains(version));
-        let open = caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| io::Error::other(error.to_string()))?;
-        let (filling, removing) = (HashMap::new(), HashSet::new());
-        let index = Mutex::new(Index { lru, newest, filling, removing, open });
+    /// If a folder cannot be used, or another daemon uses it that has not handed over its lock.
+    pub fn open(disks: &[DiskPlan], gateway: &str, plan: &Plan, locks: &[File]) -> io::Result<Self> {
+        let ids = Ids::new(gateway);
+        let lanes = Arc::new(Semaphore::new(plan.fills));
+        // Each has its own; together they are as many.
+        let plan = Plan { fills: plan.fills.div_ceil(disks.len().max(1)), ..*plan };
+        let open = |disk: &DiskPlan| {
+            let of = |error: io::Error| {
+                io::Error::new(error.kind(), format!("the cache in {}: {error}", disk.folder.display()))
+            };
+            Disk::open(disk, &ids, &plan, &lanes, locks).map(Arc::new).map_err(of)
+        };
+        let shares =
+            disks.iter().map(|disk| (NodeName(disk.folder.to_string_lossy().into_owned()), disk.capacity));
         Ok(Self {
-            store,
-            plan,
-            lanes: Arc::new(Semaphore::new(plan.fills)),
-            index,
+            shares: Placement::new("", shares),
+            disks: disks.iter().map(open).collect::<io::Result<_>>()?,
+            ids,
             leaders: Mutex::default(),
-            handed_over: AtomicBool::new(false),
-            lock: Mutex::new(Some(lock)),
         })
     }
 
+    /// The disk that an object is on, or would be.
+    fn disk(&self, name: &ObjectName) -> Option<&Arc<Disk>> {
+        if let [only] = &*self.disks {
+            return Some(only).filter(|disk| !disk.has_failed());
+        }
+        let in_order = self.shares.order(name).into_iter();
+        in_order
+            .filter_map(|folder| self.disks.iter().find(|disk| disk.path() == Path::new(&folder.0)))
+            .find(|disk| !disk.has_failed())
+    }
+
     /// The version of an object that the gateway named last, if it is here or on its way.
-    pub async fn find(self: &Arc<Self>, name: &ObjectName) -> Option<Arc<Object>> {
-        let id = self.index().newest.get(&self.store.name_id(name)).copied()?;
-        self.get_by_id(id).await
+    pub async fn find(&self, name: &ObjectName) -> Option<Arc<Object>> {
+        self.disk(name)?.find(self.ids.name(name)).await
     }
 
     /// This version of an object, if it is here or on its way. The gateway has just named it.
-    pub async fn get(self: &Arc<Self>, version: &ObjectVersion) -> Option<Arc<Object>> {
-        let id = self.store.version_id(version);
-        let object = self.get_by_id(id).await?;
-        self.index().newest.insert(self.store.name_id(&version.name), id);
+    pub async fn get(&self, version: &ObjectVersion) -> Option<Arc<Object>> {
+        let (disk, id) = (self.disk(&version.name)?, self.ids.version(version));
+        let object = disk.get(id).await?;
+        disk.named(self.ids.name(&version.name), id);
         Some(object)
     }
 
-    async fn get_by_id(self: &Arc<Self>, id: VersionId) -> Option<Arc<Object>> {
+    /// Counts a read of an object, for those who may come in only if they are read often.
+    pub fn count_read(&self, name: &ObjectName) {
+        if let Some(disk) = self.disk(name)
+            && disk.plan.admission == Admission::Frequent
         {
-            let mut index = self.index();
-            if let Some(object) = index.filling.get(&id) {
-                return Some(object.clone());
-            }
-            index.lru.touch(&id)?;
-            if let Some(object) = caches::Cache::get(&mut index.open, &id) {
-                return Some(object.clone());
-            }
-        }
-        let cache = self.clone();
-        let opened = tokio::task::spawn_blocking(move || cache.store.load(&id)).await.ok()?;
-        match opened {
-            Ok(object) => {
-                let object = Arc::new(object);
-                caches::Cache::put(&mut self.index().open, id, object.clone());
-                Some(object)
-            }
-            Err(error) => {
-                tracing::warn!(file = %id, %error, "a cached object cannot be read");
-                // Not for a lack of descriptors, say: that passes, and the object is good.
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) {
-                    self.drop_object(id);
-                }
-                None
-            }
+            disk.index().count_read(self.ids.name(name));
         }
     }
 
     /// Makes the caller the one that asks the gateway about an object nobody here knows; or waits until the
     /// one that is asking already has been told, and returns `None`.
     pub async fn lead(self: &Arc<Self>, name: &ObjectName) -> Option<Lead> {
-        let name = self.store.name_id(name);
+        let name = self.ids.name(name);
         let mut asking = {
             let mut leaders = self.leaders.lock().unwrap_or_else(PoisonError::into_inner);
             match leaders.get(&name) {
@@ -217,142 +238,73 @@ impl Cache {
     ///
     /// # Errors
     /// [`NoRoom`]: the object must pass through uncached.
-    pub async fn begin_fill(self: &Arc<Self>, meta: &ObjectMeta) -> Result<Join, NoRoom> {
-        let (cache, meta) = (self.clone(), meta.clone());
+    pub async fn begin_fill(&self, meta: &ObjectMeta) -> Result<Join, NoRoom> {
+        let version = &meta.version;
+        let disk = self.disk(&version.name).cloned().ok_or_else(|| NoRoom("no disk works".into()))?;
+        let (name, size) = (self.ids.name(&version.name), meta.size);
+        let (entry, meta) = (Entry { version: self.ids.version(version), name, size }, meta.clone());
         // A task of its own: what it has set aside must be given back even if the client is gone meanwhile.
-        let begun = tokio::spawn(async move { cache.begin_or_join(&meta).await });
+        let begun = tokio::spawn(async move { disk.begin_or_join(entry, meta).await });
         begun.await.unwrap_or_else(|error| Err(NoRoom(error.to_string())))
     }
 
-    async fn begin_or_join(self: &Arc<Self>, meta: &ObjectMeta) -> Result<Join, NoRoom> {
-        let id = self.store.version_id(&meta.version);
-        if let Some(object) = self.get(&meta.version).await {
-            return Ok(Join::Follow(object));
-        }
-        if self.is_handed_over() {
-            return Err(NoRoom("another daemon has the cache now".into()));
-        }
-        let evicted = self.reserve(id, meta.size)?;
-        let (store, size) = (self.store.clone(), meta.size);
-        let (id_, victims) = (id, evicted.clone());
-        let part = tokio::task::spawn_blocking(move || {
-            victims.iter().for_each(|victim| store.remove(victim));
-            store.create(&id_, size)
-        });
-        let part = part.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let registered = {
-            let mut index = self.index();
-            evicted.iter().for_each(|victim| {
-                index.removing.remove(victim);
-            });
-            part.map_err(|error| {
-                index.lru.release(size);
-                NoRoom(format!("no file of {size} bytes: {error}"))
-            })
-            .map(|part| index.register(self, id, meta, part))?
-        };
-        match registered {
-            Some(fill) => Ok(Join::Lead(fill)),
-            // Another has come first; its bytes are as good.
-            None => match self.get(&meta.version).await {
-                Some(object) => Ok(Join::Follow(object)),
-                None => Err(NoRoom("it came and went meanwhile".into())),
-            },
-        }
-    }
-
-    /// Sets bytes aside; which versions must go for them, their files still to be removed.
-    fn reserve(&self, id: VersionId, size: u64) -> Result<Vec<VersionId>, NoRoom> {
-        let mut index = self.index();
-        if index.removing.contains(&id) {
-            return Err(NoRoom("it is just being evicted".into()));
-        }
-        if index.filling.len() >= self.plan.fills {
-            return Err(NoRoom("as many fills as may be are under way".into()));
-        }
-        let evicted = index.lru.reserve(size).ok_or_else(|| {
-            NoRoom(format!("{size} bytes do not fit into a cache of {} bytes", index.lru.capacity()))
-        })?;
-        for (version, name) in &evicted {
-            index.forget(version, *name);
-            index.removing.insert(*version);
-        }
-        Ok(evicted.into_iter().map(|(version, _)| version).collect())
-    }
-
     /// Hints that the gateway no longer has an object: what is here of it need not stay.
-    pub fn forget(self: &Arc<Self>, name: &ObjectName) {
-        let newest = self.index().newest.get(&self.store.name_id(name)).copied();
-        if let Some(id) = newest {
-            self.drop_object(id);
+    pub fn forget(&self, name: &ObjectName) {
+        if let Some(disk) = self.disk(name) {
+            disk.forget(self.ids.name(name));
         }
     }
 
-    /// Leaves the folder to another daemon, or takes it back. What is left is read while it lasts, and fills under
-    /// way reach their readers, but nothing in the folder is changed any more.
+    /// Looks after the disks for as long as it is polled: makes room ahead, and compares what is stored with its
+    /// checksums.
+    pub async fn keep(&self) {
+        join_all(self.disks.iter().map(|disk| upkeep::keep(disk.clone()))).await;
+    }
+
+    /// Leaves the folders to another daemon, or takes them back. What is left is read while it lasts, and fills under
+    /// way reach their readers, but nothing in the folders is changed any more.
     pub fn set_handed_over(&self, handed_over: bool) {
-        self.handed_over.store(handed_over, Ordering::Release);
+        self.disks.iter().for_each(|disk| disk.set_handed_over(handed_over));
     }
 
-    fn is_handed_over(&self) -> bool {
-        self.handed_over.load(Ordering::Acquire)
+    /// Comes to an orderly end, after which the next daemon trusts what it finds.
+    pub fn close(&self) {
+        self.disks.iter().for_each(|disk| disk.close());
     }
 
-    /// What says that this process is the one that writes in the folder, to hand over.
+    /// What says that this process is the one that writes in the folders, to hand over.
     ///
     /// # Errors
-    /// If there are no descriptors left, or it was let go of.
-    pub fn lock(&self) -> io::Result<File> {
-        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        lock.as_ref().map_or(Err(io::ErrorKind::NotFound.into()), File::try_clone)
+    /// If there are no descriptors left, or they were let go of.
+    pub fn locks(&self) -> io::Result<Vec<File>> {
+        self.disks.iter().map(|disk| disk.lock()).collect()
     }
 
-    /// Lets go of the folder, for the daemon that has it now and those after it.
-    pub fn release_lock(&self) {
-        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Lets go of the folders, for the daemon that has them now and those after it.
+    pub fn release_locks(&self) {
+        self.disks.iter().for_each(|disk| disk.release_lock());
     }
 
     /// What the cache holds now.
     pub fn usage(&self) -> Usage {
-        let index = self.index();
-        Usage { objects: index.lru.len(), bytes: index.lru.bytes(), fills: index.filling.len() }
+        self.disks.iter().filter(|disk| !disk.has_failed()).fold(Usage::default(), |all, disk| {
+            let Usage { objects, bytes, fills } = disk.usage();
+            Usage { objects: all.objects + objects, bytes: all.bytes + bytes, fills: all.fills + fills }
+        })
     }
 
-    /// Drops a complete object. A reader that has it open reads on: the file goes with its last descriptor.
-    fn drop_object(self: &Arc<Self>, id: VersionId) {
-        {
-            let mut index = self.index();
-            let Some(name) = index.lru.remove(&id) else { return };
-            index.forget(&id, name);
-            index.removing.insert(id);
-        }
-        let cache = self.clone();
-        tokio::task::spawn_blocking(move || {
-            if !cache.is_handed_over() {
-                cache.store.remove(&id);
-            }
-            cache.index().removing.remove(&id);
-        });
-    }
-
-    /// A fill has ended well: its record is on disk.
-    fn fill_committed(&self, id: VersionId, name: NameId, object: &Arc<Object>) {
-        let mut index = self.index();
-        index.filling.remove(&id);
-        index.lru.commit(id, name, object.meta().size);
-        caches::Cache::put(&mut index.open, id, object.clone());
-    }
-
-    /// A fill has ended otherwise.
-    fn fill_abandoned(&self, id: VersionId, name: NameId, size: u64) {
-        let mut index = self.index();
-        index.filling.remove(&id);
-        index.lru.release(size);
-        index.forget(&id, name);
-    }
-
-    fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How each disk is.
+    pub fn disks(&self) -> impl Iterator<Item = DiskStatus> {
+        self.disks.iter().map(|disk| DiskStatus {
+            folder: disk.folder.clone(),
+            capacity: disk.capacity,
+            usage: disk.usage(),
+            encrypted: disk.encrypted,
+            works: !disk.has_failed(),
+            evictions: disk.evictions.load(Ordering::Relaxed),
+            corrupt: disk.corrupt.load(Ordering::Relaxed),
+            verified: disk.verified.load(Ordering::Relaxed),
+        })
     }
 }
 
@@ -362,30 +314,10 @@ impl Drop for Lead {
     }
 }
 
-impl Index {
-    /// Makes `part` the fill of a version, unless it has one or is complete.
-    fn register(&mut self, cache: &Arc<Cache>, id: VersionId, meta: &ObjectMeta, part: Part) -> Option<Fill> {
-        if self.filling.contains_key(&id) || self.lru.contains(&id) {
-            self.lru.release(meta.size);
-            return None;
-        }
-        let name = cache.store.name_id(&meta.version.name);
-        let progress = Arc::new(Progress::new(meta.size));
-        let object = Arc::new(Object::filling(meta.clone(), part.file(), progress.clone()));
-        self.filling.insert(id, object.clone());
-        self.newest.insert(name, id);
-        Some(Fill::new(cache.clone(), id, name, object, progress, part))
-    }
-
-    /// Forgets all that points at a version that is no longer among the entries.
-    fn forget(&mut self, version: &VersionId, name: NameId) {
-        caches::Cache::remove(&mut self.open, version);
-        if self.newest.get(&name) == Some(version) {
-            self.newest.remove(&name);
-        }
-    }
-}
-
 #[cfg(test)]
 #[path = "cache/tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "cache/storage_tests.rs"]
+mod storage_tests;

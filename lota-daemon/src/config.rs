@@ -16,7 +16,11 @@ mod values;
 pub use secrets::{Client, Credential};
 pub use values::{ByteSize, Origin, Secret};
 
-use crate::{access::Subject, s3::Zone};
+use crate::{
+    access::Subject,
+    cache::{Admission, DiskPlan, Encryption},
+    s3::Zone,
+};
 
 /// Everything the daemon is told; `deploy/lota.toml` shows every key.
 #[derive(Debug, Deserialize)]
@@ -224,19 +228,30 @@ fn default_region() -> String {
 
 /// Where objects are kept.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "values::Cache")]
 pub struct Cache {
-    /// The folder; one daemon at a time.
-    pub folder: PathBuf,
-    /// Most bytes of objects to keep; also this node's weight in placement.
-    pub capacity: ByteSize,
-    /// Disk space to leave to others.
-    #[serde(default = "default_min_free")]
+    /// The folders, one on each disk, and how much each may hold; the sum is this node's weight in placement.
+    pub disks: Vec<DiskPlan>,
+    /// Space of each disk to leave to others.
     pub min_free: ByteSize,
+    /// Hundredths of the capacity beyond which room is made ahead,
+    pub high_percent: u8,
+    /// and those that are left then.
+    pub low_percent: u8,
+    /// Who may come in when something must go for it.
+    pub admission: Admission,
+    /// Must it be encrypted?
+    pub encryption: Encryption,
+    /// Bytes per second, on each disk, that are compared with their checksums behind the requests; 0 for none.
+    pub scrub: ByteSize,
 }
 
-fn default_min_free() -> ByteSize {
-    ByteSize(1 << 30)
+impl Cache {
+    /// Most bytes of objects to keep.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.capacity).sum()
+    }
 }
 
 /// How an object is brought into the cache.

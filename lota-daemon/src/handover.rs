@@ -110,6 +110,13 @@ impl Inherited {
         self.descriptors.remove(name)
     }
 
+    /// Everything that was handed over under names that begin so, once.
+    pub fn take_all(&mut self, prefix: &str) -> Vec<OwnedFd> {
+        let names: Vec<_> =
+            self.descriptors.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
+        names.iter().filter_map(|name| self.take(name)).collect()
+    }
+
     /// Tells the earlier daemon that this one is about to serve, and waits for its leave. What was handed over and not
     /// taken is closed.
     ///

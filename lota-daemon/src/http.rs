@@ -15,4 +15,4 @@ pub use body::{Body, BodyError, empty, full, incoming};
 pub use expect::relay_continue;
 pub use head::Head;
 pub use seats::{Seat, Seats};
-pub use sendfile::{FileSlice, FileSlices, MAX_SLICE, SentBytes};
+pub use sendfile::{BodyFile, FileSlice, FileSlices, MAX_SLICE, SentBytes};

@@ -6,18 +6,19 @@ use std::{
     os::unix::fs::MetadataExt as _,
 };
 
-/// Locks a file for as long as it is open anywhere, unless the daemon before has handed over that very lock.
+/// Locks a file for as long as it is open anywhere, unless the daemon before has handed over that very lock, among
+/// others. Returns whether it has.
 ///
 /// # Errors
 /// If another daemon has it, or there are no descriptors left.
-pub(crate) fn lock(file: File, handed_over: Option<&File>) -> io::Result<File> {
-    if let Some(lock) = handed_over
-        && is_same(lock, &file)?
-    {
-        return lock.try_clone();
+pub(crate) fn lock(file: File, handed_over: &[File]) -> io::Result<(File, bool)> {
+    for lock in handed_over {
+        if is_same(lock, &file)? {
+            return Ok((lock.try_clone()?, true));
+        }
     }
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok((file, false)),
         Err(TryLockError::WouldBlock) => Err(io::Error::other("another daemon uses it")),
         Err(TryLockError::Error(error)) => Err(error),
     }

@@ -61,7 +61,7 @@ fn dispatch(command: Command, config: Config) -> Result<()> {
         Command::Run => return run(config),
         Command::Prefetch(wanted) => return prefetch(&wanted),
         Command::Datapath(DatapathCommand::Detach) => return detach(&config),
-        Command::Cache(CacheCommand::Ls(Look { json })) => show::cache(&config.cache.folder, json)?,
+        Command::Cache(CacheCommand::Ls(Look { json })) => show::cache(&config.cache.disks, json)?,
         Command::Access(AccessCommand::List(Look { json })) => {
             show::access(&PinnedMaps::new(&config.datapath).access()?, json)
         }

@@ -14,7 +14,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    cache::Cache,
+    cache::{Cache, DiskStatus},
     datapath::Status,
     gateway::{Gateway, Standing},
     http::SentBytes,
@@ -181,6 +181,7 @@ impl Collector for Scraped {
             let gauge = ConstGauge::new(signed(value));
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;
         }
+        self.encode_disks(&mut encoder)?;
         let gauge = ConstGauge::new(standing);
         let help = "1 once the gateway has passed its trial, so that hits are served";
         gauge.encode(encoder.encode_descriptor("gateway_trusted", help, None, gauge.metric_type())?)?;
@@ -197,6 +198,39 @@ impl Collector for Scraped {
             Some(status) => encode_datapath(status, &mut encoder),
             None => Ok(()),
         }
+    }
+}
+
+impl Scraped {
+    fn encode_disks(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let disks: Vec<_> = self.cache.disks().collect();
+        let any = ConstGauge::new(0i64);
+        let help = "1 while a disk of the cache works";
+        let mut family = encoder.encode_descriptor("cache_disk_up", help, None, any.metric_type())?;
+        for disk in &disks {
+            let up = ConstGauge::new(i64::from(disk.works));
+            up.encode(family.encode_family(&[("folder", &*disk.folder.to_string_lossy())])?)?;
+        }
+        let sum = |of: fn(&DiskStatus) -> u64| disks.iter().map(of).sum::<u64>();
+        for (name, help, unit, count) in [
+            ("cache_evictions", "Objects that went for others", None, sum(|disk| disk.evictions)),
+            (
+                "cache_corrupt",
+                "Cached objects whose bytes were found to be others",
+                None,
+                sum(|disk| disk.corrupt),
+            ),
+            (
+                "cache_verified",
+                "Bytes compared with their checksums",
+                Some(&Unit::Bytes),
+                sum(|disk| disk.verified),
+            ),
+        ] {
+            let counter = ConstCounter::new(count);
+            counter.encode(encoder.encode_descriptor(name, help, unit, counter.metric_type())?)?;
+        }
+        Ok(())
     }
 }
 

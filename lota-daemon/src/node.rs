@@ -129,8 +129,8 @@ impl Node {
         let metrics = Metrics::default();
         let lock = inherited.take(PINS_LOCK).map(File::from);
         let mut control = Control::start(config.clone(), lock.as_ref(), loaded).await?;
-        let lock = inherited.take(CACHE_LOCK).map(File::from);
-        let proxy = Arc::new(proxy(&config, metrics.clone(), lock.as_ref())?);
+        let locks: Vec<File> = inherited.take_all(CACHE_LOCK).into_iter().map(File::from).collect();
+        let proxy = Arc::new(proxy(&config, metrics.clone(), &locks)?);
         if config.datapath.uplink.is_none() {
             tracing::warn!("no datapath.uplink: the peer port is kept by the cluster's secret alone");
         }
@@ -190,6 +190,8 @@ impl Node {
             let (responder, alive) = (self.responder.clone(), self.door.alive.clone());
             self.doors.spawn_on(async move { responder.serve_tcp(listener, alive).await }, &self.serving);
         }
+        let cache = self.door.proxy.cache.clone();
+        self.doors.spawn_on(async move { cache.keep().await }, &self.serving);
         self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), &self.serving);
         let control = self.admin.control.clone();
         let gateway = self.door.proxy.gateway.clone();
@@ -254,10 +256,11 @@ impl Node {
         while self.doors.join_next().await.is_some() {}
         let cache = &self.door.proxy.cache;
         cache.set_handed_over(true);
-        let cache_lock = cache.lock()?;
+        let cache_locks = cache.locks()?;
         let mut given = self.sockets.names();
         given.extend(self.control.datapath().lock().map(|lock| (PINS_LOCK.to_owned(), lock.as_fd())));
-        given.push((CACHE_LOCK.to_owned(), cache_lock.as_fd()));
+        let of_disks = cache_locks.iter().enumerate();
+        given.extend(of_disks.map(|(disk, lock)| (format!("{CACHE_LOCK}{disk}"), lock.as_fd())));
         let given = {
             let mut give = std::pin::pin!(taker.give(&given));
             let mut relook = tokio::time::interval(RELOOK);
@@ -271,7 +274,7 @@ impl Node {
         match given {
             Ok(true) => {
                 // Should that one die while this one still finishes, the next must not find them locked.
-                self.door.proxy.cache.release_lock();
+                self.door.proxy.cache.release_locks();
                 self.control.release_lock();
                 return Ok(true);
             }
@@ -291,6 +294,7 @@ impl Node {
         let Self { control, sockets, door, admin, commands, life, mut drained, mut doors, .. } = self;
         admin.ready.store(false, Ordering::Release);
         doors.abort_all();
+        let cache = door.proxy.cache.clone();
         drop((door, admin, doors, commands));
         if !handed_over {
             tracing::info!("stopping: no new connections, finishing answers under way");
@@ -299,6 +303,7 @@ impl Node {
             drop(sockets);
             life.send_replace(Life::Ending);
             let _ = tokio::time::timeout(DRAIN, drained.recv()).await;
+            cache.close();
             return;
         }
         tracing::info!("handed over: finishing what was begun");
@@ -322,7 +327,7 @@ impl Node {
     }
 }
 
-fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy> {
+fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
     let me = NodeName(config.node.name.clone());
     let gateway_origin = &config.gateway.endpoint;
     let tls = |origin: &Origin| origin.tls;
@@ -340,18 +345,21 @@ fn proxy(config: &Config, metrics: Metrics, lock: Option<&File>) -> Result<Proxy
     let gateway = Arc::new(gateway);
     let backend = Backend::new(config.backend.as_ref(), gateway.clone(), upstream.clone())?;
     let scope = gateway_origin.to_string();
-    let capacity = config.cache.capacity.0;
+    let capacity = config.cache.capacity();
     let limits = &config.limits;
     let most_fills = limits.fills.min(usize::try_from(body_memory / FILL_MEMORY).unwrap_or(usize::MAX));
     let plan = Plan {
-        capacity,
         min_free: config.cache.min_free.0,
+        high: config.cache.high_percent,
+        low: config.cache.low_percent,
+        admission: config.cache.admission,
+        encryption: config.cache.encryption,
+        scrub: config.cache.scrub.0,
         fills: most_fills,
         requests: config.fill.requests,
         part: config.fill.part.0,
     };
-    let cache = Cache::open(&config.cache.folder, &scope, plan, lock)
-        .with_context(|| format!("opening the cache in {}", config.cache.folder.display()))?;
+    let cache = Cache::open(&config.cache.disks, &scope, &plan, locks).context("opening the cache")?;
 
     let mut weights = BTreeMap::from([(me.clone(), capacity)]);
     let mut peers = None;

@@ -3,7 +3,10 @@
 //! The crate `rendezvous_hash` keeps the nodes and sorts them; the hash is ours, since the standard library's
 //! changes between toolchains, and every node must agree for as long as caches live.
 
-use std::hash::{Hash, Hasher};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 use rendezvous_hash::{Capacity, IdNode, NodeHasher, RendezvousNodes, WeightedNode};
 use xxhash_rust::xxh3::Xxh3;
@@ -39,6 +42,12 @@ impl Placement {
     pub fn order(&self, name: &ObjectName) -> Vec<&NodeName> {
         let item = Item { gateway: &self.gateway, name };
         self.nodes.calc_candidates(&item).map(|node| &*node.node).collect()
+    }
+}
+
+impl fmt::Debug for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Placement").field("gateway", &self.gateway).finish_non_exhaustive()
     }
 }
 

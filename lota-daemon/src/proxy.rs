@@ -211,6 +211,7 @@ impl Proxy {
     /// The owner's part.
     async fn authorize_and_serve(self: &Arc<Self>, mut get: Get<'_>) -> Result<Response<Body>, S3Error> {
         let name = &get.object.name;
+        self.cache.count_read(name);
         let mut held = self.cache.find(name).await;
         if held.is_none() {
             // Of many who want what nobody here knows, one asks; the others then know what to ask about.

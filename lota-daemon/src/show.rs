@@ -2,23 +2,23 @@
 
 use std::{
     fmt::{Display, Write as _},
-    path::Path,
     time::SystemTime,
 };
 
 use anyhow::Result;
 use lota_daemon::{
     access::{Entry, Table},
-    cache,
+    cache::{self, DiskPlan},
     datapath::{Denied, Status},
     gateway::Server,
 };
 use nix::net::if_::if_indextoname;
 use serde_json::json;
 
-pub(crate) fn cache(folder: &Path, json: bool) -> Result<String> {
+pub(crate) fn cache(disks: &[DiskPlan], json: bool) -> Result<String> {
     let mut shown = String::new();
-    for object in cache::list(folder)? {
+    let listed = disks.iter().map(|disk| cache::list(&disk.folder)).collect::<Result<Vec<_>, _>>()?;
+    for object in listed.into_iter().flatten() {
         let meta = object.meta;
         let age = SystemTime::now().duration_since(object.stored).unwrap_or_default().as_secs();
         let name = meta.version.name;
@@ -30,7 +30,7 @@ pub(crate) fn cache(folder: &Path, json: bool) -> Result<String> {
                 "etag": meta.version.validator.etag,
                 "size": meta.size,
                 "age_seconds": age,
-                "file": object.data,
+                "file": object.file,
             });
             line(&mut shown, row);
         } else {

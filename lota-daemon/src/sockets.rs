@@ -25,8 +25,8 @@ use crate::{
 
 /// Names under which locks are handed over.
 pub const PINS_LOCK: &str = "lock/pins";
-/// Likewise.
-pub const CACHE_LOCK: &str = "lock/cache";
+/// Likewise, with the disk's number behind it.
+pub const CACHE_LOCK: &str = "lock/cache/";
 /// Connections that may wait to be accepted; the kernel caps it (`net.core.somaxconn`).
 const BACKLOG: i32 = 4096;
 

@@ -21,10 +21,12 @@ use tokio::{
 };
 
 use super::{
-    Cache, Object,
+    Object,
+    disk::Disk,
     progress::{Index, Progress},
     record::{CHUNK, Record},
-    store::{NameId, Part, VersionId},
+    store::{Entry, Part},
+    verify,
 };
 use crate::s3::ByteRange;
 
@@ -70,9 +72,8 @@ pub enum How {
 /// The right, and the duty, to bring an object's bytes. Dropped before its end, it leaves nothing behind.
 #[derive(Debug)]
 pub struct Fill {
-    cache: Arc<Cache>,
-    id: VersionId,
-    name: NameId,
+    disk: Arc<Disk>,
+    entry: Entry,
     object: Arc<Object>,
     progress: Arc<Progress>,
     part: Part,
@@ -98,6 +99,9 @@ pub enum FillError {
     /// It sent more bytes than it was asked for.
     #[error("the source sent more than {0} bytes")]
     TooLong(u64),
+    /// It sent other bytes than the object's.
+    #[error("the source sent a corrupt object: {0}")]
+    Corrupt(io::Error),
     /// The disk did.
     #[error("cannot write the cache file: {0}")]
     Disk(#[from] io::Error),
@@ -113,14 +117,13 @@ struct Claim {
 
 impl Fill {
     pub(super) fn new(
-        cache: Arc<Cache>,
-        id: VersionId,
-        name: NameId,
+        disk: Arc<Disk>,
+        entry: Entry,
         object: Arc<Object>,
         progress: Arc<Progress>,
         part: Part,
     ) -> Self {
-        Self { cache, id, name, object, progress, part, committed: false }
+        Self { disk, entry, object, progress, part, committed: false }
     }
 
     /// The object that this fill brings.
@@ -140,7 +143,7 @@ impl Fill {
     /// [`FillError`]; nothing of the object stays then, and its readers are told.
     pub async fn run(self, source: &impl Source, how: How) -> Result<u64, FillError> {
         let mut lanes: FuturesUnordered<BoxFuture<'_, Lane>> = FuturesUnordered::new();
-        let part = usize::try_from(self.cache.plan.part / u64::from(CHUNK)).unwrap_or(1).max(1);
+        let part = usize::try_from(self.disk.plan.part / u64::from(CHUNK)).unwrap_or(1).max(1);
         let mut streams = !matches!(how, How::Parts);
         let claim = Claim::first(&self.progress, part);
         match how {
@@ -152,14 +155,14 @@ impl Fill {
             }
             How::Parts => drop(claim),
         }
-        let requests = self.cache.plan.requests;
+        let requests = self.disk.plan.requests;
         let (mut most, mut failures) = (requests.min(2), 0);
         let mut urgent = URGENT_LANES;
         loop {
             let ordinary = if streams { 0 } else { most };
             while lanes.len() < ordinary + urgent + usize::from(streams) {
                 // Each fill has one request to itself, any more as long as there are seats.
-                let seat = self.cache.lanes.clone().try_acquire_owned().ok();
+                let seat = self.disk.lanes.clone().try_acquire_owned().ok();
                 if seat.is_none() && !lanes.is_empty() {
                     break;
                 }
@@ -287,9 +290,9 @@ impl Fill {
     }
 
     async fn write(&self, chunk: Index, offset: u64, bytes: Bytes) -> io::Result<()> {
-        let file = self.object.file().clone();
+        let (disk, file) = (self.disk.clone(), self.object.file().clone());
         let checksum = tokio::task::spawn_blocking(move || {
-            file.write_all_at(&bytes, offset)?;
+            file.write_all_at(&bytes, offset).inspect_err(|error| disk.notice(error))?;
             io::Result::Ok(crc32c::crc32c(&bytes))
         });
         self.progress.arrived(chunk, checksum.await.map_err(io::Error::other)??);
@@ -297,18 +300,22 @@ impl Fill {
     }
 
     async fn commit(mut self) -> Result<u64, FillError> {
-        if self.cache.is_handed_over() {
+        if self.disk.is_handed_over() {
             return Err(io::Error::other("another daemon has the cache now; its readers had it all").into());
         }
         let checksums = self.progress.checksums();
         let checksums = checksums.ok_or_else(|| self.broke_off("not all of it was brought".into()))?;
         let record = Record { meta: self.object.meta().clone(), checksums };
-        let (store, id, part) = (self.cache.store.clone(), self.id, self.part.clone());
-        let committed = tokio::task::spawn_blocking(move || store.commit(&id, &part, &record));
+        let (disk, entry, part) = (self.disk.clone(), self.entry, self.part.clone());
+        let committed = tokio::task::spawn_blocking(move || {
+            verify::whole(&part.file(), &record).map_err(FillError::Corrupt)?;
+            disk.store.commit(&entry, &part, &record).inspect_err(|error| disk.notice(error))?;
+            Result::<_, FillError>::Ok(())
+        });
         committed.await.map_err(io::Error::other)??;
         self.committed = true;
-        self.cache.fill_committed(self.id, self.name, &self.object);
-        Ok(self.object.meta().size)
+        self.disk.index().committed(&self.entry, &self.object);
+        Ok(self.entry.size)
     }
 }
 
@@ -317,7 +324,7 @@ impl Drop for Fill {
         // Readers of what did not come are told.
         self.progress.end();
         if !self.committed {
-            self.cache.fill_abandoned(self.id, self.name, self.object.meta().size);
+            self.disk.index().abandoned(&self.entry);
         }
     }
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    cache::{Join, Plan, Reader, reader::Broken},
+    cache::{self, Cache, DiskPlan, Join, Plan, Reader, reader::Broken},
     gateway::Grant,
     s3::{ObjectMeta, ObjectName, ObjectVersion, Validator},
 };
@@ -75,8 +75,9 @@ impl Source for Backend {
 }
 
 async fn begin(folder: &TempDir, size: u64) -> (Arc<Cache>, Fill) {
-    let plan = Plan { capacity: 1 << 40, min_free: 0, fills: 16, requests: 4, part: 8 * MIB };
-    let cache = Cache::open(folder.path(), "http://gateway", plan, None).unwrap();
+    let disk = DiskPlan { folder: folder.path().to_owned(), capacity: 1 << 40 };
+    let plan = Plan { fills: 16, ..cache::tests::PLAN };
+    let cache = Cache::open(&[disk], "http://gateway", &plan, &[]).unwrap();
     let cache = Arc::new(cache);
     let name = ObjectName::from_parts("bucket", "key", None).unwrap();
     let validator = Validator { etag: "\"e\"".into(), last_modified: None };

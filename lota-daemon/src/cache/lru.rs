@@ -45,21 +45,42 @@ impl<K: Hash + Eq + Copy, V> ByteLru<K, V> {
     }
 
     /// Makes an entry the most recently used; `None` if there is none.
-    pub(super) fn touch(&mut self, key: &K) -> Option<&V> {
-        self.order.get(key).map(|(value, _)| value)
+    pub(super) fn touch(&mut self, key: &K) -> Option<(&V, u64)> {
+        self.order.get(key).map(|(value, bytes)| (value, *bytes))
+    }
+
+    /// An entry, left where it is in the order.
+    pub(super) fn peek(&self, key: &K) -> Option<(&V, u64)> {
+        self.order.peek(key).map(|(value, bytes)| (value, *bytes))
+    }
+
+    /// The least recently used entry's.
+    pub(super) fn oldest(&self) -> Option<&V> {
+        self.order.peek_lru().map(|(_, (value, _))| value)
+    }
+
+    /// Every key, least recently used first.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.order.keys_lru()
+    }
+
+    /// Takes out the least recently used entry, and its bytes.
+    pub(super) fn evict(&mut self) -> Option<(K, V, u64)> {
+        let (key, (value, bytes)) = self.order.remove_lru()?;
+        self.held -= bytes;
+        Some((key, value, bytes))
     }
 
     /// Sets bytes aside for an entry to come; what had to go for it. `None` if no eviction makes enough room.
-    pub(super) fn reserve(&mut self, bytes: u64) -> Option<Vec<(K, V)>> {
+    pub(super) fn reserve(&mut self, bytes: u64) -> Option<Vec<(K, V, u64)>> {
         if self.reserved.checked_add(bytes)? > self.capacity {
             return None;
         }
         self.reserved += bytes;
         let mut evicted = Vec::new();
         while self.held + self.reserved > self.capacity {
-            let Some((key, (value, freed))) = self.order.remove_lru() else { break };
-            self.held -= freed;
-            evicted.push((key, value));
+            let Some(oldest) = self.evict() else { break };
+            evicted.push(oldest);
         }
         Some(evicted)
     }
@@ -83,20 +104,21 @@ impl<K: Hash + Eq + Copy, V> ByteLru<K, V> {
     }
 
     /// Adds an entry; what had to go for it, which may be the entry itself.
-    pub(super) fn insert(&mut self, key: K, value: V, bytes: u64) -> Vec<(K, V)> {
+    pub(super) fn insert(&mut self, key: K, value: V, bytes: u64) -> Vec<(K, V, u64)> {
         match self.reserve(bytes) {
             Some(evicted) => {
                 self.commit(key, value, bytes);
                 evicted
             }
-            None => vec![(key, value)],
+            None => vec![(key, value, bytes)],
         }
     }
 
-    pub(super) fn remove(&mut self, key: &K) -> Option<V> {
+    /// Takes out an entry, and its bytes.
+    pub(super) fn remove(&mut self, key: &K) -> Option<(V, u64)> {
         let (value, bytes) = self.order.remove(key)?;
         self.held -= bytes;
-        Some(value)
+        Some((value, bytes))
     }
 }
 
@@ -148,7 +170,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Insert(key, bytes) => {
-                        let evicted: Vec<u8> = lru.insert(key, (), bytes).into_iter().map(|(key, ())| key).collect();
+                        let evicted: Vec<u8> = lru.insert(key, (), bytes).into_iter().map(|(key, (), _)| key).collect();
                         prop_assert_eq!(evicted, reference.insert(key, bytes, 100));
                     }
                     Step::Touch(key) => {

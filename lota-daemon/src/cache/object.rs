@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{progress::Progress, reader::Broken};
-use crate::s3::ObjectMeta;
+use crate::{http::BodyFile, s3::ObjectMeta};
 
 /// An object in the cache. It stays readable for whoever holds it, even when evicted.
 #[derive(Debug)]
@@ -14,18 +14,29 @@ pub struct Object {
     meta: ObjectMeta,
     /// The same with checksums, if they were told later.
     told: OnceLock<ObjectMeta>,
-    file: Arc<File>,
-    /// Of an object that grows, or did when it was first met.
+    file: Arc<BodyFile>,
+    /// Of an object that grows, or did when it was first met; or whose bytes are being checked.
     progress: Option<Arc<Progress>>,
+    /// Did it grow when it was first met?
+    grows: bool,
 }
 
 impl Object {
     pub(super) fn complete(meta: ObjectMeta, file: File) -> Self {
-        Self { meta, told: OnceLock::new(), file: Arc::new(file), progress: None }
+        Self::new(meta, BodyFile::new(file), None, false)
     }
 
-    pub(super) fn filling(meta: ObjectMeta, file: Arc<File>, progress: Arc<Progress>) -> Self {
-        Self { meta, told: OnceLock::new(), file, progress: Some(progress) }
+    /// Complete, but not to be trusted before it is checked.
+    pub(super) fn suspect(meta: ObjectMeta, file: File, progress: Arc<Progress>) -> Self {
+        Self::new(meta, BodyFile::new(file), Some(progress), false)
+    }
+
+    pub(super) fn filling(meta: ObjectMeta, file: Arc<BodyFile>, progress: Arc<Progress>) -> Self {
+        Self::new(meta, file, Some(progress), true)
+    }
+
+    fn new(meta: ObjectMeta, file: Arc<BodyFile>, progress: Option<Arc<Progress>>, grows: bool) -> Self {
+        Self { meta, told: OnceLock::new(), file, progress, grows }
     }
 
     /// What it is.
@@ -44,10 +55,10 @@ impl Object {
     /// Is all of it here?
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.progress.as_ref().is_none_or(|progress| progress.is_whole())
+        !self.grows || self.progress.as_ref().is_none_or(|progress| progress.is_whole())
     }
 
-    pub(super) fn file(&self) -> &Arc<File> {
+    pub(super) fn file(&self) -> &Arc<BodyFile> {
         &self.file
     }
 

@@ -1,13 +1,15 @@
-//! Files: `<folder>/v1/ab/abcdef….data`, and `….record` beside it. While it is filled, the data is `….part-…`, a
-//! file of that fill alone: no file that a reader may have open is ever written or cut again.
+//! Files: `<folder>/v2/ab/abcd…-<name>-<size>.object`, an object's bytes and behind them its record. The names alone make
+//! the index, so that a restart opens no file. While it is filled, it is `….part-…`, a file of that fill alone: no file
+//! that a reader may have open is ever written or cut again.
 
 use std::{
-    fmt,
+    collections::HashMap,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
     time::SystemTime,
 };
 
@@ -15,51 +17,64 @@ use nix::{
     fcntl::{FallocateFlags, fallocate},
     sys::statvfs::statvfs,
 };
-use sha2::{Digest as _, Sha256};
 
-use super::{object::Object, record::Record};
-use crate::{
-    lock,
-    s3::{ObjectMeta, ObjectName, ObjectVersion},
+use super::{
+    fscrypt::{self, Encryption},
+    ids::{Ids, NameId, VersionId},
+    record::Record,
 };
+use crate::{http::BodyFile, lock, s3::ObjectMeta};
 
-const FORMAT: &str = "v1";
-const DATA: &str = "data";
-const RECORD: &str = "record";
-const UNFINISHED: &str = "tmp";
+/// The folder's, in its parent.
+const FORMAT: &str = "v2";
+const OBJECT: &str = "object";
 const PART: &str = "part-";
+/// Which objects were used, the most recent last: their ids, and before them a CRC-32C of all.
+const ORDER: &str = "order";
+/// Exists while a daemon has the folder.
+const IN_USE: &str = "in-use";
+/// Exists while objects are there that must be checked before they are trusted.
+const UNCHECKED: &str = "unchecked";
+/// Folders of before, on their way out.
+const OLD: [&str; 2] = ["v1", "lost-"];
+/// Threads that read the folder at start.
+const READERS: usize = 4;
 
-/// Names an object in the index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct NameId([u8; 16]);
-
-/// Names an object version, in the index and on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct VersionId([u8; 32]);
+/// A complete object, as its file's name tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) version: VersionId,
+    pub(super) name: NameId,
+    /// Bytes.
+    pub(super) size: u64,
+}
 
 /// The folder, owned by this process.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
     folder: Arc<Path>,
-    gateway: Arc<str>,
+    ids: Ids,
     min_free: u64,
 }
 
-/// A data file that is being filled; removed with its last owner, unless it has become an object.
+/// How a folder was found.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) store: Store,
+    pub(super) lock: File,
+    /// Did the daemon before come to an orderly end?
+    pub(super) clean: bool,
+    pub(super) encrypted: bool,
+}
+
+/// A file that is being filled; removed with its last owner, unless it has become an object.
 #[derive(Clone, Debug)]
 pub(super) struct Part(Arc<Unfinished>);
 
 #[derive(Debug)]
 struct Unfinished {
-    file: Arc<File>,
+    file: Arc<BodyFile>,
     path: PathBuf,
-}
-
-/// A complete object that was there at start.
-pub(super) struct Found {
-    pub(super) version: VersionId,
-    pub(super) name: NameId,
-    pub(super) bytes: u64,
 }
 
 /// A complete object in a cache folder, as `lota cache ls` shows it.
@@ -67,8 +82,8 @@ pub(super) struct Found {
 pub struct Listed {
     /// What it is.
     pub meta: ObjectMeta,
-    /// The file its bytes are in.
-    pub data: PathBuf,
+    /// The file it is in.
+    pub file: PathBuf,
     /// When it came in.
     pub stored: SystemTime,
 }
@@ -76,133 +91,188 @@ pub struct Listed {
 impl Store {
     pub(super) fn open(
         folder: &Path,
-        gateway: &str,
+        ids: &Ids,
         min_free: u64,
-        handed_over: Option<&File>,
-    ) -> io::Result<(Self, File)> {
-        let objects = folder.join(FORMAT);
-        for first in 0..=u8::MAX {
-            // Other users of this machine have no grant for what is in here.
-            let shard = objects.join(hex::encode([first]));
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(shard)?;
-        }
+        encryption: Encryption,
+        handed_over: &[File],
+    ) -> io::Result<Opened> {
+        // Other users of this machine have no grant for what is in here.
+        let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        private(folder)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("lock"))?;
-        let lock = lock::lock(lock, handed_over)?;
-        Ok((Self { folder: objects.into(), gateway: gateway.into(), min_free }, lock))
-    }
-
-    pub(super) fn name_id(&self, name: &ObjectName) -> NameId {
-        let digest = self.digest(name, []);
-        let mut id = [0; 16];
-        id.copy_from_slice(&digest[..16]);
-        NameId(id)
-    }
-
-    pub(super) fn version_id(&self, version: &ObjectVersion) -> VersionId {
-        let validator = &version.validator;
-        let last_modified = validator.last_modified.as_deref().unwrap_or_default();
-        VersionId(self.digest(&version.name, [validator.etag.as_str(), last_modified]))
-    }
-
-    /// Hashes length-prefixed fields, so that no two lists of fields are the same bytes.
-    fn digest<const N: usize>(&self, name: &ObjectName, more: [&str; N]) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        let version_id = name.version_id.as_deref().unwrap_or_default();
-        let fields = [&*self.gateway, name.bucket.as_str(), name.key.as_str(), version_id];
-        for field in fields.into_iter().chain(more) {
-            hash.update((field.len() as u64).to_le_bytes());
-            hash.update(field);
+        let (lock, was_handed_over) = lock::lock(lock, handed_over)?;
+        let objects = folder.join(FORMAT);
+        private(&objects)?;
+        let encrypted = fscrypt::prepare(&objects, encryption, |unusable| {
+            fs::rename(unusable, folder.join(format!("{}{}", OLD[1], hex::encode(rand::random::<[u8; 8]>()))))
+        })?;
+        for first in 0..=u8::MAX {
+            private(&objects.join(hex::encode([first])))?;
         }
-        hash.finalize().into()
+        let in_use = objects.join(IN_USE);
+        // The daemon before is still there, and well.
+        let clean = (was_handed_over || !in_use.exists()) && !objects.join(UNCHECKED).exists();
+        if !clean {
+            File::create(objects.join(UNCHECKED))?;
+        }
+        File::create(in_use)?;
+        File::open(&objects)?.sync_all()?;
+        sweep_old(folder);
+        let store = Self { folder: objects.into(), ids: ids.clone(), min_free };
+        Ok(Opened { store, lock, clean, encrypted })
     }
 
-    fn path(&self, id: &VersionId, extension: &str) -> PathBuf {
-        let name = id.to_string();
-        self.folder.join(&name[..2]).join(name).with_extension(extension)
+    /// All objects are trusted.
+    pub(super) fn all_checked(&self) {
+        remove(&self.folder.join(UNCHECKED));
     }
 
-    /// A new data file with `size` bytes of disk to its name.
-    ///
-    /// # Errors
-    /// If that would leave less than the configured rest of the disk free.
-    pub(super) fn create(&self, id: &VersionId, size: u64) -> io::Result<Part> {
+    /// The folder's owner has come to an orderly end.
+    pub(super) fn close(&self) {
+        remove(&self.folder.join(IN_USE));
+    }
+
+    fn path(&self, entry: &Entry, extension: &str) -> PathBuf {
+        let Entry { version, name, size } = entry;
+        let version = version.to_string();
+        self.folder.join(&version[..2]).join(format!("{version}-{name}-{size:x}.{extension}"))
+    }
+
+    /// Bytes that are free on the disk beyond those that must stay so; less than none, if others took them.
+    pub(super) fn spare(&self) -> io::Result<i128> {
         let disk = statvfs(&*self.folder)?;
         let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-        if free.saturating_sub(size) < self.min_free {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                format!("{free} bytes are free on the disk, {} must stay so", self.min_free),
-            ));
+        Ok(i128::from(free) - i128::from(self.min_free))
+    }
+
+    /// A new file with disk for the whole object to its name.
+    ///
+    /// # Errors
+    /// `StorageFull`, if that would leave less than the configured rest of the disk free.
+    pub(super) fn create(&self, entry: &Entry) -> io::Result<Part> {
+        let spare = self.spare()? - i128::from(entry.size);
+        if spare < 0 {
+            let why = format!("{} bytes less would be free on the disk than must stay so", -spare);
+            return Err(io::Error::new(io::ErrorKind::StorageFull, why));
         }
-        let path = self.path(id, &format!("{PART}{}", hex::encode(rand::random::<[u8; 8]>())));
+        let path = self.path(entry, &format!("{PART}{}", hex::encode(rand::random::<[u8; 8]>())));
         let mut options = OpenOptions::new();
         let file = options.create_new(true).read(true).write(true).mode(0o600).open(&path)?;
-        let part = Part(Arc::new(Unfinished { file: Arc::new(file), path }));
-        if size > 0 {
-            let length = i64::try_from(size).map_err(io::Error::other)?;
-            fallocate(&part.0.file, FallocateFlags::empty(), 0, length)?;
+        let part = Part(Arc::new(Unfinished { file: BodyFile::new(file), path }));
+        if entry.size > 0 {
+            let length = i64::try_from(entry.size).map_err(io::Error::other)?;
+            fallocate(&**part.0.file, FallocateFlags::empty(), 0, length)?;
         }
         Ok(part)
     }
 
-    /// Makes a filled file an object: data first, then its record, each on disk before the next step, so that
-    /// no crash leaves a record without its data.
-    pub(super) fn commit(&self, id: &VersionId, part: &Part, record: &Record) -> io::Result<()> {
+    /// Makes a filled file an object: on disk with its record before it gets its name, so that no crash leaves half of
+    /// one under it.
+    pub(super) fn commit(&self, entry: &Entry, part: &Part, record: &Record) -> io::Result<()> {
+        part.0.file.write_all_at(&record.encode()?, entry.size)?;
         part.0.file.sync_data()?;
-        fs::rename(&part.0.path, self.path(id, DATA))?;
-        let unfinished = self.path(id, UNFINISHED);
-        let mut options = OpenOptions::new();
-        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&unfinished)?;
-        file.write_all(&record.encode()?)?;
-        file.sync_data()?;
-        let finished = self.path(id, RECORD);
-        fs::rename(&unfinished, &finished)?;
+        let finished = self.path(entry, OBJECT);
+        fs::rename(&part.0.path, &finished)?;
         finished.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     }
 
     /// Opens a complete object.
-    pub(super) fn load(&self, id: &VersionId) -> io::Result<Object> {
-        let record = Record::decode(&fs::read(self.path(id, RECORD))?)?;
-        let file = File::open(self.path(id, DATA))?;
-        if self.version_id(&record.meta.version) != *id || file.metadata()?.len() != record.meta.size {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the record is another file's"));
+    pub(super) fn load(&self, entry: &Entry) -> io::Result<(Record, File)> {
+        let file = File::open(self.path(entry, OBJECT))?;
+        let record = read_record(&file, entry.size)?;
+        if self.ids.version(&record.meta.version) != entry.version || record.meta.size != entry.size {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the record is another object's"));
         }
-        Ok(Object::complete(record.meta, file))
+        Ok((record, file))
     }
 
-    /// Removes an object's files. The record goes first: data without one is no object.
-    pub(super) fn remove(&self, id: &VersionId) {
-        for extension in [RECORD, DATA, UNFINISHED] {
-            remove(&self.path(id, extension));
-        }
+    /// Removes an object's file.
+    pub(super) fn remove(&self, entry: &Entry) {
+        remove(&self.path(entry, OBJECT));
     }
 
-    /// Every complete object, least recently stored first; removes whatever is not one.
-    pub(super) fn recover(&self) -> io::Result<Vec<Found>> {
-        let mut found = Vec::new();
-        for path in files(&self.folder)? {
-            let id = VersionId::of_path(&path);
-            match (path.extension().and_then(|extension| extension.to_str()), id) {
-                (Some(RECORD), Some(id)) => match self.load(&id) {
-                    Ok(object) => {
-                        let stored = fs::metadata(&path)?.modified()?;
-                        let name = self.name_id(&object.meta().version.name);
-                        found.push((stored, Found { version: id, name, bytes: object.meta().size }));
+    /// Every complete object, least recently used first as far as is known; removes whatever is not one.
+    pub(super) fn recover(&self) -> io::Result<Vec<Entry>> {
+        let mut entries = self.entries()?;
+        let used: HashMap<VersionId, usize> =
+            self.order().into_iter().enumerate().map(|(place, version)| (version, place)).collect();
+        // What is not in there came after.
+        entries.sort_by_cached_key(|entry| used.get(&entry.version).copied().unwrap_or(usize::MAX));
+        Ok(entries)
+    }
+
+    fn entries(&self) -> io::Result<Vec<Entry>> {
+        let shards: Mutex<Vec<PathBuf>> =
+            Mutex::new((0..=u8::MAX).map(|first| self.folder.join(hex::encode([first]))).collect());
+        let read = || -> io::Result<_> {
+            let mut entries = Vec::new();
+            loop {
+                let next = shards.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                let Some(shard) = next else { return Ok(entries) };
+                for file in fs::read_dir(shard)? {
+                    let path = file?.path();
+                    match Entry::of_path(&path) {
+                        Some(entry) => entries.push(entry),
+                        None => {
+                            tracing::debug!(file = %path.display(), "removing a left-over");
+                            remove(&path);
+                        }
                     }
-                    Err(error) => {
-                        tracing::warn!(file = %path.display(), %error, "removing an unusable cached object");
-                        self.remove(&id);
-                    }
-                },
-                (Some(DATA), Some(id)) if self.path(&id, RECORD).exists() => {}
-                _ => {
-                    tracing::debug!(file = %path.display(), "removing a left-over");
-                    remove(&path);
                 }
             }
+        };
+        thread::scope(|scope| {
+            let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(read)).collect();
+            readers.into_iter().try_fold(Vec::new(), |mut all, reader| {
+                let panicked = |_| io::Error::other("a reader of the cache folder panicked");
+                all.append(&mut reader.join().map_err(panicked)??);
+                io::Result::Ok(all)
+            })
+        })
+    }
+
+    /// Notes which objects were used, the most recent last.
+    pub(super) fn save_order(&self, order: &[VersionId]) -> io::Result<()> {
+        let ids: Vec<u8> = order.iter().flat_map(|version| *version.as_bytes()).collect();
+        let unfinished = self.folder.join(format!("{ORDER}.new"));
+        let mut file = File::create(&unfinished)?;
+        file.write_all(&crc32c::crc32c(&ids).to_le_bytes())?;
+        file.write_all(&ids)?;
+        file.sync_data()?;
+        fs::rename(unfinished, self.folder.join(ORDER))
+    }
+
+    /// What was noted, if it is sound: without it, objects leave in another order, that is all.
+    fn order(&self) -> Vec<VersionId> {
+        let bytes = fs::read(self.folder.join(ORDER)).unwrap_or_default();
+        let Some((checksum, ids)) = bytes.split_first_chunk() else { return Vec::new() };
+        if u32::from_le_bytes(*checksum) != crc32c::crc32c(ids) {
+            return Vec::new();
         }
-        found.sort_by_key(|(stored, _)| *stored);
-        Ok(found.into_iter().map(|(_, found)| found).collect())
+        ids.chunks_exact(VersionId::LENGTH)
+            .filter_map(|id| Some(<[u8; VersionId::LENGTH]>::try_from(id).ok()?.into()))
+            .collect()
+    }
+}
+
+fn read_record(mut file: &File, size: u64) -> io::Result<Record> {
+    io::Seek::seek(&mut file, io::SeekFrom::Start(size))?;
+    let mut record = Vec::new();
+    file.read_to_end(&mut record)?;
+    Record::decode(&record)
+}
+
+/// Removes folders that no daemon will use again, meanwhile.
+fn sweep_old(folder: &Path) {
+    let Ok(found) = fs::read_dir(folder) else { return };
+    for old in found.flatten().filter(|found| {
+        OLD.iter().any(|old| found.file_name().as_encoded_bytes().starts_with(old.as_bytes()))
+    }) {
+        thread::spawn(move || {
+            if let Err(error) = fs::remove_dir_all(old.path()) {
+                tracing::warn!(folder = %old.path().display(), %error, "cannot remove an old cache");
+            }
+        });
     }
 }
 
@@ -222,15 +292,13 @@ fn remove(path: &Path) {
 pub fn list(folder: &Path) -> io::Result<Vec<Listed>> {
     let mut listed = Vec::new();
     for path in files(&folder.join(FORMAT))? {
-        if path.extension().is_none_or(|extension| extension != RECORD) {
-            continue;
-        }
+        let Some(entry) = Entry::of_path(&path) else { continue };
         // Evicted meanwhile, perhaps.
-        let Ok(bytes) = fs::read(&path) else { continue };
-        if let Ok(record) = Record::decode(&bytes) {
-            let stored = fs::metadata(&path).and_then(|metadata| metadata.modified());
+        let Ok(file) = File::open(&path) else { continue };
+        if let Ok(record) = read_record(&file, entry.size) {
+            let stored = file.metadata().and_then(|metadata| metadata.modified());
             let stored = stored.unwrap_or(SystemTime::UNIX_EPOCH);
-            listed.push(Listed { meta: record.meta, data: path.with_extension(DATA), stored });
+            listed.push(Listed { meta: record.meta, file: path, stored });
         }
     }
     listed.sort_by_key(|object| object.stored);
@@ -240,15 +308,18 @@ pub fn list(folder: &Path) -> io::Result<Vec<Listed>> {
 fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for shard in fs::read_dir(folder)? {
-        for file in fs::read_dir(shard?.path())? {
-            files.push(file?.path());
+        let shard = shard?.path();
+        if shard.is_dir() {
+            for file in fs::read_dir(shard)? {
+                files.push(file?.path());
+            }
         }
     }
     Ok(files)
 }
 
 impl Part {
-    pub(super) fn file(&self) -> Arc<File> {
+    pub(super) fn file(&self) -> Arc<BodyFile> {
         self.0.file.clone()
     }
 }
@@ -259,17 +330,16 @@ impl Drop for Unfinished {
     }
 }
 
-impl VersionId {
+impl Entry {
     fn of_path(path: &Path) -> Option<Self> {
-        let mut id = [0; 32];
-        hex::decode_to_slice(path.file_stem()?.to_str()?, &mut id).ok()?;
-        Some(Self(id))
-    }
-}
-
-impl fmt::Display for VersionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        if path.extension()? != OBJECT {
+            return None;
+        }
+        let mut fields = path.file_stem()?.to_str()?.split('-');
+        let version = VersionId::from_hex(fields.next()?)?;
+        let name = NameId::from_hex(fields.next()?)?;
+        let size = u64::from_str_radix(fields.next()?, 16).ok()?;
+        fields.next().is_none().then_some(Self { version, name, size })
     }
 }
 

@@ -57,6 +57,18 @@ impl Config {
                 return Err(format!("limits.{key}: must be 1 at least"));
             }
         }
+        let (low, high) = (self.cache.low_percent, self.cache.high_percent);
+        if !(1 <= low && low <= high && high <= 100) {
+            return Err("cache.low_percent: must be 1 at least, and no more than cache.high_percent, which is 100 at most".into());
+        }
+        for (place, disk) in self.cache.disks.iter().enumerate() {
+            if disk.capacity == 0 {
+                return Err(format!("cache.capacity: nothing fits into {}", disk.folder.display()));
+            }
+            if self.cache.disks[..place].iter().any(|before| before.folder == disk.folder) {
+                return Err(format!("cache.disks: {} stands there twice", disk.folder.display()));
+            }
+        }
         if !(1..=64).contains(&self.fill.requests) {
             return Err("fill.requests: must be 1 at least and 64 at most".into());
         }

@@ -23,7 +23,7 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     assert_eq!(config.endpoint.zone.as_str(), "cwlota.com");
     assert_eq!(config.endpoint.vip, Ipv4Addr::new(169, 254, 77, 80));
     assert_eq!(config.gateway.protocol, Protocol::S3);
-    assert_eq!(config.cache.capacity, ByteSize(10 << 30));
+    assert_eq!(config.cache.capacity(), 10 << 30);
     assert_eq!(config.peer_port(), 7480);
     assert!(config.admin.listen.ip().is_loopback());
     assert!(config.access.pods.is_empty());

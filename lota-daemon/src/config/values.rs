@@ -1,11 +1,14 @@
 //! Values that TOML has no type for, and how a mistake is explained.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use hyper::{Uri, http::uri::Authority};
 use serde::{Deserialize, Deserializer, de};
 
-use crate::s3::Zone;
+use crate::{
+    cache::{Admission, DiskPlan, Encryption},
+    s3::Zone,
+};
 
 /// A number of bytes: `10GiB`, `512MiB`, `4096`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,73 @@ pub struct Origin {
 #[derive(Clone, Deserialize)]
 #[serde(from = "String")]
 pub struct Secret(String);
+
+/// `[cache]` as it is written: one folder, or several disks.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cache {
+    folder: Option<PathBuf>,
+    capacity: Option<ByteSize>,
+    #[serde(default)]
+    disks: Vec<Disk>,
+    #[serde(default = "default_min_free")]
+    min_free: ByteSize,
+    #[serde(default = "default_high")]
+    high_percent: u8,
+    #[serde(default = "default_low")]
+    low_percent: u8,
+    #[serde(default)]
+    admission: Admission,
+    #[serde(default)]
+    encryption: Encryption,
+    #[serde(default = "default_scrub")]
+    scrub: ByteSize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Disk {
+    folder: PathBuf,
+    capacity: ByteSize,
+}
+
+fn default_min_free() -> ByteSize {
+    ByteSize(1 << 30)
+}
+
+fn default_high() -> u8 {
+    98
+}
+
+fn default_low() -> u8 {
+    95
+}
+
+fn default_scrub() -> ByteSize {
+    ByteSize(16 << 20)
+}
+
+impl TryFrom<Cache> for super::Cache {
+    type Error = &'static str;
+
+    fn try_from(cache: Cache) -> Result<Self, Self::Error> {
+        let disk = |Disk { folder, capacity }| DiskPlan { folder, capacity: capacity.0 };
+        let disks: Vec<DiskPlan> = match (cache.folder, cache.capacity) {
+            (Some(folder), Some(capacity)) if cache.disks.is_empty() => vec![disk(Disk { folder, capacity })],
+            (None, None) if !cache.disks.is_empty() => cache.disks.into_iter().map(disk).collect(),
+            _ => return Err("cache: give `folder` and `capacity`, or `disks` with both for each"),
+        };
+        Ok(Self {
+            disks,
+            min_free: cache.min_free,
+            high_percent: cache.high_percent,
+            low_percent: cache.low_percent,
+            admission: cache.admission,
+            encryption: cache.encryption,
+            scrub: cache.scrub,
+        })
+    }
+}
 
 impl ByteSize {
     /// Parses a number with one of these units, or none.

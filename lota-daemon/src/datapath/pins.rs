@@ -114,7 +114,8 @@ fn remove_links(folder: &Path, unwanted: impl Fn(&str) -> bool) {
 
 /// Locks a layout's folder.
 fn lock(folder: &Path, handed_over: Option<&File>) -> Result<File> {
-    lock::lock(File::open(folder)?, handed_over).with_context(|| format!("locking {}", folder.display()))
+    let locked = lock::lock(File::open(folder)?, handed_over.map_or(&[], std::slice::from_ref));
+    Ok(locked.with_context(|| format!("locking {}", folder.display()))?.0)
 }
 
 /// The folder of every layout that there is.

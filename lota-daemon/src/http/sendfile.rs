@@ -13,9 +13,13 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, IoSlice},
+    ops::Deref,
     os::fd::{AsFd, AsRawFd},
     pin::Pin,
-    sync::{Arc, LazyLock, Mutex, PoisonError, atomic::AtomicU64, atomic::Ordering},
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -23,9 +27,12 @@ use std::{
 use bytes::Bytes;
 use hyper::rt::Write;
 use hyper_util::rt::TokioIo;
-use nix::sys::{
-    sendfile::sendfile,
-    socket::{MsgFlags, sendmsg},
+use nix::{
+    errno::Errno,
+    sys::{
+        sendfile::sendfile,
+        socket::{MsgFlags, sendmsg},
+    },
 };
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
@@ -36,11 +43,47 @@ pub const MAX_SLICE: usize = 1 << 20;
 /// Never written, never read: its pages are never even backed by memory.
 static TOKENS: LazyLock<&'static [u8]> = LazyLock::new(|| Box::leak(vec![0; MAX_SLICE].into_boxed_slice()));
 
+/// A file whose bytes are sent; whether they can be read shows only then.
+#[derive(Debug)]
+pub struct BodyFile {
+    file: File,
+    failed: AtomicBool,
+}
+
+impl BodyFile {
+    /// Takes a file to be sent.
+    #[must_use]
+    pub fn new(file: File) -> Arc<Self> {
+        Arc::new(Self { file, failed: AtomicBool::new(false) })
+    }
+
+    /// Could some of it not be read when it was to be sent?
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+impl BodyFile {
+    pub(crate) fn fail_for_tests(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Deref for BodyFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
 /// A piece of a file.
 #[derive(Clone, Debug)]
 pub struct FileSlice {
     /// The file.
-    pub file: Arc<File>,
+    pub file: Arc<BodyFile>,
     /// Where the piece begins.
     pub offset: u64,
     /// Its length in bytes; at most [`MAX_SLICE`].
@@ -134,7 +177,11 @@ impl SendfileStream {
         let slice = self.slices.next().ok_or_else(|| io::Error::other("a token without a file slice"))?;
         let mut offset = i64::try_from(slice.offset).map_err(io::Error::other)?;
         let length = length.min(slice.length);
-        let sent = sendfile(self.stream.inner().as_fd(), slice.file.as_fd(), Some(&mut offset), length)?;
+        let sent = sendfile(self.stream.inner().as_fd(), slice.file.as_fd(), Some(&mut offset), length);
+        if matches!(sent, Ok(0) | Err(Errno::EIO)) {
+            slice.file.failed.store(true, Ordering::Relaxed);
+        }
+        let sent = sent?;
         if sent == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a cached file was cut short"));
         }

@@ -16,7 +16,7 @@ use crate::http::{Body, server};
 async fn serve_file(content: Vec<u8>) -> (std::net::SocketAddr, SentBytes) {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&content).unwrap();
-    let file = Arc::new(file);
+    let file = BodyFile::new(file);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let sent = SentBytes::default();
@@ -42,7 +42,7 @@ async fn serve_file(content: Vec<u8>) -> (std::net::SocketAddr, SentBytes) {
     (address, sent)
 }
 
-fn body(file: Arc<File>, size: usize, slices: FileSlices) -> Body {
+fn body(file: Arc<BodyFile>, size: usize, slices: FileSlices) -> Body {
     let frames = (0..size).step_by(MAX_SLICE).map(move |start| {
         let length = MAX_SLICE.min(size - start);
         let slice = FileSlice { file: file.clone(), offset: start as u64, length };
@@ -118,7 +118,7 @@ async fn a_slow_reader_gets_everything() {
 async fn a_file_cut_short_breaks_the_connection() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"short").unwrap();
-    let file = Arc::new(file);
+    let file = BodyFile::new(file);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
