@@ -16,13 +16,14 @@ use crate::{
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 10] = [
+const SUITES: [Suite; 11] = [
     ("lint", lint),
     ("unit", unit),
     ("fuzz", fuzz),
     ("packet", packet),
     ("kernels", kernels),
     ("datapath", datapath),
+    ("storage", storage),
     ("e2e", e2e),
     ("parity", parity),
     ("clients", clients),
@@ -173,6 +174,14 @@ fn datapath(counts: &mut Counts) -> Result<(), String> {
     tests.env("LOTA_RCLONE", setup::resolvers()?);
     tests.env("LOTA_BIN", demo::build_lota(false)?);
     counts.tests("datapath tests", &mut tests)
+}
+
+/// The cache, on disks that fail and in processes that are killed.
+fn storage(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    let tests = ["test", "--quiet", "--package", "lota-tests", "--test", "storage"];
+    counts.tests("suite storage", &mut cargo(&tests))
 }
 
 /// The whole road.
