@@ -168,7 +168,11 @@ fn direct(path: &DirectPath) -> Result<Request<crate::http::Body>, FetchError> {
         .map_err(|error| FetchError::Request(error.to_string()))
 }
 
-fn check(
+/// Are these the bytes that were asked for, of the content that was granted?
+///
+/// # Errors
+/// [`FetchError`] if not.
+pub fn check(
     meta: &ObjectMeta,
     range: Option<ByteRange>,
     status: StatusCode,

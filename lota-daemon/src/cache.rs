@@ -186,7 +186,7 @@ impl Cache {
         if let [only] = &*self.disks {
             return Some(only).filter(|disk| !disk.has_failed());
         }
-        let in_order = self.shares.order(name).into_iter();
+        let in_order = self.shares.first(name, usize::MAX).into_iter();
         in_order
             .filter_map(|folder| self.disks.iter().find(|disk| disk.path() == Path::new(&folder.0)))
             .find(|disk| !disk.has_failed())

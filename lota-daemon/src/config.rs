@@ -279,8 +279,22 @@ pub struct Peers {
     pub port: u16,
     /// A file with the cluster's secret: at least 32 bytes, the same on each node.
     pub secret_file: PathBuf,
+    /// Most nodes that hold an object which many want at once.
+    #[serde(default = "default_owners")]
+    pub owners: usize,
+    /// Requests a second for one object that one node answers alone.
+    #[serde(default = "default_hot_requests")]
+    pub hot_requests: u32,
     /// Every node of the cluster; this one may be among them.
     pub nodes: Vec<Peer>,
+}
+
+fn default_owners() -> usize {
+    3
+}
+
+fn default_hot_requests() -> u32 {
+    200
 }
 
 fn default_peer_port() -> u16 {

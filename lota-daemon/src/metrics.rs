@@ -64,7 +64,7 @@ pub struct RequestLabels {
 /// Labels of `lota_fills`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FillLabels {
-    /// `direct`, `own` or `client`.
+    /// `direct`, `own`, `client` or `sibling`.
     pub authority: &'static str,
     /// `complete` or `broken`.
     pub end: &'static str,

@@ -40,7 +40,7 @@ use crate::{
     metrics::{Exposition, Metrics},
     peer::Peers,
     placement::{NodeName, Placement},
-    proxy::{Debts, Proxy},
+    proxy::{Crowds, Debts, Load, Proxy},
     sockets::{CACHE_LOCK, PINS_LOCK, Sockets},
 };
 
@@ -192,6 +192,15 @@ impl Node {
         }
         let cache = self.door.proxy.cache.clone();
         self.doors.spawn_on(async move { cache.keep().await }, &self.serving);
+        let proxy = self.door.proxy.clone();
+        if proxy.peers.is_some() {
+            let look = async move {
+                if let Some(peers) = &proxy.peers {
+                    peers.look_for_the_lost().await;
+                }
+            };
+            self.doors.spawn_on(look, &self.serving);
+        }
         self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), &self.serving);
         let control = self.admin.control.clone();
         let gateway = self.door.proxy.gateway.clone();
@@ -362,7 +371,7 @@ fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
     let cache = Cache::open(&config.cache.disks, &scope, &plan, locks).context("opening the cache")?;
 
     let mut weights = BTreeMap::from([(me.clone(), capacity)]);
-    let mut peers = None;
+    let (mut peers, mut crowds) = (None, Crowds::new(u32::MAX, 1));
     if let Some(configured) = &config.peers {
         weights.extend(configured.nodes.iter().map(|node| (NodeName(node.name.clone()), node.capacity.0)));
         let others = configured.nodes.iter().filter(|node| node.name != me.0);
@@ -374,6 +383,7 @@ fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
             others,
             upstream.impatient(),
         ));
+        crowds = Crowds::new(configured.hot_requests, configured.owners);
     }
     Ok(Proxy {
         placement: Placement::new(&scope, weights),
@@ -383,6 +393,8 @@ fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
         backend,
         cache: Arc::new(cache),
         peers,
+        crowds,
+        load: Load::default(),
         debts: Arc::new(Debts::new(limits.fill_debt.map_or(capacity / 4, |debt| debt.0))),
         metrics,
     })

@@ -3,26 +3,33 @@
 //! HTTP/1.1 on a port of its own. Every request carries a MAC by the cluster's secret over who sends it to
 //! whom, when, and all of its head; every answer one over its head. Nothing of a grant is ever sent.
 
+pub mod headers;
 mod replay;
 mod wire;
 
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
+use futures_util::{StreamExt as _, stream};
 use hyper::{
-    HeaderMap, Request, Response,
+    Request, Response,
     body::Incoming,
-    header::{self, HeaderName, HeaderValue},
+    header::{self, HeaderValue},
 };
 use thiserror::Error;
+use tokio::time::MissedTickBehavior;
 
 pub use wire::{Refused, Signature};
 
-use self::{replay::Window, wire::Wire};
+use self::{
+    headers::{Told, Wanted},
+    replay::Window,
+    wire::Wire,
+};
 use crate::{
     config::{Origin, Secret},
     http::{
@@ -32,14 +39,12 @@ use crate::{
     placement::NodeName,
 };
 
-/// Between nodes only: the pod that asks, whose fills are budgeted.
-const LOTA_CLIENT: HeaderName = HeaderName::from_static("lota-client");
-/// Between nodes only: see [`Peers::is_ping`].
-const LOTA_PING: HeaderName = HeaderName::from_static("lota-ping");
-/// Between nodes only: see [`Peers::skipped`].
-const LOTA_SKIP: HeaderName = HeaderName::from_static("lota-skip");
-/// How long a peer that did not answer is left alone.
-const REST: Duration = Duration::from_secs(2);
+/// How often it is seen whether a peer that was lost is back.
+const LOOK: Duration = Duration::from_secs(1);
+/// A peer that was lost for longer has no share of the objects any more.
+const GRACE: Duration = Duration::from_secs(60);
+/// Lost peers that are looked for at once.
+const MOST_LOOKED_FOR: usize = 32;
 /// Longest wait for an owner's answer. It may have to wait for another request's answer, ask the gateway up to
 /// four times (the trial), and hesitate over a fill; giving up earlier would begin a second fill elsewhere.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,16 +59,25 @@ pub struct Peers {
     wire: Wire,
     window: Mutex<Window>,
     addresses: HashMap<NodeName, Origin>,
-    resting: Mutex<HashMap<NodeName, Instant>>,
+    states: Mutex<HashMap<NodeName, State>>,
     upstream: Upstream,
+}
+
+/// What is known of a peer.
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    /// Since when it does not answer.
+    lost: Option<Instant>,
+    /// Bytes that it had to send when it answered last.
+    load: u64,
 }
 
 /// Why an owner could not be asked. Another node is, then.
 #[derive(Debug, Error)]
 pub enum PeerError {
-    /// It did not answer lately, and is left alone for a moment.
-    #[error("it did not answer a moment ago")]
-    Resting,
+    /// It did not answer the last time, and has not been seen since.
+    #[error("it is lost")]
+    Lost,
     /// No such node is configured.
     #[error("its address is not known")]
     Unknown,
@@ -100,12 +114,12 @@ impl Peers {
             wire: Wire::new(me, secret),
             window: Mutex::new(Window::starting(SystemTime::now())),
             addresses,
-            resting: Mutex::default(),
+            states: Mutex::default(),
             upstream,
         }
     }
 
-    /// Asks `owner` to answer a client's request, without the first `skip` bytes of the body.
+    /// Asks `owner` for what is wanted of the answer to a client's request.
     ///
     /// # Errors
     /// [`PeerError`] if it cannot be asked; its refusals and its errors are answers.
@@ -114,26 +128,24 @@ impl Peers {
         owner: &NodeName,
         client: IpAddr,
         head: &Head,
-        skip: u64,
+        wanted: Wanted,
     ) -> Result<Response<Incoming>, PeerError> {
         let origin = self.addresses.get(owner).ok_or(PeerError::Unknown)?;
-        if self.rests(owner) {
-            return Err(PeerError::Resting);
+        if self.is_lost(owner) {
+            return Err(PeerError::Lost);
         }
-        let answer = self.send(owner, origin, client, head, skip).await;
-        if let Err(error) = &answer {
-            tracing::warn!(peer = %owner.0, %error, "peer unavailable");
-        }
-        // Slow is not dead, and one odd request says nothing about the next.
-        if let Err(PeerError::NoConnection(_)) = &answer {
-            self.let_rest(owner);
+        let answer = self.send(owner, origin, client, head, wanted).await;
+        match &answer {
+            Ok(answer) => self.is_here(owner, Told::of(answer.headers()).load),
+            Err(error) => {
+                tracing::warn!(peer = %owner.0, %error, "peer unavailable");
+                // Slow is not dead, and one odd request says nothing about the next.
+                if let PeerError::NoConnection(_) = error {
+                    self.lose(owner);
+                }
+            }
         }
         answer
-    }
-
-    fn let_rest(&self, owner: &NodeName) {
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        resting.insert(owner.clone(), Instant::now() + REST);
     }
 
     async fn send(
@@ -142,16 +154,12 @@ impl Peers {
         origin: &Origin,
         client: IpAddr,
         head: &Head,
-        skip: u64,
+        wanted: Wanted,
     ) -> Result<Response<Incoming>, PeerError> {
         let mut request =
             head.request(origin, empty()).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
-        if let Ok(client) = HeaderValue::from_str(&client.to_canonical().to_string()) {
-            request.headers_mut().insert(LOTA_CLIENT, client);
-        }
-        if skip > 0 {
-            request.headers_mut().insert(LOTA_SKIP, HeaderValue::from(skip));
-        }
+        headers::set_client(request.headers_mut(), client);
+        wanted.write(request.headers_mut());
         let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());
         let sent = tokio::time::timeout(PATIENCE, self.while_alive(owner, self.upstream.send(request)));
         let answer = sent.await.map_err(|_| PeerError::NoAnswer("timed out".into()))??;
@@ -187,7 +195,7 @@ impl Peers {
             // One may be lost on the way.
             missed = if alive { 0 } else { missed + 1 };
             if missed == 2 || Instant::now() > deadline {
-                self.let_rest(owner);
+                self.lose(owner);
                 return Err(PeerError::Hangs);
             }
         }
@@ -199,35 +207,18 @@ impl Peers {
         if let Ok(host) = HeaderValue::from_str(origin.authority.as_str()) {
             ping.headers_mut().insert(header::HOST, host);
         }
-        ping.headers_mut().insert(LOTA_PING, HeaderValue::from_static("1"));
+        Wanted::Ping.write(ping.headers_mut());
         let nonce = self.wire.sign_request(owner, &mut ping, SystemTime::now());
         match tokio::time::timeout(PING_PATIENCE, self.upstream.send(ping)).await {
-            Ok(Ok(answer)) => self.wire.verify_answer(&nonce, answer.status(), answer.headers()).is_ok(),
+            Ok(Ok(answer)) => {
+                let is_its = self.wire.verify_answer(&nonce, answer.status(), answer.headers()).is_ok();
+                if is_its {
+                    self.is_here(owner, Told::of(answer.headers()).load);
+                }
+                is_its
+            }
             _ => false,
         }
-    }
-
-    /// Does a verified request only ask whether this node is there?
-    #[must_use]
-    pub fn is_ping(headers: &HeaderMap) -> bool {
-        headers.contains_key(LOTA_PING)
-    }
-
-    /// The pod that a verified request is for.
-    #[must_use]
-    pub fn client(headers: &HeaderMap) -> Option<IpAddr> {
-        headers.get(LOTA_CLIENT)?.to_str().ok()?.parse().ok()
-    }
-
-    /// Bytes that an answer is to be, or was, given without: the client has them already, from another node.
-    #[must_use]
-    pub fn skipped(headers: &HeaderMap) -> u64 {
-        headers.get(LOTA_SKIP).and_then(|skip| skip.to_str().ok()?.parse().ok()).unwrap_or_default()
-    }
-
-    /// Says in an answer that so many bytes are left out of it.
-    pub fn set_skipped(headers: &mut HeaderMap, skip: u64) {
-        headers.insert(LOTA_SKIP, HeaderValue::from(skip));
     }
 
     /// Is this request, as it came in on the peer port, one of a peer's? Returns what its answer is signed
@@ -247,16 +238,60 @@ impl Peers {
         self.wire.sign_answer(signature, answer);
     }
 
-    fn rests(&self, peer: &NodeName) -> bool {
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        match resting.get(peer) {
-            Some(until) if *until > Instant::now() => true,
-            Some(_) => {
-                resting.remove(peer);
-                false
-            }
-            None => false,
+    /// Looks for peers that were lost, for as long as it is polled.
+    pub async fn look_for_the_lost(&self) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let lost: Vec<NodeName> = {
+                let states = self.states();
+                states
+                    .iter()
+                    .filter(|(_, state)| state.lost.is_some())
+                    .map(|(name, _)| name.clone())
+                    .collect()
+            };
+            let looked = stream::iter(&lost).for_each_concurrent(MOST_LOOKED_FOR, async |peer| {
+                if self.is_alive(peer).await {
+                    tracing::info!(peer = %peer.0, "peer is back");
+                }
+            });
+            looked.await;
         }
+    }
+
+    /// Did it not answer the last time?
+    #[must_use]
+    pub fn is_lost(&self, peer: &NodeName) -> bool {
+        self.states().get(peer).is_some_and(|state| state.lost.is_some())
+    }
+
+    /// The peers that have been lost for so long that others have their shares.
+    #[must_use]
+    pub fn gone(&self) -> Vec<NodeName> {
+        let is_gone = |state: &State| state.lost.is_some_and(|since| since.elapsed() > GRACE);
+        let states = self.states();
+        states.iter().filter(|(_, state)| is_gone(state)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Bytes that it had to send when it answered last.
+    #[must_use]
+    pub fn load(&self, peer: &NodeName) -> u64 {
+        self.states().get(peer).map_or(0, |state| state.load)
+    }
+
+    fn is_here(&self, peer: &NodeName, load: u64) {
+        self.states().insert(peer.clone(), State { lost: None, load });
+    }
+
+    fn lose(&self, peer: &NodeName) {
+        let mut states = self.states();
+        states.entry(peer.clone()).or_default().lost.get_or_insert_with(Instant::now);
+    }
+
+    fn states(&self) -> MutexGuard<'_, HashMap<NodeName, State>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

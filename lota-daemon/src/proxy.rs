@@ -6,9 +6,11 @@
 //! authorization costs the answer.
 
 mod answer;
+mod crowds;
 mod debts;
 mod fill;
 mod get;
+mod owner;
 mod resume;
 
 use std::{
@@ -24,7 +26,7 @@ use hyper::{
 };
 use tokio::time::timeout;
 
-pub use self::debts::Debts;
+pub use self::{crowds::Crowds, debts::Debts, owner::Load};
 
 use self::get::Get;
 use crate::{
@@ -36,9 +38,12 @@ use crate::{
         server::{Connection, NoAnswer},
     },
     metrics::{Metrics, Outcome, PeerLabels, UncachedLabels},
-    peer::Peers,
+    peer::{
+        Peers,
+        headers::{self, Told, Wanted},
+    },
     placement::{NodeName, Placement},
-    s3::{CacheControl, ObjectMeta, Operation, S3Error, Zone},
+    s3::{ByteRange, CacheControl, ObjectMeta, Operation, S3Error, Zone},
 };
 
 /// Longest wait for a fill's first byte before the answer's head goes out all the same.
@@ -60,6 +65,10 @@ pub struct Proxy {
     pub placement: Placement,
     /// The other nodes, if there are any.
     pub peers: Option<Peers>,
+    /// Objects that many want at once.
+    pub crowds: Crowds,
+    /// Bytes that this node still has to send.
+    pub load: Load,
     /// What fills have brought for each pod beyond what it reads.
     pub debts: Arc<Debts>,
     /// What happened.
@@ -108,32 +117,41 @@ impl Proxy {
                 return Err(NoAnswer);
             }
         };
-        let pod = Peers::client(request.headers()).unwrap_or_else(|| connection.client.ip().to_canonical());
-        let (skip, is_ping) = (Peers::skipped(request.headers()), Peers::is_ping(request.headers()));
-        if is_ping {
+        let (parts, _) = request.into_parts();
+        let Some(wanted) = Wanted::of(&parts.headers) else { return Err(NoAnswer) };
+        let mut told = Told { load: self.load.bytes(), owners: None };
+        if wanted == Wanted::Ping {
             let mut here = Response::new(empty());
+            told.write(here.headers_mut());
             peers.sign(&signature, &mut here);
             return Ok(here);
         }
         count("served");
-        let (parts, _) = request.into_parts();
+        let pod = headers::client(&parts.headers).unwrap_or_else(|| connection.client.ip().to_canonical());
         let target = parts.uri.path().to_owned();
+        let skip = if let Wanted::Rest(skip) = wanted { skip } else { 0 };
         let answer = match Head::of(parts) {
             Ok(head) => match self.classify(&head) {
                 Operation::Get(object) => {
                     let get = Get { skip, ..Get::new(pod, &head, &object, &connection.slices) };
-                    self.authorize_and_serve(get).await
+                    if let Wanted::Part(range) = wanted {
+                        self.part(get, range).await
+                    } else {
+                        told.owners = self.is_first(&object.name).then(|| self.crowds.count(&object.name));
+                        self.authorize_and_serve(get).await
+                    }
                 }
                 // A node of another version, or zone, reads the request otherwise.
                 Operation::Pass(_) => self.pass(&head, empty()).await,
             },
             Err(wrong) => Err(S3Error::invalid_request(wrong)),
         };
-        let answer = answer.and_then(|answer| match Peers::skipped(answer.headers()) == skip {
+        let answer = answer.and_then(|answer| match headers::skipped(answer.headers()) == skip {
             true => Ok(answer),
             false => Err(S3Error::unavailable("Only what is cached can be gone on with")),
         });
         let mut answer = answer.unwrap_or_else(|error| answer::owner_error(&error, &target));
+        told.write(answer.headers_mut());
         peers.sign(&signature, &mut answer);
         Ok(answer)
     }
@@ -186,16 +204,19 @@ impl Proxy {
     /// Has the object's owner answer; the next in line if that one cannot; in the end this node itself.
     async fn find_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
         let count = |role| self.metrics.peer_requests.get_or_create(&PeerLabels { role }).inc();
-        let owners = self.placement.order(&get.object.name);
+        let (name, owners) = (&get.object.name, self.candidates(&get.object.name));
         for (index, owner) in owners.iter().enumerate() {
-            let Some(peers) = self.peers.as_ref().filter(|_| **owner != self.node) else { break };
-            match peers.ask(owner, get.pod, get.head, 0).await {
+            let Some(peers) = self.peers.as_ref().filter(|_| *owner != self.node) else { break };
+            match peers.ask(owner, get.pod, get.head, Wanted::All).await {
                 Ok(answer) if answer::is_owner_error(&answer) => {
                     count("unavailable");
                     tracing::debug!(owner = %owner.0, "it cannot reach the gateway; asking the next");
                 }
                 Ok(answer) => {
                     count("asked");
+                    if let Some(owners) = Told::of(answer.headers()).owners {
+                        self.crowds.hear(name, owners);
+                    }
                     let answer = answer::relay_from_owner(answer);
                     return Ok(self.resumable(&get, answer, owner, &owners[index + 1..]));
                 }
@@ -204,6 +225,9 @@ impl Proxy {
                     tracing::debug!(owner = %owner.0, %error, "asking the next");
                 }
             }
+        }
+        if self.peers.is_some() && self.is_first(name) {
+            self.crowds.hear(name, self.crowds.count(name));
         }
         self.authorize_and_serve(get).await
     }
@@ -221,12 +245,19 @@ impl Proxy {
         // A mere yes is not enough for a HEAD, which is answered in the gateway's own words, nor for who wants
         // checksums that nobody has told yet.
         let known = held.as_ref().filter(|object| !get.is_bodiless() && !get.lacks_checksums(object));
-        let validator = known.map(|object| &object.meta().version.validator);
-        match (self.gateway.authorize(get.head, name, validator).await?, held) {
+        let validator = known.map(|object| object.meta().version.validator.clone());
+        let sibling = match &held {
+            None => self.ask_sibling(&get).await,
+            Some(_) => None,
+        };
+        let validator =
+            validator.or_else(|| sibling.as_ref().map(|(_, meta)| meta.version.validator.clone()));
+        match (self.gateway.authorize(get.head, name, validator.as_ref()).await?, held) {
             (Answer::Fresh(grant), Some(object)) => self.serve(get, grant, object).await,
-            (Answer::Fresh(_), None) => {
-                Err(S3Error::unavailable("The gateway answered a question it was not asked"))
-            }
+            (Answer::Fresh(grant), None) => match sibling {
+                Some((sibling, meta)) => self.serve_from_sibling(get, grant, meta, sibling).await,
+                None => Err(S3Error::unavailable("The gateway answered a question it was not asked")),
+            },
             (Answer::Arriving(grant, meta, answer), _) => self.serve_arriving(get, grant, meta, answer).await,
             (Answer::Direct(grant, meta, path), _) => self.serve_direct(get, grant, meta, path).await,
             (Answer::Relay(answer), _) => {
@@ -282,7 +313,7 @@ impl Proxy {
             self.uncached("no-fill-authority");
             return relay(answer);
         };
-        match self.fill_from(&get, &meta, authority).await {
+        match self.fill_from(&get, &meta, authority, None).await {
             // The range that was arriving is dropped with `answer`: it comes with the whole.
             Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
             None => relay(answer),
@@ -301,7 +332,7 @@ impl Proxy {
             Some(_) => Outcome::Fill,
             None if get.object.cache_control != CacheControl::Use => Outcome::Miss,
             None if self.backend.has_own_credential() => {
-                let fill = self.fill_from(&get, meta, FillAuthority::Own).await;
+                let fill = self.fill_from(&get, meta, FillAuthority::Own, None).await;
                 fill.map_or(Outcome::Miss, |(_, outcome)| outcome)
             }
             None => {
@@ -327,7 +358,7 @@ impl Proxy {
         if get.object.cache_control == CacheControl::Use
             && get.object.overrides.is_empty()
             && let Some((object, outcome)) =
-                self.fill_from(&get, &meta, FillAuthority::Direct(path.clone())).await
+                self.fill_from(&get, &meta, FillAuthority::Direct(path.clone()), None).await
         {
             return self.serve_as(get, grant, object, outcome).await;
         }
@@ -398,7 +429,10 @@ impl Proxy {
         let (debts, pod) = (self.debts.clone(), get.pod);
         // Whoever began the fill was not charged with what it asked for itself.
         let pays_back = outcome != Outcome::Miss;
+        let answered = rest.map_or(object.meta().size, ByteRange::length);
+        let mut owed = self.load.owe(answered);
         let body = answer::file_body(reader, get.slices.clone(), move |read| {
+            owed.sent(read);
             if pays_back {
                 debts.credit(pod, read);
             }
@@ -406,7 +440,7 @@ impl Proxy {
         let mut answer = answer::object(grant, object.meta(), range, get.object, body, outcome, &self.node);
         if let Some(rest) = rest.filter(|_| get.skip > 0) {
             answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(rest.length()));
-            Peers::set_skipped(answer.headers_mut(), get.skip);
+            headers::set_skipped(answer.headers_mut(), get.skip);
         }
         Ok(answer)
     }

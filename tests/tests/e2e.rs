@@ -22,6 +22,8 @@ mod cold;
 mod connection;
 #[path = "e2e/failover.rs"]
 mod failover;
+#[path = "e2e/hot.rs"]
+mod hot;
 #[path = "e2e/http.rs"]
 mod http;
 #[path = "e2e/requests.rs"]
@@ -44,7 +46,7 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 28] = [
+const MORE: [(&str, Test); 29] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
@@ -53,6 +55,7 @@ const MORE: [(&str, Test); 28] = [
     ("a source that breaks off is asked for the rest", cold::broken_sources),
     ("an owner that is killed in the middle of an answer is not missed", failover::killed),
     ("nor is one that hangs", failover::hanging),
+    ("what a crowd wants gets more owners, which fill from the first", hot::crowd),
     ("requests sent all at once are answered in order", connection::pipelined),
     ("who stands still is let go, who is slow is not", connection::slow),
     ("a client's Lota-* headers are its own business", http::stripped_headers),

@@ -164,10 +164,12 @@ impl Disk {
 
     /// A file's bytes are not what they were, or cannot be read.
     pub(super) fn found_corrupt(self: &Arc<Self>, entry: &Entry, error: &io::Error) {
-        tracing::error!(file = %entry.version, %error, "dropping a corrupt cached object");
-        self.corrupt.fetch_add(1, Ordering::Relaxed);
-        self.drop_object(entry.version);
         self.notice(error);
+        // Evicted meanwhile, perhaps.
+        if self.drop_object(entry.version) {
+            tracing::error!(file = %entry.version, %error, "dropped a corrupt cached object");
+            self.corrupt.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// The gateway has named this version of an object.
@@ -242,11 +244,13 @@ impl Disk {
         }
     }
 
-    /// Drops a complete object. A reader that has it open reads on: the file goes with its last descriptor.
-    fn drop_object(self: &Arc<Self>, version: VersionId) {
-        let Some(entry) = self.index().take(version) else { return };
+    /// Drops a complete object, if there is one. A reader that has it open reads on: the file goes with its last
+    /// descriptor.
+    fn drop_object(self: &Arc<Self>, version: VersionId) -> bool {
+        let Some(entry) = self.index().take(version) else { return false };
         let disk = self.clone();
         tokio::task::spawn_blocking(move || disk.remove(&[entry]));
+        true
     }
 
     pub(super) fn set_handed_over(&self, handed_over: bool) {

@@ -1,6 +1,10 @@
 //! Short names of objects and their versions, in the index and on disk.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    hash::{BuildHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use sha2::{Digest as _, Sha256};
 
@@ -9,12 +13,50 @@ use crate::s3::{ObjectName, ObjectVersion};
 const LENGTH: usize = 16;
 
 /// Names an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct NameId([u8; LENGTH]);
 
 /// Names an object version. Should two ever share one, their records tell them apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct VersionId([u8; LENGTH]);
+
+/// Hashes ids for maps. They are hashes already, but anyone can find names whose ids are alike in some bits: a secret
+/// decides which bits count.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IdHash(u64);
+
+impl Default for IdHash {
+    fn default() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl BuildHasher for IdHash {
+    type Hasher = IdHasher;
+
+    fn build_hasher(&self) -> IdHasher {
+        IdHasher(self.0)
+    }
+}
+
+/// The same, for one id.
+#[derive(Debug)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for half in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..half.len()].copy_from_slice(half);
+            let mixed = u128::from(self.0 ^ u64::from_le_bytes(word)) * 0x9e37_79b9_7f4a_7c15;
+            self.0 = u64::try_from(mixed >> 32 & u128::from(u64::MAX)).unwrap_or_default();
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// Gives names; objects of different gateways get different ones.
 #[derive(Clone, Debug)]
@@ -60,6 +102,12 @@ macro_rules! in_hex {
                 let mut id = [0; LENGTH];
                 hex::decode_to_slice(text, &mut id).ok()?;
                 Some(Self(id))
+            }
+        }
+
+        impl Hash for $id {
+            fn hash<H: Hasher>(&self, state: &mut H) {
+                state.write(&self.0);
             }
         }
 

@@ -10,7 +10,7 @@ use caches::lfu::TinyLFU;
 
 use super::{
     Admission, NoRoom, Object, Plan, Usage,
-    ids::{NameId, VersionId},
+    ids::{IdHash, NameId, VersionId},
     lru::ByteLru,
     store::Entry,
 };
@@ -23,9 +23,9 @@ const COUNTED_READS: usize = 1 << 20;
 /// A version is in at most one of `lru` (complete), `filling` and `removing`.
 pub(super) struct Index {
     /// Complete objects, by bytes.
-    lru: ByteLru<VersionId, NameId>,
+    lru: ByteLru<VersionId, NameId, IdHash>,
     /// The version of each object that the gateway named last; complete or filling.
-    newest: HashMap<NameId, VersionId>,
+    newest: HashMap<NameId, VersionId, IdHash>,
     /// Objects on their way in.
     filling: HashMap<VersionId, Arc<Object>>,
     /// Objects on their way out: their files are not gone yet, so they cannot come in again.
@@ -33,7 +33,7 @@ pub(super) struct Index {
     /// Complete objects, opened.
     open: caches::RawLRU<VersionId, Arc<Object>>,
     /// Complete objects whose bytes must be compared with their checksums first.
-    suspects: HashSet<VersionId>,
+    suspects: HashSet<VersionId, IdHash>,
     /// How often objects were read of late, if that decides who may come in.
     reads: Option<TinyLFU<NameId>>,
     /// Bytes that are kept when the evictions are done.
@@ -70,12 +70,12 @@ impl Index {
             }
         };
         let mut index = Self {
-            lru: ByteLru::new(capacity),
-            newest: HashMap::with_capacity(found.len()),
+            lru: ByteLru::new(capacity, found.len()),
+            newest: HashMap::with_capacity_and_hasher(found.len(), IdHash::default()),
             filling: HashMap::new(),
             removing: HashSet::new(),
             open: caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| wrong(&error))?,
-            suspects: HashSet::new(),
+            suspects: HashSet::default(),
             reads,
             low: percent(capacity, plan.low),
             fills: plan.fills,

@@ -1,16 +1,16 @@
 //! Least recently used, by bytes. The crate `caches` keeps the order, but bounds entries; this bounds bytes.
 
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
 
-use caches::{Cache as _, RawLRU, ResizableCache as _};
+use caches::{Cache as _, DefaultEvictCallback, RawLRU, ResizableCache as _};
 
 /// Entries the order starts out with room for; it doubles as needed.
 const FIRST_ENTRIES: usize = 1024;
 
 /// Keys in order of use, each worth some bytes, their sum bounded.
 #[derive(Debug)]
-pub(super) struct ByteLru<K: Hash + Eq, V> {
-    order: RawLRU<K, (V, u64)>,
+pub(super) struct ByteLru<K: Hash + Eq, V, S: BuildHasher = RandomState> {
+    order: RawLRU<K, (V, u64), DefaultEvictCallback, S>,
     room: usize,
     /// Bytes of the entries.
     held: u64,
@@ -19,10 +19,12 @@ pub(super) struct ByteLru<K: Hash + Eq, V> {
     capacity: u64,
 }
 
-impl<K: Hash + Eq + Copy, V> ByteLru<K, V> {
-    pub(super) fn new(capacity: u64) -> Self {
-        let order = RawLRU::new(FIRST_ENTRIES).unwrap_or_else(|_| unreachable!("not zero"));
-        Self { order, room: FIRST_ENTRIES, held: 0, reserved: 0, capacity }
+impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
+    /// Holds up to `capacity` bytes, with room for some `entries` to begin with.
+    pub(super) fn new(capacity: u64, entries: usize) -> Self {
+        let room = entries.max(FIRST_ENTRIES);
+        let order = RawLRU::with_hasher(room, S::default()).unwrap_or_else(|_| unreachable!("not zero"));
+        Self { order, room, held: 0, reserved: 0, capacity }
     }
 
     /// Most bytes it holds.
@@ -165,7 +167,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_as_the_reference(steps in prop::collection::vec(step(), 0..200)) {
-            let mut lru = ByteLru::new(100);
+            let mut lru: ByteLru<_, _> = ByteLru::new(100, 0);
             let mut reference = Reference::default();
             for step in steps {
                 match step {
@@ -195,7 +197,7 @@ mod tests {
 
     #[test]
     fn reservations_count_and_cannot_be_evicted() {
-        let mut lru = ByteLru::new(100);
+        let mut lru: ByteLru<_, _> = ByteLru::new(100, 0);
         assert!(lru.insert('a', (), 40).is_empty());
         assert!(lru.reserve(60).is_some());
         assert_eq!(lru.reserve(50), None, "only a's 40 bytes could go");
@@ -208,7 +210,7 @@ mod tests {
 
     #[test]
     fn grows_past_its_first_room() {
-        let mut lru = ByteLru::new(u64::MAX);
+        let mut lru: ByteLru<_, _> = ByteLru::new(u64::MAX, 0);
         for key in 0..5000 {
             assert!(lru.insert(key, (), 1).is_empty());
         }

@@ -119,6 +119,7 @@ async fn the_scrub_finds_a_flipped_bit() {
     flip_a_bit(&folder, 2 * MIB - 1);
     upkeep::scrub_one(disk, entry, 1 << 40).await;
     assert_eq!(cache.usage().objects, 0);
+    none_left(&folder).await;
     // Evicted before its turn.
     upkeep::scrub_one(disk, entry, 1 << 40).await;
     assert_eq!(disk.corrupt.load(Ordering::Relaxed), 1);

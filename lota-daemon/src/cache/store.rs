@@ -3,7 +3,6 @@
 //! that a reader may have open is ever written or cut again.
 
 use std::{
-    collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
@@ -38,7 +37,7 @@ const UNCHECKED: &str = "unchecked";
 /// Folders of before, on their way out.
 const OLD: [&str; 2] = ["v1", "lost-"];
 /// Threads that read the folder at start.
-const READERS: usize = 4;
+const READERS: usize = 16;
 
 /// A complete object, as its file's name tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,12 +192,20 @@ impl Store {
 
     /// Every complete object, least recently used first as far as is known; removes whatever is not one.
     pub(super) fn recover(&self) -> io::Result<Vec<Entry>> {
-        let mut entries = self.entries()?;
-        let used: HashMap<VersionId, usize> =
-            self.order().into_iter().enumerate().map(|(place, version)| (version, place)).collect();
-        // What is not in there came after.
-        entries.sort_by_cached_key(|entry| used.get(&entry.version).copied().unwrap_or(usize::MAX));
-        Ok(entries)
+        let (mut entries, order) = (self.entries()?, self.order());
+        let mut used: Vec<(VersionId, usize)> = order.into_iter().zip(0..).collect();
+        used.sort_unstable();
+        entries.sort_unstable_by_key(|entry| entry.version);
+        // Both by version now: one pass finds each entry's place. What was not noted came after.
+        let mut used = used.into_iter().peekable();
+        let mut placed: Vec<(usize, Entry)> = Vec::with_capacity(entries.len());
+        for entry in entries {
+            while used.next_if(|(version, _)| *version < entry.version).is_some() {}
+            let noted = used.next_if(|(version, _)| *version == entry.version);
+            placed.push((noted.map_or(usize::MAX, |(_, place)| place), entry));
+        }
+        placed.sort_unstable_by_key(|(place, _)| *place);
+        Ok(placed.into_iter().map(|(_, entry)| entry).collect())
     }
 
     fn entries(&self) -> io::Result<Vec<Entry>> {
@@ -210,13 +217,12 @@ impl Store {
                 let next = shards.lock().unwrap_or_else(PoisonError::into_inner).pop();
                 let Some(shard) = next else { return Ok(entries) };
                 for file in fs::read_dir(shard)? {
-                    let path = file?.path();
-                    match Entry::of_path(&path) {
-                        Some(entry) => entries.push(entry),
-                        None => {
-                            tracing::debug!(file = %path.display(), "removing a left-over");
-                            remove(&path);
-                        }
+                    let file = file?;
+                    if let Some(entry) = file.file_name().to_str().and_then(Entry::of_name) {
+                        entries.push(entry);
+                    } else {
+                        tracing::debug!(file = %file.path().display(), "removing a left-over");
+                        remove(&file.path());
                     }
                 }
             }
@@ -292,7 +298,7 @@ fn remove(path: &Path) {
 pub fn list(folder: &Path) -> io::Result<Vec<Listed>> {
     let mut listed = Vec::new();
     for path in files(&folder.join(FORMAT))? {
-        let Some(entry) = Entry::of_path(&path) else { continue };
+        let Some(entry) = path.file_name().and_then(|name| Entry::of_name(name.to_str()?)) else { continue };
         // Evicted meanwhile, perhaps.
         let Ok(file) = File::open(&path) else { continue };
         if let Ok(record) = read_record(&file, entry.size) {
@@ -331,11 +337,8 @@ impl Drop for Unfinished {
 }
 
 impl Entry {
-    fn of_path(path: &Path) -> Option<Self> {
-        if path.extension()? != OBJECT {
-            return None;
-        }
-        let mut fields = path.file_stem()?.to_str()?.split('-');
+    fn of_name(name: &str) -> Option<Self> {
+        let mut fields = name.strip_suffix(".object")?.split('-');
         let version = VersionId::from_hex(fields.next()?)?;
         let name = NameId::from_hex(fields.next()?)?;
         let size = u64::from_str_radix(fields.next()?, 16).ok()?;

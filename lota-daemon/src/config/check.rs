@@ -69,6 +69,13 @@ impl Config {
                 return Err(format!("cache.disks: {} stands there twice", disk.folder.display()));
             }
         }
+        if let Some(peers) = &self.peers
+            && (!(1..=16).contains(&peers.owners) || peers.hot_requests == 0)
+        {
+            return Err(
+                "peers.owners: must be 1 at least and 16 at most; peers.hot_requests: 1 at least".into()
+            );
+        }
         if !(1..=64).contains(&self.fill.requests) {
             return Err("fill.requests: must be 1 at least and 64 at most".into());
         }

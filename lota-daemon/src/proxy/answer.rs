@@ -70,8 +70,8 @@ pub(super) fn object(
 }
 
 /// The body of an answer that follows a cached file, by `sendfile(2)`; `read` is told how many bytes go.
-pub(super) fn file_body(reader: Reader, slices: FileSlices, read: impl Fn(u64) + Send + 'static) -> Body {
-    let frames = stream::unfold((reader, slices, read), |(mut reader, slices, read)| async move {
+pub(super) fn file_body(reader: Reader, slices: FileSlices, read: impl FnMut(u64) + Send + 'static) -> Body {
+    let frames = stream::unfold((reader, slices, read), |(mut reader, slices, mut read)| async move {
         let slice = reader.next().await.map_err(BodyError::new).transpose()?;
         if let Ok(slice) = &slice {
             read(slice.length as u64);

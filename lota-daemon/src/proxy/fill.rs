@@ -1,6 +1,9 @@
 //! Beginning fills, and seeing them through.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
@@ -10,12 +13,14 @@ use tokio::sync::oneshot;
 
 use super::{Proxy, debts::Charge, get::Get};
 use crate::{
-    backend::FetchError,
+    backend::{self, FetchError},
     cache::{Fill, How, Join, NoRoom, Object, Source, SourceError},
     gateway::{Answer, DirectPath, FillAuthority},
     http::{Head, upstream::chain},
     metrics::{FillLabels, Outcome},
-    s3::{ByteRange, ObjectMeta},
+    peer::headers::Wanted,
+    placement::NodeName,
+    s3::{ByteRange, ObjectMeta, Validator},
 };
 
 impl Proxy {
@@ -37,13 +42,14 @@ impl Proxy {
         }
     }
 
-    /// Begins a fill by `authority`, once the source has agreed to it, or joins the one under way. `None` if
-    /// the object must pass through uncached.
+    /// Begins a fill by `authority`, once the source has agreed to it, or joins the one under way: from `sibling`, as
+    /// long as that has the object. `None` if the object must pass through uncached.
     pub(super) async fn fill_from(
         self: &Arc<Self>,
         get: &Get<'_>,
         meta: &ObjectMeta,
         authority: FillAuthority,
+        sibling: Option<NodeName>,
     ) -> Option<(Arc<Object>, Outcome)> {
         let (fill, charge) = match self.join(get, meta).await? {
             (Join::Lead(fill), charge) => (fill, charge),
@@ -55,11 +61,13 @@ impl Proxy {
         }
         // A client's own request is good for a quarter of an hour only: one that has begun goes on to its end.
         let how = match authority {
+            _ if sibling.is_some() => How::Parts,
             FillAuthority::Own | FillAuthority::Direct(_) if meta.size > 0 => How::Parts,
             _ => How::Stream,
         };
         let (agree, agreed) = oneshot::channel();
-        let supply = Supply::new(self, get, object.clone(), authority, Some(agree));
+        let mut supply = Supply::new(self, get, object.clone(), authority, Some(agree));
+        supply.sibling = Mutex::new(sibling);
         // A task of its own from the first: others may wait for it when this client is gone.
         tokio::spawn(supply.see_through(fill, how, charge));
         agreed.await.ok().map(|()| (object, Outcome::Miss))
@@ -86,7 +94,10 @@ impl Proxy {
 /// Where a fill's bytes come from, and by what right.
 struct Supply {
     proxy: Arc<Proxy>,
+    pod: IpAddr,
     object: Arc<Object>,
+    /// Another owner that has it whole, as long as it sends.
+    sibling: Mutex<Option<NodeName>>,
     authority: Mutex<FillAuthority>,
     renewing: tokio::sync::Mutex<()>,
     client: Head,
@@ -111,7 +122,9 @@ impl Supply {
         };
         Self {
             proxy: proxy.clone(),
+            pod: get.pod,
             object,
+            sibling: Mutex::default(),
             authority: Mutex::new(authority),
             renewing: tokio::sync::Mutex::default(),
             client: get.head.clone(),
@@ -124,6 +137,7 @@ impl Supply {
     async fn see_through(self, fill: Fill, how: How, charge: Charge) {
         let proxy = self.proxy.clone();
         let authority = match (&how, &*lock(&self.authority)) {
+            _ if lock(&self.sibling).is_some() => "sibling",
             (How::Arriving(_), _) | (_, FillAuthority::Client) => "client",
             (_, FillAuthority::Direct(_)) => "direct",
             (_, FillAuthority::Own) => "own",
@@ -162,6 +176,17 @@ impl Supply {
 
     async fn ask(&self, range: Option<ByteRange>) -> Result<Response<Incoming>, FetchError> {
         let (meta, authority) = (self.object.meta(), lock(&self.authority).clone());
+        let sibling = lock(&self.sibling).clone();
+        if let Some(sibling) = sibling {
+            let range = range.unwrap_or(ByteRange { start: 0, end: meta.size });
+            match self.ask_sibling(&sibling, range).await {
+                Ok(answer) => return Ok(answer),
+                Err(why) => {
+                    tracing::info!(sibling = %sibling.0, object = %meta.version.name, why, "filling from the source");
+                    *lock(&self.sibling) = None;
+                }
+            }
+        }
         let asked = self.proxy.backend.fetch(&authority, meta, range, &self.client).await;
         match (&authority, &asked) {
             // It has expired, perhaps, in a long fill.
@@ -174,6 +199,18 @@ impl Supply {
                 }
             }
             _ => asked,
+        }
+    }
+
+    async fn ask_sibling(&self, sibling: &NodeName, range: ByteRange) -> Result<Response<Incoming>, String> {
+        let (meta, peers) = (self.object.meta(), self.proxy.peers.as_ref().ok_or("there are no peers")?);
+        let asked = peers.ask(sibling, self.pod, &self.client, Wanted::Part(range)).await;
+        let answer = asked.map_err(|error| error.to_string())?;
+        backend::check(meta, Some(range), answer.status(), answer.headers())
+            .map_err(|error| error.to_string())?;
+        match Validator::of(answer.headers()) {
+            Some(validator) if validator == meta.version.validator => Ok(answer),
+            _ => Err("it has another version".into()),
         }
     }
 
@@ -211,13 +248,14 @@ impl Source for Supply {
                 true => SourceError::Passing(error.to_string()),
                 false => SourceError::Final(error.to_string()),
             })?;
-        if range.is_none() && self.tells_checksums {
+        let whole = answer.status() == StatusCode::OK;
+        if whole && self.tells_checksums {
             let told = self.object.meta().clone().with_checksums(answer.headers());
             self.object.learn_checksums(&told);
         }
         if let Some(agree) = lock(&self.agree).take() {
             let _ = agree.send(());
-            if range.is_some() {
+            if !whole {
                 self.learn_checksums();
             }
         }

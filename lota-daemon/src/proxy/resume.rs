@@ -9,18 +9,17 @@ use std::{net::IpAddr, sync::Arc};
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
-use hyper::{
-    HeaderMap, Response,
-    body::Frame,
-    header::{self, HeaderValue},
-};
+use hyper::{HeaderMap, Response, body::Frame, header, header::HeaderValue};
 use thiserror::Error;
 
 use super::{Proxy, get::Get};
 use crate::{
     http::{Body, BodyError, FileSlices, Head, incoming},
     metrics::PeerLabels,
-    peer::{PeerError, Peers},
+    peer::{
+        PeerError,
+        headers::{self, Wanted},
+    },
     placement::NodeName,
     s3::GetObject,
 };
@@ -69,7 +68,7 @@ impl Proxy {
         get: &Get<'_>,
         answer: Response<Body>,
         owner: &NodeName,
-        others: &[&NodeName],
+        others: &[NodeName],
     ) -> Response<Body> {
         let length = answer.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
@@ -79,7 +78,7 @@ impl Proxy {
         }
         let (head, body) = answer.into_parts();
         // Behind this node, there is nobody that has a better right to it.
-        let others = others.iter().take_while(|node| ***node != self.node).map(|node| (*node).clone());
+        let others = others.iter().take_while(|node| **node != self.node).cloned();
         let mut others: Vec<_> = others.collect();
         others.reverse();
         let resumable = Resumable {
@@ -132,7 +131,7 @@ impl Resumable {
         proxy.metrics.peer_requests.get_or_create(&PeerLabels { role: "resumed" }).inc();
         while let Some(owner) = self.others.pop() {
             let peers = proxy.peers.as_ref()?;
-            let asked = peers.ask(&owner, self.pod, &self.head, self.sent).await;
+            let asked = peers.ask(&owner, self.pod, &self.head, Wanted::Rest(self.sent)).await;
             if let Ok(rest) = asked
                 && let Some(body) = self.rest(rest.map(incoming))
             {
@@ -151,6 +150,6 @@ impl Resumable {
     /// Its body, if it is the rest of the same answer.
     fn rest(&self, answer: Response<Body>) -> Option<Body> {
         let same = Version::of(answer.headers()).as_ref() == Some(&self.version);
-        (same && Peers::skipped(answer.headers()) == self.sent).then(|| answer.into_body())
+        (same && headers::skipped(answer.headers()) == self.sent).then(|| answer.into_body())
     }
 }

@@ -4,7 +4,15 @@
 
 use hyper::Request;
 use libfuzzer_sys::fuzz_target;
-use lota_daemon::{config::Secret, http::upstream::Upstream, peer::Peers, placement::NodeName};
+use lota_daemon::{
+    config::Secret,
+    http::upstream::Upstream,
+    peer::{
+        Peers,
+        headers::{self, Told, Wanted},
+    },
+    placement::NodeName,
+};
 
 fuzz_target!(|input: (&str, &str, &str)| {
     let (target, peer, client) = input;
@@ -13,8 +21,11 @@ fuzz_target!(|input: (&str, &str, &str)| {
     let peers = Peers::new(NodeName("n1".to_owned()), &secret, 7480, [], upstream);
     for peer in [peer, &format!("v=1;to=n1;{peer}")] {
         let request = Request::builder().uri(target).header("lota-peer", peer).header("lota-client", client);
+        let request =
+            request.header("lota-part", client).header("lota-skip", client).header("lota-load", client);
         if let Ok(request) = request.body(()) {
-            let _ = Peers::client(request.headers());
+            let _ = headers::client(request.headers());
+            let _ = (Wanted::of(request.headers()), Told::of(request.headers()));
             assert!(peers.verify(&request).is_err(), "taken for a peer's");
         }
     }

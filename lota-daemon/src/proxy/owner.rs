@@ -1,0 +1,207 @@
+//! Who answers for an object: the first of its choices that lives; another, if that one has much to do, or the object is
+//! wanted by a crowd.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use hyper::{Response, StatusCode};
+use rand::Rng as _;
+
+use super::{Proxy, get::Get};
+use crate::{
+    gateway::{Answer, FillAuthority, Grant},
+    http::Body,
+    peer::headers::Wanted,
+    placement::NodeName,
+    s3::{ByteRange, CacheControl, GetObject, ObjectMeta, ObjectName, RangeRequest, S3Error},
+};
+
+/// Nodes that may be asked when the owners cannot.
+const SPARE: usize = 2;
+/// With more bytes to send than this, and twice as many as the next, an owner is spared.
+const OVERLOADED: u64 = 256 << 20;
+/// What one answer counts for at most: a client that takes a huge one slowly does not make a node busy.
+const MOST_OF_ONE: u64 = 64 << 20;
+
+/// Bytes that this node still has to send.
+#[derive(Clone, Debug, Default)]
+pub struct Load(Arc<AtomicU64>);
+
+/// One answer's share of the load; gone with it.
+#[derive(Debug)]
+pub(super) struct Owed {
+    load: Load,
+    bytes: u64,
+    /// Of the answer, more than it counts for.
+    beyond: u64,
+}
+
+impl Load {
+    pub(super) fn owe(&self, bytes: u64) -> Owed {
+        let counted = bytes.min(MOST_OF_ONE);
+        self.0.fetch_add(counted, Ordering::Relaxed);
+        Owed { load: self.clone(), bytes: counted, beyond: bytes - counted }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Owed {
+    /// So much of it has been sent.
+    pub(super) fn sent(&mut self, bytes: u64) {
+        let beyond = bytes.min(self.beyond);
+        self.beyond -= beyond;
+        let paid = (bytes - beyond).min(self.bytes);
+        self.bytes -= paid;
+        self.load.0.fetch_sub(paid, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.load.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Puts the node to ask first: of several owners, this node or any; of one, the next if it has much more to do.
+fn prefer(nodes: &mut [&NodeName], owners: usize, here: &NodeName, load: impl Fn(&NodeName) -> u64) {
+    let owners = owners.min(nodes.len());
+    if owners > 1 {
+        let nearest = nodes[..owners].iter().position(|node| *node == here);
+        nodes[..owners].rotate_left(nearest.unwrap_or_else(|| rand::rng().random_range(0..owners)));
+    } else if let [first, second, ..] = *nodes
+        && first != here
+        && load(first) > OVERLOADED.max(2 * load(second))
+    {
+        nodes.swap(0, 1);
+    }
+}
+
+impl Proxy {
+    /// The nodes to ask for an object, in this order; this one may be among them.
+    pub(super) fn candidates(&self, name: &ObjectName) -> Vec<NodeName> {
+        let Some(peers) = &self.peers else { return Vec::new() };
+        let gone = peers.gone();
+        let mut nodes = self.placement.first(name, self.crowds.most() + SPARE + gone.len());
+        nodes.retain(|node| !gone.contains(node));
+        let load = |node: &NodeName| if *node == self.node { self.load.bytes() } else { peers.load(node) };
+        prefer(&mut nodes, self.crowds.owners(name), &self.node, load);
+        nodes.into_iter().filter(|node| !peers.is_lost(node)).cloned().collect()
+    }
+
+    /// Is this node the first that should have an object?
+    pub(super) fn is_first(&self, name: &ObjectName) -> bool {
+        self.placement.first(name, 1).first().is_none_or(|first| **first == self.node)
+    }
+
+    /// The node that has an object before this one, if it lives.
+    pub(super) fn sibling(&self, name: &ObjectName) -> Option<NodeName> {
+        let peers = self.peers.as_ref()?;
+        let first = self.placement.first(name, self.crowds.most());
+        let before = first.into_iter().take_while(|node| **node != self.node);
+        before.into_iter().find(|node| !peers.is_lost(node)).cloned()
+    }
+
+    /// What a sibling knows of an object that is new here, and that it has whole: it has the gateway authorize this
+    /// same request.
+    pub(super) async fn ask_sibling(&self, get: &Get<'_>) -> Option<(NodeName, ObjectMeta)> {
+        let (peers, object) = (self.peers.as_ref()?, get.object);
+        let whole_checksums = object.wants_checksums && object.range == RangeRequest::Whole;
+        if get.is_bodiless() || whole_checksums || object.cache_control != CacheControl::Use {
+            return None;
+        }
+        let sibling = self.sibling(&object.name)?;
+        let first = Wanted::Part(ByteRange { start: 0, end: 1 });
+        let answer = peers.ask(&sibling, get.pod, get.head, first).await.ok()?;
+        let is_part = answer.status() == StatusCode::PARTIAL_CONTENT;
+        let meta =
+            ObjectMeta::of_answer(&object.name, answer.status(), answer.headers()).filter(|_| is_part)?;
+        Some((sibling, meta))
+    }
+
+    /// The gateway has granted the version that a sibling has: it comes from there.
+    pub(super) async fn serve_from_sibling(
+        self: &Arc<Self>,
+        get: Get<'_>,
+        grant: Grant,
+        meta: ObjectMeta,
+        sibling: NodeName,
+    ) -> Result<Response<Body>, S3Error> {
+        // Should the sibling not bring all of it.
+        let authority = match self.backend.has_own_credential() {
+            true => FillAuthority::Own,
+            false => FillAuthority::Client,
+        };
+        match self.fill_from(&get, &meta, authority, Some(sibling)).await {
+            Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
+            None => self.around_the_cache(get, "no-room").await,
+        }
+    }
+
+    /// Some bytes of an object for a sibling's cache, if all of it is here: under the gateway's grant to the client that
+    /// asked the sibling.
+    pub(super) async fn part(
+        self: &Arc<Self>,
+        get: Get<'_>,
+        range: ByteRange,
+    ) -> Result<Response<Body>, S3Error> {
+        let not_whole = || S3Error::unavailable("This node does not have the whole object");
+        let object = self.cache.find(&get.object.name).await.filter(|object| object.is_complete());
+        let object = object.ok_or_else(not_whole)?;
+        let asked = GetObject {
+            range: RangeRequest::FromTo(range.start, range.end - 1),
+            wants_checksums: false,
+            overrides: Vec::new(),
+            ..get.object.clone()
+        };
+        let validator = &object.meta().version.validator;
+        match self.gateway.authorize(get.head, &asked.name, Some(validator)).await? {
+            Answer::Fresh(grant) => self.serve(Get { object: &asked, ..get }, grant, object).await,
+            _ => Err(not_whole()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_asked_unless_another_should_be() {
+        let names = ["a", "b", "c", "d"].map(|name| NodeName(name.into()));
+        let [a, b, c, d] = &names;
+        let first = |owners, here, loads: [u64; 2]| {
+            let mut nodes: Vec<&NodeName> = names.iter().collect();
+            prefer(&mut nodes, owners, here, |node| loads[usize::from(node != a)]);
+            assert_eq!(nodes.len(), 4);
+            nodes[0]
+        };
+        assert_eq!(first(1, d, [0, 0]), a);
+        assert_eq!(first(1, d, [OVERLOADED, 0]), a, "busy, no more");
+        assert_eq!(first(1, d, [OVERLOADED + 1, 0]), b);
+        assert_eq!(first(1, d, [OVERLOADED + 1, OVERLOADED]), a, "the other is as busy");
+        assert_eq!(first(1, a, [OVERLOADED + 1, 0]), a, "no way is shorter");
+        assert_eq!(first(3, c, [0, 0]), c, "the nearest of several");
+        let asked: std::collections::BTreeSet<_> = (0..200).map(|_| first(3, d, [0, 0])).collect();
+        assert_eq!(asked.into_iter().collect::<Vec<_>>(), [a, b, c]);
+        assert_eq!(first(9, d, [0, 0]), d, "no more owners than nodes");
+    }
+
+    #[test]
+    fn load_is_what_is_still_to_be_sent_of_answers() {
+        let load = Load::default();
+        let (mut small, mut huge) = (load.owe(10), load.owe(1 << 40));
+        assert_eq!(load.bytes(), 10 + MOST_OF_ONE);
+        small.sent(4);
+        huge.sent((1 << 40) - MOST_OF_ONE);
+        assert_eq!(load.bytes(), 6 + MOST_OF_ONE);
+        huge.sent(MOST_OF_ONE + 99);
+        assert_eq!(load.bytes(), 6);
+        drop((small, huge));
+        assert_eq!(load.bytes(), 0);
+    }
+}

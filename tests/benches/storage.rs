@@ -1,0 +1,95 @@
+//! A restart with a million objects: how long until all of them are found, and what memory the index takes.
+//!
+//! The files are empty, since a restart reads names alone; what an index of full ones takes is the same.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lota_daemon::cache::{Admission, Cache, DiskPlan, Encryption, Plan};
+use lota_tests::bench::{Goal, Report};
+
+const OBJECTS: usize = 1_000_000;
+const PLAN: Plan = Plan {
+    min_free: 0,
+    high: 98,
+    low: 95,
+    admission: Admission::All,
+    encryption: Encryption::Off,
+    scrub: 0,
+    fills: 16,
+    requests: 4,
+    part: 8 << 20,
+};
+
+fn main() -> ExitCode {
+    let folder = PathBuf::from("/var/tmp").join(format!("lota-bench-storage-{}", std::process::id()));
+    let measured = measure(&folder);
+    let _ = fs::remove_dir_all(&folder);
+    match measured {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("a goal was missed");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bench storage: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(folder: &Path) -> Result<bool> {
+    open(folder, 0)?.close();
+    eprintln!("making {OBJECTS} files");
+    for object in 0..OBJECTS {
+        let version =
+            format!("{:032x}", (object as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+        let path =
+            folder.join("v2").join(&version[..2]).join(format!("{version}-{object:032x}-100000.object"));
+        File::create(path)?;
+    }
+    let mut report = Report::new("storage");
+    let before = resident()?;
+    let cache = open(folder, OBJECTS)?;
+    let each = (resident()?.saturating_sub(before)) as f64 / OBJECTS as f64;
+    cache.close();
+    drop(cache);
+    let (mut cold, mut warm) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        run("sync")?;
+        fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache; this needs root")?;
+        for measured in [&mut cold, &mut warm] {
+            let since = Instant::now();
+            let cache = open(folder, OBJECTS)?;
+            measured.push(since.elapsed().as_secs_f64());
+            cache.close();
+        }
+    }
+    report.add("restart with 1 M objects, nothing in the page cache", "s", Goal::AtMost(5.0), cold);
+    report.add("restart with 1 M objects, page cache warm", "s", Goal::AtMost(5.0), warm);
+    report.add("memory per cached object", "B", Goal::AtMost(200.0), vec![each]);
+    report.write()
+}
+
+fn open(folder: &Path, objects: usize) -> Result<Cache> {
+    let disk = DiskPlan { folder: folder.to_owned(), capacity: 1 << 50 };
+    let cache = Cache::open(&[disk], "http://gateway", &PLAN, &[])?;
+    ensure!(cache.usage().objects == objects, "{} objects were found", cache.usage().objects);
+    Ok(cache)
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+}
+
+fn run(command: &str) -> Result<()> {
+    lota_tests::lab::run(&mut std::process::Command::new(command)).map(|_| ())
+}
