@@ -87,6 +87,8 @@ pub struct Plan {
     pub requests: usize,
     /// Bytes that each asks for.
     pub part: u64,
+    /// Largest object that is compared with its ETag, where that is an MD5.
+    pub md5_up_to: u64,
 }
 
 /// Which objects may come in when something must go for them.

@@ -262,11 +262,14 @@ pub struct Fill {
     pub requests: usize,
     /// Bytes that each asks for.
     pub part: ByteSize,
+    /// Largest object that is compared with its ETag, where that is an MD5: about two seconds of a CPU per GiB. Checksums
+    /// that S3 tells are compared for any size.
+    pub md5_up_to: ByteSize,
 }
 
 impl Default for Fill {
     fn default() -> Self {
-        Self { requests: 4, part: ByteSize(8 << 20) }
+        Self { requests: 4, part: ByteSize(8 << 20), md5_up_to: ByteSize(64 << 20) }
     }
 }
 

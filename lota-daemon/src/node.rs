@@ -367,6 +367,7 @@ fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
         fills: most_fills,
         requests: config.fill.requests,
         part: config.fill.part.0,
+        md5_up_to: config.fill.md5_up_to.0,
     };
     let cache = Cache::open(&config.cache.disks, &scope, &plan, locks).context("opening the cache")?;
 

@@ -43,6 +43,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 /// A peer that was lost for longer has no share of the objects any more.
 const GRACE: Duration = Duration::from_secs(60);
+/// How long a peer's word about its load is worth something.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Lost peers that are looked for at once.
 const MOST_LOOKED_FOR: usize = 32;
 /// Longest wait for an owner's answer. It may have to wait for another request's answer, ask the gateway up to
@@ -68,8 +70,8 @@ pub struct Peers {
 struct State {
     /// Since when it does not answer.
     lost: Option<Instant>,
-    /// Bytes that it had to send when it answered last.
-    load: u64,
+    /// Bytes that it had to send when it answered last, and when that was.
+    load: Option<(u64, Instant)>,
 }
 
 /// Why an owner could not be asked. Another node is, then.
@@ -275,14 +277,17 @@ impl Peers {
         states.iter().filter(|(_, state)| is_gone(state)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Bytes that it had to send when it answered last.
+    /// Bytes that it had to send a moment ago; none, if it has not said lately: it is asked again then.
     #[must_use]
     pub fn load(&self, peer: &NodeName) -> u64 {
-        self.states().get(peer).map_or(0, |state| state.load)
+        match self.states().get(peer).and_then(|state| state.load) {
+            Some((load, said)) if said.elapsed() < MOMENT => load,
+            _ => 0,
+        }
     }
 
     fn is_here(&self, peer: &NodeName, load: u64) {
-        self.states().insert(peer.clone(), State { lost: None, load });
+        self.states().insert(peer.clone(), State { lost: None, load: Some((load, Instant::now())) });
     }
 
     fn lose(&self, peer: &NodeName) {

@@ -1,9 +1,11 @@
-//! What benchmarks write: one JSON file of the same shape each, and a table for whoever looks on.
+//! What benchmarks write: one JSON file of the same shape each, a plot, and a table for whoever looks on.
 
-use std::{fs, path::Path};
+mod plot;
+
+use std::{fmt, fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// A benchmark's results.
 #[derive(Debug, Serialize)]
@@ -25,7 +27,8 @@ struct Machine {
 #[derive(Debug, Serialize)]
 struct Row {
     what: String,
-    goal: String,
+    #[serde(serialize_with = "in_words")]
+    goal: Goal,
     value: f64,
     unit: &'static str,
     spread: [f64; 2],
@@ -41,6 +44,37 @@ pub enum Goal {
     AtLeast(f64),
     /// For comparison only.
     None,
+}
+
+impl Goal {
+    fn bound(self) -> Option<f64> {
+        match self {
+            Self::AtMost(bound) | Self::AtLeast(bound) => Some(bound),
+            Self::None => None,
+        }
+    }
+
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
+            Self::None => true,
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(most) => write!(f, "at most {most}"),
+            Self::AtLeast(least) => write!(f, "at least {least}"),
+            Self::None => Ok(()),
+        }
+    }
+}
+
+fn in_words<S: Serializer>(goal: &Goal, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(goal)
 }
 
 impl Report {
@@ -63,18 +97,13 @@ impl Report {
         measured.sort_by(f64::total_cmp);
         let median = measured.get(measured.len() / 2).copied().unwrap_or(f64::NAN);
         let spread = [measured.first(), measured.last()].map(|end| end.copied().unwrap_or(f64::NAN));
-        let (text, holds) = match goal {
-            Goal::AtMost(most) => (format!("at most {most} {unit}"), median <= most),
-            Goal::AtLeast(least) => (format!("at least {least} {unit}"), median >= least),
-            Goal::None => (String::new(), true),
-        };
-        let what = what.into();
+        let (what, holds) = (what.into(), goal.holds(median));
         let mark = if holds { "" } else { "  MISSED" };
-        println!("{what:<58} {median:>10.2} {unit:<6} [{:.2} … {:.2}]  {text}{mark}", spread[0], spread[1]);
-        self.rows.push(Row { what, goal: text, value: median, unit, spread, holds });
+        println!("{what:<58} {median:>10.2} {unit:<6} [{:.2} … {:.2}]  {goal}{mark}", spread[0], spread[1]);
+        self.rows.push(Row { what, goal, value: median, unit, spread, holds });
     }
 
-    /// Writes `target/bench/<name>.json`; did every figure hold?
+    /// Writes `target/bench/<name>.json` and `.svg`; did every figure hold?
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -84,7 +113,9 @@ impl Report {
         let path = folder.join(format!("{}.json", self.bench));
         fs::write(&path, serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("writing {}", path.display()))?;
-        println!("\n{}", path.canonicalize()?.display());
+        let about = format!("{}, {} CPUs, Linux {}", self.bench, self.machine.cpus, self.machine.kernel);
+        fs::write(path.with_extension("svg"), plot::svg(&about, &self.rows))?;
+        println!("\n{}, and a plot beside it", path.canonicalize()?.display());
         Ok(self.rows.iter().all(|row| row.holds))
     }
 }

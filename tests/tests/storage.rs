@@ -46,6 +46,7 @@ const PLAN: Plan = Plan {
     fills: 16,
     requests: 4,
     part: 8 << 20,
+    md5_up_to: 64 << 20,
 };
 
 fn main() -> ExitCode {

@@ -130,6 +130,17 @@ pub(crate) fn to_run() -> Result<(), String> {
     Ok(())
 }
 
+/// nginx, which benchmarks compare with: unpacked, since installed it would begin to serve. Installs what they measure
+/// by, too.
+pub(crate) fn nginx() -> Result<PathBuf, String> {
+    packages(&["wrk"])?;
+    let place = Path::new(ROOT).join("target/nginx");
+    if !place.exists() {
+        unpack(&["nginx"], &place)?;
+    }
+    Ok(place.join("usr/sbin/nginx"))
+}
+
 /// A Python environment of the project's own, with these packages.
 fn python(packages: &[&str]) -> Result<PathBuf, String> {
     let home = Path::new(ROOT).join("target/lab-venv");

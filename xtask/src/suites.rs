@@ -69,7 +69,10 @@ pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
         let mut command =
             cargo(&["bench", "--quiet", "--profile", profile, "--package", "lota-tests", "--bench", bench]);
         command.env("LOTA_PYTHON", setup::client()?);
-        command.env("LOTA_BIN", demo::build_lota(false)?);
+        command.env("LOTA_BIN", demo::build_lota(*profile == "release")?);
+        if *bench == "serving" {
+            command.env("LOTA_NGINX", setup::nginx()?);
+        }
         if !watch(&format!("benchmark {bench}"), &mut command, |_| ())? {
             return Err(format!("benchmark {bench}: a goal was missed, or it failed"));
         }

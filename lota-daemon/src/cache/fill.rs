@@ -308,7 +308,7 @@ impl Fill {
         let record = Record { meta: self.object.meta().clone(), checksums };
         let (disk, entry, part) = (self.disk.clone(), self.entry, self.part.clone());
         let committed = tokio::task::spawn_blocking(move || {
-            verify::whole(&part.file(), &record).map_err(FillError::Corrupt)?;
+            verify::whole(&part.file(), &record, disk.plan.md5_up_to).map_err(FillError::Corrupt)?;
             disk.store.commit(&entry, &part, &record).inspect_err(|error| disk.notice(error))?;
             Result::<_, FillError>::Ok(())
         });

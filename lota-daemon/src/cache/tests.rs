@@ -26,6 +26,7 @@ pub(super) const PLAN: Plan = Plan {
     fills: 100,
     requests: 4,
     part: 8 * MIB,
+    md5_up_to: 64 * MIB,
 };
 
 pub(super) fn open(folder: &TempDir, capacity: u64) -> Arc<Cache> {

@@ -2,13 +2,11 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
+use super::record::{CHUNK, Record};
+use crate::s3::{ByteRange, ObjectMeta};
 use aws_smithy_checksums::{ChecksumAlgorithm, http::HttpChecksum};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use hyper::header::HeaderValue;
-use md5::{Digest as _, Md5};
-
-use super::record::{CHUNK, Record};
-use crate::s3::{ByteRange, ObjectMeta};
 
 /// Checksums of the whole that S3 tells, those that cost least first.
 const ALGORITHMS: [&str; 4] = ["crc64nvme", "crc32", "sha1", "sha256"];
@@ -26,11 +24,12 @@ pub(super) fn chunk(file: &File, range: ByteRange, expected: u32) -> io::Result<
     }
 }
 
-/// Compares a whole object with what its server says of it, where that can be compared.
+/// Compares a whole object with what its server says of it, where that can be compared; with an MD5, which is slow, up
+/// to `md5_up_to` bytes.
 ///
 /// # Errors
 /// `InvalidData` if it is another's.
-pub(super) fn whole(file: &File, record: &Record) -> io::Result<()> {
+pub(super) fn whole(file: &File, record: &Record, md5_up_to: u64) -> io::Result<()> {
     let meta = &record.meta;
     if let Some(expected) = told(meta, "crc32c") {
         let found = of_chunks(meta.size, &record.checksums).to_be_bytes();
@@ -46,11 +45,11 @@ pub(super) fn whole(file: &File, record: &Record) -> io::Result<()> {
             return compare(found.as_bytes(), expected, algorithm);
         }
     }
-    match md5_of(meta) {
+    match md5_of(meta).filter(|_| meta.size <= md5_up_to) {
         Some(expected) => {
-            let mut hash = Md5::new();
-            each_chunk(file, meta.size, |bytes| hash.update(bytes))?;
-            compare(hex::encode(hash.finalize()).as_bytes(), expected, "ETag")
+            let mut hash = md5::Context::new();
+            each_chunk(file, meta.size, |bytes| hash.consume(bytes))?;
+            compare(format!("{:x}", hash.finalize()).as_bytes(), expected, "ETag")
         }
         None => Ok(()),
     }

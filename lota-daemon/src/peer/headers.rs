@@ -24,7 +24,7 @@ pub enum Wanted {
     All,
     /// The same, without so many bytes, which the client has already.
     Rest(u64),
-    /// These bytes of the object, for a cache, and only if all of it is there: the client's request says by what right.
+    /// These bytes of the object, for a cache, and only from a cache: the client's request says by what right.
     Part(ByteRange),
     /// A sign of life.
     Ping,

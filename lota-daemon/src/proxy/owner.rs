@@ -106,8 +106,8 @@ impl Proxy {
         before.into_iter().find(|node| !peers.is_lost(node)).cloned()
     }
 
-    /// What a sibling knows of an object that is new here, and that it has whole: it has the gateway authorize this
-    /// same request.
+    /// What a sibling knows of an object that is new here, and that it has or is getting: it has the gateway authorize
+    /// this same request.
     pub(super) async fn ask_sibling(&self, get: &Get<'_>) -> Option<(NodeName, ObjectMeta)> {
         let (peers, object) = (self.peers.as_ref()?, get.object);
         let whole_checksums = object.wants_checksums && object.range == RangeRequest::Whole;
@@ -142,16 +142,15 @@ impl Proxy {
         }
     }
 
-    /// Some bytes of an object for a sibling's cache, if all of it is here: under the gateway's grant to the client that
-    /// asked the sibling.
+    /// Some bytes of an object for a sibling's cache, if it is here or on its way: under the gateway's grant to the
+    /// client that asked the sibling.
     pub(super) async fn part(
         self: &Arc<Self>,
         get: Get<'_>,
         range: ByteRange,
     ) -> Result<Response<Body>, S3Error> {
-        let not_whole = || S3Error::unavailable("This node does not have the whole object");
-        let object = self.cache.find(&get.object.name).await.filter(|object| object.is_complete());
-        let object = object.ok_or_else(not_whole)?;
+        let not_here = || S3Error::unavailable("This node does not have the object");
+        let object = self.cache.find(&get.object.name).await.ok_or_else(not_here)?;
         let asked = GetObject {
             range: RangeRequest::FromTo(range.start, range.end - 1),
             wants_checksums: false,
@@ -161,7 +160,7 @@ impl Proxy {
         let validator = &object.meta().version.validator;
         match self.gateway.authorize(get.head, &asked.name, Some(validator)).await? {
             Answer::Fresh(grant) => self.serve(Get { object: &asked, ..get }, grant, object).await,
-            _ => Err(not_whole()),
+            _ => Err(not_here()),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Requests that no one should send, and storage that misbehaves.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
@@ -51,18 +54,15 @@ pub(crate) fn odd_keys(tour: &mut Tour) -> Result<()> {
     }
     // Nothing but the daemon's own names in the cache folders.
     for node in &tour.nodes {
-        for shard in fs::read_dir(node.cache_folder().join("v1"))? {
-            for file in fs::read_dir(shard?.path())? {
-                let name = file?.file_name().into_string().ok().context("a name that is no text")?;
-                let (id, kind) = name.split_once('.').context("a name without an extension")?;
-                ensure!(
-                    id.len() == 64 && hex::decode(id).is_ok() && matches!(kind, "data" | "record"),
-                    "{name}"
-                );
-            }
+        for file in object_files(&node.cache_folder())? {
+            let name = file.file_name().and_then(|name| name.to_str()).context("a name that is no text")?;
+            let fields = name.strip_suffix(".object").context("another file than an object's")?;
+            let fields: Vec<&str> = fields.split('-').collect();
+            let is_id = |field: &str| field.len() == 32 && hex::decode(field).is_ok();
+            ensure!(fields.len() == 3 && is_id(fields[0]) && is_id(fields[1]), "{name}");
         }
         let outside = fs::read_dir(node.cache_folder())?.count();
-        ensure!(outside == 2, "{outside} things beside `v1` and `lock` in the cache folder");
+        ensure!(outside == 2, "{outside} things beside `v2` and `lock` in the cache folder");
     }
     Ok(())
 }
@@ -110,6 +110,20 @@ pub(crate) fn multipart(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
+/// Every object's file in a cache folder.
+fn object_files(cache: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for shard in fs::read_dir(cache.join("v2"))? {
+        let shard = shard?.path();
+        if shard.is_dir() {
+            for file in fs::read_dir(shard)? {
+                files.push(file?.path());
+            }
+        }
+    }
+    Ok(files)
+}
+
 pub(crate) fn damaged_cache(tour: &mut Tour) -> Result<()> {
     let (client, pod, key) = (&tour.client.clone(), tour.pod(1, 1), "damaged/object");
     let put = client.put(&pod, key, 104, 2 * MIB)?;
@@ -117,16 +131,11 @@ pub(crate) fn damaged_cache(tour: &mut Tour) -> Result<()> {
     let owner = tour.wait_cached(key)?;
     let node = tour.nodes.iter_mut().find(|node| node.name() == owner).context("no such node")?;
     node.stop(nix::sys::signal::Signal::SIGKILL)?;
-    for shard in fs::read_dir(node.cache_folder().join("v1"))? {
-        for file in fs::read_dir(shard?.path())? {
-            let path = file?.path();
-            if path.extension().is_some_and(|extension| extension == "record") {
-                let mut bytes = fs::read(&path)?;
-                let last = bytes.len() - 1;
-                bytes[last] ^= 1;
-                fs::write(&path, bytes)?;
-            }
-        }
+    for path in object_files(&node.cache_folder())? {
+        let mut bytes = fs::read(&path)?;
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes)?;
     }
     node.start()?;
     ensure!(node.cached()?.is_empty(), "damaged records were kept");
