@@ -1,5 +1,5 @@
 //! Placement, by the code that places: how evenly objects lie, what moves when nodes come and go, what a decision costs,
-//! and what is lost against one cache of the same size.
+//! what is lost against one cache of the same size, and what becomes of scans.
 //!
 //! Objects have 8 to 64 MiB, evenly spread. A simulation: no network, no disk.
 
@@ -168,7 +168,35 @@ fn hits(report: &mut Report) -> Result<()> {
     report.add("  the same, of one cache of their size", "%", Goal::None, vec![percent(ideal_hits)]);
     let lost = percent(ideal_hits) - percent(hits);
     report.add("  lost by being spread", "points", Goal::AtMost(1.0), vec![lost]);
+    scans(report, &objects, &owners, capacity / NODES as u64);
     Ok(())
+}
+
+/// Epoch after epoch, everything in the same order: each object is read when it has just gone. Admission keeps what is
+/// there instead.
+fn scans(report: &mut Report, objects: &[Object], owners: &[[NodeName; 2]], capacity: u64) {
+    for (what, by_frequency) in [
+        ("epochs of the same data: hits of 100 nodes", false),
+        ("  the same, admission = \"frequent\"", true),
+    ] {
+        let (mut caches, mut reads) = (HashMap::new(), vec![0u32; objects.len()]);
+        let (mut hits, mut counted) = (0, 0);
+        for epoch in 0..4 {
+            for (object, [owner, _]) in owners.iter().enumerate() {
+                reads[object] += 1;
+                let cache = caches.entry(owner).or_insert_with(|| Lru::new(capacity));
+                let bytes = objects[object].bytes;
+                let admitted = !by_frequency
+                    || cache.has_room(bytes)
+                    || cache.oldest().is_none_or(|oldest| reads[object] > reads[oldest]);
+                let hit = if admitted { cache.read(object, bytes) } else { cache.touch(object) };
+                // The first fills.
+                hits += usize::from(hit && epoch > 0);
+                counted += usize::from(epoch > 0);
+            }
+        }
+        report.add(what, "%", Goal::None, vec![hits as f64 * 100.0 / counted as f64]);
+    }
 }
 
 /// Least recently used, by bytes.
@@ -182,6 +210,20 @@ struct Lru {
 impl Lru {
     fn new(capacity: u64) -> Self {
         Self { left: capacity, clock: 0, held: HashMap::new(), by_age: BTreeMap::new() }
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        self.left >= bytes
+    }
+
+    fn oldest(&self) -> Option<usize> {
+        self.by_age.first_key_value().map(|(_, object)| *object)
+    }
+
+    /// Is it there?
+    fn touch(&mut self, object: usize) -> bool {
+        let bytes = self.held.get(&object).map(|(_, bytes)| *bytes);
+        bytes.is_some_and(|bytes| self.read(object, bytes))
     }
 
     /// Was it there? It is now.

@@ -236,13 +236,15 @@ fn take_turns(
 }
 
 fn turn(from: &Namespace, server: &Server, connections: usize, time: Duration) -> Result<Turn> {
-    let before = cpu_seconds(&server.pids)?;
+    let before: Vec<_> = server.pids.iter().map(|pid| cpu_seconds(*pid)).collect();
     let mut wrk = from.command("wrk");
     let threads = connections.min(2);
     wrk.args([format!("-t{threads}"), format!("-c{connections}"), format!("-d{}s", time.as_secs())]);
     wrk.args(["--latency", "--timeout", "20s", "-H", "Host: cwlota.com", &server.url]);
     let said = lota_tests::lab::run(&mut wrk)?;
-    let cpu = cpu_seconds(&server.pids)? - before;
+    // A process that has ended meanwhile (nginx has one that does) had nothing to do with it.
+    let used = |(pid, before): (&u32, &Option<f64>)| Some(cpu_seconds(*pid)? - (*before)?);
+    let cpu: f64 = server.pids.iter().zip(&before).filter_map(used).sum();
     if said.contains("Non-2xx") || said.contains("Socket errors") {
         bail!("{} does not serve:\n{said}", server.name);
     }
@@ -287,16 +289,13 @@ fn milliseconds(text: &str) -> Option<f64> {
     digits.parse::<f64>().ok().map(|number| number * factor)
 }
 
-/// What these processes have used so far.
-fn cpu_seconds(pids: &[u32]) -> Result<f64> {
-    let of = |pid: &u32| -> Result<f64> {
-        let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"))?;
-        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-        // utime and stime, in hundredths.
-        let ticks: f64 = [11, 12].iter().filter_map(|field| fields.get(*field)?.parse::<f64>().ok()).sum();
-        Ok(ticks / 100.0)
-    };
-    pids.iter().map(of).sum()
+/// What a process has used so far, if it still runs.
+fn cpu_seconds(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit(") ").next()?.split(' ').collect();
+    // utime and stime, in hundredths.
+    let ticks: f64 = [11, 12].iter().filter_map(|field| fields.get(*field)?.parse::<f64>().ok()).sum();
+    Some(ticks / 100.0)
 }
 
 fn show(

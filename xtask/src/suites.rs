@@ -57,8 +57,8 @@ pub(crate) fn test(names: &[&str]) -> Result<(), String> {
 /// Runs the named benchmarks, or all. They are not part of the tests: machines differ, and so do their minutes.
 pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
     // What runs in this process itself is measured as it is delivered.
-    const BENCHES: [(&str, &str); 3] =
-        [("datapath", "dev"), ("placement", "release"), ("storage", "release")];
+    const BENCHES: [(&str, &str); 4] =
+        [("datapath", "dev"), ("placement", "release"), ("serving", "release"), ("storage", "release")];
     let known = BENCHES.map(|(name, _)| name);
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
         return Err(format!("there is no benchmark `{unknown}`; there are {}", known.join(", ")));
