@@ -91,6 +91,22 @@ pub struct Plan {
     pub md5_up_to: u64,
 }
 
+impl Plan {
+    /// What holds where nothing is said.
+    pub const DEFAULT: Self = Self {
+        min_free: 1 << 30,
+        high: 98,
+        low: 95,
+        admission: Admission::All,
+        encryption: Encryption::Auto,
+        scrub: 16 << 20,
+        fills: 128,
+        requests: 4,
+        part: 8 << 20,
+        md5_up_to: 64 << 20,
+    };
+}
+
 /// Which objects may come in when something must go for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -18,7 +18,7 @@ pub use values::{ByteSize, Origin, Secret};
 
 use crate::{
     access::Subject,
-    cache::{Admission, DiskPlan, Encryption},
+    cache::{Admission, DiskPlan, Encryption, Plan},
     s3::Zone,
 };
 
@@ -269,7 +269,8 @@ pub struct Fill {
 
 impl Default for Fill {
     fn default() -> Self {
-        Self { requests: 4, part: ByteSize(8 << 20), md5_up_to: ByteSize(64 << 20) }
+        let Plan { requests, part, md5_up_to, .. } = Plan::DEFAULT;
+        Self { requests, part: ByteSize(part), md5_up_to: ByteSize(md5_up_to) }
     }
 }
 
@@ -366,7 +367,7 @@ impl Default for Limits {
             connections_per_pod: 2_500,
             head: ByteSize(64 << 10),
             idle_seconds: 300,
-            fills: 128,
+            fills: Plan::DEFAULT.fills,
             body_memory: ByteSize(1 << 30),
             fill_debt: None,
         }

@@ -10,22 +10,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lota_daemon::cache::{Admission, Cache, DiskPlan, Encryption, Plan};
+use lota_daemon::cache::{Cache, DiskPlan, Encryption, Plan};
 use lota_tests::bench::{Goal, Report};
 
 const OBJECTS: usize = 1_000_000;
-const PLAN: Plan = Plan {
-    min_free: 0,
-    high: 98,
-    low: 95,
-    admission: Admission::All,
-    encryption: Encryption::Off,
-    scrub: 0,
-    fills: 16,
-    requests: 4,
-    part: 8 << 20,
-    md5_up_to: 64 << 20,
-};
+const PLAN: Plan = Plan { min_free: 0, encryption: Encryption::Off, scrub: 0, ..Plan::DEFAULT };
 
 fn main() -> ExitCode {
     let folder = PathBuf::from("/var/tmp").join(format!("lota-bench-storage-{}", std::process::id()));

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream, stream::BoxStream};
 use hyper::HeaderMap;
 use lota_daemon::{
-    cache::{Admission, Cache, DiskPlan, Encryption, How, Join, Plan, Source, SourceError, list},
+    cache::{Cache, DiskPlan, Encryption, How, Join, Plan, Source, SourceError, list},
     s3::{ByteRange, ObjectMeta, ObjectName, ObjectVersion, Validator},
 };
 use lota_tests::{lab::run, suite::Suite};
@@ -36,18 +36,7 @@ const NAME: &str = "lota-storage";
 const VICTIM: &str = "LOTA_STORAGE_VICTIM";
 const KILLS: usize = 100;
 const CRASHES: usize = 10;
-const PLAN: Plan = Plan {
-    min_free: 0,
-    high: 98,
-    low: 95,
-    admission: Admission::All,
-    encryption: Encryption::Off,
-    scrub: 0,
-    fills: 16,
-    requests: 4,
-    part: 8 << 20,
-    md5_up_to: 64 << 20,
-};
+const PLAN: Plan = Plan { min_free: 0, encryption: Encryption::Off, scrub: 0, ..Plan::DEFAULT };
 
 fn main() -> ExitCode {
     if let Some(folder) = std::env::var_os(VICTIM) {

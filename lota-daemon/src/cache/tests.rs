@@ -16,18 +16,7 @@ use crate::{
 
 pub(super) const MIB: u64 = 1 << 20;
 
-pub(super) const PLAN: Plan = Plan {
-    min_free: 0,
-    high: 98,
-    low: 95,
-    admission: Admission::All,
-    encryption: Encryption::Off,
-    scrub: 0,
-    fills: 100,
-    requests: 4,
-    part: 8 * MIB,
-    md5_up_to: 64 * MIB,
-};
+pub(super) const PLAN: Plan = Plan { min_free: 0, encryption: Encryption::Off, scrub: 0, ..Plan::DEFAULT };
 
 pub(super) fn open(folder: &TempDir, capacity: u64) -> Arc<Cache> {
     open_as(folder, capacity, &PLAN)

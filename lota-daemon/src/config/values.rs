@@ -6,7 +6,7 @@ use hyper::{Uri, http::uri::Authority};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
-    cache::{Admission, DiskPlan, Encryption},
+    cache::{Admission, DiskPlan, Encryption, Plan},
     s3::Zone,
 };
 
@@ -58,19 +58,19 @@ struct Disk {
 }
 
 fn default_min_free() -> ByteSize {
-    ByteSize(1 << 30)
+    ByteSize(Plan::DEFAULT.min_free)
 }
 
 fn default_high() -> u8 {
-    98
+    Plan::DEFAULT.high
 }
 
 fn default_low() -> u8 {
-    95
+    Plan::DEFAULT.low
 }
 
 fn default_scrub() -> ByteSize {
-    ByteSize(16 << 20)
+    ByteSize(Plan::DEFAULT.scrub)
 }
 
 impl TryFrom<Cache> for super::Cache {
