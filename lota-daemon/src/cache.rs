@@ -51,6 +51,8 @@ use crate::{
 pub struct Cache {
     ids: Ids,
     disks: Vec<Arc<Disk>>,
+    /// Those that did not work from the start.
+    failed: Vec<DiskPlan>,
     /// Which disk an object is on, by the same rule that places objects over nodes.
     shares: Placement,
     /// Who is asking the gateway about an object that this node knows nothing of; closed when it has asked.
@@ -183,20 +185,24 @@ impl Cache {
         let lanes = Arc::new(Semaphore::new(plan.fills));
         // Each has its own; together they are as many.
         let plan = Plan { fills: plan.fills.div_ceil(disks.len().max(1)), ..*plan };
-        let open = |disk: &DiskPlan| {
-            let of = |error: io::Error| {
-                io::Error::new(error.kind(), format!("the cache in {}: {error}", disk.folder.display()))
-            };
-            Disk::open(disk, &ids, &plan, &lanes, locks).map(Arc::new).map_err(of)
-        };
+        let (mut opened, mut failed) = (Vec::new(), Vec::new());
+        for disk in disks {
+            match Disk::open(disk, &ids, &plan, &lanes, locks) {
+                Ok(disk) => opened.push(Arc::new(disk)),
+                // As one that fails later: the others do, if there is any.
+                Err(error) if disk::is_broken(&error) && failed.len() + 1 < disks.len() => {
+                    tracing::error!(folder = %disk.folder.display(), %error, "this disk does not work: going on without it");
+                    failed.push(disk.clone());
+                }
+                Err(error) => {
+                    let what = format!("the cache in {}: {error}", disk.folder.display());
+                    return Err(io::Error::new(error.kind(), what));
+                }
+            }
+        }
         let shares =
             disks.iter().map(|disk| (NodeName(disk.folder.to_string_lossy().into_owned()), disk.capacity));
-        Ok(Self {
-            shares: Placement::new("", shares),
-            disks: disks.iter().map(open).collect::<io::Result<_>>()?,
-            ids,
-            leaders: Mutex::default(),
-        })
+        Ok(Self { shares: Placement::new("", shares), disks: opened, failed, ids, leaders: Mutex::default() })
     }
 
     /// The disk that an object is on, or would be.
@@ -313,7 +319,17 @@ impl Cache {
 
     /// How each disk is.
     pub fn disks(&self) -> impl Iterator<Item = DiskStatus> {
-        self.disks.iter().map(|disk| DiskStatus {
+        let failed = self.failed.iter().map(|disk| DiskStatus {
+            folder: disk.folder.clone(),
+            capacity: disk.capacity,
+            usage: Usage::default(),
+            encrypted: false,
+            works: false,
+            evictions: 0,
+            corrupt: 0,
+            verified: 0,
+        });
+        failed.chain(self.disks.iter().map(|disk| DiskStatus {
             folder: disk.folder.clone(),
             capacity: disk.capacity,
             usage: disk.usage(),
@@ -322,7 +338,7 @@ impl Cache {
             evictions: disk.evictions.load(Ordering::Relaxed),
             corrupt: disk.corrupt.load(Ordering::Relaxed),
             verified: disk.verified.load(Ordering::Relaxed),
-        })
+        }))
     }
 }
 

@@ -197,7 +197,10 @@ impl Peers {
             // One may be lost on the way.
             missed = if alive { 0 } else { missed + 1 };
             if missed == 2 || Instant::now() > deadline {
-                self.lose(owner);
+                // One that answers is only slow, however long.
+                if !alive {
+                    self.lose(owner);
+                }
                 return Err(PeerError::Hangs);
             }
         }

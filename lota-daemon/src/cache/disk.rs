@@ -37,6 +37,8 @@ pub(super) struct Disk {
     handed_over: AtomicBool,
     /// It does not work: it is as if it were not there.
     failed: AtomicBool,
+    /// There may be objects that must be checked, and the next daemon is to know.
+    unchecked: AtomicBool,
     /// What says that this process is the one that writes in the folder.
     lock: Mutex<Option<File>>,
     pub(super) evictions: AtomicU64,
@@ -64,9 +66,6 @@ impl Disk {
                 "the daemon before came to a sudden end: objects are compared with their checksums when first read"
             );
         }
-        if !index.has_suspects() {
-            store.all_checked();
-        }
         superfluous.iter().for_each(|entry| store.remove(entry));
         Ok(Self {
             folder: disk.folder.clone(),
@@ -78,6 +77,7 @@ impl Disk {
             index: Mutex::new(index),
             handed_over: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            unchecked: AtomicBool::new(!clean),
             lock: Mutex::new(Some(lock)),
             evictions: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
@@ -120,8 +120,9 @@ impl Disk {
             }
             Err(error) => {
                 tracing::warn!(file = %version, %error, "a cached object cannot be read");
-                // Not for a lack of descriptors, say: that passes, and the object is good.
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) {
+                // Not for a lack of descriptors or memory: that passes, and the object is good.
+                let code = error.raw_os_error().map(Errno::from_raw);
+                if !matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) {
                     self.drop_object(version);
                 }
                 self.notice(&error);
@@ -156,8 +157,13 @@ impl Disk {
 
     /// An object's bytes are what they were.
     pub(super) fn trust(&self, entry: &Entry) {
-        let all = self.index().trust(&entry.version);
-        if all && !self.is_handed_over() {
+        self.index().trust(&entry.version);
+    }
+
+    /// Notes, once, that no object is left that must be checked.
+    pub(super) fn note_checked(&self) {
+        let none_left = !self.index().has_suspects();
+        if none_left && !self.is_handed_over() && self.unchecked.swap(false, Ordering::AcqRel) {
             self.store.all_checked();
         }
     }
@@ -218,8 +224,8 @@ impl Disk {
     fn create(&self, entry: &Entry) -> io::Result<Part> {
         match self.store.create(entry) {
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                let short = i128::from(entry.size) - self.store.spare()?;
-                let evicted = self.index().evict(u64::try_from(short).unwrap_or_default());
+                let short = u64::try_from(i128::from(entry.size) - self.store.spare()?).unwrap_or_default();
+                let evicted = self.index().evict_if_enough(short);
                 self.remove(&evicted);
                 self.store.create(entry)
             }
@@ -267,6 +273,7 @@ impl Disk {
     /// Comes to an orderly end.
     pub(super) fn close(&self) {
         if !self.is_handed_over() && !self.has_failed() {
+            self.note_checked();
             self.save_order();
             self.store.close();
         }
@@ -292,12 +299,7 @@ impl Disk {
 
     /// Takes the disk out, if an error is one of a disk that does not work.
     pub(super) fn notice(&self, error: &io::Error) {
-        let Some(code) = error.raw_os_error().map(Errno::from_raw) else { return };
-        let broken = matches!(
-            code,
-            Errno::EIO | Errno::EROFS | Errno::ENXIO | Errno::ENODEV | Errno::ESHUTDOWN | Errno::EUCLEAN
-        );
-        if broken && !self.failed.swap(true, Ordering::AcqRel) {
+        if is_broken(error) && !self.failed.swap(true, Ordering::AcqRel) {
             tracing::error!(
                 folder = %self.folder.display(), %error,
                 "this disk does not work: going on without it; mend it and restart the daemon"
@@ -320,6 +322,13 @@ impl Disk {
     pub(super) fn path(&self) -> &Path {
         &self.folder
     }
+}
+
+/// Is it a disk that does not work which says this?
+pub(super) fn is_broken(error: &io::Error) -> bool {
+    use Errno::{EIO, ENODEV, ENOKEY, ENXIO, EROFS, ESHUTDOWN, EUCLEAN};
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(EIO | EROFS | ENXIO | ENODEV | ESHUTDOWN | EUCLEAN | ENOKEY))
 }
 
 impl std::fmt::Debug for Disk {

@@ -143,13 +143,11 @@ impl Index {
         object
     }
 
-    /// An object's bytes are what they were. True if it was the last to be checked.
-    pub(super) fn trust(&mut self, version: &VersionId) -> bool {
-        let last = self.suspects.remove(version) && self.suspects.is_empty();
-        if last {
+    /// An object's bytes are what they were.
+    pub(super) fn trust(&mut self, version: &VersionId) {
+        if self.suspects.remove(version) && self.suspects.is_empty() {
             self.suspects.shrink_to_fit();
         }
-        last
     }
 
     /// Are there objects to be checked?
@@ -192,6 +190,11 @@ impl Index {
             evicted.push(self.evicted(version, name, size));
         }
         evicted
+    }
+
+    /// The same, unless all there is would not free so much.
+    pub(super) fn evict_if_enough(&mut self, bytes: u64) -> Vec<Entry> {
+        if self.lru.held() >= bytes { self.evict(bytes) } else { Vec::new() }
     }
 
     /// Bytes to evict, since more than `high` are taken: until it is the low watermark.

@@ -32,6 +32,11 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
         self.capacity
     }
 
+    /// Bytes of entries.
+    pub(super) fn held(&self) -> u64 {
+        self.held
+    }
+
     /// Bytes of entries and reservations.
     pub(super) fn bytes(&self) -> u64 {
         self.held + self.reserved

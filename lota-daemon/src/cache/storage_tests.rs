@@ -105,6 +105,30 @@ async fn what_is_unchecked_stays_so_until_it_is_checked() {
 }
 
 #[tokio::test]
+async fn that_nothing_is_left_to_check_is_noted_however_it_left() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 100 * MIB);
+    put(&cache, "k", "e", MIB).await;
+    drop(cache);
+    let cache = open(&folder, 100 * MIB);
+    let unchecked = folder.path().join("v2/unchecked");
+    cache.disks[0].tidy(true).unwrap();
+    assert!(unchecked.exists(), "one is");
+    cache.forget(&name("k"));
+    cache.disks[0].tidy(true).unwrap();
+    assert!(!unchecked.exists());
+}
+
+#[tokio::test]
+async fn what_cannot_fit_on_the_disk_pushes_nothing_out() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, u64::MAX);
+    put(&cache, "k", "e", MIB).await;
+    cache.begin_fill(&meta("huge", "e", 1 << 60)).await.unwrap_err();
+    assert_eq!(cache.usage(), Usage { objects: 1, bytes: MIB, fills: 0 });
+}
+
+#[tokio::test]
 async fn the_scrub_finds_a_flipped_bit() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, 100 * MIB);
@@ -132,10 +156,10 @@ async fn room_is_made_ahead_down_to_the_low_watermark() {
     for key in 0..8 {
         put(&cache, &key.to_string(), "e", MIB).await;
     }
-    cache.disks[0].tidy().unwrap();
+    cache.disks[0].tidy(true).unwrap();
     assert_eq!(cache.usage().objects, 8, "not above it yet");
     put(&cache, "8", "e", MIB).await;
-    cache.disks[0].tidy().unwrap();
+    cache.disks[0].tidy(true).unwrap();
     assert_eq!((cache.usage().bytes, files_in(&folder)), (5 * MIB, 5));
     assert!(!holds(&cache, "3").await && holds(&cache, "4").await);
 }
@@ -150,7 +174,7 @@ async fn what_others_need_of_the_disk_is_given_back() {
     orderly_end(cache).await;
     // Others fill the disk but for what must stay free: everything goes, and nothing comes.
     let cache = open_as(&folder, 100 * MIB, &Plan { min_free: u64::MAX, ..PLAN });
-    cache.disks[0].tidy().unwrap();
+    cache.disks[0].tidy(true).unwrap();
     assert_eq!((cache.usage().objects, files_in(&folder)), (0, 0));
 }
 

@@ -7,12 +7,15 @@ use std::{
     time::Duration,
 };
 
+use nix::errno::Errno;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::{disk::Disk, index::percent, store::Entry, verify};
 
 /// How often it is seen whether there is room.
 const LOOK: Duration = Duration::from_secs(1);
+/// What others have taken of the disk is given back at every so many looks.
+const LOOKS_PER_FREEING: u64 = 5;
 /// How often the order in which objects were used is noted.
 const NOTE_ORDER: Duration = Duration::from_secs(600);
 /// Rest between two rounds of the scrub, and after what it could not do.
@@ -24,10 +27,11 @@ pub(super) async fn keep(disk: Arc<Disk>) {
 }
 
 async fn make_room(disk: &Arc<Disk>) {
-    let (mut look, mut noted) = (interval(LOOK), Instant::now());
+    let (mut look, mut looks, mut noted) = (interval(LOOK), 0u64, Instant::now());
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
+        looks += 1;
         if disk.is_handed_over() || disk.has_failed() {
             continue;
         }
@@ -37,7 +41,7 @@ async fn make_room(disk: &Arc<Disk>) {
         }
         let task = disk.clone();
         let done = tokio::task::spawn_blocking(move || {
-            task.tidy()?;
+            task.tidy(looks % LOOKS_PER_FREEING == 0)?;
             if note {
                 task.save_order();
             }
@@ -57,7 +61,8 @@ async fn scrub(disk: &Arc<Disk>) {
     }
     loop {
         sleep(REST).await;
-        let order = disk.index().order();
+        let task = disk.clone();
+        let Ok(order) = tokio::task::spawn_blocking(move || task.index().order()).await else { continue };
         for version in order {
             while disk.is_handed_over() || disk.has_failed() {
                 sleep(REST).await;
@@ -96,7 +101,10 @@ pub(super) async fn scrub_one(disk: &Arc<Disk>, entry: Entry, rate: u64) {
         Ok(()) => disk.trust(&entry),
         // Evicted meanwhile, perhaps; or for a lack of descriptors.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound) => {}
-        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+                || error.raw_os_error() == Some(Errno::EBADMSG as i32) =>
+        {
             disk.found_corrupt(&entry, &error);
         }
         Err(error) => disk.notice(&error),
@@ -105,15 +113,17 @@ pub(super) async fn scrub_one(disk: &Arc<Disk>, entry: Entry, rate: u64) {
 
 impl Disk {
     /// Makes room down to the low watermark once the high one is passed, and gives back what others need of the disk.
-    pub(super) fn tidy(&self) -> io::Result<()> {
+    /// Not at every look: what readers hold open is freed when they are done.
+    pub(super) fn tidy(&self, may_free: bool) -> io::Result<()> {
         let over = {
             let mut index = self.index();
             let over = index.over(percent(self.capacity, self.plan.high));
             index.evict(over)
         };
         self.remove(&over);
+        self.note_checked();
         let short = u64::try_from(-self.store.spare()?).unwrap_or_default();
-        if short > 0 {
+        if short > 0 && may_free {
             let evicted = self.index().evict(short);
             self.remove(&evicted);
         }

@@ -178,7 +178,10 @@ impl SendfileStream {
         let mut offset = i64::try_from(slice.offset).map_err(io::Error::other)?;
         let length = length.min(slice.length);
         let sent = sendfile(self.stream.inner().as_fd(), slice.file.as_fd(), Some(&mut offset), length);
-        if matches!(sent, Ok(0) | Err(Errno::EIO)) {
+        if matches!(
+            sent,
+            Ok(0) | Err(Errno::EIO | Errno::EBADMSG | Errno::EUCLEAN | Errno::ENXIO | Errno::ENODEV)
+        ) {
             slice.file.failed.store(true, Ordering::Relaxed);
         }
         let sent = sent?;

@@ -1,25 +1,33 @@
 //! Who answers for an object: the first of its choices that lives; another, if that one has much to do, or the object is
 //! wanted by a crowd.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use hyper::{Response, StatusCode};
 use rand::Rng as _;
+use tokio::time::timeout;
 
-use super::{Proxy, get::Get};
+use super::{Proxy, answer, get::Get};
 use crate::{
+    cache::Reader,
     gateway::{Answer, FillAuthority, Grant},
     http::Body,
-    peer::headers::Wanted,
+    metrics::Outcome,
+    peer::{Peers, headers::Wanted},
     placement::NodeName,
     s3::{ByteRange, CacheControl, GetObject, ObjectMeta, ObjectName, RangeRequest, S3Error},
 };
 
 /// Nodes that may be asked when the owners cannot.
 const SPARE: usize = 2;
+/// Longest wait for a sibling's word: who asks is waited for by others.
+const SIBLING_PATIENCE: Duration = Duration::from_secs(2);
 /// With more bytes to send than this, and twice as many as the next, an owner is spared.
 const OVERLOADED: u64 = 256 << 20;
 /// What one answer counts for at most: a client that takes a huge one slowly does not make a node busy.
@@ -85,9 +93,7 @@ impl Proxy {
     /// The nodes to ask for an object, in this order; this one may be among them.
     pub(super) fn candidates(&self, name: &ObjectName) -> Vec<NodeName> {
         let Some(peers) = &self.peers else { return Vec::new() };
-        let gone = peers.gone();
-        let mut nodes = self.placement.first(name, self.crowds.most() + SPARE + gone.len());
-        nodes.retain(|node| !gone.contains(node));
+        let mut nodes = self.choices(name, self.crowds.most() + SPARE);
         let load = |node: &NodeName| if *node == self.node { self.load.bytes() } else { peers.load(node) };
         prefer(&mut nodes, self.crowds.owners(name), &self.node, load);
         nodes.into_iter().filter(|node| !peers.is_lost(node)).cloned().collect()
@@ -95,15 +101,23 @@ impl Proxy {
 
     /// Is this node the first that should have an object?
     pub(super) fn is_first(&self, name: &ObjectName) -> bool {
-        self.placement.first(name, 1).first().is_none_or(|first| **first == self.node)
+        self.choices(name, 1).first().is_none_or(|first| **first == self.node)
+    }
+
+    /// The first choices for an object, without the nodes that are gone.
+    fn choices(&self, name: &ObjectName, most: usize) -> Vec<&NodeName> {
+        let gone = self.peers.as_ref().map(Peers::gone).unwrap_or_default();
+        let mut nodes = self.placement.first(name, most + gone.len());
+        nodes.retain(|node| !gone.contains(node));
+        nodes.truncate(most);
+        nodes
     }
 
     /// The node that has an object before this one, if it lives.
     pub(super) fn sibling(&self, name: &ObjectName) -> Option<NodeName> {
         let peers = self.peers.as_ref()?;
-        let first = self.placement.first(name, self.crowds.most());
-        let before = first.into_iter().take_while(|node| **node != self.node);
-        before.into_iter().find(|node| !peers.is_lost(node)).cloned()
+        let choices = self.choices(name, self.crowds.most()).into_iter();
+        choices.take_while(|node| **node != self.node).find(|node| !peers.is_lost(node)).cloned()
     }
 
     /// What a sibling knows of an object that is new here, and that it has or is getting: it has the gateway authorize
@@ -111,12 +125,17 @@ impl Proxy {
     pub(super) async fn ask_sibling(&self, get: &Get<'_>) -> Option<(NodeName, ObjectMeta)> {
         let (peers, object) = (self.peers.as_ref()?, get.object);
         let whole_checksums = object.wants_checksums && object.range == RangeRequest::Whole;
-        if get.is_bodiless() || whole_checksums || object.cache_control != CacheControl::Use {
+        let as_it_is = object.overrides.is_empty() && !whole_checksums;
+        // Should the sibling not bring all of it, there must be another way.
+        let another_way =
+            self.backend.has_own_credential() || self.gateway.may_ask_for_the_whole(object.range_signed);
+        if get.is_bodiless() || !as_it_is || !another_way || object.cache_control != CacheControl::Use {
             return None;
         }
         let sibling = self.sibling(&object.name)?;
         let first = Wanted::Part(ByteRange { start: 0, end: 1 });
-        let answer = peers.ask(&sibling, get.pod, get.head, first).await.ok()?;
+        let asked = timeout(SIBLING_PATIENCE, peers.ask(&sibling, get.pod, get.head, first)).await;
+        let answer = asked.ok()?.ok()?;
         let is_part = answer.status() == StatusCode::PARTIAL_CONTENT;
         let meta =
             ObjectMeta::of_answer(&object.name, answer.status(), answer.headers()).filter(|_| is_part)?;
@@ -131,7 +150,6 @@ impl Proxy {
         meta: ObjectMeta,
         sibling: NodeName,
     ) -> Result<Response<Body>, S3Error> {
-        // Should the sibling not bring all of it.
         let authority = match self.backend.has_own_credential() {
             true => FillAuthority::Own,
             false => FillAuthority::Client,
@@ -158,10 +176,18 @@ impl Proxy {
             ..get.object.clone()
         };
         let validator = &object.meta().version.validator;
-        match self.gateway.authorize(get.head, &asked.name, Some(validator)).await? {
-            Answer::Fresh(grant) => self.serve(Get { object: &asked, ..get }, grant, object).await,
-            _ => Err(not_here()),
-        }
+        let Answer::Fresh(grant) = self.gateway.authorize(get.head, &asked.name, Some(validator)).await?
+        else {
+            return Err(not_here());
+        };
+        let (meta, size) = (object.meta().clone(), object.meta().size);
+        let range = asked.range.resolve(size).map_err(|_| not_here())?;
+        let reader = Reader::new(&grant, object, range).ok_or_else(not_here)?;
+        // Anything but these bytes would end in a cache.
+        reader.ready().await.map_err(|_| not_here())?;
+        let mut owed = self.load.owe(range.map_or(size, ByteRange::length));
+        let body = answer::file_body(reader, get.slices.clone(), move |read| owed.sent(read));
+        Ok(answer::object(grant, &meta, range, &asked, body, Outcome::Hit, &self.node))
     }
 }
 

@@ -71,7 +71,12 @@ impl ObjectMeta {
             }
             _ => return None,
         };
-        Self::new(name, size, headers)
+        let mut meta = Self::new(name, size, headers)?;
+        if status == StatusCode::PARTIAL_CONTENT {
+            // They may be the part's.
+            meta.remove_checksums();
+        }
+        Some(meta)
     }
 
     /// A meta from an answer's headers and a size that was told otherwise.
@@ -85,11 +90,19 @@ impl ObjectMeta {
     /// The same, with the checksums that an answer about the whole object carries.
     #[must_use]
     pub fn with_checksums(mut self, answer: &HeaderMap) -> Self {
+        self.remove_checksums();
         for (name, value) in answer.iter().filter(|(name, _)| headers::is_checksum(name)) {
             self.headers.insert(name, value.clone());
         }
         self.checksums_known = true;
         self
+    }
+
+    fn remove_checksums(&mut self) {
+        let told: Vec<_> = self.headers.keys().filter(|name| headers::is_checksum(name)).cloned().collect();
+        for name in told {
+            self.headers.remove(&name);
+        }
     }
 
     /// The head of an answer that carries `range` of the object, or all of it.
@@ -176,5 +189,12 @@ mod tests {
             (StatusCode::PARTIAL_CONTENT, &"bytes 1-2/9".parse().unwrap())
         );
         assert_eq!(part["content-length"], "2");
+        // A range's answer may tell a part's.
+        let answer =
+            headers(&[("etag", "\"e\""), ("content-range", "bytes 0-4/9"), ("x-amz-checksum-crc32", "BBBB")]);
+        let meta = ObjectMeta::of_answer(&name(), StatusCode::PARTIAL_CONTENT, &answer).unwrap();
+        assert!(!meta.answer(None, true).1.contains_key("x-amz-checksum-crc32"));
+        let meta = meta.with_checksums(&headers(&[("x-amz-checksum-sha256", "A")]));
+        assert!(meta.answer(None, true).1.contains_key("x-amz-checksum-sha256"));
     }
 }
