@@ -18,6 +18,7 @@ use crate::{
     datapath::Status,
     gateway::{Gateway, Standing},
     http::SentBytes,
+    peer::Peers,
 };
 
 /// What the cache did for one answer.
@@ -115,7 +116,12 @@ type Datapath = Arc<Mutex<Option<Status>>>;
 
 impl Exposition {
     /// Registers the road's counters, and what is read at each scrape.
-    pub fn new(metrics: &Metrics, cache: Arc<Cache>, gateway: Arc<Gateway>) -> Self {
+    pub fn new(
+        metrics: &Metrics,
+        cache: Arc<Cache>,
+        gateway: Arc<Gateway>,
+        peers: Option<Arc<Peers>>,
+    ) -> Self {
         let datapath = Datapath::default();
         let mut registry = Registry::with_prefix("lota");
         registry.register("requests", "Requests of pods that were answered", metrics.requests.clone());
@@ -136,6 +142,7 @@ impl Exposition {
         registry.register_collector(Box::new(Scraped {
             cache,
             gateway,
+            peers,
             datapath: datapath.clone(),
             sent: metrics.sendfile.clone(),
         }));
@@ -163,6 +170,7 @@ impl Exposition {
 struct Scraped {
     cache: Arc<Cache>,
     gateway: Arc<Gateway>,
+    peers: Option<Arc<Peers>>,
     datapath: Datapath,
     sent: SentBytes,
 }
@@ -172,11 +180,18 @@ impl Collector for Scraped {
         let usage = self.cache.usage();
         let standing = i64::from(self.gateway.standing() == Standing::Trusted);
         let sent = self.sent.load(std::sync::atomic::Ordering::Relaxed);
+        let nodes = 1 + self.peers.as_ref().map_or(0, |peers| peers.active());
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         for (name, help, unit, value) in [
             ("cache_objects", "Complete objects in the cache", None, usage.objects as u64),
             ("cache", "Bytes of objects and fills in the cache", Some(&Unit::Bytes), usage.bytes),
             ("fills_in_progress", "Fills under way", None, usage.fills as u64),
+            (
+                "nodes_active",
+                "Nodes of the cluster that are not lost, this one among them",
+                None,
+                nodes as u64,
+            ),
         ] {
             let gauge = ConstGauge::new(signed(value));
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;

@@ -143,7 +143,12 @@ impl Node {
         let (life, lives) = watch::channel(Life::Serving);
         let (alive, drained) = mpsc::channel::<()>(1);
         let (commander, commands) = mpsc::channel(COMMANDS);
-        let exposition = Arc::new(Exposition::new(&metrics, proxy.cache.clone(), proxy.gateway.clone()));
+        let exposition = Arc::new(Exposition::new(
+            &metrics,
+            proxy.cache.clone(),
+            proxy.gateway.clone(),
+            proxy.peers.clone(),
+        ));
         let vips = config.endpoint.vips().into_iter().map(|vip| SocketAddr::new(vip, HTTP_PORT)).collect();
         let mut node = Self {
             responder: Responder::new(&config.endpoint.zone, config.endpoint.vip, config.endpoint.vip6)?,
@@ -192,14 +197,8 @@ impl Node {
         }
         let cache = self.door.proxy.cache.clone();
         self.doors.spawn_on(async move { cache.keep().await }, &self.serving);
-        let proxy = self.door.proxy.clone();
-        if proxy.peers.is_some() {
-            let look = async move {
-                if let Some(peers) = &proxy.peers {
-                    peers.look_for_the_lost().await;
-                }
-            };
-            self.doors.spawn_on(look, &self.serving);
+        if let Some(peers) = self.door.proxy.peers.clone() {
+            self.doors.spawn_on(async move { peers.look_for_the_lost().await }, &self.serving);
         }
         self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), &self.serving);
         let control = self.admin.control.clone();
@@ -377,13 +376,13 @@ fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
         weights.extend(configured.nodes.iter().map(|node| (NodeName(node.name.clone()), node.capacity.0)));
         let others = configured.nodes.iter().filter(|node| node.name != me.0);
         let others = others.map(|node| (NodeName(node.name.clone()), node.address));
-        peers = Some(Peers::new(
+        peers = Some(Arc::new(Peers::new(
             me.clone(),
             &configured.secret()?,
             configured.port,
             others,
             upstream.impatient(),
-        ));
+        )));
         crowds = Crowds::new(configured.hot_requests, configured.owners);
     }
     Ok(Proxy {

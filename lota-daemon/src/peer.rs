@@ -272,6 +272,12 @@ impl Peers {
         self.states().get(peer).is_some_and(|state| state.lost.is_some())
     }
 
+    /// How many peers are not lost.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.addresses.keys().filter(|peer| !self.is_lost(peer)).count()
+    }
+
     /// The peers that have been lost for so long that others have their shares.
     #[must_use]
     pub fn gone(&self) -> Vec<NodeName> {

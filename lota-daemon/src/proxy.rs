@@ -64,7 +64,7 @@ pub struct Proxy {
     /// Who should have what.
     pub placement: Placement,
     /// The other nodes, if there are any.
-    pub peers: Option<Peers>,
+    pub peers: Option<Arc<Peers>>,
     /// Objects that many want at once.
     pub crowds: Crowds,
     /// Bytes that this node still has to send.

@@ -134,12 +134,16 @@ impl Tour {
         Ok(())
     }
 
-    /// Starts the nodes that do not run.
+    /// Starts the nodes that do not run, and waits until all know of each other.
     ///
     /// # Errors
-    /// If one does not start.
+    /// If one does not start, or is not seen.
     pub fn revive(&mut self) -> Result<()> {
-        self.nodes.iter_mut().filter(|node| node.pid().is_none()).try_for_each(Node::start)
+        self.nodes.iter_mut().filter(|node| node.pid().is_none()).try_for_each(Node::start)?;
+        wait_until("every node to see every other", || {
+            let seen = self.nodes.iter().map(|node| node.metric("lota_nodes_active"));
+            Ok(seen.collect::<Result<Vec<_>>>()?.iter().all(|nodes| *nodes == f64::from(NODES)))
+        })
     }
 
     /// The namespace of a pod.

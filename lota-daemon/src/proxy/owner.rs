@@ -19,7 +19,7 @@ use crate::{
     gateway::{Answer, FillAuthority, Grant},
     http::Body,
     metrics::Outcome,
-    peer::{Peers, headers::Wanted},
+    peer::headers::Wanted,
     placement::NodeName,
     s3::{ByteRange, CacheControl, GetObject, ObjectMeta, ObjectName, RangeRequest, S3Error},
 };
@@ -106,7 +106,7 @@ impl Proxy {
 
     /// The first choices for an object, without the nodes that are gone.
     fn choices(&self, name: &ObjectName, most: usize) -> Vec<&NodeName> {
-        let gone = self.peers.as_ref().map(Peers::gone).unwrap_or_default();
+        let gone = self.peers.as_ref().map(|peers| peers.gone()).unwrap_or_default();
         let mut nodes = self.placement.first(name, most + gone.len());
         nodes.retain(|node| !gone.contains(node));
         nodes.truncate(most);

@@ -4,7 +4,6 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use hyper::HeaderMap;
 use s3s::checksum::ChecksumHasher;
-use s3s::crypto::{Checksum as _, Md5};
 use s3s::dto::Checksum;
 use s3s::{S3Request, S3Result, TrailingHeaders, s3_error};
 
@@ -37,7 +36,7 @@ impl Checksums {
     ///
     /// `BadDigest` if one differs.
     pub(super) fn verify(self, digests: Digests) -> S3Result<[u8; 16]> {
-        let md5: [u8; 16] = digests.md5.finalize();
+        let md5 = digests.md5.finalize().0;
         let claimed = self.headers.get("content-md5");
         if claimed.is_some_and(|claimed| claimed != &BASE64_STANDARD.encode(md5)) {
             return Err(s3_error!(
@@ -64,14 +63,14 @@ impl Checksums {
 
 /// The digests of a body as it comes in: always MD5, and what else the client named.
 pub(super) struct Digests {
-    md5: Md5,
+    md5: md5::Context,
     others: ChecksumHasher,
 }
 
 impl Digests {
     pub(super) fn new(expected: &Checksums) -> Digests {
         Digests {
-            md5: Md5::new(),
+            md5: md5::Context::new(),
             others: ChecksumHasher {
                 crc32: wanted(expected, CRC32),
                 crc32c: wanted(expected, CRC32C),
@@ -83,7 +82,7 @@ impl Digests {
     }
 
     pub(super) fn update(&mut self, data: &[u8]) {
-        self.md5.update(data);
+        self.md5.consume(data);
         self.others.update(data);
     }
 }

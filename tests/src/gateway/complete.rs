@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use s3s::crypto::{Checksum as _, Md5};
 use s3s::dto::{CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart, ETag};
 use s3s::{S3Result, s3_error};
 
@@ -25,11 +24,11 @@ pub(super) async fn complete(
         let upload = state.upload(&id, &bucket, &key)?;
         (upload.headers.clone(), choose_parts(upload, &named)?)
     };
-    let mut digests = Md5::new();
+    let mut digests = md5::Context::new();
     for part in &parts {
-        digests.update(&part.md5);
+        digests.consume(part.md5);
     }
-    let digest: [u8; 16] = digests.finalize();
+    let digest = digests.finalize().0;
     let size = parts.iter().map(|part| part.size).sum();
     let etag = format!("{}-{}", hex::encode(digest), parts.len());
     let blobs = parts.into_iter().map(|part| part.blob).collect();

@@ -211,7 +211,10 @@ pub(crate) fn s3_settings() -> SigningSettings {
 /// What test objects hold: 251 different bytes, again and again.
 #[must_use]
 pub fn content(size: usize) -> Vec<u8> {
-    (0..=250).cycle().take(size).collect()
+    let period: Vec<u8> = (0..=250).collect();
+    let mut all = period.repeat(size.div_ceil(period.len()));
+    all.truncate(size);
+    all
 }
 
 /// A connection that is made again when the other side closes it.

@@ -132,6 +132,5 @@ fn steps(bucket: &str) -> Result<Vec<(String, Request)>> {
 
 fn md5(text: &str) -> String {
     use base64::Engine as _;
-    use md5::Digest as _;
-    base64::prelude::BASE64_STANDARD.encode(md5::Md5::digest(text))
+    base64::prelude::BASE64_STANDARD.encode(md5::compute(text).0)
 }
