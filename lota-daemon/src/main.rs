@@ -30,6 +30,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+/// What one thread allocates for a request another often frees: glibc's took a tenth of a small hit's time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // A level, or a list of `module=level`.
     let wanted = std::env::var("LOTA_LOG").unwrap_or_else(|_| "info".to_owned());

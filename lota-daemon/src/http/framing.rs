@@ -11,6 +11,8 @@ use crate::s3::S3Error;
 
 /// Most bytes of a chunk's size line; nobody sends extensions, but they may.
 const MAX_SIZE_LINE: usize = 256;
+/// As many headers as most requests have.
+const FEW_HEADERS: usize = 32;
 
 /// Follows one connection's requests.
 #[derive(Debug)]
@@ -156,9 +158,15 @@ impl Framing {
 /// The body that follows a whole head.
 fn body(head: &[u8], most_headers: usize) -> Result<State, S3Error> {
     let wrong = |what: &str| Err(S3Error::invalid_request(what));
-    let mut headers = vec![httparse::EMPTY_HEADER; most_headers];
-    let mut request = httparse::Request::new(&mut headers);
-    match request.parse(head) {
+    let (mut few, mut many) = ([httparse::EMPTY_HEADER; FEW_HEADERS], Vec::new());
+    let mut request = httparse::Request::new(&mut few[..FEW_HEADERS.min(most_headers)]);
+    let mut parsed = request.parse(head);
+    if parsed == Err(httparse::Error::TooManyHeaders) && most_headers > FEW_HEADERS {
+        many.resize(most_headers, httparse::EMPTY_HEADER);
+        request = httparse::Request::new(&mut many);
+        parsed = request.parse(head);
+    }
+    match parsed {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return wrong("The request's head ends before its end"),
         Err(httparse::Error::TooManyHeaders) => return Err(S3Error::too_many_headers(most_headers)),

@@ -107,7 +107,7 @@ impl Operation {
                 overrides.push((header.clone(), value));
                 continue;
             }
-            if !is_signing(name) && !HARMLESS.contains(&name.to_ascii_lowercase().as_str()) {
+            if !is_signing(name) && !HARMLESS.iter().any(|harmless| name.eq_ignore_ascii_case(harmless)) {
                 return Self::Pass("query");
             }
         }
@@ -118,8 +118,9 @@ impl Operation {
         if authorization.starts_with("AWS4-ECDSA") || query.contains("AWS4-ECDSA") {
             return Self::Pass("sigv4a");
         }
-        let is_signed = authorization.starts_with("AWS") || query.to_ascii_lowercase().contains("signature=");
-        if !overrides.is_empty() && !is_signed {
+        let is_signed =
+            || authorization.starts_with("AWS") || query.to_ascii_lowercase().contains("signature=");
+        if !overrides.is_empty() && !is_signed() {
             return Self::Pass("overrides");
         }
         let mut ranges = headers.get_all(header::RANGE).iter();

@@ -332,6 +332,9 @@ pub(super) fn is_signing(name: &str) -> bool {
 
 /// Is this the name of that query parameter, in whatever case and however escaped?
 fn is(raw: &str, name: &str) -> bool {
+    if !raw.contains('%') {
+        return raw.eq_ignore_ascii_case(name);
+    }
     percent_decode_str(raw)
         .map(|byte| byte.to_ascii_lowercase())
         .eq(name.bytes().map(|byte| byte.to_ascii_lowercase()))
