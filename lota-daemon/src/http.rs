@@ -10,6 +10,7 @@ mod sendfile;
 pub mod server;
 mod stream;
 pub mod upstream;
+mod warm;
 
 pub use body::{Body, BodyError, empty, full, incoming};
 pub use expect::relay_continue;

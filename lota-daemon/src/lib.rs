@@ -22,3 +22,4 @@ pub mod privileges;
 pub mod proxy;
 pub mod s3;
 pub mod sockets;
+pub mod workers;

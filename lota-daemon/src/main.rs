@@ -18,7 +18,8 @@ use lota_daemon::{
     config::Config,
     control::{AccessRequest, Verb},
     datapath::{self, PinnedMaps},
-    node, prefetch, privileges,
+    node, prefetch,
+    workers::Workers,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -95,15 +96,12 @@ fn dispatch(command: Command, config: Config) -> Result<()> {
     }
 }
 
-/// Two runtimes: this thread keeps the capabilities that the kernel side needs, and everything that handles what
-/// others send runs on threads that have none.
+/// This thread keeps the capabilities that the kernel side needs; everything that handles what others send runs on
+/// threads that have none.
 fn run(config: Config) -> Result<()> {
-    let serving = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .on_thread_start(privileges::drop_all)
-        .build()?;
+    let workers = Workers::start()?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = control.block_on(async {
+    control.block_on(async {
         let (stop, stopped) = watch::channel(false);
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -116,10 +114,8 @@ fn run(config: Config) -> Result<()> {
             // Kept, so that the signal stays visible until the process ends.
             std::future::pending::<()>().await;
         });
-        node::run(config, stopped, serving.handle()).await
-    });
-    serving.shutdown_background();
-    ended
+        node::run(config, stopped, workers).await
+    })
 }
 
 fn prefetch(wanted: &Prefetch) -> Result<()> {

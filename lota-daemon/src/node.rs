@@ -42,6 +42,7 @@ use crate::{
     placement::{NodeName, Placement},
     proxy::{Crowds, Debts, Load, Proxy},
     sockets::{CACHE_LOCK, PINS_LOCK, Sockets},
+    workers::Workers,
 };
 
 /// Longest a stopping node waits for answers under way, and one that has handed over for its idle clients.
@@ -56,17 +57,17 @@ const FILL_MEMORY: u64 = 4 << 20;
 /// Most commands that wait for the control part.
 const COMMANDS: usize = 64;
 
-/// Runs the node until it is told to stop, another daemon has taken over, or a part of it fails. `serving` runs what
+/// Runs the node until it is told to stop, another daemon has taken over, or a part of it fails. `workers` run what
 /// handles requests; the caller's own runtime changes the kernel side.
 ///
 /// # Errors
 /// What failed, and to what it was being done.
-pub async fn run(config: Config, mut stop: watch::Receiver<bool>, serving: &Handle) -> Result<()> {
+pub async fn run(config: Config, mut stop: watch::Receiver<bool>, workers: Workers) -> Result<()> {
     datapath::preflight(&config.datapath.pins)
         .map_err(|missing| anyhow!("cannot hold the datapath: {missing}"))?;
     raise_descriptor_limit();
     let config = Arc::new(config);
-    let mut node = Node::start(config.clone(), serving).await?;
+    let mut node = Node::start(config.clone(), workers).await?;
     let handover = node.sockets.handover(&Handle::current())?;
     let mut look = tokio::time::interval(LOOK);
     let mut trouble = None;
@@ -101,7 +102,6 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>, serving: &Hand
 /// A running node.
 struct Node {
     config: Arc<Config>,
-    serving: Handle,
     control: Control,
     sockets: Sockets,
     door: Door,
@@ -116,7 +116,7 @@ struct Node {
 }
 
 impl Node {
-    async fn start(config: Arc<Config>, serving: &Handle) -> Result<Self> {
+    async fn start(config: Arc<Config>, workers: Workers) -> Result<Self> {
         // Loading takes a while, in which the daemon that runs may as well go on.
         let loaded = match Inherited::is_offered(&config.admin.socket) {
             true => Some(Loaded::new(&config.datapath)?),
@@ -161,9 +161,9 @@ impl Node {
                 limits: Limits::for_pods(&config.limits),
                 seats: Seats::new(config.limits.connections, config.limits.connections_per_pod),
                 turned_away: Door::outside(),
+                workers,
             },
             admin: Admin { exposition, ready: Ready::default(), control: commander },
-            serving: serving.clone(),
             config,
             control,
             sockets,
@@ -180,30 +180,31 @@ impl Node {
 
     /// Begins to accept, on every socket.
     fn open_doors(&mut self) -> Result<()> {
-        let sockets = self.sockets.accepting(&self.serving)?;
+        let first = &self.door.workers.first().clone();
+        let sockets = self.sockets.accepting(first)?;
         for listener in sockets.hidden {
-            self.doors.spawn_on(self.door.clone().serve_pods(listener), &self.serving);
+            self.doors.spawn_on(self.door.clone().serve_pods(listener), first);
         }
         if let Some(listener) = sockets.peers {
-            self.doors.spawn_on(self.door.clone().serve_peers(listener), &self.serving);
+            self.doors.spawn_on(self.door.clone().serve_peers(listener), first);
         }
         for socket in sockets.dns_udp {
             let responder = self.responder.clone();
-            self.doors.spawn_on(async move { responder.serve_udp(socket).await }, &self.serving);
+            self.doors.spawn_on(async move { responder.serve_udp(socket).await }, first);
         }
         for listener in sockets.dns_tcp {
             let (responder, alive) = (self.responder.clone(), self.door.alive.clone());
-            self.doors.spawn_on(async move { responder.serve_tcp(listener, alive).await }, &self.serving);
+            self.doors.spawn_on(async move { responder.serve_tcp(listener, alive).await }, first);
         }
         let cache = self.door.proxy.cache.clone();
-        self.doors.spawn_on(async move { cache.keep().await }, &self.serving);
+        self.doors.spawn_on(async move { cache.keep().await }, first);
         if let Some(peers) = self.door.proxy.peers.clone() {
-            self.doors.spawn_on(async move { peers.look_for_the_lost().await }, &self.serving);
+            self.doors.spawn_on(async move { peers.look_for_the_lost().await }, first);
         }
-        self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), &self.serving);
+        self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), first);
         let control = self.admin.control.clone();
         let gateway = self.door.proxy.gateway.clone();
-        self.doors.spawn_on(admin::socket::serve(sockets.admin_socket, control, gateway), &self.serving);
+        self.doors.spawn_on(admin::socket::serve(sockets.admin_socket, control, gateway), first);
         self.admin.ready.store(true, Ordering::Release);
         tracing::info!(
             node = self.config.node.name,

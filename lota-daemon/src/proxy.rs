@@ -248,6 +248,10 @@ impl Proxy {
         // checksums that nobody has told yet.
         let known = held.as_ref().filter(|object| !get.is_bodiless() && !get.lacks_checksums(object));
         let validator = known.map(|object| object.meta().version.validator.clone());
+        if let Some(object) = known {
+            // While the gateway thinks.
+            object.read_ahead(get.object.range);
+        }
         let sibling = match &held {
             None => self.ask_sibling(&get).await,
             Some(_) => None,

@@ -88,15 +88,16 @@ fn measure() -> Result<bool> {
     let stub = SocketAddr::from((GATEWAY, STUB));
     let objects = Objects::make(&lab, &format!("http://{stub}"))?;
     let gateway = nginx::gateway(stub, &objects.root, &objects.urls());
-    let _gateway = Nginx::start(&lab.switch(), &nginx::folder(lab.folder(), "gateway"), stub, &gateway)?;
+    let _gateway =
+        Nginx::start(Some(&lab.switch()), &nginx::folder(lab.folder(), "gateway"), stub, &gateway)?;
 
     let here = |port| SocketAddr::from((node_address(1), port));
     let folder = nginx::folder(lab.folder(), "cache");
     let caches = nginx::caches(here(OPEN), here(AUTHORIZING), stub, &folder);
-    let cache = Nginx::start(&lab.node(1), &folder, here(OPEN), &caches)?;
+    let cache = Nginx::start(Some(&lab.node(1)), &folder, here(OPEN), &caches)?;
     let before = SocketAddr::from((node_address(2), FORWARD));
     let folder = nginx::folder(lab.folder(), "forward");
-    let forward = Nginx::start(&lab.node(2), &folder, before, &nginx::forward(before, here(OPEN)))?;
+    let forward = Nginx::start(Some(&lab.node(2)), &folder, before, &nginx::forward(before, here(OPEN)))?;
     let bare = Bare::start(&lab.node(1), here(BARE), &objects.root.join(BUCKET))?;
 
     let program = Program(tool("LOTA_BIN")?);

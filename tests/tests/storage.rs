@@ -18,10 +18,14 @@ use futures_util::{StreamExt as _, stream, stream::BoxStream};
 use hyper::HeaderMap;
 use lota_daemon::{
     cache::{Cache, DiskPlan, Encryption, How, Join, Plan, Source, SourceError, list},
+    http::BodyFile,
     s3::{ByteRange, ObjectMeta, ObjectName, ObjectVersion, Validator},
 };
 use lota_tests::{lab::run, suite::Suite};
-use nix::sys::sendfile::sendfile;
+use nix::{
+    fcntl::{PosixFadviseAdvice, posix_fadvise},
+    sys::sendfile::sendfile,
+};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::runtime::Runtime;
 
@@ -52,9 +56,31 @@ fn main() -> ExitCode {
         suite.alone("kill -9 at any moment, a hundred times", killed);
         suite.alone("power fails at any moment", power_fails);
         suite.alone("a disk that fails is served around", a_disk_fails);
+        suite.alone("what is only on disk is read ahead, by a thread that may wait", read_ahead);
         suite.alone("encrypted at rest, until the machine ends", encrypted);
         suite.alone("encryption that is required and cannot be", cannot_encrypt);
     })
+}
+
+/// What is cached and not in memory is known to be so, and is in memory before it is sent.
+fn read_ahead() -> Result<()> {
+    let folder = Folder::new("ahead")?;
+    let disk = Disk::make(&folder.0, 64)?;
+    let path = disk.mounted().join("file");
+    fs::write(&path, vec![7; 2 << 20])?;
+    let drop_from_memory = || -> Result<Arc<BodyFile>> {
+        let file = File::open(&path)?;
+        file.sync_all()?;
+        posix_fadvise(file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        Ok(BodyFile::new(file))
+    };
+    for (offset, length) in [(0, 100), (1 << 20, 1 << 20), (5, 2 << 19)] {
+        let file = drop_from_memory()?;
+        ensure!(!file.is_warm(offset, length), "{offset}+{length} should be on disk only");
+        Runtime::new()?.block_on(file.warm(offset, length));
+        ensure!(file.is_warm(offset, length), "{offset}+{length} should be in memory");
+    }
+    Ok(())
 }
 
 /// An object's bytes: up to 3 MiB, which no other object has.

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{progress::Progress, reader::Broken};
-use crate::{http::BodyFile, s3::ObjectMeta};
+use crate::{
+    http::{BodyFile, MAX_SLICE},
+    s3::{ByteRange, ObjectMeta, RangeRequest},
+};
 
 /// An object in the cache. It stays readable for whoever holds it, even when evicted.
 #[derive(Debug)]
@@ -60,6 +63,17 @@ impl Object {
 
     pub(super) fn file(&self) -> &Arc<BodyFile> {
         &self.file
+    }
+
+    /// Begins to read the first of these bytes from disk, in case they will be granted.
+    pub fn read_ahead(&self, range: RangeRequest) {
+        if !self.is_complete() {
+            return;
+        }
+        if let Ok(range) = range.resolve(self.meta.size) {
+            let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: self.meta.size });
+            self.file.read_ahead(start, (end - start).min(MAX_SLICE as u64));
+        }
     }
 
     /// Where the bytes end that are here from `position` on; waits for the first of them.

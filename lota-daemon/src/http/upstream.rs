@@ -11,7 +11,7 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 
 use super::{Body, BodyError, connect::Connector};
-use crate::s3::S3Error;
+use crate::{s3::S3Error, workers};
 
 pub use super::connect::Front;
 
@@ -20,10 +20,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an idle connection is kept; shorter than the usual servers' minute.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// A client with a pool of connections.
+/// A client with pools of connections.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    client: Client<Connector, Body>,
+    /// One for each worker, whose connections it has.
+    clients: Arc<[Client<Connector, Body>]>,
     connector: Connector,
 }
 
@@ -53,12 +54,14 @@ impl Upstream {
     }
 
     fn with(connector: Connector) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .http1_preserve_header_case(true)
-            .build(connector.clone());
-        Self { client, connector }
+        let client = |_| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE)
+                .http1_preserve_header_case(true)
+                .build(connector.clone())
+        };
+        Self { clients: (0..workers::count()).map(client).collect(), connector }
     }
 
     /// The same, without second attempts at a connection: for those who can ask someone else instead.
@@ -72,7 +75,7 @@ impl Upstream {
     /// # Errors
     /// If there is no connection, or it ends before an answer.
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
-        self.client.request(request).await
+        self.clients[workers::current()].request(request).await
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     },
     proxy::Proxy,
     s3::S3Error,
+    workers::Workers,
 };
 
 /// Connections past the limit that are told so, at once; any more are reset.
@@ -44,6 +45,8 @@ pub(super) struct Door {
     pub(super) seats: Seats,
     /// One for each connection that is told there are no more.
     pub(super) turned_away: Seats,
+    /// Who serves.
+    pub(super) workers: Workers,
 }
 
 impl Door {
@@ -123,7 +126,7 @@ impl Door {
 
     fn serve<S, F>(
         &self,
-        accepted: (TcpStream, SocketAddr),
+        (stream, client): (TcpStream, SocketAddr),
         limits: Limits,
         seat: impl Send + 'static,
         cut: impl Future<Output = ()> + Send + 'static,
@@ -134,8 +137,12 @@ impl Door {
     {
         let (sent, life) = (self.proxy.metrics.sendfile.clone(), self.life.clone());
         let alive = self.alive.clone();
-        tokio::spawn(async move {
-            server::serve(accepted, limits, sent, life, cut, service).await;
+        let stream = stream.into_std();
+        self.workers.next().spawn(async move {
+            match stream.and_then(TcpStream::from_std) {
+                Ok(stream) => server::serve((stream, client), limits, sent, life, cut, service).await,
+                Err(error) => tracing::error!(%client, %error, "cannot serve a connection"),
+            }
             drop((alive, seat));
         });
     }

@@ -74,6 +74,7 @@ pub(super) fn file_body(reader: Reader, slices: FileSlices, read: impl FnMut(u64
     let frames = stream::unfold((reader, slices, read), |(mut reader, slices, mut read)| async move {
         let slice = reader.next().await.map_err(BodyError::new).transpose()?;
         if let Ok(slice) = &slice {
+            slice.file.warm(slice.offset, slice.length as u64).await;
             read(slice.length as u64);
         }
         Some((slice.map(|slice| Frame::data(slices.queue(slice))), (reader, slices, read)))

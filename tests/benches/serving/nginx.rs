@@ -3,9 +3,9 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::Child,
+    process::{Child, Command},
     thread,
     time::{Duration, Instant},
 };
@@ -22,9 +22,9 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// Starts one in a namespace, with these `server` blocks and what stands beside them.
+    /// Starts one in a namespace, or beside this process, with these `server` blocks and what stands beside them.
     pub(crate) fn start(
-        namespace: &Namespace,
+        namespace: Option<&Namespace>,
         folder: &Path,
         ready: SocketAddr,
         servers: &str,
@@ -41,13 +41,15 @@ impl Nginx {
              uwsgi_temp_path {shown}/uwsgi; scgi_temp_path {shown}/scgi;\n{servers}\n}}\n"
         );
         fs::write(&config, text)?;
-        let mut command = namespace.command(tool("LOTA_NGINX")?);
+        let program = tool("LOTA_NGINX")?;
+        let mut command = namespace.map_or_else(|| Command::new(&program), |within| within.command(&program));
         command.arg("-c").arg(&config).arg("-p").arg(folder).arg("-e").arg(folder.join("error.log"));
         let mut master = command.spawn()?;
         let since = Instant::now();
         loop {
             ensure!(master.try_wait()?.is_none(), "nginx has ended; see {shown}/error.log");
-            let connects = namespace.run(move || std::net::TcpStream::connect(ready).is_ok())?;
+            let connects = move || TcpStream::connect(ready).is_ok();
+            let connects = namespace.map_or_else(|| Ok(connects()), |within| within.run(connects))?;
             if connects {
                 return Ok(Self { master });
             }

@@ -14,8 +14,12 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, tcp},
     runtime::{Builder, Runtime},
-    sync::Notify,
+    sync::{Notify, mpsc},
+    time::Instant,
 };
+
+/// Pieces that are on their way at once where bytes come late: 64 MiB.
+const ON_THE_WAY: usize = 1024;
 
 /// Relays until dropped.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub struct Relay {
     received: Arc<AtomicU64>,
     /// Bytes a second that each connection brings from the target; as many as come, if 0.
     rate: Arc<AtomicU64>,
+    /// Milliseconds that each byte from the target is late.
+    delay: Arc<AtomicU64>,
     cut: Arc<Notify>,
     _runtime: Runtime,
 }
@@ -30,9 +36,9 @@ pub struct Relay {
 impl Relay {
     pub(super) fn start(listener: TcpListener, target: SocketAddr) -> Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (received, rate) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (received, rate, delay): (Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
         let cut = Arc::new(Notify::new());
-        let (bytes, pace, end) = (received.clone(), rate.clone(), cut.clone());
+        let (bytes, pace, late, end) = (received.clone(), rate.clone(), delay.clone(), cut.clone());
         listener.set_nonblocking(true)?;
         let listener = {
             let _inside = runtime.enter();
@@ -40,7 +46,8 @@ impl Relay {
         };
         runtime.spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let relayed = relay(client, target, bytes.clone(), pace.clone());
+                let relayed =
+                    relay(client, target, bytes.clone(), pace.clone(), late.load(Ordering::Relaxed));
                 let end = end.clone();
                 tokio::spawn(async move {
                     tokio::select! {
@@ -50,12 +57,17 @@ impl Relay {
                 });
             }
         });
-        Ok(Self { received, rate, cut, _runtime: runtime })
+        Ok(Self { received, rate, delay, cut, _runtime: runtime })
     }
 
     /// Has each connection bring this many bytes a second at most; 0: as many as come.
     pub fn set_rate(&self, bytes_per_second: u64) {
         self.rate.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Has the bytes of connections from now on come this much later.
+    pub fn set_delay(&self, delay: Duration) {
+        self.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Ends every connection there is.
@@ -70,13 +82,22 @@ impl Relay {
     }
 }
 
-async fn relay(client: TcpStream, target: SocketAddr, received: Arc<AtomicU64>, rate: Arc<AtomicU64>) {
+async fn relay(
+    client: TcpStream,
+    target: SocketAddr,
+    received: Arc<AtomicU64>,
+    rate: Arc<AtomicU64>,
+    delay: u64,
+) {
     let Ok(server) = TcpStream::connect(target).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let up = tokio::spawn(copy(from_client, to_server, Arc::default(), Arc::default()));
-    copy(from_server, to_client, received, rate).await;
+    match delay {
+        0 => copy(from_server, to_client, received, rate).await,
+        delay => copy_late(from_server, to_client, Duration::from_millis(delay)).await,
+    }
     up.abort();
 }
 
@@ -97,5 +118,26 @@ async fn copy(
             tokio::time::sleep(Duration::from_secs_f64(length as f64 / rate as f64)).await;
         }
     }
+    let _ = to.shutdown().await;
+}
+
+/// Of unlimited width: only the time it takes is another.
+async fn copy_late(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, delay: Duration) {
+    let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(ON_THE_WAY);
+    let reading = tokio::spawn(async move {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            if sender.send((Instant::now() + delay, buffer[..length].to_vec())).await.is_err() {
+                return;
+            }
+        }
+    });
+    while let Some((due, piece)) = pieces.recv().await {
+        tokio::time::sleep_until(due).await;
+        if to.write_all(&piece).await.is_err() {
+            break;
+        }
+    }
+    reading.abort();
     let _ = to.shutdown().await;
 }

@@ -1,0 +1,254 @@
+//! Cold reads, side by side: directly from an origin that is far away, and through LOTA, which has nothing of them yet.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use hyper::Method;
+use lota_daemon::{
+    placement::{NodeName, Placement},
+    s3::ObjectName,
+};
+use lota_tests::{
+    bench::{Goal, Report},
+    lab::{
+        ADMIN, GATEWAY, GATEWAY_PORT, Lab, Mode, NODES, Namespace, Node, Pod, Program, VIP,
+        clean_up_on_signal,
+        raw::{Request, Signing},
+    },
+    tool,
+};
+use nix::sys::signal::Signal;
+
+#[path = "serving/nginx.rs"]
+#[expect(dead_code, reason = "it is a cache elsewhere, and only an origin here")]
+mod nginx;
+
+use nginx::Nginx;
+
+const NAME: &str = "lota-bench-cold";
+const BUCKET: &str = "bench";
+const ROUNDS: usize = 10;
+const DELAYS: [u64; 3] = [1, 10, 50];
+const MIB: u64 = 1 << 20;
+/// Read whole, and read a mebibyte of.
+const WHOLE: [(&str, u64); 2] = [("64 MiB", 64 * MIB), ("1 GiB", 1024 * MIB)];
+const HUGE: u64 = 4096 * MIB;
+/// Longest wait for bytes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    match measure() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("a goal was missed");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bench cold: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How long an answer took.
+#[derive(Clone, Copy, Debug)]
+struct Took {
+    first_byte: f64,
+    all: f64,
+}
+
+/// One read: of an object that nobody has read before.
+struct Read {
+    request: Request,
+    bytes: u64,
+}
+
+fn measure() -> Result<bool> {
+    clean_up_on_signal(NAME)?;
+    let lab = Lab::up(NAME)?;
+    let relayed = SocketAddr::from((GATEWAY, GATEWAY_PORT));
+    let mut objects = Objects::new(&lab, &format!("http://{relayed}"))?;
+    let trial = objects.make(MIB, None)?;
+    let mut whole = Vec::new();
+    for (title, size) in WHOLE {
+        for delay in DELAYS {
+            let reads = (0..2 * ROUNDS).map(|_| objects.make(size, None)).collect::<Result<Vec<_>>>()?;
+            whole.push((title, delay, reads));
+        }
+    }
+    let mut parts = Vec::new();
+    for delay in DELAYS {
+        let middle = Some((HUGE / 2, HUGE / 2 + MIB - 1));
+        let reads = (0..2 * ROUNDS).map(|_| objects.make(HUGE, middle)).collect::<Result<Vec<_>>>()?;
+        parts.push((delay, reads));
+    }
+    // Beside this process, which relays.
+    let origin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+    let config = nginx::gateway(origin, &lab.folder().join("objects"), &objects.urls);
+    let _origin = Nginx::start(None, &nginx::folder(lab.folder(), "origin"), origin, &config)?;
+    let relay = lab.relay(GATEWAY_PORT, origin)?;
+
+    let program = Program(tool("LOTA_BIN")?);
+    let mut node = Node::new(&lab, 1, &program);
+    node.edit("capacity = \"4GiB\"", "capacity = \"12GiB\"");
+    node.configure(Mode::ClientOnly)?;
+    let pod = lab.pod(Pod(1, 1));
+    let mut report = Report::new("cold");
+    for (title, delay, reads) in whole {
+        relay.set_delay(Duration::from_millis(delay));
+        restart(&mut node, &pod, &trial)?;
+        let title = format!("{title}, origin {delay} ms away");
+        let turns = take_turns(&title, &pod, relayed, reads, || Ok(()))?;
+        report.add(
+            format!("{title}: throughput, LOTA / direct"),
+            "x",
+            Goal::AtLeast(0.95),
+            turns.iter().map(|(direct, lota)| direct.all / lota.all).collect(),
+        );
+        report.add(
+            format!("{title}: first byte, LOTA - direct"),
+            "ms",
+            Goal::AtMost(2.0),
+            turns.iter().map(|(direct, lota)| (lota.first_byte - direct.first_byte) * 1e3).collect(),
+        );
+    }
+    for (delay, reads) in parts {
+        relay.set_delay(Duration::from_millis(delay));
+        let title = format!("1 MiB of 4 GiB, origin {delay} ms away");
+        // The rest of the object is not waited for.
+        let turns = take_turns(&title, &pod, relayed, reads, || restart(&mut node, &pod, &trial))?;
+        report.add(
+            format!("{title}: first byte, LOTA / direct"),
+            "x",
+            Goal::AtMost(1.2),
+            turns.iter().map(|(direct, lota)| lota.first_byte / direct.first_byte).collect(),
+        );
+    }
+    drop(node);
+    report.write()
+}
+
+/// A node that has nothing under way, an empty cache, and a gateway that it trusts.
+fn restart(node: &mut Node, pod: &Namespace, trial: &Read) -> Result<()> {
+    if node.pid().is_some() {
+        node.stop(Signal::SIGKILL)?;
+    }
+    match fs::remove_dir_all(node.cache_folder()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    node.start()?;
+    for _ in 0..3 {
+        read(pod, (VIP, 80).into(), trial)?;
+    }
+    Ok(())
+}
+
+/// Reads by turns, each object once; every pair of turns.
+fn take_turns(
+    title: &str,
+    pod: &Namespace,
+    direct: SocketAddr,
+    reads: Vec<Read>,
+    mut before: impl FnMut() -> Result<()>,
+) -> Result<Vec<(Took, Took)>> {
+    let (mut reads, mut turns) = (reads.into_iter(), Vec::new());
+    while let (Some(one), Some(other)) = (reads.next(), reads.next()) {
+        eprint!("\r    {title}: round {} of {ROUNDS} ", turns.len() + 1);
+        before()?;
+        let direct_first = turns.len().is_multiple_of(2);
+        let early = direct_first.then(|| read(pod, direct, &one)).transpose()?;
+        let lota = read(pod, (VIP, 80).into(), &other)?;
+        let direct = early.map_or_else(|| read(pod, direct, &one), Ok)?;
+        turns.push((direct, lota));
+    }
+    eprintln!();
+    Ok(turns)
+}
+
+fn read(pod: &Namespace, from: SocketAddr, read: &Read) -> Result<Took> {
+    let Request { target, host, headers, .. } = &read.request;
+    let mut head = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    let bytes = read.bytes;
+    pod.run(move || {
+        let mut stream = TcpStream::connect(from)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let since = Instant::now();
+        stream.write_all(head.as_bytes())?;
+        let mut buffer = vec![0; 1 << 20];
+        let (mut answer, mut first_byte) = (Vec::new(), None);
+        let mut got = 0;
+        loop {
+            let read = stream.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            got += read as u64;
+            if first_byte.is_none() {
+                answer.extend_from_slice(&buffer[..read]);
+                let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+                ensure!(
+                    answer.starts_with(b"HTTP/1.1 20"),
+                    "answered {}",
+                    String::from_utf8_lossy(&answer[..end])
+                );
+                if answer.len() == end + 4 {
+                    continue;
+                }
+                got = (answer.len() - end - 4) as u64;
+                first_byte = Some(since.elapsed().as_secs_f64());
+            }
+        }
+        ensure!(got == bytes, "{got} bytes of {bytes} came");
+        Ok(Took { first_byte: first_byte.context("no byte came")?, all: since.elapsed().as_secs_f64() })
+    })?
+}
+
+/// Objects that node 1 owns, as sparse files.
+struct Objects {
+    folder: std::path::PathBuf,
+    placement: Placement,
+    made: u64,
+    urls: Vec<String>,
+}
+
+impl Objects {
+    fn new(lab: &Lab, gateway: &str) -> Result<Self> {
+        let folder = lab.folder().join("objects").join(BUCKET);
+        fs::create_dir_all(&folder)?;
+        let nodes =
+            (1..=NODES).map(|node| (NodeName(format!("n{node}")), if node == 1 { 12 } else { 4 } << 30));
+        Ok(Self { folder, placement: Placement::new(gateway, nodes), made: 0, urls: Vec::new() })
+    }
+
+    fn make(&mut self, size: u64, range: Option<(u64, u64)>) -> Result<Read> {
+        loop {
+            let key = format!("object-{}", self.made);
+            self.made += 1;
+            let name = ObjectName::from_parts(BUCKET, &key, None).context("a name")?;
+            if self.placement.first(&name, 1).first().is_none_or(|first| first.0 != "n1") {
+                continue;
+            }
+            File::create(self.folder.join(&key))?.set_len(size)?;
+            let request = Request::new(Method::GET, "cwlota.com", &format!("/{BUCKET}/{key}"));
+            let mut request = request.sign(&ADMIN, Signing::Presigned)?;
+            if let Some((first, last)) = range {
+                request = request.header("range", &format!("bytes={first}-{last}"));
+            }
+            self.urls.push(request.target.clone());
+            let bytes = range.map_or(size, |(first, last)| last - first + 1);
+            return Ok(Read { request, bytes });
+        }
+    }
+}
