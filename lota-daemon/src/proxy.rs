@@ -48,6 +48,8 @@ use crate::{
 
 /// Longest wait for a fill's first byte before the answer's head goes out all the same.
 const HESITATION: Duration = Duration::from_secs(5);
+/// A range of so many bytes that arrives may as well come again with the whole: as much would be in buffers.
+const CHEAP_TWICE: u64 = 1 << 20;
 
 /// Everything on the road.
 pub struct Proxy {
@@ -319,6 +321,12 @@ impl Proxy {
             self.uncached("no-fill-authority");
             return relay(answer);
         };
+        let range = get.object.range.resolve(meta.size).ok().flatten();
+        if get.skip == 0 && range.is_some_and(|range| range.length() <= CHEAP_TWICE) {
+            // It is here sooner than the same bytes of a fill.
+            self.begin_fill_from(&get, &meta, authority, None).await;
+            return relay(answer);
+        }
         match self.fill_from(&get, &meta, authority, None).await {
             // The range that was arriving is dropped with `answer`: it comes with the whole.
             Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,

@@ -99,12 +99,14 @@ fn measure() -> Result<bool> {
     node.edit("capacity = \"4GiB\"", "capacity = \"12GiB\"");
     node.configure(Mode::ClientOnly)?;
     let pod = lab.pod(Pod(1, 1));
+    // Pods have no other way out.
+    let direct = (lab.node(1), relayed);
     let mut report = Report::new("cold");
     for (title, delay, reads) in whole {
         relay.set_delay(Duration::from_millis(delay));
         restart(&mut node, &pod, &trial)?;
         let title = format!("{title}, origin {delay} ms away");
-        let turns = take_turns(&title, &pod, relayed, reads, || Ok(()))?;
+        let turns = take_turns(&title, &pod, &direct, reads, || Ok(()))?;
         report.add(
             format!("{title}: throughput, LOTA / direct"),
             "x",
@@ -122,7 +124,7 @@ fn measure() -> Result<bool> {
         relay.set_delay(Duration::from_millis(delay));
         let title = format!("1 MiB of 4 GiB, origin {delay} ms away");
         // The rest of the object is not waited for.
-        let turns = take_turns(&title, &pod, relayed, reads, || restart(&mut node, &pod, &trial))?;
+        let turns = take_turns(&title, &pod, &direct, reads, || restart(&mut node, &pod, &trial))?;
         report.add(
             format!("{title}: first byte, LOTA / direct"),
             "x",
@@ -154,7 +156,7 @@ fn restart(node: &mut Node, pod: &Namespace, trial: &Read) -> Result<()> {
 fn take_turns(
     title: &str,
     pod: &Namespace,
-    direct: SocketAddr,
+    (beside, origin): &(Namespace, SocketAddr),
     reads: Vec<Read>,
     mut before: impl FnMut() -> Result<()>,
 ) -> Result<Vec<(Took, Took)>> {
@@ -163,9 +165,9 @@ fn take_turns(
         eprint!("\r    {title}: round {} of {ROUNDS} ", turns.len() + 1);
         before()?;
         let direct_first = turns.len().is_multiple_of(2);
-        let early = direct_first.then(|| read(pod, direct, &one)).transpose()?;
+        let early = direct_first.then(|| read(beside, *origin, &one)).transpose()?;
         let lota = read(pod, (VIP, 80).into(), &other)?;
-        let direct = early.map_or_else(|| read(pod, direct, &one), Ok)?;
+        let direct = early.map_or_else(|| read(beside, *origin, &one), Ok)?;
         turns.push((direct, lota));
     }
     eprintln!();

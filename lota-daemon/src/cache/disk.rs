@@ -198,10 +198,7 @@ impl Disk {
         }
         let evicted = self.index().reserve(&entry)?;
         let disk = self.clone();
-        let created = tokio::task::spawn_blocking(move || {
-            disk.remove(&evicted);
-            disk.create(&entry)
-        });
+        let created = tokio::task::spawn_blocking(move || disk.create(&entry, evicted));
         let part = match created.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(part) => part,
             Err(error) => {
@@ -220,10 +217,22 @@ impl Disk {
         other.map(Join::Follow).ok_or_else(|| NoRoom("it came and went meanwhile".into()))
     }
 
-    /// A new file; where others have taken the disk, by the room of what is oldest.
-    fn create(&self, entry: &Entry) -> io::Result<Part> {
+    /// A new file, in the room of what was `evicted`; where others have taken the disk, of what is oldest, too.
+    fn create(self: &Arc<Self>, entry: &Entry, evicted: Vec<Entry>) -> io::Result<Part> {
+        let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
         match self.store.create(entry) {
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if is_full(&error) => self.remove(&evicted),
+            created => {
+                // Removing much takes a while, which nobody needs to wait for.
+                if !evicted.is_empty() {
+                    let disk = self.clone();
+                    tokio::task::spawn_blocking(move || disk.remove(&evicted));
+                }
+                return created;
+            }
+        }
+        match self.store.create(entry) {
+            Err(error) if is_full(&error) => {
                 let short = u64::try_from(i128::from(entry.size) - self.store.spare()?).unwrap_or_default();
                 let evicted = self.index().evict_if_enough(short);
                 self.remove(&evicted);

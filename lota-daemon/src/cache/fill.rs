@@ -296,6 +296,13 @@ impl Fill {
             io::Result::Ok(crc32c::crc32c(&bytes))
         });
         self.progress.arrived(chunk, checksum.await.map_err(io::Error::other)??);
+        // Not before: the first reader would have to wait for it.
+        if self.part.is_promised() && self.progress.len() > 1 {
+            let (disk, part) = (self.disk.clone(), self.part.clone());
+            let allocated =
+                tokio::task::spawn_blocking(move || part.allocate().inspect_err(|error| disk.notice(error)));
+            allocated.await.map_err(io::Error::other)??;
+        }
         Ok(())
     }
 

@@ -39,6 +39,8 @@ pub(super) struct Index {
     /// Bytes that are kept when the evictions are done.
     low: u64,
     fills: usize,
+    /// Fills that have room, and no file yet.
+    beginning: usize,
 }
 
 /// Where a version is.
@@ -79,6 +81,7 @@ impl Index {
             reads,
             low: percent(capacity, plan.low),
             fills: plan.fills,
+            beginning: 0,
         };
         let mut superfluous = Vec::new();
         for Entry { version, name, size } in found {
@@ -160,7 +163,7 @@ impl Index {
         if self.removing.contains(&entry.version) {
             return Err(NoRoom("it is just being evicted".into()));
         }
-        if self.filling.len() >= self.fills {
+        if self.filling.len() + self.beginning >= self.fills {
             return Err(NoRoom("as many fills as may be are under way".into()));
         }
         if let (Some(reads), Some(oldest)) = (&self.reads, self.lru.oldest())
@@ -173,11 +176,13 @@ impl Index {
             let (size, capacity) = (entry.size, self.lru.capacity());
             NoRoom(format!("{size} bytes do not fit into a cache of {capacity} bytes"))
         })?;
+        self.beginning += 1;
         Ok(evicted.into_iter().map(|(version, name, size)| self.evicted(version, name, size)).collect())
     }
 
     /// Gives bytes back that were set aside.
     pub(super) fn release(&mut self, bytes: u64) {
+        self.beginning -= 1;
         self.lru.release(bytes);
     }
 
@@ -225,6 +230,7 @@ impl Index {
     /// Makes `object` the one that a fill brings, with bytes that were set aside; false if the version has a fill, or
     /// is complete.
     pub(super) fn register(&mut self, entry: &Entry, object: &Arc<Object>) -> bool {
+        self.beginning -= 1;
         if self.filling.contains_key(&entry.version) || self.lru.contains(&entry.version) {
             self.lru.release(entry.size);
             return false;

@@ -7,7 +7,10 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::SystemTime,
 };
@@ -54,6 +57,8 @@ pub(super) struct Store {
     folder: Arc<Path>,
     ids: Ids,
     min_free: u64,
+    /// Bytes of disk that parts were promised and have not taken yet.
+    promised: Arc<AtomicU64>,
 }
 
 /// How a folder was found.
@@ -74,6 +79,9 @@ pub(super) struct Part(Arc<Unfinished>);
 struct Unfinished {
     file: Arc<BodyFile>,
     path: PathBuf,
+    /// Bytes of disk that it has not taken yet, of all that are promised.
+    promised: AtomicU64,
+    all_promised: Arc<AtomicU64>,
 }
 
 /// A complete object in a cache folder, as `lota cache ls` shows it.
@@ -117,7 +125,7 @@ impl Store {
         File::create(in_use)?;
         File::open(&objects)?.sync_all()?;
         sweep_old(folder);
-        let store = Self { folder: objects.into(), ids: ids.clone(), min_free };
+        let store = Self { folder: objects.into(), ids: ids.clone(), min_free, promised: Arc::default() };
         Ok(Opened { store, lock, clean, encrypted })
     }
 
@@ -137,14 +145,15 @@ impl Store {
         self.folder.join(&version[..2]).join(format!("{version}-{name}-{size:x}.{extension}"))
     }
 
-    /// Bytes that are free on the disk beyond those that must stay so; less than none, if others took them.
+    /// Bytes that are free on the disk beyond those that must stay so or are promised; less than none, if others took
+    /// them.
     pub(super) fn spare(&self) -> io::Result<i128> {
         let disk = statvfs(&*self.folder)?;
         let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-        Ok(i128::from(free) - i128::from(self.min_free))
+        Ok(i128::from(free) - i128::from(self.min_free) - i128::from(self.promised.load(Ordering::Relaxed)))
     }
 
-    /// A new file with disk for the whole object to its name.
+    /// A new file, which is promised disk for the whole object.
     ///
     /// # Errors
     /// `StorageFull`, if that would leave less than the configured rest of the disk free.
@@ -157,12 +166,13 @@ impl Store {
         let path = self.path(entry, &format!("{PART}{}", hex::encode(rand::random::<[u8; 8]>())));
         let mut options = OpenOptions::new();
         let file = options.create_new(true).read(true).write(true).mode(0o600).open(&path)?;
-        let part = Part(Arc::new(Unfinished { file: BodyFile::new(file), path }));
-        if entry.size > 0 {
-            let length = i64::try_from(entry.size).map_err(io::Error::other)?;
-            fallocate(&**part.0.file, FallocateFlags::empty(), 0, length)?;
-        }
-        Ok(part)
+        self.promised.fetch_add(entry.size, Ordering::Relaxed);
+        Ok(Part(Arc::new(Unfinished {
+            file: BodyFile::new(file),
+            path,
+            promised: entry.size.into(),
+            all_promised: self.promised.clone(),
+        })))
     }
 
     /// Makes a filled file an object: on disk with its record before it gets its name, so that no crash leaves half of
@@ -328,11 +338,30 @@ impl Part {
     pub(super) fn file(&self) -> Arc<BodyFile> {
         self.0.file.clone()
     }
+
+    /// Takes the disk that it was promised, in one piece if there is one. That may have to wait for what others write.
+    pub(super) fn allocate(&self) -> io::Result<()> {
+        let size = self.0.promised.swap(0, Ordering::Relaxed);
+        if size == 0 {
+            return Ok(());
+        }
+        let length = i64::try_from(size).map_err(io::Error::other);
+        let allocated =
+            length.and_then(|length| Ok(fallocate(&**self.0.file, FallocateFlags::empty(), 0, length)?));
+        self.0.all_promised.fetch_sub(size, Ordering::Relaxed);
+        allocated
+    }
+
+    /// Has it yet to take its disk?
+    pub(super) fn is_promised(&self) -> bool {
+        self.0.promised.load(Ordering::Relaxed) > 0
+    }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
         remove(&self.path);
+        self.all_promised.fetch_sub(self.promised.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 

@@ -51,9 +51,23 @@ impl Proxy {
         authority: FillAuthority,
         sibling: Option<NodeName>,
     ) -> Option<(Arc<Object>, Outcome)> {
+        match self.begin_fill_from(get, meta, authority, sibling).await? {
+            (object, Some(agreed)) => agreed.await.ok().map(|()| (object, Outcome::Miss)),
+            (object, None) => Some((object, Outcome::Fill)),
+        }
+    }
+
+    /// The same, without waiting for the source. If the fill is new, tells when that has agreed.
+    pub(super) async fn begin_fill_from(
+        self: &Arc<Self>,
+        get: &Get<'_>,
+        meta: &ObjectMeta,
+        authority: FillAuthority,
+        sibling: Option<NodeName>,
+    ) -> Option<(Arc<Object>, Option<oneshot::Receiver<()>>)> {
         let (fill, charge) = match self.join(get, meta).await? {
             (Join::Lead(fill), charge) => (fill, charge),
-            (Join::Follow(object), _) => return Some((object, Outcome::Fill)),
+            (Join::Follow(object), _) => return Some((object, None)),
         };
         let object = fill.object();
         if let Ok(Some(range)) = get.object.range.resolve(meta.size) {
@@ -70,7 +84,7 @@ impl Proxy {
         supply.sibling = Mutex::new(sibling);
         // A task of its own from the first: others may wait for it when this client is gone.
         tokio::spawn(supply.see_through(fill, how, charge));
-        agreed.await.ok().map(|()| (object, Outcome::Miss))
+        Some((object, Some(agreed)))
     }
 
     /// Fills with what is arriving from the gateway.
