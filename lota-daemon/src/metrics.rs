@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use prometheus_client::{
@@ -100,8 +100,8 @@ pub struct Metrics {
     pub peer_requests: Family<PeerLabels, Counter>,
     /// Connections that reached the hidden listener without having been steered.
     pub unsteered: Counter,
-    /// Bytes sent by `sendfile(2)`.
-    pub sendfile: SentBytes,
+    /// Bytes that were sent without entering user space.
+    pub sent: SentBytes,
 }
 
 /// Everything `/metrics` shows.
@@ -144,7 +144,7 @@ impl Exposition {
             gateway,
             peers,
             datapath: datapath.clone(),
-            sent: metrics.sendfile.clone(),
+            sent: metrics.sent.clone(),
         }));
         Self { registry, datapath }
     }
@@ -179,7 +179,6 @@ impl Collector for Scraped {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         let usage = self.cache.usage();
         let standing = i64::from(self.gateway.standing() == Standing::Trusted);
-        let sent = self.sent.load(std::sync::atomic::Ordering::Relaxed);
         let nodes = 1 + self.peers.as_ref().map_or(0, |peers| peers.active());
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         for (name, help, unit, value) in [
@@ -200,14 +199,14 @@ impl Collector for Scraped {
         let gauge = ConstGauge::new(standing);
         let help = "1 once the gateway has passed its trial, so that hits are served";
         gauge.encode(encoder.encode_descriptor("gateway_trusted", help, None, gauge.metric_type())?)?;
-        let counter = ConstCounter::new(sent);
-        let help = "Bytes sent by sendfile(2)";
-        counter.encode(encoder.encode_descriptor(
-            "sendfile",
-            help,
-            Some(&Unit::Bytes),
-            counter.metric_type(),
-        )?)?;
+        for (name, help, sent) in [
+            ("sendfile", "Bytes of cached files, sent by sendfile(2)", &self.sent.sendfile),
+            ("splice", "Bytes of other nodes, passed on by splice(2)", &self.sent.splice),
+        ] {
+            let counter = ConstCounter::new(sent.load(Ordering::Relaxed));
+            let unit = Some(&Unit::Bytes);
+            counter.encode(encoder.encode_descriptor(name, help, unit, counter.metric_type())?)?;
+        }
 
         match &*self.datapath.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(status) => encode_datapath(status, &mut encoder),

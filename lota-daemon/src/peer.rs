@@ -4,6 +4,7 @@
 //! whom, when, and all of its head; every answer one over its head. Nothing of a grant is ever sent.
 
 pub mod headers;
+pub mod raw;
 mod replay;
 mod wire;
 
@@ -33,7 +34,7 @@ use self::{
 use crate::{
     config::{Origin, Secret},
     http::{
-        Body, Head, empty,
+        Body, Head, Slices, empty,
         upstream::{Upstream, chain},
     },
     placement::NodeName,
@@ -132,11 +133,38 @@ impl Peers {
         head: &Head,
         wanted: Wanted,
     ) -> Result<Response<Incoming>, PeerError> {
+        self.ask_for(owner, client, head, wanted, false).await
+    }
+
+    /// The same, to be passed on over a connection with these `slices`.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn ask_and_relay(
+        &self,
+        owner: &NodeName,
+        client: IpAddr,
+        head: &Head,
+        wanted: Wanted,
+        slices: &Slices,
+    ) -> Result<Response<Body>, PeerError> {
+        let answer = self.ask_for(owner, client, head, wanted, true).await?;
+        raw::answer(answer, slices).await.map_err(|error| PeerError::NoAnswer(error.to_string()))
+    }
+
+    async fn ask_for(
+        &self,
+        owner: &NodeName,
+        client: IpAddr,
+        head: &Head,
+        wanted: Wanted,
+        accepts_raw: bool,
+    ) -> Result<Response<Incoming>, PeerError> {
         let origin = self.addresses.get(owner).ok_or(PeerError::Unknown)?;
         if self.is_lost(owner) {
             return Err(PeerError::Lost);
         }
-        let answer = self.send(owner, origin, client, head, wanted).await;
+        let answer = self.send(owner, origin, client, head, wanted, accepts_raw).await;
         match &answer {
             Ok(answer) => self.is_here(owner, Told::of(answer.headers()).load),
             Err(error) => {
@@ -157,11 +185,15 @@ impl Peers {
         client: IpAddr,
         head: &Head,
         wanted: Wanted,
+        accepts_raw: bool,
     ) -> Result<Response<Incoming>, PeerError> {
         let mut request =
             head.request(origin, empty()).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
         headers::set_client(request.headers_mut(), client);
         wanted.write(request.headers_mut());
+        if accepts_raw {
+            raw::accept(request.headers_mut());
+        }
         let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());
         let sent = tokio::time::timeout(PATIENCE, self.while_alive(owner, self.upstream.send(request)));
         let answer = sent.await.map_err(|_| PeerError::NoAnswer("timed out".into()))??;

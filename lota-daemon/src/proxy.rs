@@ -20,7 +20,7 @@ use std::{
 };
 
 use hyper::{
-    Request, Response, StatusCode,
+    Method, Request, Response, StatusCode,
     body::Incoming,
     header::{self, HeaderValue},
 };
@@ -34,13 +34,14 @@ use crate::{
     cache::{Cache, Join, Object, Reader},
     gateway::{Answer, DirectPath, FillAuthority, Gateway, Grant},
     http::{
-        Body, FileSlices, Head, empty, incoming,
+        Body, Head, Slices, empty, incoming,
         server::{Connection, NoAnswer},
     },
     metrics::{Metrics, Outcome, PeerLabels, UncachedLabels},
     peer::{
         Peers,
         headers::{self, Told, Wanted},
+        raw,
     },
     placement::{NodeName, Placement},
     s3::{ByteRange, CacheControl, ObjectMeta, Operation, S3Error, Zone},
@@ -133,6 +134,7 @@ impl Proxy {
         count("served");
         let pod = headers::client(&parts.headers).unwrap_or_else(|| connection.client.ip().to_canonical());
         let target = parts.uri.path().to_owned();
+        let accepts_raw = parts.method == Method::GET && raw::is_accepted(&parts.headers);
         let skip = if let Wanted::Rest(skip) = wanted { skip } else { 0 };
         let answer = match Head::of(parts) {
             Ok(head) => match self.classify(&head) {
@@ -156,6 +158,9 @@ impl Proxy {
         });
         let mut answer = answer.unwrap_or_else(|error| answer::owner_error(&error, &target));
         told.write(answer.headers_mut());
+        if accepts_raw {
+            answer = raw::switch(answer, &connection.raw);
+        }
         peers.sign(&signature, &mut answer);
         Ok(answer)
     }
@@ -165,7 +170,7 @@ impl Proxy {
         pod: IpAddr,
         head: &Head,
         body: Incoming,
-        slices: &FileSlices,
+        slices: &Slices,
     ) -> Result<Response<Body>, S3Error> {
         match self.classify(head) {
             Operation::Pass(why) => {
@@ -211,7 +216,7 @@ impl Proxy {
         let (name, owners) = (&get.object.name, self.candidates(&get.object.name));
         for (index, owner) in owners.iter().enumerate() {
             let Some(peers) = self.peers.as_ref().filter(|_| *owner != self.node) else { break };
-            match peers.ask(owner, get.pod, get.head, Wanted::All).await {
+            match peers.ask_and_relay(owner, get.pod, get.head, Wanted::All, get.slices).await {
                 Ok(answer) if answer::is_owner_error(&answer) => {
                     count("unavailable");
                     tracing::debug!(owner = %owner.0, "it cannot reach the gateway; asking the next");

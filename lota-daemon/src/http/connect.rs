@@ -95,6 +95,14 @@ impl Service<Uri> for Connector {
 }
 
 impl Stream {
+    /// What is below, if it is not TLS.
+    pub(super) fn into_tcp(self) -> Option<TcpStream> {
+        match self.0 {
+            MaybeHttpsStream::Http(tcp) => Some(tcp.into_inner()),
+            MaybeHttpsStream::Https(_) => None,
+        }
+    }
+
     fn front(&self) -> Option<Front> {
         let (tcp, certificate) = match &self.0 {
             MaybeHttpsStream::Http(tcp) => (tcp, None),

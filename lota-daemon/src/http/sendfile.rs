@@ -3,7 +3,8 @@
 //! hyper writes `Bytes`; a cached file is not bytes. So a body hands hyper a *token* instead: a piece of one
 //! static, zeroed region, as long as the slice of the file it stands for. The connection's writer sees by its
 //! address that a buffer is a token, and calls `sendfile(2)` with the file slice that is next in line. hyper
-//! keeps parsing, framing, timeouts and back-pressure, and no byte of the object is copied.
+//! keeps parsing, framing, timeouts and back-pressure, and no byte of the object is copied. What an owner sends
+//! goes the same way, out of a pipe that it was spliced into.
 //!
 //! This holds as long as hyper passes body buffers through unchanged, which it does for vectored writers
 //! (`WriteStrategy::Queue`). Should that ever change, zeros would go out instead: the writer notices at the
@@ -36,6 +37,8 @@ use nix::{
 };
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
+
+use super::splice::Pipe;
 
 /// Most bytes in one token, and so between two looks at other connections.
 pub const MAX_SLICE: usize = 1 << 20;
@@ -90,31 +93,55 @@ pub struct FileSlice {
     pub length: usize,
 }
 
-/// The file slices that one connection is about to send, in order; shared by its bodies and its writer.
-#[derive(Clone, Debug, Default)]
-pub struct FileSlices(Arc<Mutex<VecDeque<FileSlice>>>);
+/// What a token stands for.
+#[derive(Clone, Debug)]
+pub enum Slice {
+    /// A piece of a file, sent by `sendfile(2)`.
+    File(FileSlice),
+    /// So many bytes of what a pipe holds, sent by `splice(2)`.
+    Pipe(Arc<Pipe>, usize),
+}
 
-/// Bytes sent by `sendfile(2)`, over all connections.
-pub type SentBytes = Arc<AtomicU64>;
+/// The slices that one connection is about to send, in order; shared by its bodies and its writer.
+#[derive(Clone, Debug, Default)]
+pub struct Slices(Arc<Mutex<VecDeque<Slice>>>);
+
+/// Bytes that were sent without entering user space, over all connections.
+#[derive(Clone, Debug, Default)]
+pub struct SentBytes {
+    /// By `sendfile(2)`.
+    pub sendfile: Arc<AtomicU64>,
+    /// By `splice(2)`.
+    pub splice: Arc<AtomicU64>,
+}
 
 /// A connection whose writer understands tokens.
 pub(super) struct SendfileStream {
     stream: TokioIo<TcpStream>,
-    slices: FileSlices,
+    slices: Slices,
     sent: SentBytes,
 }
 
-impl FileSlices {
+impl Slice {
+    fn length(&mut self) -> &mut usize {
+        match self {
+            Self::File(slice) => &mut slice.length,
+            Self::Pipe(_, length) => length,
+        }
+    }
+}
+
+impl Slices {
     /// Queues a slice; the token to hand to hyper in its place, in the same order.
     #[must_use]
-    pub fn queue(&self, slice: FileSlice) -> Bytes {
-        debug_assert!(slice.length <= MAX_SLICE);
-        let token = Bytes::from_static(&TOKENS[..slice.length]);
+    pub fn queue(&self, mut slice: Slice) -> Bytes {
+        debug_assert!(*slice.length() <= MAX_SLICE);
+        let token = Bytes::from_static(&TOKENS[..*slice.length()]);
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(slice);
         token
     }
 
-    fn next(&self) -> Option<FileSlice> {
+    fn next(&self) -> Option<Slice> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).front().cloned()
     }
 
@@ -122,9 +149,11 @@ impl FileSlices {
     fn advance(&self, sent: usize) {
         let mut slices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slice) = slices.front_mut() {
-            slice.offset += sent as u64;
-            slice.length -= sent;
-            if slice.length == 0 {
+            if let Slice::File(slice) = slice {
+                slice.offset += sent as u64;
+            }
+            *slice.length() -= sent;
+            if *slice.length() == 0 {
                 slices.pop_front();
             }
         }
@@ -140,8 +169,8 @@ fn is_token(buffer: &[u8]) -> bool {
 }
 
 impl SendfileStream {
-    /// A connection; what it sends by `sendfile(2)` is added to `sent`.
-    pub(super) fn new(stream: TcpStream, slices: FileSlices, sent: SentBytes) -> Self {
+    /// A connection; what it sends without copying is added to `sent`.
+    pub(super) fn new(stream: TcpStream, slices: Slices, sent: SentBytes) -> Self {
         Self { stream: TokioIo::new(stream), slices, sent }
     }
 
@@ -167,16 +196,26 @@ impl SendfileStream {
         let start = buffers.iter().position(|buffer| !buffer.is_empty()).unwrap_or(buffers.len());
         let buffers = &buffers[start..];
         match buffers.iter().position(|buffer| is_token(buffer)) {
-            Some(0) => self.send_file(buffers[0].len()),
+            Some(0) => self.send_slice(buffers[0].len()),
             Some(token) => self.send(&buffers[..token], true),
             None => self.send(buffers, false),
         }
     }
 
-    fn send_file(&self, length: usize) -> io::Result<usize> {
-        let slice = self.slices.next().ok_or_else(|| io::Error::other("a token without a file slice"))?;
+    fn send_slice(&self, length: usize) -> io::Result<usize> {
+        let mut slice = self.slices.next().ok_or_else(|| io::Error::other("a token without a slice"))?;
+        let length = length.min(*slice.length());
+        let (sent, counter) = match &slice {
+            Slice::File(slice) => (self.send_file(slice, length)?, &self.sent.sendfile),
+            Slice::Pipe(pipe, _) => (pipe.drain(self.stream.inner(), length)?, &self.sent.splice),
+        };
+        self.slices.advance(sent);
+        counter.fetch_add(sent as u64, Ordering::Relaxed);
+        Ok(sent)
+    }
+
+    fn send_file(&self, slice: &FileSlice, length: usize) -> io::Result<usize> {
         let mut offset = i64::try_from(slice.offset).map_err(io::Error::other)?;
-        let length = length.min(slice.length);
         let sent = sendfile(self.stream.inner().as_fd(), slice.file.as_fd(), Some(&mut offset), length);
         if matches!(
             sent,
@@ -184,13 +223,10 @@ impl SendfileStream {
         ) {
             slice.file.failed.store(true, Ordering::Relaxed);
         }
-        let sent = sent?;
-        if sent == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a cached file was cut short"));
+        match sent? {
+            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a cached file was cut short")),
+            sent => Ok(sent),
         }
-        self.slices.advance(sent);
-        self.sent.fetch_add(sent as u64, Ordering::Relaxed);
-        Ok(sent)
     }
 
     fn send(&self, buffers: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
@@ -232,7 +268,7 @@ impl Write for SendfileStream {
         if self.slices.is_empty() {
             Poll::Ready(Ok(()))
         } else {
-            Poll::Ready(Err(io::Error::other("file slices were not sent as such")))
+            Poll::Ready(Err(io::Error::other("slices were not sent as such")))
         }
     }
 

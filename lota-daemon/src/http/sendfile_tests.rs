@@ -42,11 +42,11 @@ async fn serve_file(content: Vec<u8>) -> (std::net::SocketAddr, SentBytes) {
     (address, sent)
 }
 
-fn body(file: Arc<BodyFile>, size: usize, slices: FileSlices) -> Body {
+fn body(file: Arc<BodyFile>, size: usize, slices: Slices) -> Body {
     let frames = (0..size).step_by(MAX_SLICE).map(move |start| {
         let length = MAX_SLICE.min(size - start);
         let slice = FileSlice { file: file.clone(), offset: start as u64, length };
-        Ok::<_, Infallible>(Frame::data(slices.queue(slice)))
+        Ok::<_, Infallible>(Frame::data(slices.queue(Slice::File(slice))))
     });
     StreamBody::new(stream::iter(frames)).map_err(|never| match never {}).boxed_unsync()
 }
@@ -79,7 +79,7 @@ async fn every_byte_of_a_body_goes_by_sendfile() {
             );
             // The count follows the bytes: the reader may be faster.
             let counted = async {
-                while sent.load(Ordering::Relaxed) != (size * round) as u64 {
+                while sent.sendfile.load(Ordering::Relaxed) != (size * round) as u64 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             };

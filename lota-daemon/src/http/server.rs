@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use super::{
-    Body,
-    sendfile::{FileSlices, SendfileStream, SentBytes},
+    Body, Raw, raw,
+    sendfile::{SendfileStream, SentBytes, Slices},
     stream::{ClientStream, REFUSED},
 };
 use crate::{config, s3::S3Error};
@@ -94,8 +94,10 @@ pub enum Life {
 pub struct Connection {
     /// Who connected.
     pub client: SocketAddr,
-    /// Where its file-backed bodies are queued.
-    pub slices: FileSlices,
+    /// Where bodies that are not copied are queued.
+    pub slices: Slices,
+    /// What follows an answer that switches protocols.
+    pub raw: Raw,
     /// Why what it sent is to be refused, if it is.
     pub refused: Option<S3Error>,
 }
@@ -119,15 +121,16 @@ pub async fn serve<S, F>(
 {
     // Head and file are joined by MSG_MORE already; Nagle would only delay the last segment.
     let _ = stream.set_nodelay(true);
-    let slices = FileSlices::default();
+    let (slices, raw) = (Slices::default(), Raw::default());
     let io = SendfileStream::new(stream, slices.clone(), sent);
     let io = ClientStream::new(io, &limits);
     let refusal = io.refusal();
-    let watched = life.clone();
+    let (watched, follows) = (life.clone(), raw.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let refused = refusal.get().filter(|_| request.method() == REFUSED).cloned();
         let life = watched.clone();
-        let answer = service(Connection { client, slices: slices.clone(), refused }, request);
+        let answer =
+            service(Connection { client, slices: slices.clone(), raw: follows.clone(), refused }, request);
         async move {
             let mut answer = answer.await?;
             if *life.borrow() != Life::Serving {
@@ -161,6 +164,16 @@ pub async fn serve<S, F>(
             }
         }
         () = &mut cut => return connection.into_parts().io.reset(),
+    };
+    let result = match (result, raw.take()) {
+        (Ok(()), Some(body)) => {
+            let mut io = connection.into_parts().io;
+            tokio::select! {
+                written = raw::write(&mut io, body) => written.map_err(|error| error.to_string()),
+                () = &mut cut => return io.reset(),
+            }
+        }
+        (result, _) => result.map_err(|error| error.to_string()),
     };
     if let Err(error) = result {
         tracing::debug!(%client, %error, "connection ended");

@@ -1,7 +1,8 @@
 //! Requests out: to the gateway, to backends, to peers.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use hyper::{Request, Response, body::Incoming};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
@@ -9,8 +10,12 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use tokio::net::TcpStream;
 
-use super::{Body, BodyError, connect::Connector};
+use super::{
+    Body, BodyError,
+    connect::{Connector, Stream},
+};
 use crate::{s3::S3Error, workers};
 
 pub use super::connect::Front;
@@ -33,7 +38,7 @@ impl Upstream {
     ///
     /// # Errors
     /// If TLS is wanted and the system has no root certificates.
-    pub fn new(tls: bool) -> std::io::Result<Self> {
+    pub fn new(tls: bool) -> io::Result<Self> {
         let builder = HttpsConnectorBuilder::new();
         let builder = if tls {
             builder.with_provider_and_native_roots(ring::default_provider())?
@@ -41,7 +46,7 @@ impl Upstream {
             let provider = Arc::new(ring::default_provider());
             let config = ClientConfig::builder_with_provider(provider)
                 .with_safe_default_protocol_versions()
-                .map_err(std::io::Error::other)?
+                .map_err(io::Error::other)?
                 .with_root_certificates(RootCertStore::empty())
                 .with_no_client_auth();
             builder.with_tls_config(config)
@@ -77,6 +82,17 @@ impl Upstream {
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
         self.clients[workers::current()].request(request).await
     }
+}
+
+/// What follows an answer that switched protocols: its connection, and what was read of it with the head.
+///
+/// # Errors
+/// If the connection is lost, or not plain TCP.
+pub async fn switched(answer: &mut Response<Incoming>) -> io::Result<(TcpStream, Bytes)> {
+    let switched = hyper::upgrade::on(answer).await.map_err(io::Error::other)?;
+    let parts = switched.downcast::<Stream>().map_err(|_| io::Error::other("not a connection of ours"))?;
+    let connection = parts.io.into_tcp().ok_or_else(|| io::Error::other("not plain TCP"))?;
+    Ok((connection, parts.read_buf))
 }
 
 /// Was it the body that went wrong on its way from the client, rather than the connection?

@@ -135,7 +135,7 @@ impl Door {
         S: Fn(Connection, Request<Incoming>) -> F + Send + 'static,
         F: Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'static,
     {
-        let (sent, life) = (self.proxy.metrics.sendfile.clone(), self.life.clone());
+        let (sent, life) = (self.proxy.metrics.sent.clone(), self.life.clone());
         let alive = self.alive.clone();
         let stream = stream.into_std();
         self.workers.next().spawn(async move {

@@ -11,7 +11,7 @@ use hyper::{
 use crate::{
     cache::Reader,
     gateway::Grant,
-    http::{Body, BodyError, FileSlices, full, incoming},
+    http::{Body, BodyError, Slice, Slices, full, incoming},
     metrics::{Outcome, RequestLabels},
     placement::NodeName,
     s3::{
@@ -35,8 +35,7 @@ pub(super) fn relay(answer: Response<Incoming>, outcome: Outcome, node: &NodeNam
 }
 
 /// An owner's answer, which says already what its cache did.
-pub(super) fn relay_from_owner(answer: Response<Incoming>) -> Response<Body> {
-    let mut answer = answer.map(incoming);
+pub(super) fn relay_from_owner(mut answer: Response<Body>) -> Response<Body> {
     let cache = answer.headers().get(LOTA_CACHE).cloned();
     keep_end_to_end(answer.headers_mut());
     if let Some(cache) = cache {
@@ -70,14 +69,14 @@ pub(super) fn object(
 }
 
 /// The body of an answer that follows a cached file, by `sendfile(2)`; `read` is told how many bytes go.
-pub(super) fn file_body(reader: Reader, slices: FileSlices, read: impl FnMut(u64) + Send + 'static) -> Body {
+pub(super) fn file_body(reader: Reader, slices: Slices, read: impl FnMut(u64) + Send + 'static) -> Body {
     let frames = stream::unfold((reader, slices, read), |(mut reader, slices, mut read)| async move {
         let slice = reader.next().await.map_err(BodyError::new).transpose()?;
         if let Ok(slice) = &slice {
             slice.file.warm(slice.offset, slice.length as u64).await;
             read(slice.length as u64);
         }
-        Some((slice.map(|slice| Frame::data(slices.queue(slice))), (reader, slices, read)))
+        Some((slice.map(|slice| Frame::data(slices.queue(Slice::File(slice)))), (reader, slices, read)))
     });
     StreamBody::new(frames).boxed_unsync()
 }

@@ -6,7 +6,7 @@ use hyper::Method;
 
 use crate::{
     cache::{Lead, Object},
-    http::{FileSlices, Head},
+    http::{Head, Slices},
     s3::{ByteRange, GetObject, RangeRequest, Unsatisfiable},
 };
 
@@ -19,7 +19,7 @@ pub(super) struct Get<'a> {
     /// What it asks for.
     pub(super) object: &'a GetObject,
     /// Where the bytes of its answer are queued.
-    pub(super) slices: &'a FileSlices,
+    pub(super) slices: &'a Slices,
     /// Bytes of its answer that the client has already.
     pub(super) skip: u64,
     /// Held while this request asks about an object that nobody here knows.
@@ -27,7 +27,7 @@ pub(super) struct Get<'a> {
 }
 
 impl<'a> Get<'a> {
-    pub(super) fn new(pod: IpAddr, head: &'a Head, object: &'a GetObject, slices: &'a FileSlices) -> Self {
+    pub(super) fn new(pod: IpAddr, head: &'a Head, object: &'a GetObject, slices: &'a Slices) -> Self {
         Self { pod, head, object, slices, skip: 0, lead: None }
     }
 

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::{Proxy, get::Get};
 use crate::{
-    http::{Body, BodyError, FileSlices, Head, incoming},
+    http::{Body, BodyError, Head, Slices},
     metrics::PeerLabels,
     peer::{
         PeerError,
@@ -36,7 +36,7 @@ struct Resumable {
     head: Head,
     object: GetObject,
     /// Where this node's own bytes are queued, until it has been asked, too.
-    here: Option<FileSlices>,
+    here: Option<Slices>,
     /// Nodes that have not been asked yet, the next one last.
     others: Vec<NodeName>,
     version: Version,
@@ -131,9 +131,10 @@ impl Resumable {
         proxy.metrics.peer_requests.get_or_create(&PeerLabels { role: "resumed" }).inc();
         while let Some(owner) = self.others.pop() {
             let peers = proxy.peers.as_ref()?;
-            let asked = peers.ask(&owner, self.pod, &self.head, Wanted::Rest(self.sent)).await;
+            let (slices, wanted) = (self.here.as_ref()?, Wanted::Rest(self.sent));
+            let asked = peers.ask_and_relay(&owner, self.pod, &self.head, wanted, slices).await;
             if let Ok(rest) = asked
-                && let Some(body) = self.rest(rest.map(incoming))
+                && let Some(body) = self.rest(rest)
             {
                 self.owner = Some(owner);
                 return Some(body);

@@ -51,7 +51,7 @@ pub(super) fn client(tour: &mut Tour) -> Result<Vec<Line>> {
     let owner = tour.wait_cached(key)?;
     ensure!(owner == cold.node(), "{owner} holds what {} said it would", cold.node());
 
-    let sent = sendfile_bytes(tour)?;
+    let (sent, passed_on) = (total(tour, "sendfile")?, total(tour, "splice")?);
     for (node, pod) in tour.one_pod_per_node() {
         for (style, name) in [(Style::Path, "path style"), (Style::Virtual, "virtual host")] {
             let what = format!("read it warm, from n{node}, {name}");
@@ -66,11 +66,18 @@ pub(super) fn client(tour: &mut Tour) -> Result<Vec<Line>> {
         same(&warm, &put.sha256, &what)?;
         lines.push(Line { seen: "byte-equal".into(), ..Line::timed(what, &warm) });
     }
-    let by_sendfile = sendfile_bytes(tour)? - sent;
+    let by_sendfile = total(tour, "sendfile")? - sent;
     ensure!(by_sendfile >= 9.0 * SIZE as f64, "only {by_sendfile} bytes of nine hits went by sendfile");
     lines.push(Line::new(
         "bytes that left the owner by sendfile(2)",
         format!("{:.0} MiB", by_sendfile / 1048576.0),
+    ));
+    let by_splice = total(tour, "splice")? - passed_on;
+    // All but what came with the heads.
+    ensure!(by_splice >= 3.9 * SIZE as f64, "only {by_splice} bytes of four remote hits went by splice");
+    lines.push(Line::new(
+        "bytes that the other nodes passed on by splice(2)",
+        format!("{:.0} MiB", by_splice / 1048576.0),
     ));
     for verdict in ["steered", "passed"] {
         let metric = format!("lota_datapath_packets_total{{verdict=\"{verdict}\"}}");
@@ -82,8 +89,9 @@ pub(super) fn client(tour: &mut Tour) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-fn sendfile_bytes(tour: &Tour) -> Result<f64> {
-    tour.nodes.iter().map(|node| node.metric("lota_sendfile_bytes_total")).sum()
+/// Bytes that all nodes have sent by `call`.
+fn total(tour: &Tour, call: &str) -> Result<f64> {
+    tour.nodes.iter().map(|node| node.metric(&format!("lota_{call}_bytes_total"))).sum()
 }
 
 /// The same, as the kernel saw it.
