@@ -1,7 +1,7 @@
 //! Cold reads, side by side: directly from an origin that is far away, and through LOTA, which has nothing of them yet.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process::ExitCode,
@@ -9,35 +9,27 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use hyper::Method;
-use lota_daemon::{
-    placement::{NodeName, Placement},
-    s3::ObjectName,
-};
 use lota_tests::{
-    bench::{Goal, Report},
+    bench::{
+        Goal, Objects, Report,
+        nginx::{self, Nginx},
+    },
     lab::{
-        ADMIN, GATEWAY, GATEWAY_PORT, Lab, Mode, NODES, Namespace, Node, Pod, Program, VIP,
-        clean_up_on_signal,
-        raw::{Request, Signing},
+        GATEWAY, GATEWAY_PORT, Lab, Mode, Namespace, Node, Pod, Program, VIP, clean_up_on_signal,
+        raw::Request,
     },
     tool,
 };
 use nix::sys::signal::Signal;
 
-#[path = "serving/nginx.rs"]
-#[expect(dead_code, reason = "it is a cache elsewhere, and only an origin here")]
-mod nginx;
-
-use nginx::Nginx;
-
 const NAME: &str = "lota-bench-cold";
-const BUCKET: &str = "bench";
 const ROUNDS: usize = 10;
 const DELAYS: [u64; 3] = [1, 10, 50];
 const MIB: u64 = 1 << 20;
 /// Read whole, and read a mebibyte of.
 const WHOLE: [(&str, u64); 2] = [("64 MiB", 64 * MIB), ("1 GiB", 1024 * MIB)];
+/// Of every node, in GiB: all of one delay fits.
+const CAPACITY: u64 = 12;
 const HUGE: u64 = 4096 * MIB;
 /// Longest wait for bytes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,30 +65,32 @@ fn measure() -> Result<bool> {
     clean_up_on_signal(NAME)?;
     let lab = Lab::up(NAME)?;
     let relayed = SocketAddr::from((GATEWAY, GATEWAY_PORT));
-    let mut objects = Objects::new(&lab, &format!("http://{relayed}"))?;
-    let trial = objects.make(MIB, None)?;
+    let mut objects = Objects::new(lab.folder(), &format!("http://{relayed}"))?;
+    let trial = Read { request: objects.make(MIB)?, bytes: MIB };
     let mut whole = Vec::new();
     for (title, size) in WHOLE {
         for delay in DELAYS {
-            let reads = (0..2 * ROUNDS).map(|_| objects.make(size, None)).collect::<Result<Vec<_>>>()?;
+            let mut read = || Ok(Read { request: objects.make(size)?, bytes: size });
+            let reads = (0..2 * ROUNDS).map(|_| read()).collect::<Result<Vec<_>>>()?;
             whole.push((title, delay, reads));
         }
     }
     let mut parts = Vec::new();
     for delay in DELAYS {
-        let middle = Some((HUGE / 2, HUGE / 2 + MIB - 1));
-        let reads = (0..2 * ROUNDS).map(|_| objects.make(HUGE, middle)).collect::<Result<Vec<_>>>()?;
+        let middle = format!("bytes={}-{}", HUGE / 2, HUGE / 2 + MIB - 1);
+        let mut read = || Ok(Read { request: objects.make(HUGE)?.header("range", &middle), bytes: MIB });
+        let reads = (0..2 * ROUNDS).map(|_| read()).collect::<Result<Vec<_>>>()?;
         parts.push((delay, reads));
     }
     // Beside this process, which relays.
     let origin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-    let config = nginx::gateway(origin, &lab.folder().join("objects"), &objects.urls);
+    let config = nginx::gateway(origin, objects.root(), &objects.urls);
     let _origin = Nginx::start(None, &nginx::folder(lab.folder(), "origin"), origin, &config)?;
     let relay = lab.relay(GATEWAY_PORT, origin)?;
 
     let program = Program(tool("LOTA_BIN")?);
     let mut node = Node::new(&lab, 1, &program);
-    node.edit("capacity = \"4GiB\"", "capacity = \"12GiB\"");
+    node.edit("capacity = \"4GiB\"", &format!("capacity = \"{CAPACITY}GiB\""));
     node.configure(Mode::ClientOnly)?;
     let pod = lab.pod(Pod(1, 1));
     // Pods have no other way out.
@@ -107,6 +101,7 @@ fn measure() -> Result<bool> {
         restart(&mut node, &pod, &trial)?;
         let title = format!("{title}, origin {delay} ms away");
         let turns = take_turns(&title, &pod, &direct, reads, || Ok(()))?;
+        show(&mut report, &title, &turns);
         report.add(
             format!("{title}: throughput, LOTA / direct"),
             "x",
@@ -125,6 +120,7 @@ fn measure() -> Result<bool> {
         let title = format!("1 MiB of 4 GiB, origin {delay} ms away");
         // The rest of the object is not waited for.
         let turns = take_turns(&title, &pod, &direct, reads, || restart(&mut node, &pod, &trial))?;
+        show(&mut report, &title, &turns);
         report.add(
             format!("{title}: first byte, LOTA / direct"),
             "x",
@@ -134,6 +130,13 @@ fn measure() -> Result<bool> {
     }
     drop(node);
     report.write()
+}
+
+fn show(report: &mut Report, title: &str, turns: &[(Took, Took)]) {
+    let direct = turns.iter().map(|(direct, _)| direct.first_byte * 1e3).collect();
+    report.add(format!("{title}: first byte, direct"), "ms", Goal::None, direct);
+    let lota = turns.iter().map(|(_, lota)| lota.first_byte * 1e3).collect();
+    report.add(format!("{title}: first byte, LOTA"), "ms", Goal::None, lota);
 }
 
 /// A node that has nothing under way, an empty cache, and a gateway that it trusts.
@@ -215,42 +218,4 @@ fn read(pod: &Namespace, from: SocketAddr, read: &Read) -> Result<Took> {
         ensure!(got == bytes, "{got} bytes of {bytes} came");
         Ok(Took { first_byte: first_byte.context("no byte came")?, all: since.elapsed().as_secs_f64() })
     })?
-}
-
-/// Objects that node 1 owns, as sparse files.
-struct Objects {
-    folder: std::path::PathBuf,
-    placement: Placement,
-    made: u64,
-    urls: Vec<String>,
-}
-
-impl Objects {
-    fn new(lab: &Lab, gateway: &str) -> Result<Self> {
-        let folder = lab.folder().join("objects").join(BUCKET);
-        fs::create_dir_all(&folder)?;
-        let nodes =
-            (1..=NODES).map(|node| (NodeName(format!("n{node}")), if node == 1 { 12 } else { 4 } << 30));
-        Ok(Self { folder, placement: Placement::new(gateway, nodes), made: 0, urls: Vec::new() })
-    }
-
-    fn make(&mut self, size: u64, range: Option<(u64, u64)>) -> Result<Read> {
-        loop {
-            let key = format!("object-{}", self.made);
-            self.made += 1;
-            let name = ObjectName::from_parts(BUCKET, &key, None).context("a name")?;
-            if self.placement.first(&name, 1).first().is_none_or(|first| first.0 != "n1") {
-                continue;
-            }
-            File::create(self.folder.join(&key))?.set_len(size)?;
-            let request = Request::new(Method::GET, "cwlota.com", &format!("/{BUCKET}/{key}"));
-            let mut request = request.sign(&ADMIN, Signing::Presigned)?;
-            if let Some((first, last)) = range {
-                request = request.header("range", &format!("bytes={first}-{last}"));
-            }
-            self.urls.push(request.target.clone());
-            let bytes = range.map_or(size, |(first, last)| last - first + 1);
-            return Ok(Read { request, bytes });
-        }
-    }
 }

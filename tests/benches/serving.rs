@@ -1,45 +1,32 @@
 //! Warm reads, side by side: LOTA, nginx as an S3 cache without authorization and with it, and a bare sendfile loop. All
 //! of them on node 1, the client in a pod of it; the gateway is one that costs next to nothing.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    thread,
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, path::Path, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use hyper::Method;
-use lota_daemon::{
-    placement::{NodeName, Placement},
-    s3::ObjectName,
-};
 use lota_tests::{
-    bench::{Goal, Report},
-    lab::{
-        ADMIN, GATEWAY, Lab, Mode, NODES, Namespace, Node, Pod, Program, VIP, clean_up_on_signal,
-        node_address,
-        raw::{Request, Signing, content},
+    bench::{
+        BUCKET, Goal, Objects, Report,
+        nginx::{self, Nginx},
     },
+    lab::{GATEWAY, Lab, Mode, NODES, Namespace, Node, Pod, Program, VIP, clean_up_on_signal, node_address},
     tool,
 };
 
 #[path = "serving/bare.rs"]
 mod bare;
-#[path = "serving/nginx.rs"]
-mod nginx;
+#[path = "serving/open.rs"]
+mod open;
 
 use bare::Bare;
-use nginx::Nginx;
 
 const NAME: &str = "lota-bench";
-const BUCKET: &str = "bench";
 /// Turns that everyone has for each figure, and how long one takes.
 const ROUNDS: usize = 10;
 const TURN: Duration = Duration::from_secs(2);
-const SIZES: [(&str, usize); 3] = [("4k", 4 << 10), ("100k", 100 << 10), ("64m", 64 << 20)];
+/// What is read, in bytes.
+const LARGE: u64 = 64 << 20;
+const SMALL: [(&str, u64); 2] = [("4 KiB", 4 << 10), ("100 KiB", 100 << 10)];
 /// Ports on node 1, and of the gateway.
 const OPEN: u16 = 8080;
 const AUTHORIZING: u16 = 8081;
@@ -82,132 +69,191 @@ struct Turn {
     p99_milliseconds: f64,
 }
 
+/// All that is compared, up and running; what another thing needs to live ends after it.
+struct Stage {
+    nodes: Vec<Node>,
+    bare: Bare,
+    forward: Nginx,
+    cache: Nginx,
+    _gateway: Nginx,
+    /// What reads an object of so many bytes.
+    urls: Vec<(u64, String)>,
+    lab: Lab,
+}
+
+impl Stage {
+    fn set() -> Result<Self> {
+        let lab = Lab::up(NAME)?;
+        let mut objects = Objects::new(lab.folder(), &format!("http://{}", stub()))?;
+        let sizes = SMALL.iter().map(|(_, size)| *size).chain([LARGE]);
+        let urls = sizes.map(|size| Ok((size, objects.make(size)?.target))).collect::<Result<_>>()?;
+        let gateway = nginx::gateway(stub(), objects.root(), &objects.urls);
+        let place = nginx::folder(lab.folder(), "gateway");
+        let gateway = Nginx::start(Some(&lab.switch()), &place, stub(), &gateway)?;
+        let place = nginx::folder(lab.folder(), "cache");
+        let caches = nginx::caches(here(OPEN), here(AUTHORIZING), stub(), &place);
+        let cache = Nginx::start(Some(&lab.node(1)), &place, here(OPEN), &caches)?;
+        let place = nginx::folder(lab.folder(), "forward");
+        let passes_on = nginx::forward(before(), here(OPEN));
+        let forward = Nginx::start(Some(&lab.node(2)), &place, before(), &passes_on)?;
+        let bare = Bare::start(&lab.node(1), here(BARE), &objects.root().join(BUCKET))?;
+        let program = Program(tool("LOTA_BIN")?);
+        let mut nodes: Vec<Node> = (1..=NODES).map(|number| Node::new(&lab, number, &program)).collect();
+        for node in &mut nodes {
+            node.configure_gateway(Mode::ClientOnly, &format!("http://{}", stub()))?;
+            node.start()?;
+        }
+        Ok(Self { nodes, bare, forward, cache, _gateway: gateway, urls, lab })
+    }
+
+    /// All that serve what is on node 1, from there.
+    fn local(&self, object: u64) -> Result<Vec<Server>> {
+        let nginx = self.cache.pids()?;
+        Ok(vec![
+            self.server("LOTA", (VIP, 80).into(), &[self.lota(0)?], object),
+            self.server("nginx, anyone", here(OPEN), &nginx, object),
+            self.server("nginx, authorizing", here(AUTHORIZING), &nginx, object),
+            self.server("bare sendfile", here(BARE), &[self.bare.pid()], object),
+        ])
+    }
+
+    /// Those that serve it from node 2.
+    fn remote(&self, object: u64) -> Result<Vec<Server>> {
+        let nginx = [self.cache.pids()?, self.forward.pids()?].concat();
+        Ok(vec![
+            self.server("LOTA", (VIP, 80).into(), &[self.lota(0)?, self.lota(1)?], object),
+            self.server("nginx before nginx", before(), &nginx, object),
+        ])
+    }
+
+    fn server(&self, name: &'static str, address: SocketAddr, pids: &[u32], object: u64) -> Server {
+        Server { name, url: format!("http://{address}{}", self.url(object)), pids: pids.to_vec() }
+    }
+
+    fn url(&self, object: u64) -> &str {
+        self.urls.iter().find(|(size, _)| *size == object).map_or("", |(_, url)| url)
+    }
+
+    fn lota(&self, node: usize) -> Result<u32> {
+        self.nodes[node].pid().context("the node does not run")
+    }
+}
+
+fn stub() -> SocketAddr {
+    (GATEWAY, STUB).into()
+}
+
+fn here(port: u16) -> SocketAddr {
+    (node_address(1), port).into()
+}
+
+fn before() -> SocketAddr {
+    (node_address(2), FORWARD).into()
+}
+
 fn measure() -> Result<bool> {
     clean_up_on_signal(NAME)?;
-    let lab = Lab::up(NAME)?;
-    let stub = SocketAddr::from((GATEWAY, STUB));
-    let objects = Objects::make(&lab, &format!("http://{stub}"))?;
-    let gateway = nginx::gateway(stub, &objects.root, &objects.urls());
-    let _gateway =
-        Nginx::start(Some(&lab.switch()), &nginx::folder(lab.folder(), "gateway"), stub, &gateway)?;
-
-    let here = |port| SocketAddr::from((node_address(1), port));
-    let folder = nginx::folder(lab.folder(), "cache");
-    let caches = nginx::caches(here(OPEN), here(AUTHORIZING), stub, &folder);
-    let cache = Nginx::start(Some(&lab.node(1)), &folder, here(OPEN), &caches)?;
-    let before = SocketAddr::from((node_address(2), FORWARD));
-    let folder = nginx::folder(lab.folder(), "forward");
-    let forward = Nginx::start(Some(&lab.node(2)), &folder, before, &nginx::forward(before, here(OPEN)))?;
-    let bare = Bare::start(&lab.node(1), here(BARE), &objects.root.join(BUCKET))?;
-
-    let program = Program(tool("LOTA_BIN")?);
-    let mut nodes: Vec<Node> = (1..=NODES).map(|number| Node::new(&lab, number, &program)).collect();
-    for node in &mut nodes {
-        node.configure_gateway(Mode::ClientOnly, &format!("http://{stub}"))?;
-        node.start()?;
-    }
-    let lota = nodes[0].pid().context("the node does not run")?;
-    let beside = nodes[1].pid().context("the node does not run")?;
-
+    let stage = Stage::set()?;
     let mut report = Report::new("serving");
-    let pod = lab.pod(Pod(1, 1));
-    let at = |name, address: SocketAddr, pids: &[u32], object: &str| Server {
-        name,
-        url: format!("http://{address}{}", objects.url(object)),
-        pids: pids.to_vec(),
-    };
-    let vip = SocketAddr::from((VIP, 80));
-    let local = |object: &str| -> Result<Vec<Server>> {
-        Ok(vec![
-            at("LOTA", vip, &[lota], object),
-            at("nginx, anyone", here(OPEN), &cache.pids()?, object),
-            at("nginx, authorizing", here(AUTHORIZING), &cache.pids()?, object),
-            at("bare sendfile", here(BARE), &[bare.pid()], object),
-        ])
-    };
-    for (object, connections) in [("64m", 1), ("64m", 8), ("64m", 64)] {
-        let turns = take_turns(&pod, &local(object)?, connections)?;
-        let title = format!("64 MiB, {connections} connections");
-        let speed = |turn: &Turn| turn.bytes_per_second;
-        let cpu = |turn: &Turn| turn.cpu_seconds_per_gib;
-        show(&mut report, &title, "GB/s", &turns, |turn| turn.bytes_per_second / 1e9);
-        report.add(
-            format!("{title}: LOTA / nginx, anyone"),
-            "x",
-            Goal::AtLeast(1.0),
-            ratios(&turns, 0, 1, speed),
-        );
-        report.add(
-            format!("{title}: LOTA / bare sendfile"),
-            "x",
-            Goal::AtLeast(0.9),
-            ratios(&turns, 0, 3, speed),
-        );
-        let goal = Goal::AtMost(1.1);
-        report.add(format!("{title}: CPU per GiB / bare sendfile"), "x", goal, ratios(&turns, 0, 3, cpu));
+    // `cargo bench … -- small latency`: a part of it.
+    let named: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
+    for (name, part) in PARTS {
+        if named.is_empty() || named.iter().any(|named| named == name) {
+            part(&stage, &mut report)?;
+        }
     }
-    for (object, title) in [("4k", "4 KiB, 64 connections"), ("100k", "100 KiB, 64 connections")] {
-        let turns = take_turns(&pod, &local(object)?, 64)?;
-        let rate = |turn: &Turn| turn.requests_per_second;
-        show(&mut report, title, "k/s", &turns, |turn| turn.requests_per_second / 1e3);
-        show(&mut report, &format!("{title}, p99"), "ms", &turns, |turn| turn.p99_milliseconds);
-        let goal = Goal::AtLeast(1.5);
-        report.add(format!("{title}: LOTA / nginx, authorizing"), "x", goal, ratios(&turns, 0, 2, rate));
-    }
-    let pod = lab.pod(Pod(2, 1));
-    let remote = [
-        at("LOTA", vip, &[lota, beside], "64m"),
-        at("nginx before nginx", before, &[cache.pids()?, forward.pids()?].concat(), "64m"),
-    ];
-    let turns = take_turns(&pod, &remote, 8)?;
-    let title = "64 MiB, 8 connections, a remote owner";
-    show(&mut report, title, "GB/s", &turns, |turn| turn.bytes_per_second / 1e9);
-    let speed = |turn: &Turn| turn.bytes_per_second;
-    report.add(
-        format!("{title}: LOTA / nginx before nginx"),
-        "x",
-        Goal::AtLeast(0.8),
-        ratios(&turns, 0, 1, speed),
-    );
-    drop(nodes);
+    drop(stage);
     report.write()
 }
 
-/// What is read: objects that node 1 owns, and URLs that anyone may read them by.
-struct Objects {
-    root: PathBuf,
-    urls: Vec<(&'static str, String)>,
+/// What is measured.
+type Part = fn(&Stage, &mut Report) -> Result<()>;
+const PARTS: [(&str, Part); 4] =
+    [("large", large), ("small", small), ("latency", latency), ("remote", remote)];
+
+fn large(stage: &Stage, report: &mut Report) -> Result<()> {
+    let pod = stage.lab.pod(Pod(1, 1));
+    for connections in [1, 8, 64] {
+        let turns = take_turns(&pod, &stage.local(LARGE)?, connections)?;
+        let title = format!("64 MiB, {connections} connections");
+        let (speed, cpu) = (|turn: &Turn| turn.bytes_per_second, |turn: &Turn| turn.cpu_seconds_per_gib);
+        show(report, &title, "GB/s", &turns, |turn| turn.bytes_per_second / 1e9);
+        for (what, goal, ratios) in [
+            ("LOTA / nginx, anyone", Goal::AtLeast(1.0), ratios(&turns, 0, 1, speed)),
+            ("LOTA / bare sendfile", Goal::AtLeast(0.9), ratios(&turns, 0, 3, speed)),
+            ("CPU per GiB / bare sendfile", Goal::AtMost(1.1), ratios(&turns, 0, 3, cpu)),
+            ("CPU per GiB / nginx, anyone", Goal::None, ratios(&turns, 0, 1, cpu)),
+        ] {
+            report.add(format!("{title}: {what}"), "x", goal, ratios);
+        }
+    }
+    Ok(())
 }
 
-impl Objects {
-    fn make(lab: &Lab, gateway: &str) -> Result<Self> {
-        let root = lab.folder().join("objects");
-        fs::create_dir_all(root.join(BUCKET))?;
-        let nodes = (1..=NODES).map(|node| (NodeName(format!("n{node}")), 4 << 30));
-        let placement = Placement::new(gateway, nodes);
-        let urls = SIZES.map(|(object, size)| {
-            // Of such names, one that is node 1's.
-            let owned = (0..).map(|number| format!("{object}-{number}")).find(|key| {
-                let name = ObjectName::from_parts(BUCKET, key, None);
-                name.is_some_and(|name| {
-                    placement.first(&name, 1).first().is_some_and(|first| first.0 == "n1")
-                })
-            });
-            let key = owned.context("no such name")?;
-            fs::write(root.join(BUCKET).join(&key), content(size))?;
-            let get = Request::new(Method::GET, "cwlota.com", &format!("/{BUCKET}/{key}"));
-            Ok((object, get.sign(&ADMIN, Signing::Presigned)?.target))
-        });
-        Ok(Self { root, urls: urls.into_iter().collect::<Result<_>>()? })
+fn small(stage: &Stage, report: &mut Report) -> Result<()> {
+    let pod = stage.lab.pod(Pod(1, 1));
+    for (title, object) in SMALL {
+        let title = format!("{title}, 64 connections");
+        let turns = take_turns(&pod, &stage.local(object)?, 64)?;
+        let rate = |turn: &Turn| turn.requests_per_second;
+        show(report, &title, "k/s", &turns, |turn| turn.requests_per_second / 1e3);
+        show(report, &format!("{title}, p99"), "ms", &turns, |turn| turn.p99_milliseconds);
+        let goal = Goal::AtLeast(1.5);
+        report.add(format!("{title}: LOTA / nginx, authorizing"), "x", goal, ratios(&turns, 0, 2, rate));
     }
+    Ok(())
+}
 
-    fn url(&self, object: &str) -> &str {
-        self.urls.iter().find(|(name, _)| *name == object).map_or("", |(_, url)| url)
+/// At half of what LOTA can do, at times that nobody's slowness puts off; against the gateway's own `304`.
+fn latency(stage: &Stage, report: &mut Report) -> Result<()> {
+    // Pods have no other way to the gateway.
+    let (pod, node) = (stage.lab.pod(Pod(1, 1)), stage.lab.node(1));
+    for (title, object) in SMALL {
+        let lota = stage.server("LOTA", (VIP, 80).into(), &[stage.lota(0)?], object);
+        let capacity = turn(&pod, &lota, 64, TURN)?.requests_per_second;
+        let load = |to: SocketAddr, status, etag: &str| open::Load {
+            to,
+            target: stage.url(object).to_owned(),
+            etag: etag.to_owned(),
+            status,
+            per_second: capacity / 2.0,
+            time: TURN,
+        };
+        let etag = open::etag(&node, load(stub(), 200, ""))?;
+        let mut added = [Vec::new(), Vec::new()];
+        for round in 0..ROUNDS {
+            eprint!("\r    {title}, half of capacity: round {} of {ROUNDS} ", round + 1);
+            let mut measured = [None, None];
+            for place in [round % 2, 1 - round % 2] {
+                measured[place] = Some(match place {
+                    0 => open::measure(&pod, load((VIP, 80).into(), 200, ""))?,
+                    _ => open::measure(&node, load(stub(), 304, &etag))?,
+                });
+            }
+            let [Some(lota), Some(gateway)] = measured else { continue };
+            added[0].push((lota.p50 - gateway.p50) * 1e6);
+            added[1].push((lota.p99 - gateway.p99) * 1e6);
+        }
+        eprintln!();
+        let title = format!("{title}, {:.1} k/s, added to the gateway's 304", capacity / 2e3);
+        let [p50, p99] = added;
+        report.add(format!("{title}: p50"), "us", Goal::AtMost(150.0), p50);
+        report.add(format!("{title}: p99"), "us", Goal::AtMost(1000.0), p99);
     }
+    Ok(())
+}
 
-    fn urls(&self) -> Vec<String> {
-        self.urls.iter().map(|(_, url)| url.clone()).collect()
+fn remote(stage: &Stage, report: &mut Report) -> Result<()> {
+    for connections in [1, 8] {
+        let turns = take_turns(&stage.lab.pod(Pod(2, 1)), &stage.remote(LARGE)?, connections)?;
+        let title = format!("64 MiB, {connections} connections, a remote owner");
+        let (speed, cpu) = (|turn: &Turn| turn.bytes_per_second, |turn: &Turn| turn.cpu_seconds_per_gib);
+        show(report, &title, "GB/s", &turns, |turn| turn.bytes_per_second / 1e9);
+        let goal = Goal::AtLeast(0.8);
+        report.add(format!("{title}: LOTA / nginx before nginx"), "x", goal, ratios(&turns, 0, 1, speed));
+        report.add(format!("{title}: CPU per GiB"), "x", Goal::None, ratios(&turns, 0, 1, cpu));
     }
+    Ok(())
 }
 
 /// Everyone serves in turn, again and again; one list of turns for each.

@@ -1,11 +1,15 @@
 //! What benchmarks write: one JSON file of the same shape each, a plot, and a table for whoever looks on.
 
+pub mod nginx;
+mod objects;
 mod plot;
 
 use std::{fmt, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde::{Serialize, Serializer};
+
+pub use objects::{BUCKET, Objects};
 
 /// A benchmark's results.
 #[derive(Debug, Serialize)]

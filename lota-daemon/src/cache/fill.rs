@@ -246,14 +246,22 @@ impl Fill {
         claims_more: bool,
     ) -> Result<(), FillError> {
         let all = self.progress.bytes(chunks.clone());
-        let mut pending = BytesMut::new();
+        let (mut pending, first) = (BytesMut::new(), chunks.start);
         for chunk in chunks {
             if claims_more {
                 claim.extend(chunk);
             }
             let ByteRange { start, end } = self.progress.bytes(chunk..chunk + 1);
             let length = usize::try_from(end - start).unwrap_or(usize::MAX);
+            let mut written = 0;
             while pending.len() < length {
+                // Someone may be waiting for the first bytes that were asked for.
+                if chunk == first && pending.len() > 2 * written && !self.progress.is_there(chunk) {
+                    let bytes = Bytes::copy_from_slice(&pending[written..]);
+                    self.write(start + written as u64, bytes, 0).await?;
+                    written = pending.len();
+                    self.progress.arriving(chunk, u32::try_from(written).unwrap_or_default());
+                }
                 let piece = self.piece(&mut stream).await?;
                 let piece = piece.ok_or_else(|| self.broke_off("it ended".into()))?;
                 pending.extend_from_slice(&piece);
@@ -263,7 +271,9 @@ impl Fill {
             }
             let bytes = pending.split_to(length).freeze();
             if !self.progress.is_there(chunk) {
-                self.write(chunk, start, bytes).await?;
+                let checksum = self.write(start, bytes, written).await?;
+                self.progress.arrived(chunk, checksum);
+                self.allocate().await?;
             }
             claim.passed(chunk);
         }
@@ -289,21 +299,26 @@ impl Fill {
         }
     }
 
-    async fn write(&self, chunk: Index, offset: u64, bytes: Bytes) -> io::Result<()> {
+    /// Writes what comes after the first `written` of these bytes, which begin at `start`; the CRC-32C of all of them.
+    async fn write(&self, start: u64, bytes: Bytes, written: usize) -> io::Result<u32> {
         let (disk, file) = (self.disk.clone(), self.object.file().clone());
         let checksum = tokio::task::spawn_blocking(move || {
-            file.write_all_at(&bytes, offset).inspect_err(|error| disk.notice(error))?;
-            io::Result::Ok(crc32c::crc32c(&bytes))
+            let rest = file.write_all_at(&bytes[written..], start + written as u64);
+            rest.inspect_err(|error| disk.notice(error))?;
+            Ok(crc32c::crc32c(&bytes))
         });
-        self.progress.arrived(chunk, checksum.await.map_err(io::Error::other)??);
-        // Not before: the first reader would have to wait for it.
-        if self.part.is_promised() && self.progress.len() > 1 {
-            let (disk, part) = (self.disk.clone(), self.part.clone());
-            let allocated =
-                tokio::task::spawn_blocking(move || part.allocate().inspect_err(|error| disk.notice(error)));
-            allocated.await.map_err(io::Error::other)??;
+        checksum.await.map_err(io::Error::other)?
+    }
+
+    /// Takes the disk for all of it. Not before the first bytes are there: their reader would have to wait.
+    async fn allocate(&self) -> io::Result<()> {
+        if !self.part.is_promised() || self.progress.len() == 1 {
+            return Ok(());
         }
-        Ok(())
+        let (disk, part) = (self.disk.clone(), self.part.clone());
+        let allocated =
+            tokio::task::spawn_blocking(move || part.allocate().inspect_err(|error| disk.notice(error)));
+        allocated.await.map_err(io::Error::other)?
     }
 
     async fn commit(mut self) -> Result<u64, FillError> {

@@ -197,6 +197,27 @@ async fn what_another_fails_to_bring_is_taken_from_the_stream() {
 }
 
 #[tokio::test]
+async fn the_first_bytes_are_served_before_the_next_have_come() {
+    let folder = TempDir::new().unwrap();
+    let (_cache, fill) = begin(&folder, 3 * MIB).await;
+    let (object, backend) = (fill.object(), Backend::new(3 * MIB));
+    let all = content(ByteRange { start: 0, end: 3 * MIB });
+    let (more, rest) = tokio::sync::oneshot::channel::<()>();
+    let (some, others) = (all.slice(..5000), all.slice(5000..));
+    let later = stream::once(async move {
+        rest.await.unwrap();
+        Ok(others)
+    });
+    let arriving = stream::iter([Ok(some)]).chain(later).boxed();
+    let filled = tokio::spawn(async move { fill.run(&backend, How::Arriving(arriving)).await.unwrap() });
+    let first = ByteRange { start: 7, end: 5000 };
+    assert_eq!(read(object.clone(), first).await, Ok(content(first)));
+    more.send(()).unwrap();
+    filled.await.unwrap();
+    assert!(read(object, ByteRange { start: 0, end: 3 * MIB }).await.unwrap() == all);
+}
+
+#[tokio::test]
 async fn a_stream_that_breaks_off_is_finished_by_ranges() {
     let folder = TempDir::new().unwrap();
     let (_cache, fill) = begin(&folder, 30 * MIB).await;

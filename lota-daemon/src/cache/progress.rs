@@ -42,8 +42,8 @@ struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chunk {
     Missing,
-    /// Someone brings it.
-    Coming,
+    /// Someone brings it, and its first so many bytes are there.
+    Coming(u32),
     /// It has this CRC-32C.
     There(u32),
 }
@@ -82,6 +82,12 @@ impl Progress {
         let there = there.take_while(|chunk| matches!(chunk, Chunk::There(_))).count();
         if there > 0 {
             return Ok(Some(self.bytes(first..first + there).end));
+        }
+        if let Some(Chunk::Coming(bytes)) = state.chunks.get(first) {
+            let end = self.bytes(first..first).start + u64::from(*bytes);
+            if end > position {
+                return Ok(Some(end));
+            }
         }
         if state.ended {
             return Err(Broken);
@@ -124,7 +130,7 @@ impl Progress {
         let first = first?;
         let run =
             state.chunks[first..].iter().take(most).take_while(|chunk| **chunk == Chunk::Missing).count();
-        state.chunks[first..first + run].fill(Chunk::Coming);
+        state.chunks[first..first + run].fill(Chunk::Coming(0));
         Some(first..first + run)
     }
 
@@ -134,7 +140,7 @@ impl Progress {
         let end = chunks.end.min(state.chunks.len());
         let missing: Vec<Index> =
             (chunks.start..end).filter(|chunk| state.chunks[*chunk] == Chunk::Missing).collect();
-        missing.iter().for_each(|chunk| state.chunks[*chunk] = Chunk::Coming);
+        missing.iter().for_each(|chunk| state.chunks[*chunk] = Chunk::Coming(0));
         missing
     }
 
@@ -142,7 +148,7 @@ impl Progress {
     pub(super) fn give_back(&self, chunks: impl Iterator<Item = Index>) {
         let mut state = self.state();
         for chunk in chunks {
-            if state.chunks[chunk] == Chunk::Coming {
+            if matches!(state.chunks[chunk], Chunk::Coming(_)) {
                 state.chunks[chunk] = Chunk::Missing;
                 state.first_missing = state.first_missing.min(chunk);
             }
@@ -152,7 +158,16 @@ impl Progress {
         self.grown.notify_waiters();
     }
 
-    /// A chunk is on disk; its readers may go on.
+    /// The first so many bytes of a chunk are in its file; readers may go on to there.
+    pub(super) fn arriving(&self, chunk: Index, bytes: u32) {
+        if let Chunk::Coming(before) = &mut self.state().chunks[chunk] {
+            // Another may bring it, too.
+            *before = bytes.max(*before);
+        }
+        self.grown.notify_waiters();
+    }
+
+    /// A chunk is in its file; its readers may go on.
     pub(super) fn arrived(&self, chunk: Index, checksum: u32) {
         let mut state = self.state();
         if !matches!(state.chunks[chunk], Chunk::There(_)) {

@@ -36,6 +36,32 @@ async fn what_is_waited_for_comes_first() {
 }
 
 #[tokio::test]
+async fn the_first_bytes_of_a_chunk_are_not_held_back() {
+    let progress = Progress::new(4 * MIB);
+    let available = |position| {
+        let look = progress.available(position);
+        tokio::time::timeout(std::time::Duration::from_millis(20), look)
+    };
+    assert_eq!(progress.claim(2, false), Some(0..2));
+    progress.arriving(1, 1000);
+    progress.arriving(1, 400);
+    assert_eq!(available(MIB).await.unwrap(), Ok(MIB + 1000), "another brings less of it");
+    assert_eq!(available(MIB + 999).await.unwrap(), Ok(MIB + 1000));
+    assert!(available(MIB + 1000).await.is_err(), "the next are not there");
+    assert!(available(0).await.is_err());
+    progress.arriving(2, 1000);
+    assert!(available(2 * MIB).await.is_err(), "nobody was to bring it");
+    progress.arrived(0, 0);
+    assert_eq!(available(5).await.unwrap(), Ok(MIB), "a reader asks again there");
+    progress.give_back(1..2);
+    assert!(available(MIB).await.is_err(), "who brings it begins anew");
+    progress.arrived(1, 0);
+    progress.arriving(1, 10);
+    assert_eq!(available(MIB + 20).await.unwrap(), Ok(2 * MIB), "all of it is there");
+    assert_eq!(progress.so_far(), 2 * MIB);
+}
+
+#[tokio::test]
 async fn what_is_given_back_is_asked_for_again() {
     let progress = Arc::new(Progress::new(4 * MIB));
     assert_eq!(progress.claim(4, false), Some(0..4));

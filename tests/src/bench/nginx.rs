@@ -10,20 +10,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
-use lota_tests::{
+use crate::{
     lab::{Namespace, interrupt},
     tool,
 };
+use anyhow::{Result, ensure};
 
 /// A running nginx.
-pub(crate) struct Nginx {
+pub struct Nginx {
     master: Child,
 }
 
 impl Nginx {
     /// Starts one in a namespace, or beside this process, with these `server` blocks and what stands beside them.
-    pub(crate) fn start(
+    ///
+    /// # Errors
+    /// If it does not start; `LOTA_NGINX` says where it is.
+    pub fn start(
         namespace: Option<&Namespace>,
         folder: &Path,
         ready: SocketAddr,
@@ -59,7 +62,10 @@ impl Nginx {
     }
 
     /// Its processes.
-    pub(crate) fn pids(&self) -> Result<Vec<u32>> {
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn pids(&self) -> Result<Vec<u32>> {
         let master = self.master.id();
         let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children"))?;
         Ok(children.split_whitespace().filter_map(|pid| pid.parse().ok()).chain([master]).collect())
@@ -76,7 +82,8 @@ impl Drop for Nginx {
 }
 
 /// A gateway that knows these very URLs, and refuses all else.
-pub(crate) fn gateway(listen: SocketAddr, root: &Path, urls: &[String]) -> String {
+#[must_use]
+pub fn gateway(listen: SocketAddr, root: &Path, urls: &[String]) -> String {
     let known: String = urls.iter().map(|url| format!("\"{url}\" 1;\n")).collect();
     format!(
         "map_hash_bucket_size 1024; map_hash_max_size 4096;\nmap $request_uri $known {{ default 0;\n{known}}}\n\
@@ -87,12 +94,8 @@ pub(crate) fn gateway(listen: SocketAddr, root: &Path, urls: &[String]) -> Strin
 }
 
 /// A cache before the gateway, open to anyone; and the same, which asks the gateway about every request.
-pub(crate) fn caches(
-    open: SocketAddr,
-    authorizing: SocketAddr,
-    gateway: SocketAddr,
-    folder: &Path,
-) -> String {
+#[must_use]
+pub fn caches(open: SocketAddr, authorizing: SocketAddr, gateway: SocketAddr, folder: &Path) -> String {
     let server = |listen: SocketAddr, auth: &str| {
         format!(
             "server {{ listen {listen} backlog=4096;\n\
@@ -114,7 +117,8 @@ pub(crate) fn caches(
 }
 
 /// What passes everything on.
-pub(crate) fn forward(listen: SocketAddr, to: SocketAddr) -> String {
+#[must_use]
+pub fn forward(listen: SocketAddr, to: SocketAddr) -> String {
     format!(
         "upstream up {{ server {to}; keepalive 128; keepalive_requests 100000000; }}\n\
          server {{ listen {listen} backlog=4096; location / {{ proxy_buffering on; proxy_max_temp_file_size 0;\n\
@@ -124,6 +128,7 @@ pub(crate) fn forward(listen: SocketAddr, to: SocketAddr) -> String {
 }
 
 /// Where it keeps its files.
-pub(crate) fn folder(lab: &Path, name: &str) -> PathBuf {
+#[must_use]
+pub fn folder(lab: &Path, name: &str) -> PathBuf {
     lab.join(format!("nginx-{name}"))
 }

@@ -1,0 +1,141 @@
+//! What a node's daemon takes of memory when it has a million objects and a thousand connections, each in the middle of
+//! an answer that its client does not take.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::ExitCode,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lota_tests::{
+    bench::{
+        Goal, Objects, Report,
+        nginx::{self, Nginx},
+    },
+    lab::{GATEWAY, Lab, Mode, Namespace, Node, Pod, Program, VIP, clean_up_on_signal},
+    tool,
+};
+use nix::sys::{
+    resource::{Resource, setrlimit},
+    signal::Signal,
+};
+
+const NAME: &str = "lota-bench-memory";
+const STUB: u16 = 9100;
+const OBJECTS: u64 = 1_000_000;
+const CONNECTIONS: u64 = 1000;
+/// Of the object that all of them read.
+const SIZE: u64 = 256 << 20;
+/// The goal: so much, and for each connection, and for each object.
+const BASE: u64 = 64 << 20;
+const PER_CONNECTION: u64 = 16 << 10;
+const PER_OBJECT: u64 = 200;
+
+fn main() -> ExitCode {
+    match measure() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("a goal was missed");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("bench memory: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> Result<bool> {
+    clean_up_on_signal(NAME)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 4096, 4096)?;
+    let lab = Lab::up(NAME)?;
+    let stub = SocketAddr::from((GATEWAY, STUB));
+    let mut objects = Objects::new(lab.folder(), &format!("http://{stub}"))?;
+    let url = objects.make(SIZE)?.target;
+    let gateway = nginx::gateway(stub, objects.root(), &objects.urls);
+    let folder = nginx::folder(lab.folder(), "gateway");
+    let _gateway = Nginx::start(Some(&lab.switch()), &folder, stub, &gateway)?;
+    let mut node = Node::new(&lab, 1, &Program(tool("LOTA_BIN")?));
+    // The files are empty, which a scrub would see.
+    node.edit("min_free = \"64MiB\"", "min_free = \"64MiB\"\nscrub = \"0\"");
+    node.configure_gateway(Mode::ClientOnly, &format!("http://{stub}"))?;
+    let mut report = Report::new("memory");
+    let mut figure = |what: &str, goal, bytes: u64| report.add(what, "MiB", goal, vec![mebibytes(bytes)]);
+
+    node.start()?;
+    figure("nothing yet", Goal::None, resident(&node)?);
+    let pod = lab.pod(Pod(1, 1));
+    for _ in 0..3 {
+        drop(hold(&pod, &url, 1)?);
+    }
+    node.stop(Signal::SIGTERM)?;
+    eprintln!("making {OBJECTS} files");
+    for object in 0..OBJECTS {
+        let version =
+            format!("{:032x}", u128::from(object).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+        let name = format!("{version}-{object:032x}-1.object");
+        File::create(node.cache_folder().join("v2").join(&version[..2]).join(name))?;
+    }
+    node.start()?;
+    let found = node.metric("lota_cache_objects")?;
+    ensure!(found >= OBJECTS as f64, "the node has found {found} objects");
+    figure("1 M objects", Goal::AtMost(mebibytes(BASE + OBJECTS * PER_OBJECT)), resident(&node)?);
+    let held = hold(&pod, &url, CONNECTIONS)?;
+    let most = BASE + CONNECTIONS * PER_CONNECTION + OBJECTS * PER_OBJECT;
+    figure("… and 1,000 connections", Goal::AtMost(mebibytes(most)), resident(&node)?);
+    drop(held);
+    drop(node);
+    report.write()
+}
+
+/// Connections from a pod that each have read a little of an answer, until they are dropped.
+fn hold(pod: &Namespace, url: &str, connections: u64) -> Result<mpsc::Sender<()>> {
+    let request = format!("GET {url} HTTP/1.1\r\nhost: cwlota.com\r\n\r\n");
+    let (held, until) = mpsc::channel::<()>();
+    let (ready, is_ready) = mpsc::channel();
+    let pod = pod.clone();
+    thread::spawn(move || {
+        pod.run(move || {
+            let open = || -> Result<TcpStream> {
+                let mut stream = TcpStream::connect((VIP, 80))?;
+                stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+                stream.write_all(request.as_bytes())?;
+                let mut some = vec![0; 32 << 10];
+                stream.read_exact(&mut some)?;
+                ensure!(some.starts_with(b"HTTP/1.1 200"), "not answered 200");
+                Ok(stream)
+            };
+            let streams = (0..connections).map(|_| open()).collect::<Result<Vec<_>>>();
+            let (streams, error) = match streams {
+                Ok(streams) => (streams, None),
+                Err(error) => (Vec::new(), Some(error)),
+            };
+            let _ = ready.send(error);
+            let _ = until.recv();
+            drop(streams);
+        })
+    });
+    match is_ready.recv().context("the client has ended")? {
+        None => Ok(held),
+        Some(error) => Err(error),
+    }
+}
+
+/// Bytes of memory that the daemon has.
+fn resident(node: &Node) -> Result<u64> {
+    // What is only about to be given back.
+    thread::sleep(Duration::from_secs(2));
+    let pid = node.pid().context("the node does not run")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
