@@ -4,13 +4,19 @@
 use std::{fs, net::SocketAddr, path::Path, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use hyper::Method;
 use lota_tests::{
     bench::{
         BUCKET, Goal, Objects, Report,
         nginx::{self, Nginx},
     },
-    lab::{GATEWAY, Lab, Mode, NODES, Namespace, Node, Pod, Program, VIP, clean_up_on_signal, node_address},
+    lab::{
+        ADMIN, GATEWAY, GATEWAY_PORT, Lab, Mode, NODES, Namespace, Node, Origin, Pod, Program, Style, VIP,
+        clean_up_on_signal, node_address,
+        raw::{Request, Signing},
+    },
     tool,
+    tour::{Tools, Tour},
 };
 
 #[path = "serving/bare.rs"]
@@ -100,6 +106,8 @@ impl Stage {
         let program = Program(tool("LOTA_BIN")?);
         let mut nodes: Vec<Node> = (1..=NODES).map(|number| Node::new(&lab, number, &program)).collect();
         for node in &mut nodes {
+            // XDP makes every packet travel a veth alone, nginx' too; a network card joins them after it.
+            node.edit("uplink = \"uplink\"\n", "");
             node.configure_gateway(Mode::ClientOnly, &format!("http://{}", stub()))?;
             node.start()?;
         }
@@ -157,12 +165,14 @@ fn measure() -> Result<bool> {
     let mut report = Report::new("serving");
     // `cargo bench … -- small latency`: a part of it.
     let named: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
-    for (name, part) in PARTS {
-        if named.is_empty() || named.iter().any(|named| named == name) {
-            part(&stage, &mut report)?;
-        }
+    let is_wanted = |name: &str| named.is_empty() || named.iter().any(|named| named == name);
+    for (_, part) in PARTS.iter().filter(|(name, _)| is_wanted(name)) {
+        part(&stage, &mut report)?;
     }
     drop(stage);
+    if is_wanted("gateway") {
+        gateway(&mut report)?;
+    }
     report.write()
 }
 
@@ -252,6 +262,48 @@ fn remote(stage: &Stage, report: &mut Report) -> Result<()> {
         let goal = Goal::AtLeast(0.8);
         report.add(format!("{title}: LOTA / nginx before nginx"), "x", goal, ratios(&turns, 0, 1, speed));
         report.add(format!("{title}: CPU per GiB"), "x", Goal::None, ratios(&turns, 0, 1, cpu));
+    }
+    Ok(())
+}
+
+/// With a gateway that does what gateways do (SeaweedFS, in a lab of its own): hits, every one authorized there, against
+/// its own answers to the same requests.
+fn gateway(report: &mut Report) -> Result<()> {
+    let lab = Lab::up(NAME)?;
+    let origin = Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())?;
+    let tools = Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? };
+    let tour = Tour::start(lab, origin, &tools)?;
+    tour.client.create_bucket(&tour.pod(1, 1))?;
+    tour.client.put_and_hit(&tour.pod(1, 1), "trial", 1)?;
+    for (title, size) in SMALL.into_iter().chain([("64 MiB", LARGE)]) {
+        tour.client.put(&tour.pod(1, 1), title, 2, size)?;
+        tour.client.get(&tour.pod(1, 1), title, Style::Path)?;
+        let owner: u8 = tour.wait_cached(title)?.trim_start_matches('n').parse()?;
+        let key = tour.client.name(title).replace(' ', "%20");
+        let get = Request::new(Method::GET, "cwlota.com", &format!("/{key}"));
+        let target = get.sign(&ADMIN, Signing::Presigned)?.target;
+        let server = |name, address: SocketAddr| Server {
+            name,
+            url: format!("http://{address}{target}"),
+            pids: Vec::new(),
+        };
+        let lota = (tour.pod(owner, 1), server("LOTA", (VIP, 80).into()));
+        let itself = (tour.lab.node(owner), server("the gateway", (GATEWAY, GATEWAY_PORT).into()));
+        let connections = if size == LARGE { 8 } else { 64 };
+        let mut ratios = Vec::new();
+        for round in 0..ROUNDS {
+            eprint!("\r    {title}, a real gateway: round {} of {ROUNDS} ", round + 1);
+            let mut turns = [None, None];
+            for place in [round % 2, 1 - round % 2] {
+                let (from, server) = [&lota, &itself][place];
+                turns[place] = Some(turn(from, server, connections, TURN)?.bytes_per_second);
+            }
+            let [Some(lota), Some(itself)] = turns else { continue };
+            ratios.push(lota / itself);
+        }
+        eprintln!();
+        let what = format!("{title}, {connections} connections, SeaweedFS: LOTA / the gateway itself");
+        report.add(what, "x", Goal::None, ratios);
     }
     Ok(())
 }

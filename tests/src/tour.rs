@@ -134,6 +134,17 @@ impl Tour {
         Ok(())
     }
 
+    /// The same, with something else in this one's configuration in place of `from`.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn restart_with(&mut self, mode: Mode, from: &str, to: &str) -> Result<()> {
+        self.nodes.iter_mut().for_each(|node| node.edit(from, to));
+        let restarted = self.restart(mode);
+        self.nodes.iter_mut().for_each(Node::forget_edits);
+        restarted
+    }
+
     /// Starts the nodes that do not run, and waits until all know of each other.
     ///
     /// # Errors

@@ -46,13 +46,14 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 29] = [
+const MORE: [(&str, Test); 30] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
     ("a far range of a cold object does not wait for what is before it", cold::far_ranges),
     ("64 readers of a big cold object cost its bytes once", cold::crowds),
     ("a source that breaks off is asked for the rest", cold::broken_sources),
+    ("an object that no cache can hold passes through, and is counted", cold::too_large),
     ("an owner that is killed in the middle of an answer is not missed", failover::killed),
     ("nor is one that hangs", failover::hanging),
     ("what a crowd wants gets more owners, which fill from the first", hot::crowd),

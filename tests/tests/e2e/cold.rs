@@ -131,12 +131,50 @@ fn crowd(tour: &Tour, key: &str, size: usize) -> Result<()> {
     Ok(())
 }
 
+/// What no cache can hold is read as if there were none, and counted.
+pub(crate) fn too_large(tour: &mut Tour) -> Result<()> {
+    tour.restart_with(Mode::OwnCredential, "capacity = \"4GiB\"", "capacity = \"48MiB\"")?;
+    let seen = look_past(tour);
+    tour.restart(Mode::OwnCredential).context("afterwards")?;
+    seen
+}
+
+fn look_past(tour: &Tour) -> Result<()> {
+    let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
+    client.put_and_hit(&pod, "too-large/trial", 40)?;
+    let put = client.put(&pod, "too-large/object", 153, SIZE)?;
+    let before = no_room(tour)?;
+    for node in 1..=3 {
+        let got = client.get(&tour.pod(node, 1), "too-large/object", Style::Path)?;
+        ensure!(got.status == 200 && got.sha256 == put.sha256, "{}, or other bytes", got.status);
+        let range = json!({ "range": "bytes=50000000-50000999" });
+        let got = client.get_with(&tour.pod(node, 1), "too-large/object", range)?;
+        let expected = client.digest(&pod, 153, SIZE, 50_000_000, 50_001_000)?;
+        ensure!(got.status == 206 && got.sha256 == expected, "a range: {}, or other bytes", got.status);
+    }
+    ensure!(tour.holders("too-large/object")?.is_empty(), "a node says it has it");
+    let counted = no_room(tour)? - before;
+    ensure!(counted >= 6.0, "of six reads, {counted} were counted");
+    // What fits is still cached beside it.
+    client.put_and_hit(&pod, "too-large/small", 41)
+}
+
+/// Objects that passed by for want of room.
+fn no_room(tour: &Tour) -> Result<f64> {
+    sum(tour, |line| line.starts_with("lota_uncached") && line.contains("no-room"))
+}
+
 /// Fills that have ended without their object.
 fn broken(tour: &Tour) -> Result<f64> {
+    sum(tour, |line| line.starts_with("lota_fills") && line.contains("broken"))
+}
+
+/// All nodes' counts in such lines.
+fn sum(tour: &Tour, is_meant: impl Fn(&str) -> bool) -> Result<f64> {
     let mut sum = 0.0;
     for node in &tour.nodes {
         let metrics = node.admin("/metrics")?;
-        let counts = metrics.lines().filter(|line| line.starts_with("lota_fills") && line.contains("broken"));
+        let counts = metrics.lines().filter(|line| is_meant(line));
         sum += counts.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>();
     }
     Ok(sum)

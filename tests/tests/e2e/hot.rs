@@ -16,7 +16,6 @@ use lota_tests::{
     },
     tour::{MIB, Tour},
 };
-use nix::sys::signal::Signal;
 
 const SIZE: u64 = 8 * MIB;
 /// Requests of each reader, and how long they may take: enough for several looks at the rate.
@@ -24,13 +23,7 @@ const REQUESTS: usize = 4000;
 const LONG_ENOUGH: Duration = Duration::from_secs(6);
 
 pub(crate) fn crowd(tour: &mut Tour) -> Result<()> {
-    for node in &mut tour.nodes {
-        node.stop(Signal::SIGTERM)?;
-        node.edit("nodes = [", "owners = 3\nhot_requests = 30\nnodes = [");
-        node.configure(Mode::OwnCredential)?;
-        node.start()?;
-        node.forget_edits();
-    }
+    tour.restart_with(Mode::OwnCredential, "nodes = [", "owners = 3\nhot_requests = 30\nnodes = [")?;
     let seen = look(tour);
     tour.restart(Mode::OwnCredential).context("afterwards")?;
     seen
