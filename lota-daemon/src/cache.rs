@@ -258,7 +258,7 @@ impl Cache {
         None
     }
 
-    /// Begins a fill, or joins the one that brings this version already. Makes room first.
+    /// Begins a fill, or joins the one that brings this version already. Makes room for it.
     ///
     /// # Errors
     /// [`NoRoom`]: the object must pass through uncached.

@@ -81,7 +81,7 @@ pub struct UncachedLabels {
 /// Labels of `lota_peer_requests`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PeerLabels {
-    /// `asked` (of an owner), `served` (as one), `unavailable` or `refused`.
+    /// `asked` (of an owner), `served` (as one), `resumed` (elsewhere, in the middle), `unavailable` or `refused`.
     pub role: &'static str,
 }
 

@@ -8,10 +8,7 @@ use std::{
     cell::Cell,
     io,
     num::NonZero,
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, LazyLock},
     thread,
 };
 
@@ -27,7 +24,6 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub struct Workers {
     handles: Arc<[Handle]>,
-    given: Arc<AtomicUsize>,
 }
 
 impl Workers {
@@ -37,7 +33,7 @@ impl Workers {
     /// If the system has no more threads or descriptors.
     pub fn start() -> io::Result<Self> {
         let handles = (0..count()).map(start).collect::<io::Result<_>>()?;
-        Ok(Self { handles, given: Arc::default() })
+        Ok(Self { handles })
     }
 
     /// Where everything runs that there is one of.
@@ -46,11 +42,9 @@ impl Workers {
         &self.handles[0]
     }
 
-    /// Where the next connection is served: they take turns.
-    #[must_use]
-    pub fn next(&self) -> &Handle {
-        let turn = self.given.fetch_add(1, Ordering::Relaxed);
-        &self.handles[turn % self.handles.len()]
+    /// Where the next connections are served, one after another: they take turns.
+    pub fn turns(&self) -> impl Iterator<Item = &Handle> {
+        self.handles.iter().cycle()
     }
 }
 

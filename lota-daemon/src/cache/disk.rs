@@ -183,7 +183,7 @@ impl Disk {
         self.index().named(name, version);
     }
 
-    /// Begins a fill, or joins the one that brings this version already. Makes room first.
+    /// Begins a fill, or joins the one that brings this version already. Makes room for it.
     pub(super) async fn begin_or_join(
         self: &Arc<Self>,
         entry: Entry,

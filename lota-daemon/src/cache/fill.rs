@@ -273,7 +273,7 @@ impl Fill {
             if !self.progress.is_there(chunk) {
                 let checksum = self.write(start, bytes, written).await?;
                 self.progress.arrived(chunk, checksum);
-                self.allocate().await?;
+                self.allocate().await;
             }
             claim.passed(chunk);
         }
@@ -311,14 +311,11 @@ impl Fill {
     }
 
     /// Takes the disk for all of it. Not before the first bytes are there: their reader would have to wait.
-    async fn allocate(&self) -> io::Result<()> {
-        if !self.part.is_promised() || self.progress.len() == 1 {
-            return Ok(());
+    async fn allocate(&self) {
+        if self.progress.len() > 1 && self.part.is_to_allocate() {
+            let part = self.part.clone();
+            let _ = tokio::task::spawn_blocking(move || part.allocate()).await;
         }
-        let (disk, part) = (self.disk.clone(), self.part.clone());
-        let allocated =
-            tokio::task::spawn_blocking(move || part.allocate().inspect_err(|error| disk.notice(error)));
-        allocated.await.map_err(io::Error::other)?
     }
 
     async fn commit(mut self) -> Result<u64, FillError> {

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::SystemTime,
@@ -57,7 +57,7 @@ pub(super) struct Store {
     folder: Arc<Path>,
     ids: Ids,
     min_free: u64,
-    /// Bytes of disk that parts were promised and have not taken yet.
+    /// Bytes of disk that parts were promised and may not have taken yet.
     promised: Arc<AtomicU64>,
 }
 
@@ -79,9 +79,33 @@ pub(super) struct Part(Arc<Unfinished>);
 struct Unfinished {
     file: Arc<BodyFile>,
     path: PathBuf,
-    /// Bytes of disk that it has not taken yet, of all that are promised.
-    promised: AtomicU64,
-    all_promised: Arc<AtomicU64>,
+    promise: Promise,
+}
+
+/// Bytes of disk for one part, of all that are promised; gone with it.
+#[derive(Debug)]
+struct Promise {
+    bytes: AtomicU64,
+    all: Arc<AtomicU64>,
+    /// Was it tried to take them?
+    tried: AtomicBool,
+}
+
+impl Promise {
+    fn new(bytes: u64, all: &Arc<AtomicU64>) -> Self {
+        all.fetch_add(bytes, Ordering::Relaxed);
+        Self { bytes: bytes.into(), all: all.clone(), tried: AtomicBool::new(false) }
+    }
+
+    fn is_kept(&self) {
+        self.all.fetch_sub(self.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.is_kept();
+    }
 }
 
 /// A complete object in a cache folder, as `lota cache ls` shows it.
@@ -158,7 +182,8 @@ impl Store {
     /// # Errors
     /// `StorageFull`, if that would leave less than the configured rest of the disk free.
     pub(super) fn create(&self, entry: &Entry) -> io::Result<Part> {
-        let spare = self.spare()? - i128::from(entry.size);
+        let promise = Promise::new(entry.size, &self.promised);
+        let spare = self.spare()?;
         if spare < 0 {
             let why = format!("{} bytes less would be free on the disk than must stay so", -spare);
             return Err(io::Error::new(io::ErrorKind::StorageFull, why));
@@ -166,13 +191,7 @@ impl Store {
         let path = self.path(entry, &format!("{PART}{}", hex::encode(rand::random::<[u8; 8]>())));
         let mut options = OpenOptions::new();
         let file = options.create_new(true).read(true).write(true).mode(0o600).open(&path)?;
-        self.promised.fetch_add(entry.size, Ordering::Relaxed);
-        Ok(Part(Arc::new(Unfinished {
-            file: BodyFile::new(file),
-            path,
-            promised: entry.size.into(),
-            all_promised: self.promised.clone(),
-        })))
+        Ok(Part(Arc::new(Unfinished { file: BodyFile::new(file), path, promise })))
     }
 
     /// Makes a filled file an object: on disk with its record before it gets its name, so that no crash leaves half of
@@ -339,29 +358,24 @@ impl Part {
         self.0.file.clone()
     }
 
-    /// Takes the disk that it was promised, in one piece if there is one. That may have to wait for what others write.
-    pub(super) fn allocate(&self) -> io::Result<()> {
-        let size = self.0.promised.swap(0, Ordering::Relaxed);
-        if size == 0 {
-            return Ok(());
+    /// Takes the disk that it was promised, in one piece if there is one. That may have to wait for what others write,
+    /// and not every file system can: should the disk be full, those who write will be told.
+    pub(super) fn allocate(&self) {
+        let length = i64::try_from(self.0.promise.bytes.load(Ordering::Relaxed)).unwrap_or_default();
+        if length > 0 && fallocate(&**self.0.file, FallocateFlags::empty(), 0, length).is_ok() {
+            self.0.promise.is_kept();
         }
-        let length = i64::try_from(size).map_err(io::Error::other);
-        let allocated =
-            length.and_then(|length| Ok(fallocate(&**self.0.file, FallocateFlags::empty(), 0, length)?));
-        self.0.all_promised.fetch_sub(size, Ordering::Relaxed);
-        allocated
     }
 
-    /// Has it yet to take its disk?
-    pub(super) fn is_promised(&self) -> bool {
-        self.0.promised.load(Ordering::Relaxed) > 0
+    /// Is it for the caller to have it do so? Of all who ask, for one.
+    pub(super) fn is_to_allocate(&self) -> bool {
+        !self.0.promise.tried.swap(true, Ordering::Relaxed)
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
         remove(&self.path);
-        self.all_promised.fetch_sub(self.promised.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 

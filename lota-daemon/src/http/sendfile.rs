@@ -159,7 +159,9 @@ impl Slices {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// Has all that was queued been sent?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }

@@ -1,6 +1,7 @@
 //! A client's connection as hyper sees it: sound requests only, no endless waiting, and an end that is heard.
 
 use std::{
+    future::poll_fn,
     io::{self, IoSlice},
     pin::{Pin, pin},
     sync::{Arc, OnceLock},
@@ -93,6 +94,12 @@ impl ClientStream {
     /// Ends the connection at once, by a reset.
     pub(super) fn reset(self) {
         self.io.reset();
+    }
+
+    /// Waits until the other side has closed it.
+    pub(super) async fn closed(&mut self) {
+        let mut buffer = [0; 64];
+        while let Ok(1..) = poll_fn(|cx| self.io.poll_receive(cx, &mut buffer)).await {}
     }
 
     /// Reads once, and lets go on what may.

@@ -10,6 +10,7 @@ use hyper::{Request, Response, body::Incoming};
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::{mpsc, watch},
 };
 
@@ -57,7 +58,7 @@ impl Door {
 
     /// Serves pods for as long as it is polled.
     pub(super) async fn serve_pods(self, listener: TcpListener) {
-        loop {
+        for worker in self.workers.turns() {
             let (stream, client) = server::accept(&listener).await;
             let pod = client.ip().to_canonical();
             // A process of the node may find the hidden listener; the datapath steers to the VIP only.
@@ -73,7 +74,7 @@ impl Door {
             };
             let lost = access_lost(self.access.clone(), pod, binding);
             let Some(seat) = self.seats.take(pod) else {
-                self.turn_away((stream, client), lost);
+                self.turn_away(worker, (stream, client), lost);
                 continue;
             };
             let entry = self.clone();
@@ -81,13 +82,14 @@ impl Door {
                 let proxy = entry.proxy.clone();
                 async move { proxy.enter(connection, request).await }
             };
-            self.serve((stream, client), self.limits, seat, lost, service);
+            self.serve(worker, (stream, client), self.limits, seat, lost, service);
         }
     }
 
     /// Tells a pod that there are too many connections, if there are not even too many of those.
     fn turn_away(
         &self,
+        worker: &Handle,
         (stream, client): (TcpStream, SocketAddr),
         lost: impl Future<Output = ()> + Send + 'static,
     ) {
@@ -108,24 +110,26 @@ impl Door {
                 () = tokio::time::sleep(TURN_AWAY) => {}
             }
         };
-        self.serve((stream, client), self.limits, seat, cut, service);
+        self.serve(worker, (stream, client), self.limits, seat, cut, service);
     }
 
     /// Serves peers, likewise.
     pub(super) async fn serve_peers(self, listener: TcpListener) {
-        loop {
+        // Turns of their own: a long answer brings a connection to both.
+        for worker in self.workers.turns() {
             let accepted = server::accept(&listener).await;
             let owner = self.clone();
             let service = move |connection, request| {
                 let proxy = owner.proxy.clone();
                 async move { proxy.own(connection, request).await }
             };
-            self.serve(accepted, Limits::PEER, (), std::future::pending(), service);
+            self.serve(worker, accepted, Limits::PEER, (), std::future::pending(), service);
         }
     }
 
     fn serve<S, F>(
         &self,
+        worker: &Handle,
         (stream, client): (TcpStream, SocketAddr),
         limits: Limits,
         seat: impl Send + 'static,
@@ -138,7 +142,7 @@ impl Door {
         let (sent, life) = (self.proxy.metrics.sent.clone(), self.life.clone());
         let alive = self.alive.clone();
         let stream = stream.into_std();
-        self.workers.next().spawn(async move {
+        worker.spawn(async move {
             match stream.and_then(TcpStream::from_std) {
                 Ok(stream) => server::serve((stream, client), limits, sent, life, cut, service).await,
                 Err(error) => tracing::error!(%client, %error, "cannot serve a connection"),

@@ -35,7 +35,7 @@ struct Resumable {
     pod: IpAddr,
     head: Head,
     object: GetObject,
-    /// Where this node's own bytes are queued, until it has been asked, too.
+    /// Where bytes that are not copied are queued, until this node itself has been asked.
     here: Option<Slices>,
     /// Nodes that have not been asked yet, the next one last.
     others: Vec<NodeName>,
@@ -118,9 +118,16 @@ impl Resumable {
     }
 
     async fn frame(&mut self) -> Result<Option<Result<Frame<Bytes>, BodyError>>, PeerError> {
-        match (&self.proxy.peers, &self.owner) {
-            (Some(peers), Some(owner)) => peers.while_alive(owner, self.body.frame()).await,
-            _ => Ok(self.body.frame().await),
+        let (Some(peers), Some(owner)) = (&self.proxy.peers, &self.owner) else {
+            return Ok(self.body.frame().await);
+        };
+        let is_still_sending = || self.here.as_ref().is_some_and(|slices| !slices.is_empty());
+        loop {
+            match peers.while_alive(owner, self.body.frame()).await {
+                // What has come waits for a client that pauses, and the owner with it.
+                Err(PeerError::Hangs) if is_still_sending() && !peers.is_lost(owner) => {}
+                framed => return framed,
+            }
         }
     }
 
