@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
     bench::{
-        Goal, Objects, Report,
+        self, Goal, Objects, Report,
         nginx::{self, Nginx},
     },
     lab::{
@@ -35,17 +35,7 @@ const HUGE: u64 = 4096 * MIB;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
-    match measure() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("a goal was missed");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("bench cold: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::ended("cold", measure())
 }
 
 /// How long an answer took.

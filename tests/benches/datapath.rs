@@ -33,7 +33,7 @@ use lota_daemon::{
     datapath::{Datapath, Interface, Interfaces},
 };
 use lota_tests::{
-    bench::{Goal, Report},
+    bench::{self, Goal, Report},
     lab::{Lab, Namespace, Origin, Pod, clean_up_on_signal},
     tool,
     tour::{Tools, Tour},
@@ -75,17 +75,7 @@ fn main() -> ExitCode {
         first_connection(&mut report).context("the first connection")?;
         report.write()
     };
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("a goal was missed");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("bench datapath: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::ended("datapath", run())
 }
 
 /// By `BPF_PROG_TEST_RUN`: nanoseconds per packet beyond the empty program, each measured beside it.

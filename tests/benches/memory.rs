@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
     bench::{
-        Goal, Objects, Report,
+        self, Goal, Objects, Report,
         nginx::{self, Nginx},
     },
     lab::{GATEWAY, Lab, Mode, Namespace, Node, Pod, Program, VIP, clean_up_on_signal},
@@ -37,17 +37,7 @@ const PER_CONNECTION: u64 = 16 << 10;
 const PER_OBJECT: u64 = 200;
 
 fn main() -> ExitCode {
-    match measure() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("a goal was missed");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("bench memory: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::ended("memory", measure())
 }
 
 fn measure() -> Result<bool> {

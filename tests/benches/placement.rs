@@ -15,7 +15,7 @@ use lota_daemon::{
     placement::{NodeName, Placement},
     s3::ObjectName,
 };
-use lota_tests::bench::{Goal, Report};
+use lota_tests::bench::{self, Goal, Report};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 const MIB: u64 = 1 << 20;
@@ -42,17 +42,7 @@ fn main() -> ExitCode {
         hits(&mut report)?;
         report.write()
     };
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("a goal was missed");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("bench placement: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::ended("placement", run())
 }
 
 struct Object {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use hyper::Method;
 use lota_tests::{
     bench::{
-        BUCKET, Goal, Objects, Report,
+        self, BUCKET, Goal, Objects, Report,
         nginx::{self, Nginx},
     },
     lab::{
@@ -45,17 +45,7 @@ fn main() -> ExitCode {
         eprintln!("the bare loop: {error:#}");
         return ExitCode::FAILURE;
     }
-    match measure() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("a goal was missed");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("bench serving: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::ended("serving", measure())
 }
 
 /// Someone who serves.

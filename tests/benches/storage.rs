@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lota_daemon::cache::{Cache, DiskPlan, Encryption, Plan};
-use lota_tests::bench::{Goal, Report};
+use lota_tests::bench::{self, Goal, Report};
 
 const OBJECTS: usize = 1_000_000;
 const PLAN: Plan = Plan { min_free: 0, encryption: Encryption::Off, scrub: 0, ..Plan::DEFAULT };
@@ -20,17 +20,7 @@ fn main() -> ExitCode {
     let folder = PathBuf::from("/var/tmp").join(format!("lota-bench-storage-{}", std::process::id()));
     let measured = measure(&folder);
     let _ = fs::remove_dir_all(&folder);
-    match measured {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => {
-            eprintln!("a goal was missed");
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            eprintln!("bench storage: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::ended("storage", measured)
 }
 
 fn measure(folder: &Path) -> Result<bool> {

@@ -4,7 +4,7 @@ pub mod nginx;
 mod objects;
 mod plot;
 
-use std::{fmt, fs, path::Path};
+use std::{fmt, fs, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use serde::{Serialize, Serializer};
@@ -35,7 +35,10 @@ struct Row {
     goal: Goal,
     value: f64,
     unit: &'static str,
+    /// From the least to the most.
     spread: [f64; 2],
+    /// Of the median, at 95 %, by order statistics.
+    interval: [f64; 2],
     holds: bool,
 }
 
@@ -81,6 +84,17 @@ fn in_words<S: Serializer>(goal: &Goal, serializer: S) -> Result<S::Ok, S::Error
     serializer.collect_str(goal)
 }
 
+/// What a benchmark's process ends with, once it has measured.
+#[must_use]
+pub fn ended(bench: &str, measured: Result<bool>) -> ExitCode {
+    match measured {
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => eprintln!("a goal was missed"),
+        Err(error) => eprintln!("bench {bench}: {error:#}"),
+    }
+    ExitCode::FAILURE
+}
+
 impl Report {
     /// An empty report.
     #[must_use]
@@ -101,10 +115,15 @@ impl Report {
         measured.sort_by(f64::total_cmp);
         let median = measured.get(measured.len() / 2).copied().unwrap_or(f64::NAN);
         let spread = [measured.first(), measured.last()].map(|end| end.copied().unwrap_or(f64::NAN));
+        let rounds = measured.len() as f64;
+        let tail = (rounds - 1.96 * rounds.sqrt()) / 2.0;
+        let outside = (1..=measured.len()).filter(|rank| *rank as f64 <= tail).count();
+        let at = |place: usize| measured.get(place).copied().unwrap_or(f64::NAN);
+        let interval = [at(outside), at(measured.len().wrapping_sub(outside + 1))];
         let (what, holds) = (what.into(), goal.holds(median));
         let mark = if holds { "" } else { "  MISSED" };
         println!("{what:<58} {median:>10.2} {unit:<6} [{:.2} … {:.2}]  {goal}{mark}", spread[0], spread[1]);
-        self.rows.push(Row { what, goal, value: median, unit, spread, holds });
+        self.rows.push(Row { what, goal, value: median, unit, spread, interval, holds });
     }
 
     /// Writes `target/bench/<name>.json` and `.svg`; did every figure hold?

@@ -3,7 +3,10 @@
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use hyper::{Request, Response, body::Incoming};
+use hyper::{
+    Method, Request, Response,
+    body::{Body as _, Incoming},
+};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
     client::legacy::{Client, Error, connect::HttpConnector},
@@ -15,6 +18,7 @@ use tokio::net::TcpStream;
 use super::{
     Body, BodyError,
     connect::{Connector, Stream},
+    empty,
 };
 use crate::{s3::S3Error, workers};
 
@@ -22,6 +26,8 @@ pub use super::connect::Front;
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Attempts at a request: more than one kept connection may have been closed meanwhile.
+const ATTEMPTS: u32 = 3;
 /// How long an idle connection is kept; shorter than the usual servers' minute.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -31,6 +37,8 @@ pub struct Upstream {
     /// One for each worker, whose connections it has.
     clients: Arc<[Client<Connector, Body>]>,
     connector: Connector,
+    /// Most of them for a request that may be repeated.
+    attempts: u32,
 }
 
 impl Upstream {
@@ -55,10 +63,10 @@ impl Upstream {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        Ok(Self::with(Connector::new(builder.https_or_http().enable_http1().wrap_connector(http))))
+        Ok(Self::with(ATTEMPTS, Connector::new(builder.https_or_http().enable_http1().wrap_connector(http))))
     }
 
-    fn with(connector: Connector) -> Self {
+    fn with(attempts: u32, connector: Connector) -> Self {
         let client = |_| {
             Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
@@ -66,22 +74,51 @@ impl Upstream {
                 .http1_preserve_header_case(true)
                 .build(connector.clone())
         };
-        Self { clients: (0..workers::count()).map(client).collect(), connector }
+        Self { clients: (0..workers::count()).map(client).collect(), connector, attempts }
     }
 
-    /// The same, without second attempts at a connection: for those who can ask someone else instead.
+    /// The same, without second attempts: for those who can ask someone else instead.
     #[must_use]
     pub fn impatient(&self) -> Self {
-        Self::with(self.connector.clone().once())
+        Self::with(1, self.connector.clone().once())
     }
 
-    /// Sends a request; the answer when its head has arrived. It carries the [`Front`] that gave it.
+    /// Sends a request; the answer when its head has arrived. It carries the [`Front`] that gave it. A GET or HEAD is
+    /// sent again if its connection ends without an answer: a server may close one that it has kept just when the next
+    /// request comes (RFC 9112, section 9.3.1).
     ///
     /// # Errors
     /// If there is no connection, or it ends before an answer.
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
-        self.clients[workers::current()].request(request).await
+        let client = &self.clients[workers::current()];
+        let is_repeatable = matches!(*request.method(), Method::GET | Method::HEAD)
+            && self.attempts > 1
+            && request.body().is_end_stream();
+        if !is_repeatable {
+            return client.request(request).await;
+        }
+        let (head, _) = request.into_parts();
+        for _ in 1..self.attempts {
+            match client.request(Request::from_parts(head.clone(), empty())).await {
+                Err(error) if is_lost(&error) => {}
+                answered => return answered,
+            }
+        }
+        client.request(Request::from_parts(head, empty())).await
     }
+}
+
+/// Did a connection end that there was?
+fn is_lost(error: &Error) -> bool {
+    let is_end = |cause: &(dyn std::error::Error + 'static)| {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        let by_us = cause.downcast_ref::<hyper::Error>();
+        let by_kernel = cause.downcast_ref::<io::Error>();
+        by_us.is_some_and(|error| error.is_incomplete_message() || error.is_closed() || error.is_canceled())
+            || by_kernel
+                .is_some_and(|error| matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset))
+    };
+    !error.is_connect() && causes(error).any(is_end)
 }
 
 /// What follows an answer that switched protocols: its connection, and what was read of it with the head.
@@ -118,3 +155,7 @@ fn causes<'a>(
 ) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
 }
+
+#[cfg(test)]
+#[path = "upstream_tests.rs"]
+mod tests;
