@@ -96,7 +96,8 @@ pub(crate) fn slow(tour: &mut Tour) -> Result<()> {
             // Takes nothing of 64 MiB for longer than is allowed, then looks what there is.
             let mut stream = connect()?;
             stream.write_all(ask.as_bytes())?;
-            std::thread::sleep(Duration::from_secs(5));
+            // It is given up after one to two times that, from when no more fits in between.
+            std::thread::sleep(Duration::from_secs(10));
             let mut taken = 0;
             let mut piece = vec![0; 1 << 20];
             while let Ok(read @ 1..) = stream.read(&mut piece) {
