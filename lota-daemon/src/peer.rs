@@ -133,38 +133,11 @@ impl Peers {
         head: &Head,
         wanted: Wanted,
     ) -> Result<Response<Incoming>, PeerError> {
-        self.ask_for(owner, client, head, wanted, false).await
-    }
-
-    /// The same, to be passed on over a connection with these `slices`.
-    ///
-    /// # Errors
-    /// Likewise.
-    pub async fn ask_and_relay(
-        &self,
-        owner: &NodeName,
-        client: IpAddr,
-        head: &Head,
-        wanted: Wanted,
-        slices: &Slices,
-    ) -> Result<Response<Body>, PeerError> {
-        let answer = self.ask_for(owner, client, head, wanted, true).await?;
-        raw::answer(answer, slices).await.map_err(|error| PeerError::NoAnswer(error.to_string()))
-    }
-
-    async fn ask_for(
-        &self,
-        owner: &NodeName,
-        client: IpAddr,
-        head: &Head,
-        wanted: Wanted,
-        accepts_raw: bool,
-    ) -> Result<Response<Incoming>, PeerError> {
         let origin = self.addresses.get(owner).ok_or(PeerError::Unknown)?;
         if self.is_lost(owner) {
             return Err(PeerError::Lost);
         }
-        let answer = self.send(owner, origin, client, head, wanted, accepts_raw).await;
+        let answer = self.send(owner, origin, client, head, wanted).await;
         match &answer {
             Ok(answer) => self.is_here(owner, Told::of(answer.headers()).load),
             Err(error) => {
@@ -178,6 +151,22 @@ impl Peers {
         answer
     }
 
+    /// The same, with a body to be passed on over a connection with these `slices`.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub async fn ask_and_relay(
+        &self,
+        owner: &NodeName,
+        client: IpAddr,
+        head: &Head,
+        wanted: Wanted,
+        slices: &Slices,
+    ) -> Result<Response<Body>, PeerError> {
+        let answer = self.ask(owner, client, head, wanted).await?;
+        raw::answer(answer, slices).await.map_err(|error| PeerError::NoAnswer(error.to_string()))
+    }
+
     async fn send(
         &self,
         owner: &NodeName,
@@ -185,13 +174,12 @@ impl Peers {
         client: IpAddr,
         head: &Head,
         wanted: Wanted,
-        accepts_raw: bool,
     ) -> Result<Response<Incoming>, PeerError> {
         let mut request =
             head.request(origin, empty()).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
         headers::set_client(request.headers_mut(), client);
         wanted.write(request.headers_mut());
-        if accepts_raw {
+        if let Wanted::All | Wanted::Rest(_) = wanted {
             raw::accept(request.headers_mut());
         }
         let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());

@@ -2,7 +2,6 @@
 //! an answer that its client does not take.
 
 use std::{
-    fs::{self, File},
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::ExitCode,
@@ -65,12 +64,7 @@ fn measure() -> Result<bool> {
     }
     node.stop(Signal::SIGTERM)?;
     eprintln!("making {OBJECTS} files");
-    for object in 0..OBJECTS {
-        let version =
-            format!("{:032x}", u128::from(object).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
-        let name = format!("{version}-{object:032x}-1.object");
-        File::create(node.cache_folder().join("v2").join(&version[..2]).join(name))?;
-    }
+    bench::name_objects(&node.cache_folder(), usize::try_from(OBJECTS)?, 1)?;
     node.start()?;
     let found = node.metric("lota_cache_objects")?;
     ensure!(found >= OBJECTS as f64, "the node has found {found} objects");
@@ -120,10 +114,7 @@ fn hold(pod: &Namespace, url: &str, connections: u64) -> Result<mpsc::Sender<()>
 fn resident(node: &Node) -> Result<u64> {
     // What is only about to be given back.
     thread::sleep(Duration::from_secs(2));
-    let pid = node.pid().context("the node does not run")?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    bench::resident(node.pid().context("the node does not run")?)
 }
 
 fn mebibytes(bytes: u64) -> f64 {

@@ -51,6 +51,8 @@ fn main() -> ExitCode {
 /// Someone who serves.
 struct Server {
     name: &'static str,
+    /// Where its client is.
+    client: Namespace,
     url: String,
     pids: Vec<u32>,
 }
@@ -107,25 +109,35 @@ impl Stage {
     /// All that serve what is on node 1, from there.
     fn local(&self, object: u64) -> Result<Vec<Server>> {
         let nginx = self.cache.pids()?;
+        let from = Pod(1, 1);
         Ok(vec![
-            self.server("LOTA", (VIP, 80).into(), &[self.lota(0)?], object),
-            self.server("nginx, anyone", here(OPEN), &nginx, object),
-            self.server("nginx, authorizing", here(AUTHORIZING), &nginx, object),
-            self.server("bare sendfile", here(BARE), &[self.bare.pid()], object),
+            self.server(from, "LOTA", (VIP, 80).into(), &[self.lota(0)?], object),
+            self.server(from, "nginx, anyone", here(OPEN), &nginx, object),
+            self.server(from, "nginx, authorizing", here(AUTHORIZING), &nginx, object),
+            self.server(from, "bare sendfile", here(BARE), &[self.bare.pid()], object),
         ])
     }
 
     /// Those that serve it from node 2.
     fn remote(&self, object: u64) -> Result<Vec<Server>> {
         let nginx = [self.cache.pids()?, self.forward.pids()?].concat();
+        let from = Pod(2, 1);
         Ok(vec![
-            self.server("LOTA", (VIP, 80).into(), &[self.lota(0)?, self.lota(1)?], object),
-            self.server("nginx before nginx", before(), &nginx, object),
+            self.server(from, "LOTA", (VIP, 80).into(), &[self.lota(0)?, self.lota(1)?], object),
+            self.server(from, "nginx before nginx", before(), &nginx, object),
         ])
     }
 
-    fn server(&self, name: &'static str, address: SocketAddr, pids: &[u32], object: u64) -> Server {
-        Server { name, url: format!("http://{address}{}", self.url(object)), pids: pids.to_vec() }
+    fn server(
+        &self,
+        from: Pod,
+        name: &'static str,
+        address: SocketAddr,
+        pids: &[u32],
+        object: u64,
+    ) -> Server {
+        let url = format!("http://{address}{}", self.url(object));
+        Server { name, client: self.lab.pod(from), url, pids: pids.to_vec() }
     }
 
     fn url(&self, object: u64) -> &str {
@@ -172,9 +184,8 @@ const PARTS: [(&str, Part); 4] =
     [("large", large), ("small", small), ("latency", latency), ("remote", remote)];
 
 fn large(stage: &Stage, report: &mut Report) -> Result<()> {
-    let pod = stage.lab.pod(Pod(1, 1));
     for connections in [1, 8, 64] {
-        let turns = take_turns(&pod, &stage.local(LARGE)?, connections)?;
+        let turns = take_turns(&stage.local(LARGE)?, connections)?;
         let title = format!("64 MiB, {connections} connections");
         let (speed, cpu) = (|turn: &Turn| turn.bytes_per_second, |turn: &Turn| turn.cpu_seconds_per_gib);
         show(report, &title, "GB/s", &turns, |turn| turn.bytes_per_second / 1e9);
@@ -191,10 +202,9 @@ fn large(stage: &Stage, report: &mut Report) -> Result<()> {
 }
 
 fn small(stage: &Stage, report: &mut Report) -> Result<()> {
-    let pod = stage.lab.pod(Pod(1, 1));
     for (title, object) in SMALL {
         let title = format!("{title}, 64 connections");
-        let turns = take_turns(&pod, &stage.local(object)?, 64)?;
+        let turns = take_turns(&stage.local(object)?, 64)?;
         let rate = |turn: &Turn| turn.requests_per_second;
         show(report, &title, "k/s", &turns, |turn| turn.requests_per_second / 1e3);
         show(report, &format!("{title}, p99"), "ms", &turns, |turn| turn.p99_milliseconds);
@@ -209,8 +219,8 @@ fn latency(stage: &Stage, report: &mut Report) -> Result<()> {
     // Pods have no other way to the gateway.
     let (pod, node) = (stage.lab.pod(Pod(1, 1)), stage.lab.node(1));
     for (title, object) in SMALL {
-        let lota = stage.server("LOTA", (VIP, 80).into(), &[stage.lota(0)?], object);
-        let capacity = turn(&pod, &lota, 64, TURN)?.requests_per_second;
+        let lota = stage.server(Pod(1, 1), "LOTA", (VIP, 80).into(), &[stage.lota(0)?], object);
+        let capacity = turn(&lota, 64, TURN)?.requests_per_second;
         let load = |to: SocketAddr, status, etag: &str| open::Load {
             to,
             target: stage.url(object).to_owned(),
@@ -245,7 +255,7 @@ fn latency(stage: &Stage, report: &mut Report) -> Result<()> {
 
 fn remote(stage: &Stage, report: &mut Report) -> Result<()> {
     for connections in [1, 8] {
-        let turns = take_turns(&stage.lab.pod(Pod(2, 1)), &stage.remote(LARGE)?, connections)?;
+        let turns = take_turns(&stage.remote(LARGE)?, connections)?;
         let title = format!("64 MiB, {connections} connections, a remote owner");
         let (speed, cpu) = (|turn: &Turn| turn.bytes_per_second, |turn: &Turn| turn.cpu_seconds_per_gib);
         show(report, &title, "GB/s", &turns, |turn| turn.bytes_per_second / 1e9);
@@ -272,43 +282,32 @@ fn gateway(report: &mut Report) -> Result<()> {
         let key = tour.client.name(title).replace(' ', "%20");
         let get = Request::new(Method::GET, "cwlota.com", &format!("/{key}"));
         let target = get.sign(&ADMIN, Signing::Presigned)?.target;
-        let server = |name, address: SocketAddr| Server {
+        let server = |name, client, address: SocketAddr| Server {
             name,
+            client,
             url: format!("http://{address}{target}"),
             pids: Vec::new(),
         };
-        let lota = (tour.pod(owner, 1), server("LOTA", (VIP, 80).into()));
-        let itself = (tour.lab.node(owner), server("the gateway", (GATEWAY, GATEWAY_PORT).into()));
+        let servers = [
+            server("LOTA", tour.pod(owner, 1), (VIP, 80).into()),
+            // Pods have no other way to it.
+            server("the gateway", tour.lab.node(owner), (GATEWAY, GATEWAY_PORT).into()),
+        ];
         let connections = if size == LARGE { 8 } else { 64 };
-        let mut ratios = Vec::new();
-        for round in 0..ROUNDS {
-            eprint!("\r    {title}, a real gateway: round {} of {ROUNDS} ", round + 1);
-            let mut turns = [None, None];
-            for place in [round % 2, 1 - round % 2] {
-                let (from, server) = [&lota, &itself][place];
-                turns[place] = Some(turn(from, server, connections, TURN)?.bytes_per_second);
-            }
-            let [Some(lota), Some(itself)] = turns else { continue };
-            ratios.push(lota / itself);
-        }
-        eprintln!();
+        let turns = take_turns(&servers, connections)?;
         let what = format!("{title}, {connections} connections, SeaweedFS: LOTA / the gateway itself");
-        report.add(what, "x", Goal::None, ratios);
+        report.add(what, "x", Goal::None, ratios(&turns, 0, 1, |turn| turn.bytes_per_second));
     }
     Ok(())
 }
 
 /// Everyone serves in turn, again and again; one list of turns for each.
-fn take_turns(
-    from: &Namespace,
-    servers: &[Server],
-    connections: usize,
-) -> Result<Vec<(&'static str, Vec<Turn>)>> {
+fn take_turns(servers: &[Server], connections: usize) -> Result<Vec<(&'static str, Vec<Turn>)>> {
     let mut turns: Vec<_> = servers.iter().map(|server| (server.name, Vec::new())).collect();
     for server in servers {
         // The first brings it into the cache; LOTA has the gateway on trial with the second.
         for _ in 0..3 {
-            turn(from, server, connections.min(4), Duration::from_secs(1))?;
+            turn(server, connections.min(4), Duration::from_secs(1))?;
             thread::sleep(Duration::from_millis(200));
         }
     }
@@ -317,16 +316,16 @@ fn take_turns(
         for place in 0..servers.len() {
             // Nobody always comes after the same.
             let place = (place + round) % servers.len();
-            turns[place].1.push(turn(from, &servers[place], connections, TURN)?);
+            turns[place].1.push(turn(&servers[place], connections, TURN)?);
         }
     }
     eprintln!();
     Ok(turns)
 }
 
-fn turn(from: &Namespace, server: &Server, connections: usize, time: Duration) -> Result<Turn> {
+fn turn(server: &Server, connections: usize, time: Duration) -> Result<Turn> {
     let before: Vec<_> = server.pids.iter().map(|pid| cpu_seconds(*pid)).collect();
-    let mut wrk = from.command("wrk");
+    let mut wrk = server.client.command("wrk");
     let threads = connections.min(2);
     wrk.args([format!("-t{threads}"), format!("-c{connections}"), format!("-d{}s", time.as_secs())]);
     wrk.args(["--latency", "--timeout", "20s", "-H", "Host: cwlota.com", &server.url]);

@@ -3,9 +3,9 @@
 //! The files are empty, since a restart reads names alone; what an index of full ones takes is the same.
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{self, ExitCode},
     time::Instant,
 };
 
@@ -17,7 +17,7 @@ const OBJECTS: usize = 1_000_000;
 const PLAN: Plan = Plan { min_free: 0, encryption: Encryption::Off, scrub: 0, ..Plan::DEFAULT };
 
 fn main() -> ExitCode {
-    let folder = PathBuf::from("/var/tmp").join(format!("lota-bench-storage-{}", std::process::id()));
+    let folder = PathBuf::from("/var/tmp").join(format!("lota-bench-storage-{}", process::id()));
     let measured = measure(&folder);
     let _ = fs::remove_dir_all(&folder);
     bench::ended("storage", measured)
@@ -26,17 +26,11 @@ fn main() -> ExitCode {
 fn measure(folder: &Path) -> Result<bool> {
     open(folder, 0)?.close();
     eprintln!("making {OBJECTS} files");
-    for object in 0..OBJECTS {
-        let version =
-            format!("{:032x}", (object as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
-        let path =
-            folder.join("v2").join(&version[..2]).join(format!("{version}-{object:032x}-100000.object"));
-        File::create(path)?;
-    }
+    bench::name_objects(folder, OBJECTS, 1 << 20)?;
     let mut report = Report::new("storage");
-    let before = resident()?;
+    let before = bench::resident(process::id())?;
     let cache = open(folder, OBJECTS)?;
-    let each = (resident()?.saturating_sub(before)) as f64 / OBJECTS as f64;
+    let each = bench::resident(process::id())?.saturating_sub(before) as f64 / OBJECTS as f64;
     cache.close();
     drop(cache);
     let (mut cold, mut warm) = (Vec::new(), Vec::new());
@@ -63,13 +57,6 @@ fn open(folder: &Path, objects: usize) -> Result<Cache> {
     Ok(cache)
 }
 
-/// Bytes of memory that this process has.
-fn resident() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
-}
-
 fn run(command: &str) -> Result<()> {
-    lota_tests::lab::run(&mut std::process::Command::new(command)).map(|_| ())
+    lota_tests::lab::run(&mut process::Command::new(command)).map(|_| ())
 }

@@ -9,7 +9,7 @@ use std::{fmt, fs, path::Path, process::ExitCode};
 use anyhow::{Context as _, Result};
 use serde::{Serialize, Serializer};
 
-pub use objects::{BUCKET, Objects};
+pub use objects::{BUCKET, Objects, name_objects};
 
 /// A benchmark's results.
 #[derive(Debug, Serialize)]
@@ -82,6 +82,16 @@ impl fmt::Display for Goal {
 
 fn in_words<S: Serializer>(goal: &Goal, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(goal)
+}
+
+/// Bytes of memory that a process has.
+///
+/// # Errors
+/// If there is no such process.
+pub fn resident(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
 }
 
 /// What a benchmark's process ends with, once it has measured.

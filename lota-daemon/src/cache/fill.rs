@@ -253,12 +253,12 @@ impl Fill {
             }
             let ByteRange { start, end } = self.progress.bytes(chunk..chunk + 1);
             let length = usize::try_from(end - start).unwrap_or(usize::MAX);
-            let mut written = 0;
+            let (mut written, mut checksum) = (0, 0);
             while pending.len() < length {
                 // Someone may be waiting for the first bytes that were asked for.
                 if chunk == first && pending.len() > 2 * written && !self.progress.is_there(chunk) {
                     let bytes = Bytes::copy_from_slice(&pending[written..]);
-                    self.write(start + written as u64, bytes, 0).await?;
+                    checksum = self.write(start + written as u64, bytes, checksum).await?;
                     written = pending.len();
                     self.progress.arriving(chunk, u32::try_from(written).unwrap_or_default());
                 }
@@ -271,7 +271,8 @@ impl Fill {
             }
             let bytes = pending.split_to(length).freeze();
             if !self.progress.is_there(chunk) {
-                let checksum = self.write(start, bytes, written).await?;
+                let rest = bytes.slice(written..);
+                checksum = self.write(start + written as u64, rest, checksum).await?;
                 self.progress.arrived(chunk, checksum);
                 self.allocate().await;
             }
@@ -299,13 +300,12 @@ impl Fill {
         }
     }
 
-    /// Writes what comes after the first `written` of these bytes, which begin at `start`; the CRC-32C of all of them.
-    async fn write(&self, start: u64, bytes: Bytes, written: usize) -> io::Result<u32> {
+    /// Writes some bytes of a chunk; its CRC-32C up to their end, given that of what was before.
+    async fn write(&self, offset: u64, bytes: Bytes, checksum: u32) -> io::Result<u32> {
         let (disk, file) = (self.disk.clone(), self.object.file().clone());
         let checksum = tokio::task::spawn_blocking(move || {
-            let rest = file.write_all_at(&bytes[written..], start + written as u64);
-            rest.inspect_err(|error| disk.notice(error))?;
-            Ok(crc32c::crc32c(&bytes))
+            file.write_all_at(&bytes, offset).inspect_err(|error| disk.notice(error))?;
+            Ok(crc32c::crc32c_append(checksum, &bytes))
         });
         checksum.await.map_err(io::Error::other)?
     }

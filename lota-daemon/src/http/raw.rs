@@ -5,13 +5,15 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Buf as _;
 use http_body_util::BodyExt as _;
 use hyper::rt::Write;
+use tokio::time::timeout;
 
-use super::Body;
+use super::{Body, stream::ClientStream};
 
 /// The body that is to follow on one connection, if any.
 #[derive(Clone, Debug, Default)]
@@ -28,8 +30,9 @@ impl Raw {
     }
 }
 
-/// Writes a body as it is. One that breaks off is an error.
-pub(super) async fn write(io: &mut (impl Write + Unpin), mut body: Body) -> io::Result<()> {
+/// Writes a body as it is, and waits for the other side to have it: closed at once, the kernel would give up the last
+/// bytes after a few minutes if they are not taken. A body that breaks off is an error.
+pub(super) async fn write(io: &mut ClientStream, mut body: Body, patience: Duration) -> io::Result<()> {
     while let Some(frame) = body.frame().await {
         let Ok(mut data) = frame.map_err(io::Error::other)?.into_data() else { continue };
         while data.has_remaining() {
@@ -37,5 +40,7 @@ pub(super) async fn write(io: &mut (impl Write + Unpin), mut body: Body) -> io::
             data.advance(written);
         }
     }
-    poll_fn(|cx| Pin::new(&mut *io).poll_flush(cx)).await
+    poll_fn(|cx| Pin::new(&mut *io).poll_flush(cx)).await?;
+    let _ = timeout(patience, io.closed()).await;
+    Ok(())
 }

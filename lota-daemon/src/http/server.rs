@@ -107,14 +107,6 @@ pub struct Connection {
 #[error("not answered")]
 pub struct NoAnswer;
 
-/// Writes what follows, and waits for the other side to have it: closed at once, the kernel would give up the last bytes
-/// after a few minutes if they are not taken.
-async fn write_raw(io: &mut ClientStream, body: Body, patience: Duration) -> io::Result<()> {
-    raw::write(io, body).await?;
-    let _ = tokio::time::timeout(patience, io.closed()).await;
-    Ok(())
-}
-
 /// Serves one connection until it ends, or until `life` says so, or `cut` does: then it is reset at once.
 pub async fn serve<S, F>(
     (stream, client): (TcpStream, SocketAddr),
@@ -177,7 +169,7 @@ pub async fn serve<S, F>(
         (Ok(()), Some(body)) => {
             let mut io = connection.into_parts().io;
             tokio::select! {
-                written = write_raw(&mut io, body, limits.patience) => written.map_err(|error| error.to_string()),
+                written = raw::write(&mut io, body, limits.patience) => written.map_err(|error| error.to_string()),
                 () = &mut cut => return io.reset(),
             }
         }

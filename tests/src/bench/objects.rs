@@ -20,6 +20,21 @@ use crate::lab::{
 /// The bucket of all of them.
 pub const BUCKET: &str = "bench";
 
+/// Puts so many objects of these bytes into a cache folder by name alone: their files are empty, and a restart reads
+/// names.
+///
+/// # Errors
+/// If a file cannot be made.
+pub fn name_objects(cache: &Path, objects: usize, bytes: u64) -> Result<()> {
+    for object in 0..objects {
+        let version =
+            format!("{:032x}", (object as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+        let name = format!("{version}-{object:032x}-{bytes:x}.object");
+        File::create(cache.join("v2").join(&version[..2]).join(name))?;
+    }
+    Ok(())
+}
+
 /// Objects that node 1 owns.
 #[derive(Debug)]
 pub struct Objects {
