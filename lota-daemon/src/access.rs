@@ -1,16 +1,15 @@
 //! Which pods may talk to LOTA: what each source says, and what follows from all of it together.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-    str::FromStr,
-};
+pub mod pods;
+pub mod rules;
+
+use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use lota_common::Source;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+use self::pods::Pods;
 use crate::{
     config::{self, Pod},
     datapath::Interfaces,
@@ -56,18 +55,32 @@ pub struct Access {
     /// By `lota access`.
     command: BTreeMap<Subject, Entry>,
     /// Pods that Kubernetes told of.
-    kubernetes: BTreeSet<Pod>,
+    pub kubernetes: Pods,
 }
 
 impl Access {
     /// What the configuration says.
     #[must_use]
     pub fn new(config: config::Access, vips: Vec<IpAddr>) -> Self {
-        Self { config, vips, command: BTreeMap::new(), kubernetes: BTreeSet::new() }
+        Self { config, vips, command: BTreeMap::new(), kubernetes: Pods::default() }
     }
 
-    /// Takes over what an earlier daemon's operators had said.
+    /// What the configuration says.
+    #[must_use]
+    pub fn config(&self) -> &config::Access {
+        &self.config
+    }
+
+    /// What the configuration says from now on.
+    pub fn set_config(&mut self, config: config::Access) {
+        self.config = config;
+    }
+
+    /// Takes over what an earlier daemon's operators had said, and whom Kubernetes had allowed.
     pub fn adopt(&mut self, table: &Table) {
+        let of_kubernetes =
+            table.addresses.iter().filter(|(_, entry)| entry.source == Source::Kubernetes && entry.allow);
+        self.kubernetes.adopt(of_kubernetes.map(|(address, entry)| (*address, entry.ifindex)));
         let addresses = table.addresses.iter().map(|(address, entry)| (Subject::Address(*address), *entry));
         let prefixes = table.prefixes.iter().map(|(prefix, entry)| (Subject::Prefix(*prefix), *entry));
         self.command.extend(addresses.chain(prefixes).filter(|(_, entry)| entry.source == Source::Command));
@@ -89,11 +102,6 @@ impl Access {
         self.command.remove(&subject).is_some()
     }
 
-    /// The pods of this node that Kubernetes allows, all of them.
-    pub fn set_kubernetes(&mut self, pods: BTreeSet<Pod>) {
-        self.kubernetes = pods;
-    }
-
     /// What follows from all of it, for the interfaces there are. An entry whose interface does not exist is
     /// none: it comes and goes with it. What an operator said about an address at an interface that is gone is
     /// forgotten for good, since the next to have the address may be someone else.
@@ -102,15 +110,18 @@ impl Access {
         let mut table =
             Table { default_allow: self.config.default == config::DefaultAccess::Allow, ..Table::default() };
         // A later source overrides those before it.
-        let pods = |pods: &mut dyn Iterator<Item = &Pod>, source| {
-            pods.filter_map(|pod| {
-                let ifindex = interfaces.seen_as(&pod.interface)?;
-                Some((pod.address, Entry { allow: true, ifindex, source }))
-            })
-            .collect::<Vec<_>>()
-        };
-        table.addresses.extend(pods(&mut self.kubernetes.iter(), Source::Kubernetes));
-        table.addresses.extend(pods(&mut self.config.pods.iter(), Source::Config));
+        let bound = |address, ifindex, source| (address, Entry { allow: true, ifindex, source });
+        let of_kubernetes = self.kubernetes.entries(interfaces).into_iter();
+        table.addresses.extend(of_kubernetes.map(|(pod, index)| bound(pod, index, Source::Kubernetes)));
+        let configured = self.config.pods.iter().filter_map(|Pod { address, interface }| {
+            Some(bound(*address, interfaces.seen_as(interface)?, Source::Config))
+        });
+        table.addresses.extend(configured);
+        // Not as addresses, even where a prefix is a single one: a pod that a selector allows has its access, whatever a
+        // block leaves out.
+        let block = |allow| Entry { allow, ifindex: 0, source: Source::Config };
+        let blocks = rules::prefixes(&self.config.from).into_iter();
+        table.prefixes.extend(blocks.map(|(prefix, allow)| (prefix, block(allow))));
         if self.config.host_network {
             let entry = Entry { allow: true, ifindex: LOOPBACK, source: Source::Config };
             table.addresses.extend(self.vips.iter().map(|vip| (*vip, entry)));
@@ -202,5 +213,5 @@ impl<'de> Deserialize<'de> for Subject {
 }
 
 #[cfg(test)]
-#[path = "access_tests.rs"]
+#[path = "access/tests.rs"]
 mod tests;

@@ -10,14 +10,16 @@ use serde::Deserialize;
 use thiserror::Error;
 
 mod check;
+mod reload;
 mod secrets;
 mod values;
 
+pub use reload::{Reload, Reloaded};
 pub use secrets::{Client, Credential};
 pub use values::{ByteSize, Origin, Secret};
 
 use crate::{
-    access::Subject,
+    access::{Subject, rules::Rule},
     cache::{Admission, DiskPlan, Encryption, Plan},
     s3::Zone,
 };
@@ -45,6 +47,8 @@ pub struct Config {
     pub fill: Fill,
     /// The other nodes.
     pub peers: Option<Peers>,
+    /// The cluster's API server, which tells of pods and nodes; not asked, if nothing is said.
+    pub kubernetes: Option<Kubernetes>,
     /// Metrics and health.
     #[serde(default)]
     pub admin: Admin,
@@ -57,18 +61,16 @@ pub struct Config {
 }
 
 /// This node.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "values::Node")]
 pub struct Node {
     /// Its name: what placement hashes, so it must not change while its cache lives.
     pub name: String,
     /// Its address in the cluster; the peer port listens here and nowhere else.
     pub address: IpAddr,
-    /// Its zone, told to gateways that speak LOTA.
-    #[serde(default)]
+    /// Its zone, told to gateways that speak LOTA; nodes of the same zone are preferred among an object's owners.
     pub zone: String,
     /// Its region, told to gateways that speak LOTA.
-    #[serde(default)]
     pub region: String,
 }
 
@@ -289,7 +291,9 @@ pub struct Peers {
     /// Requests a second for one object that one node answers alone.
     #[serde(default = "default_hot_requests")]
     pub hot_requests: u32,
-    /// Every node of the cluster; this one may be among them.
+    /// Every node of the cluster; this one may be among them. Left out with `[kubernetes]`, whose service says
+    /// who they are.
+    #[serde(default)]
     pub nodes: Vec<Peer>,
 }
 
@@ -303,6 +307,25 @@ fn default_hot_requests() -> u32 {
 
 fn default_peer_port() -> u16 {
     7480
+}
+
+/// The API server, as the pod's service account or else `KUBECONFIG` says where it is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kubernetes {
+    /// LOTA's own namespace: its service is there, and a rule with a `podSelector` alone is about pods there.
+    pub namespace: String,
+    /// The headless service whose endpoints are the cluster's nodes.
+    pub service: String,
+    /// A taint that new nodes have, to keep pods away until LOTA serves there; it is taken off then. None, if nothing is
+    /// said.
+    pub taint: Option<String>,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self { namespace: "cw-object-storage".into(), service: "lota".into(), taint: None }
+    }
 }
 
 /// A node of the cluster.
@@ -382,6 +405,9 @@ pub struct Access {
     pub default: DefaultAccess,
     /// The pods, one by one, each bound to its interface.
     pub pods: Vec<Pod>,
+    /// Pods of this node that may, each bound to its interface, and addresses, from any: a NetworkPolicy's `from`, in its
+    /// own schema. Rules about pods need `[kubernetes]`.
+    pub from: Vec<Rule>,
     /// Addresses and prefixes that may, from any interface.
     pub allow: Vec<Subject>,
     /// Addresses and prefixes that may not.

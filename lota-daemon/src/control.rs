@@ -6,6 +6,7 @@ use std::{
     fs::File,
     net::{IpAddr, TcpListener},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -17,12 +18,15 @@ use crate::{
     access::{Access, Subject, Table},
     config::{self, Config},
     datapath::{self, Datapath, Interfaces, Loaded, netlink::Netlink},
+    kubernetes::Told,
 };
 
 /// The endpoint's port.
 pub const HTTP_PORT: u16 = 80;
 /// The responder's port.
 pub const DNS_PORT: u16 = 53;
+/// How long a pod's interface is looked for often; after that, when interfaces change.
+const AWAITED: Duration = Duration::from_secs(10);
 
 /// What others may ask for.
 #[derive(Debug)]
@@ -65,6 +69,10 @@ pub struct Control {
     access: Access,
     interfaces: Interfaces,
     table: watch::Sender<Arc<Table>>,
+    /// The other nodes.
+    peers: Vec<IpAddr>,
+    /// When the API server told what is not applied yet.
+    told: Option<Instant>,
 }
 
 impl Control {
@@ -76,17 +84,18 @@ impl Control {
     /// If the kernel refuses any of it. What cannot be attached to an interface is only said: others may do.
     pub async fn start(config: Arc<Config>, lock: Option<&File>, loaded: Option<Loaded>) -> Result<Self> {
         let netlink = Netlink::connect()?;
-        let datapath = Datapath::load(&config.datapath, settings(&config), lock, loaded)?;
         let vips = config.endpoint.vips();
         let mut access = Access::new(config.access.clone(), vips.clone());
+        let datapath = Datapath::load(&config.datapath, settings(&config, &access), lock, loaded)?;
         access.adopt(&datapath.access()?);
         let (table, _) = watch::channel(Arc::default());
         let interfaces = Interfaces::default();
-        let mut control = Self { config, netlink, datapath, access, interfaces, table };
+        let peers = config.peers.iter().flat_map(|peers| &peers.nodes).map(|peer| peer.address).collect();
+        let mut control = Self { config, netlink, datapath, access, interfaces, table, peers, told: None };
         for vip in vips {
             control.netlink.add_virtual_address(vip).await?;
         }
-        control.datapath.set_nodes(&nodes(&control.config))?;
+        control.datapath.set_nodes(&control.nodes())?;
         control.interfaces = control.netlink.interfaces().await?;
         control.apply_access()?;
         if let Err(error) = control.attach() {
@@ -100,8 +109,8 @@ impl Control {
     /// # Errors
     /// What could not be, after all that could.
     pub async fn reassert(&mut self, listeners: &[TcpListener]) -> Result<()> {
-        let settled = self.datapath.reassert(settings(&self.config));
-        let nodes = self.datapath.set_nodes(&nodes(&self.config));
+        let settled = self.datapath.reassert(settings(&self.config, &self.access));
+        let nodes = self.datapath.set_nodes(&self.nodes());
         let listening = self.set_listeners(listeners);
         let followed = self.follow().await;
         settled.and(nodes).and(listening).and(followed)
@@ -113,6 +122,67 @@ impl Control {
     /// If the kernel refuses.
     pub fn set_listeners(&mut self, listeners: &[TcpListener]) -> Result<()> {
         listeners.iter().try_for_each(|listener| self.datapath.set_listener(listener))
+    }
+
+    /// What the configuration says about access from now on.
+    ///
+    /// # Errors
+    /// What could not be changed, after all that could.
+    pub async fn set_access(&mut self, access: config::Access) -> Result<()> {
+        self.access.set_config(access);
+        let settled = self.datapath.reassert(settings(&self.config, &self.access));
+        self.follow().await.and(settled)
+    }
+
+    /// Whom the guard lets through to the peer port from now on, besides this node.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_peers(&mut self, peers: Vec<IpAddr>) -> Result<()> {
+        self.peers = peers;
+        self.datapath.set_nodes(&self.nodes())
+    }
+
+    /// Every node's address; true for this node's own.
+    fn nodes(&self) -> BTreeMap<IpAddr, bool> {
+        let own = [self.config.node.address, self.config.admin.listen.ip()].into_iter();
+        let own = own.filter(|address| !address.is_unspecified()).map(|address| (address, true));
+        self.peers.iter().map(|address| (*address, false)).chain(own).collect()
+    }
+
+    /// This node's pods, as the API server has just told.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn set_pods(&mut self, told: Told) -> Result<()> {
+        self.access.kubernetes.set(told.pods);
+        self.told = Some(told.at);
+        self.follow_pods().await
+    }
+
+    /// Binds pods to their interfaces, as far as they have one, and lets in whom it follows from that.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    async fn follow_pods(&mut self) -> Result<()> {
+        // Not as they were when netlink last told: an address must not be bound to one that is gone.
+        self.interfaces = self.netlink.interfaces().await?;
+        let plan = self.interfaces.plan(&self.config.datapath, self.access.config().host_network);
+        for address in self.access.kubernetes.unbound() {
+            // A pod whose network is not there yet has another node's route, or none.
+            if let Ok(index) = self.netlink.toward(address).await
+                && plan.steered.contains_key(&index)
+            {
+                self.access.kubernetes.bind(address, index);
+            }
+        }
+        self.apply_access()
+    }
+
+    /// Has the API server told of pods of late whose interface is not known?
+    #[must_use]
+    pub fn awaits_pods(&self) -> bool {
+        self.told.is_some_and(|told| told.elapsed() < AWAITED) && !self.access.kubernetes.unbound().is_empty()
     }
 
     /// Who has access, as it changes.
@@ -147,14 +217,14 @@ impl Control {
     pub async fn follow(&mut self) -> Result<()> {
         self.interfaces = self.netlink.interfaces().await?;
         // Before anything else: an address at a new interface is not who it was.
-        match (self.apply_access(), self.attach()) {
+        match (self.follow_pods().await, self.attach()) {
             (Err(access), Err(attached)) => Err(anyhow!("{access:#}; {attached:#}")),
             (access, attached) => access.and(attached),
         }
     }
 
     fn attach(&mut self) -> Result<()> {
-        let plan = self.interfaces.plan(&self.config.datapath, self.config.access.host_network);
+        let plan = self.interfaces.plan(&self.config.datapath, self.access.config().host_network);
         let mut problems = Vec::new();
         for (interface, attached) in self.datapath.set_interfaces(&self.interfaces, &plan) {
             match attached {
@@ -271,7 +341,7 @@ impl Control {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, access: &Access) -> Settings {
     let wire = config.endpoint.zone.wire();
     let mut zone = [0; MAX_ZONE];
     // A zone that is too long was refused with the configuration, unless names are not answered at all.
@@ -289,14 +359,7 @@ fn settings(config: &Config) -> Settings {
         zone,
         zone_length: if fits { u8::try_from(wire.len()).unwrap_or(0) } else { 0 },
         answer_names: u8::from(config.datapath.answer_names && fits),
-        default_allow: u8::from(config.access.default == config::DefaultAccess::Allow),
+        default_allow: u8::from(access.config().default == config::DefaultAccess::Allow),
         lookups: 0,
     }
-}
-
-/// Every node's address; true for this node's own.
-fn nodes(config: &Config) -> BTreeMap<IpAddr, bool> {
-    let peers = config.peers.iter().flat_map(|peers| &peers.nodes).map(|peer| (peer.address, false));
-    let own = [config.node.address, config.admin.listen.ip()].into_iter();
-    peers.chain(own.filter(|address| !address.is_unspecified()).map(|address| (address, true))).collect()
 }

@@ -4,6 +4,7 @@ mod show;
 
 use std::{
     io::{ErrorKind, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
@@ -15,7 +16,7 @@ use lota_daemon::{
     cli::{
         About, AccessCommand, CacheCommand, Cli, Command, DatapathCommand, GatewayCommand, Look, Prefetch,
     },
-    config::Config,
+    config::{Config, Reload},
     control::{AccessRequest, Verb},
     datapath::{self, PinnedMaps},
     node, prefetch,
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
     let done = match command {
         // It may run in a pod, where there is no configuration.
         Command::Prefetch(wanted) => prefetch(&wanted),
+        Command::Run => run(&config),
         command => Config::read(&config).map_err(Into::into).and_then(|config| dispatch(command, config)),
     };
     match done {
@@ -63,8 +65,8 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command, config: Config) -> Result<()> {
     let shown = match command {
-        Command::Run => return run(config),
-        Command::Prefetch(wanted) => return prefetch(&wanted),
+        // Above, where the file itself is wanted, or none.
+        Command::Run | Command::Prefetch(_) => return Ok(()),
         Command::Datapath(DatapathCommand::Detach) => return detach(&config),
         Command::Cache(CacheCommand::Ls(Look { json })) => show::cache(&config.cache.disks, json)?,
         Command::Access(AccessCommand::List(Look { json })) => {
@@ -98,7 +100,8 @@ fn dispatch(command: Command, config: Config) -> Result<()> {
 
 /// This thread keeps the capabilities that the kernel side needs; everything that handles what others send runs on
 /// threads that have none.
-fn run(config: Config) -> Result<()> {
+fn run(path: &Path) -> Result<()> {
+    let config = Config::read(path)?;
     let workers = Workers::start()?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
@@ -114,7 +117,7 @@ fn run(config: Config) -> Result<()> {
             // Kept, so that the signal stays visible until the process ends.
             std::future::pending::<()>().await;
         });
-        node::run(config, stopped, workers).await
+        node::run(config, Reload::on_hangup(path)?, stopped, workers).await
     })
 }
 

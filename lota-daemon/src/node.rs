@@ -3,10 +3,9 @@
 mod door;
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -26,7 +25,8 @@ use crate::{
     admin::{self, Admin, Ready},
     backend::Backend,
     cache::{Cache, Plan},
-    config::{Config, Origin},
+    cluster::{Cluster, Member, Members},
+    config::{Config, Origin, Peer, Reload, Reloaded},
     control::{Command, Control, HTTP_PORT},
     datapath::{self, Loaded, netlink},
     dns::Responder,
@@ -37,9 +37,10 @@ use crate::{
         server::{Life, Limits},
         upstream::Upstream,
     },
+    kubernetes::{Kubernetes, Told},
     metrics::{Exposition, Metrics},
     peer::Peers,
-    placement::{NodeName, Placement},
+    placement::NodeName,
     proxy::{Crowds, Debts, Load, Proxy},
     sockets::{CACHE_LOCK, PINS_LOCK, Sockets},
     workers::Workers,
@@ -49,7 +50,8 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(30);
 /// How often the order of programs on the interfaces is looked at.
 const LOOK: Duration = Duration::from_secs(2);
-/// How soon connections that a successor inherits from nobody learn of its changes of access.
+/// How soon connections that a successor inherits from nobody learn of its changes of access, and how often a new pod's
+/// interface is looked for.
 const RELOOK: Duration = Duration::from_millis(250);
 /// What a fill holds in memory for its one request, and as much for another: a chunk that is being written, and the
 /// next one.
@@ -62,14 +64,19 @@ const COMMANDS: usize = 64;
 ///
 /// # Errors
 /// What failed, and to what it was being done.
-pub async fn run(config: Config, mut stop: watch::Receiver<bool>, workers: Workers) -> Result<()> {
+pub async fn run(
+    config: Config,
+    mut reload: Reload,
+    mut stop: watch::Receiver<bool>,
+    workers: Workers,
+) -> Result<()> {
     datapath::preflight(&config.datapath.pins)
         .map_err(|missing| anyhow!("cannot hold the datapath: {missing}"))?;
     raise_descriptor_limit();
     let config = Arc::new(config);
     let mut node = Node::start(config.clone(), workers).await?;
     let handover = node.sockets.handover(&Handle::current())?;
-    let mut look = tokio::time::interval(LOOK);
+    let (mut look, mut relook) = (tokio::time::interval(LOOK), tokio::time::interval(RELOOK));
     let mut trouble = None;
     let handed_over = loop {
         tokio::select! {
@@ -83,6 +90,13 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>, workers: Worke
                 }
                 node.control.regain_heads();
             }
+            Ok(()) = node.pods.changed() => node.follow_pods(&mut trouble).await,
+            _ = relook.tick(), if node.control.awaits_pods() => node.follow(&mut trouble).await,
+            Ok(()) = node.peers.changed() => {
+                let peers = node.peers.borrow_and_update().clone();
+                node.control.set_peers(peers)?;
+            }
+            () = reload.asked() => node.reload(&mut reload).await,
             Some(command) = node.commands.recv() => node.control.obey(command).await,
             Some(ended) = node.doors.join_next() => ended.context("a part of the node panicked")?,
             asked = handover.accept() => {
@@ -95,7 +109,13 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>, workers: Worke
     };
     // Whoever asks next asks the next daemon.
     drop(handover);
-    node.end(handed_over, stop).await;
+    let is_pod = node.config.kubernetes.is_some();
+    node.end(handed_over, stop.clone()).await;
+    if handed_over && is_pod {
+        // A pod that ends by itself is started again, and would take over from its successor.
+        tracing::info!("finished what was begun; waiting to be told to end");
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
     Ok(())
 }
 
@@ -108,6 +128,13 @@ struct Node {
     admin: Admin,
     responder: Responder,
     commands: mpsc::Receiver<Command>,
+    kubernetes: Option<Arc<Kubernetes>>,
+    /// What the API server tells of this node's pods.
+    pods: watch::Receiver<Option<Told>>,
+    /// Who the nodes are said to be.
+    members: watch::Receiver<Members>,
+    /// Their addresses.
+    peers: watch::Receiver<Vec<IpAddr>>,
     life: watch::Sender<Life>,
     /// Ends when the last connection has.
     drained: mpsc::Receiver<()>,
@@ -131,6 +158,10 @@ impl Node {
         let mut control = Control::start(config.clone(), lock.as_ref(), loaded).await?;
         let locks: Vec<File> = inherited.take_all(CACHE_LOCK).into_iter().map(File::from).collect();
         let proxy = Arc::new(proxy(&config, metrics.clone(), &locks)?);
+        let (teller, members) = watch::channel(configured_members(&config));
+        proxy.cluster.set_members(members.borrow().clone());
+        let kubernetes = Kubernetes::new(&config, teller).map(Arc::new);
+        let pods = kubernetes.as_ref().map_or_else(|| watch::channel(None).1, |kubernetes| kubernetes.pods());
         if config.datapath.uplink.is_none() {
             tracing::warn!("no datapath.uplink: the peer port is kept by the cluster's secret alone");
         }
@@ -150,6 +181,7 @@ impl Node {
             proxy.peers.clone(),
         ));
         let vips = config.endpoint.vips().into_iter().map(|vip| SocketAddr::new(vip, HTTP_PORT)).collect();
+        let peers = proxy.cluster.addresses();
         let mut node = Self {
             responder: Responder::new(&config.endpoint.zone, config.endpoint.vip, config.endpoint.vip6)?,
             door: Door {
@@ -168,6 +200,10 @@ impl Node {
             control,
             sockets,
             commands,
+            kubernetes,
+            pods,
+            members,
+            peers,
             life,
             drained,
             doors: JoinSet::new(),
@@ -200,6 +236,11 @@ impl Node {
         self.doors.spawn_on(async move { cache.keep().await }, first);
         if let Some(peers) = self.door.proxy.peers.clone() {
             self.doors.spawn_on(async move { peers.look_for_the_lost().await }, first);
+            let (cluster, members) = (self.door.proxy.cluster.clone(), self.members.clone());
+            self.doors.spawn_on(async move { cluster.follow(members).await }, first);
+        }
+        if let Some(kubernetes) = self.kubernetes.clone() {
+            self.doors.spawn_on(async move { kubernetes.follow().await }, first);
         }
         self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), first);
         let control = self.admin.control.clone();
@@ -218,13 +259,55 @@ impl Node {
         Ok(())
     }
 
+    /// Takes up what has changed in the configuration, as far as a daemon that runs can.
+    async fn reload(&mut self, reload: &mut Reload) {
+        let Reloaded { access, later } = match reload.read() {
+            Ok(reloaded) => reloaded,
+            Err(error) => {
+                tracing::error!(%error, "the configuration is not read again; what it said before holds");
+                return;
+            }
+        };
+        if let Some(kubernetes) = &self.kubernetes {
+            kubernetes.set_rules(access.from.clone());
+        }
+        match self.control.set_access(access).await {
+            Ok(()) => tracing::info!("the configuration is read again, and [access] holds as it is now"),
+            Err(error) => tracing::error!(error = format!("{error:#}"), "not all of [access] holds"),
+        }
+        for key in later {
+            tracing::warn!(
+                key,
+                "changed, and holds with the next daemon: start it beside this one, which hands over"
+            );
+        }
+    }
+
+    /// Lets in the pods that the API server has just told of.
+    async fn follow_pods(&mut self, trouble: &mut Option<String>) {
+        let told = self.pods.borrow_and_update().clone();
+        if let Some(told) = told
+            && let Err(error) = self.control.set_pods(told).await
+        {
+            self.say(trouble, Some(format!("{error:#}")));
+        }
+    }
+
     /// Follows the interfaces; what was in the way is said once, and tried again.
     async fn follow(&mut self, trouble: &mut Option<String>) {
         let now = self.control.follow().await.err().map(|error| format!("{error:#}"));
+        self.say(trouble, now);
+    }
+
+    fn say(&self, trouble: &mut Option<String>, now: Option<String>) {
         if now != *trouble
             && let Some(error) = &now
         {
-            tracing::error!(error, "not everything follows the interfaces");
+            tracing::error!(
+                node = self.config.node.name,
+                error,
+                "not everything follows interfaces and pods"
+            );
         }
         *trouble = now;
     }
@@ -336,6 +419,16 @@ impl Node {
     }
 }
 
+/// The nodes that the configuration names.
+fn configured_members(config: &Config) -> Members {
+    let nodes = config.peers.iter().flat_map(|peers| &peers.nodes);
+    let member = |peer: &Peer| {
+        let member = Member { address: peer.address, zone: String::new(), capacity: Some(peer.capacity.0) };
+        (NodeName(peer.name.clone()), member)
+    };
+    nodes.map(member).collect()
+}
+
 fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
     let me = NodeName(config.node.name.clone());
     let gateway_origin = &config.gateway.endpoint;
@@ -371,23 +464,16 @@ fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
     };
     let cache = Cache::open(&config.cache.disks, &scope, &plan, locks).context("opening the cache")?;
 
-    let mut weights = BTreeMap::from([(me.clone(), capacity)]);
     let (mut peers, mut crowds) = (None, Crowds::new(u32::MAX, 1));
     if let Some(configured) = &config.peers {
-        weights.extend(configured.nodes.iter().map(|node| (NodeName(node.name.clone()), node.capacity.0)));
-        let others = configured.nodes.iter().filter(|node| node.name != me.0);
-        let others = others.map(|node| (NodeName(node.name.clone()), node.address));
-        peers = Some(Arc::new(Peers::new(
-            me.clone(),
-            &configured.secret()?,
-            configured.port,
-            others,
-            upstream.impatient(),
-        )));
+        let secret = configured.secret()?;
+        peers = Some(Arc::new(Peers::new(me.clone(), &secret, configured.port, upstream.impatient())));
         crowds = Crowds::new(configured.hot_requests, configured.owners);
     }
+    let zone = config.node.zone.clone();
+    let cluster = Arc::new(Cluster::new(me.clone(), zone, scope, capacity, peers.clone()));
     Ok(Proxy {
-        placement: Placement::new(&scope, weights),
+        cluster,
         node: me,
         zone: config.endpoint.zone.clone(),
         gateway,

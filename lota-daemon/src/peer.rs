@@ -9,9 +9,9 @@ mod replay;
 mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -42,8 +42,8 @@ use crate::{
 
 /// How often it is seen whether a peer that was lost is back.
 const LOOK: Duration = Duration::from_secs(1);
-/// A peer that was lost for longer has no share of the objects any more.
-const GRACE: Duration = Duration::from_secs(60);
+/// A peer that was lost for longer, or is not of the cluster any more, has no share of the objects.
+pub const GRACE: Duration = Duration::from_secs(60);
 /// How long a peer's word about its load is worth something.
 const MOMENT: Duration = Duration::from_secs(1);
 /// Lost peers that are looked for at once.
@@ -61,7 +61,8 @@ const PING_PATIENCE: Duration = Duration::from_secs(2);
 pub struct Peers {
     wire: Wire,
     window: Mutex<Window>,
-    addresses: HashMap<NodeName, Origin>,
+    port: u16,
+    nodes: RwLock<HashMap<NodeName, Origin>>,
     states: Mutex<HashMap<NodeName, State>>,
     upstream: Upstream,
 }
@@ -73,6 +74,8 @@ struct State {
     lost: Option<Instant>,
     /// Bytes that it had to send when it answered last, and when that was.
     load: Option<(u64, Instant)>,
+    /// What its cache holds at most, as it said last.
+    capacity: Option<u64>,
 }
 
 /// Why an owner could not be asked. Another node is, then.
@@ -99,27 +102,32 @@ pub enum PeerError {
 }
 
 impl Peers {
-    /// The nodes of the cluster, as `me` sees them.
-    pub fn new(
-        me: NodeName,
-        secret: &Secret,
-        port: u16,
-        nodes: impl IntoIterator<Item = (NodeName, IpAddr)>,
-        upstream: Upstream,
-    ) -> Self {
-        let origin = |address| {
-            let authority = SocketAddr::new(address, port).to_string();
-            Origin::parse(&format!("http://{authority}")).ok()
-        };
-        let addresses =
-            nodes.into_iter().filter_map(|(name, address)| Some((name, origin(address)?))).collect();
+    /// The peers of `me`, none yet.
+    pub fn new(me: NodeName, secret: &Secret, port: u16, upstream: Upstream) -> Self {
         Self {
             wire: Wire::new(me, secret),
             window: Mutex::new(Window::starting(SystemTime::now())),
-            addresses,
+            port,
+            nodes: RwLock::default(),
             states: Mutex::default(),
             upstream,
         }
+    }
+
+    /// The other nodes of the cluster from now on, all of them.
+    pub fn set_nodes<'a>(&self, nodes: impl IntoIterator<Item = (&'a NodeName, IpAddr)>) {
+        let origin = |address| {
+            let authority = SocketAddr::new(address, self.port).to_string();
+            Origin::parse(&format!("http://{authority}")).ok()
+        };
+        let nodes: HashMap<NodeName, Origin> =
+            nodes.into_iter().filter_map(|(name, address)| Some((name.clone(), origin(address)?))).collect();
+        self.states().retain(|name, _| nodes.contains_key(name));
+        *self.nodes.write().unwrap_or_else(PoisonError::into_inner) = nodes;
+    }
+
+    fn origin(&self, peer: &NodeName) -> Option<Origin> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(peer).cloned()
     }
 
     /// Asks `owner` for what is wanted of the answer to a client's request.
@@ -133,13 +141,13 @@ impl Peers {
         head: &Head,
         wanted: Wanted,
     ) -> Result<Response<Incoming>, PeerError> {
-        let origin = self.addresses.get(owner).ok_or(PeerError::Unknown)?;
+        let origin = self.origin(owner).ok_or(PeerError::Unknown)?;
         if self.is_lost(owner) {
             return Err(PeerError::Lost);
         }
-        let answer = self.send(owner, origin, client, head, wanted).await;
+        let answer = self.send(owner, &origin, client, head, wanted).await;
         match &answer {
-            Ok(answer) => self.is_here(owner, Told::of(answer.headers()).load),
+            Ok(answer) => self.is_here(owner, Told::of(answer.headers())),
             Err(error) => {
                 tracing::warn!(peer = %owner.0, %error, "peer unavailable");
                 // Slow is not dead, and one odd request says nothing about the next.
@@ -227,7 +235,7 @@ impl Peers {
     }
 
     async fn is_alive(&self, owner: &NodeName) -> bool {
-        let Some(origin) = self.addresses.get(owner) else { return false };
+        let Some(origin) = self.origin(owner) else { return false };
         let Ok(mut ping) = Request::builder().uri(format!("{origin}/")).body(empty()) else { return false };
         if let Ok(host) = HeaderValue::from_str(origin.authority.as_str()) {
             ping.headers_mut().insert(header::HOST, host);
@@ -238,7 +246,7 @@ impl Peers {
             Ok(Ok(answer)) => {
                 let is_its = self.wire.verify_answer(&nonce, answer.status(), answer.headers()).is_ok();
                 if is_its {
-                    self.is_here(owner, Told::of(answer.headers()).load);
+                    self.is_here(owner, Told::of(answer.headers()));
                 }
                 is_its
             }
@@ -263,27 +271,38 @@ impl Peers {
         self.wire.sign_answer(signature, answer);
     }
 
-    /// Looks for peers that were lost, for as long as it is polled.
+    /// Looks for peers that were lost or have never said anything, for as long as it is polled.
     pub async fn look_for_the_lost(&self) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             look.tick().await;
-            let lost: Vec<NodeName> = {
-                let states = self.states();
-                states
-                    .iter()
-                    .filter(|(_, state)| state.lost.is_some())
-                    .map(|(name, _)| name.clone())
-                    .collect()
+            let sought = {
+                let (nodes, states) = (self.names(), self.states());
+                let is_sought = |name: &NodeName| states.get(name).is_none_or(|state| state.lost.is_some());
+                nodes.into_iter().filter(is_sought).collect::<Vec<_>>()
             };
-            let looked = stream::iter(&lost).for_each_concurrent(MOST_LOOKED_FOR, async |peer| {
-                if self.is_alive(peer).await {
-                    tracing::info!(peer = %peer.0, "peer is back");
+            let looked = stream::iter(&sought).for_each_concurrent(MOST_LOOKED_FOR, async |peer| {
+                let was_lost = self.is_lost(peer);
+                match self.is_alive(peer).await {
+                    true if was_lost => tracing::info!(peer = %peer.0, "peer is back"),
+                    true => {}
+                    false => self.lose(peer),
                 }
             });
             looked.await;
         }
+    }
+
+    fn names(&self) -> Vec<NodeName> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// What each peer that has said so holds at most, in bytes.
+    #[must_use]
+    pub fn capacities(&self) -> BTreeMap<NodeName, u64> {
+        let states = self.states();
+        states.iter().filter_map(|(name, state)| Some((name.clone(), state.capacity?))).collect()
     }
 
     /// Did it not answer the last time?
@@ -295,7 +314,7 @@ impl Peers {
     /// How many peers are not lost.
     #[must_use]
     pub fn active(&self) -> usize {
-        self.addresses.keys().filter(|peer| !self.is_lost(peer)).count()
+        self.names().iter().filter(|peer| !self.is_lost(peer)).count()
     }
 
     /// The peers that have been lost for so long that others have their shares.
@@ -315,8 +334,14 @@ impl Peers {
         }
     }
 
-    fn is_here(&self, peer: &NodeName, load: u64) {
-        self.states().insert(peer.clone(), State { lost: None, load: Some((load, Instant::now())) });
+    fn is_here(&self, peer: &NodeName, told: Told) {
+        let mut states = self.states();
+        let state = match states.get_mut(peer) {
+            Some(state) => state,
+            None => states.entry(peer.clone()).or_default(),
+        };
+        let capacity = told.capacity.or(state.capacity);
+        *state = State { lost: None, load: Some((told.load, Instant::now())), capacity };
     }
 
     fn lose(&self, peer: &NodeName) {

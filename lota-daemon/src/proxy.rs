@@ -32,6 +32,7 @@ use self::get::Get;
 use crate::{
     backend::Backend,
     cache::{Cache, Join, Object, Reader},
+    cluster::Cluster,
     gateway::{Answer, DirectPath, FillAuthority, Gateway, Grant},
     http::{
         Body, Head, Slices, empty, incoming,
@@ -43,7 +44,7 @@ use crate::{
         headers::{self, Told, Wanted},
         raw,
     },
-    placement::{NodeName, Placement},
+    placement::NodeName,
     s3::{ByteRange, CacheControl, ObjectMeta, Operation, S3Error, Zone},
 };
 
@@ -64,8 +65,8 @@ pub struct Proxy {
     pub backend: Backend,
     /// What is here already.
     pub cache: Arc<Cache>,
-    /// Who should have what.
-    pub placement: Placement,
+    /// Who the nodes are, and which should have what.
+    pub cluster: Arc<Cluster>,
     /// The other nodes, if there are any.
     pub peers: Option<Arc<Peers>>,
     /// Objects that many want at once.
@@ -122,7 +123,8 @@ impl Proxy {
         };
         let (parts, _) = request.into_parts();
         let Some(wanted) = Wanted::of(&parts.headers) else { return Err(NoAnswer) };
-        let mut told = Told { load: self.load.bytes(), owners: None };
+        let mut told =
+            Told { load: self.load.bytes(), capacity: Some(self.cluster.capacity()), owners: None };
         if wanted == Wanted::Ping {
             let mut here = Response::new(empty());
             told.write(here.headers_mut());

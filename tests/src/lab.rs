@@ -4,6 +4,7 @@
 pub mod chunked;
 mod client;
 mod knock;
+pub mod kubernetes;
 mod namespace;
 mod node;
 mod origin;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lota_common::MAX_ZONE;
 
 use super::{Config, Protocol, Style};
-use crate::access::Subject;
+use crate::access::{Subject, rules::Rule};
 
 impl Config {
     /// Is it sound as a whole? If not, the key, and what is wrong.
@@ -87,6 +87,14 @@ impl Config {
         }
         if self.limits.body_memory.0 < 16 << 20 {
             return Err("limits.body_memory: must be 16MiB at least".into());
+        }
+        if self.kubernetes.is_none() {
+            if self.access.from.iter().any(Rule::is_about_pods) {
+                return Err("access.from: rules about pods need [kubernetes], which tells of them".into());
+            }
+            if self.peers.as_ref().is_some_and(|peers| peers.nodes.is_empty()) {
+                return Err("peers.nodes: name them, or have [kubernetes] tell of them".into());
+            }
         }
         let admin = self.admin.listen.ip();
         if !admin.is_loopback() && admin != self.node.address {

@@ -1,6 +1,6 @@
 //! Values that TOML has no type for, and how a mistake is explained.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, net::IpAddr, path::PathBuf};
 
 use hyper::{Uri, http::uri::Authority};
 use serde::{Deserialize, Deserializer, de};
@@ -27,6 +27,41 @@ pub struct Origin {
 #[derive(Clone, Deserialize)]
 #[serde(from = "String")]
 pub struct Secret(String);
+
+/// `[node]` as it is written: where many nodes share a file, the environment says what differs.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Node {
+    name: Option<String>,
+    address: Option<IpAddr>,
+    #[serde(default)]
+    zone: String,
+    #[serde(default)]
+    region: String,
+}
+
+impl TryFrom<Node> for super::Node {
+    type Error = String;
+
+    fn try_from(Node { name, address, zone, region }: Node) -> Result<Self, String> {
+        let said = |variable: &str| std::env::var(variable).ok().filter(|value| !value.is_empty());
+        let name = name.or_else(|| said("LOTA_NODE_NAME"));
+        let name = name.ok_or("node.name: neither said here nor by LOTA_NODE_NAME in the environment")?;
+        let address = match (address, said("LOTA_NODE_ADDRESS")) {
+            (Some(address), _) => address,
+            (None, Some(text)) => {
+                text.parse().map_err(|_| format!("LOTA_NODE_ADDRESS: `{text}` is not an address"))?
+            }
+            (None, None) => {
+                return Err(
+                    "node.address: neither said here nor by LOTA_NODE_ADDRESS in the environment".into()
+                );
+            }
+        };
+        let zone = if zone.is_empty() { said("LOTA_NODE_ZONE").unwrap_or_default() } else { zone };
+        Ok(Self { name, address, zone, region })
+    }
+}
 
 /// `[cache]` as it is written: one folder, or several disks.
 #[derive(Deserialize)]

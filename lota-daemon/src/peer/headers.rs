@@ -15,6 +15,7 @@ const PING: HeaderName = HeaderName::from_static("lota-ping");
 const SKIP: HeaderName = HeaderName::from_static("lota-skip");
 const PART: HeaderName = HeaderName::from_static("lota-part");
 const LOAD: HeaderName = HeaderName::from_static("lota-load");
+const CAPACITY: HeaderName = HeaderName::from_static("lota-capacity");
 const OWNERS: HeaderName = HeaderName::from_static("lota-owners");
 
 /// What one node wants of another.
@@ -94,6 +95,8 @@ pub fn client(headers: &HeaderMap) -> Option<IpAddr> {
 pub struct Told {
     /// Bytes of answers that it still has to send.
     pub load: u64,
+    /// What its cache holds at most, in bytes: its weight in placement.
+    pub capacity: Option<u64>,
     /// How many nodes should answer for the object that was asked for, if it says so.
     pub owners: Option<usize>,
 }
@@ -102,6 +105,9 @@ impl Told {
     /// Says it.
     pub fn write(self, headers: &mut HeaderMap) {
         headers.insert(LOAD, HeaderValue::from(self.load));
+        if let Some(capacity) = self.capacity {
+            headers.insert(CAPACITY, HeaderValue::from(capacity));
+        }
         if let Some(owners) = self.owners {
             headers.insert(OWNERS, HeaderValue::from(owners));
         }
@@ -111,7 +117,8 @@ impl Told {
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         let owners = number(headers, &OWNERS).and_then(|owners| usize::try_from(owners).ok());
-        Self { load: number(headers, &LOAD).unwrap_or_default(), owners }
+        let load = number(headers, &LOAD).unwrap_or_default();
+        Self { load, capacity: number(headers, &CAPACITY), owners }
     }
 }
 
@@ -133,7 +140,7 @@ mod tests {
             wanted.write(&mut headers);
             assert_eq!(Wanted::of(&headers), Some(wanted));
         }
-        let told = Told { load: 9, owners: Some(3) };
+        let told = Told { load: 9, capacity: Some(1 << 40), owners: Some(3) };
         let mut headers = HeaderMap::new();
         told.write(&mut headers);
         assert_eq!(Told::of(&headers), told);

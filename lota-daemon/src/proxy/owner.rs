@@ -75,13 +75,25 @@ impl Drop for Owed {
     }
 }
 
-/// Puts the node to ask first: of several owners, this node or any; of one, the next if it has much more to do.
-fn prefer(nodes: &mut [&NodeName], owners: usize, here: &NodeName, load: impl Fn(&NodeName) -> u64) {
+/// Puts the node to ask first: of several owners, this node, or any that is near, or any; of one, the next if it has
+/// much more to do.
+fn prefer(
+    nodes: &mut [NodeName],
+    owners: usize,
+    here: &NodeName,
+    is_near: impl Fn(&NodeName) -> bool,
+    load: impl Fn(&NodeName) -> u64,
+) {
     let owners = owners.min(nodes.len());
     if owners > 1 {
-        let nearest = nodes[..owners].iter().position(|node| *node == here);
-        nodes[..owners].rotate_left(nearest.unwrap_or_else(|| rand::rng().random_range(0..owners)));
-    } else if let [first, second, ..] = *nodes
+        let nodes = &mut nodes[..owners];
+        if let Some(place) = nodes.iter().position(|node| node == here) {
+            return nodes.rotate_left(place);
+        }
+        let near: Vec<usize> = (0..owners).filter(|place| is_near(&nodes[*place])).collect();
+        let any = rand::rng().random_range(0..if near.is_empty() { owners } else { near.len() });
+        nodes.rotate_left(near.get(any).copied().unwrap_or(any));
+    } else if let [first, second, ..] = nodes
         && first != here
         && load(first) > OVERLOADED.max(2 * load(second))
     {
@@ -95,29 +107,29 @@ impl Proxy {
         let Some(peers) = &self.peers else { return Vec::new() };
         let mut nodes = self.choices(name, self.crowds.most() + SPARE);
         let load = |node: &NodeName| if *node == self.node { self.load.bytes() } else { peers.load(node) };
-        prefer(&mut nodes, self.crowds.owners(name), &self.node, load);
-        nodes.into_iter().filter(|node| !peers.is_lost(node)).cloned().collect()
+        prefer(&mut nodes, self.crowds.owners(name), &self.node, |node| self.cluster.is_near(node), load);
+        nodes.retain(|node| !peers.is_lost(node));
+        nodes
     }
 
     /// Is this node the first that should have an object?
     pub(super) fn is_first(&self, name: &ObjectName) -> bool {
-        self.choices(name, 1).first().is_none_or(|first| **first == self.node)
+        self.choices(name, 1).first().is_none_or(|first| *first == self.node)
     }
 
     /// The first choices for an object, without the nodes that are gone.
-    fn choices(&self, name: &ObjectName, most: usize) -> Vec<&NodeName> {
+    fn choices(&self, name: &ObjectName, most: usize) -> Vec<NodeName> {
         let gone = self.peers.as_ref().map(|peers| peers.gone()).unwrap_or_default();
-        let mut nodes = self.placement.first(name, most + gone.len());
-        nodes.retain(|node| !gone.contains(node));
-        nodes.truncate(most);
-        nodes
+        let placement = self.cluster.placement();
+        let nodes = placement.first(name, most + gone.len()).into_iter();
+        nodes.filter(|node| !gone.contains(node)).take(most).cloned().collect()
     }
 
     /// The node that has an object before this one, if it lives.
     pub(super) fn sibling(&self, name: &ObjectName) -> Option<NodeName> {
         let peers = self.peers.as_ref()?;
         let choices = self.choices(name, self.crowds.most()).into_iter();
-        choices.take_while(|node| **node != self.node).find(|node| !peers.is_lost(node)).cloned()
+        choices.take_while(|node| *node != self.node).find(|node| !peers.is_lost(node))
     }
 
     /// What a sibling knows of an object that is new here, and that it has or is getting: it has the gateway authorize
@@ -199,21 +211,26 @@ mod tests {
     fn the_first_is_asked_unless_another_should_be() {
         let names = ["a", "b", "c", "d"].map(|name| NodeName(name.into()));
         let [a, b, c, d] = &names;
-        let first = |owners, here, loads: [u64; 2]| {
-            let mut nodes: Vec<&NodeName> = names.iter().collect();
-            prefer(&mut nodes, owners, here, |node| loads[usize::from(node != a)]);
-            assert_eq!(nodes.len(), 4);
-            nodes[0]
+        let first_near = |owners, here, near: &NodeName, loads: [u64; 2]| {
+            let mut nodes = names.to_vec();
+            prefer(&mut nodes, owners, here, |node| node == near, |node| loads[usize::from(node != a)]);
+            assert_eq!(nodes.iter().collect::<std::collections::BTreeSet<_>>().len(), 4);
+            nodes[0].clone()
         };
-        assert_eq!(first(1, d, [0, 0]), a);
-        assert_eq!(first(1, d, [OVERLOADED, 0]), a, "busy, no more");
-        assert_eq!(first(1, d, [OVERLOADED + 1, 0]), b);
-        assert_eq!(first(1, d, [OVERLOADED + 1, OVERLOADED]), a, "the other is as busy");
-        assert_eq!(first(1, a, [OVERLOADED + 1, 0]), a, "no way is shorter");
-        assert_eq!(first(3, c, [0, 0]), c, "the nearest of several");
+        let first = |owners, here, loads| first_near(owners, here, here, loads);
+        assert_eq!(first(1, d, [0, 0]), *a);
+        assert_eq!(first(1, d, [OVERLOADED, 0]), *a, "busy, no more");
+        assert_eq!(first(1, d, [OVERLOADED + 1, 0]), *b);
+        assert_eq!(first(1, d, [OVERLOADED + 1, OVERLOADED]), *a, "the other is as busy");
+        assert_eq!(first(1, a, [OVERLOADED + 1, 0]), *a, "no way is shorter");
+        assert_eq!(first(3, c, [0, 0]), *c, "the nearest of several");
         let asked: std::collections::BTreeSet<_> = (0..200).map(|_| first(3, d, [0, 0])).collect();
-        assert_eq!(asked.into_iter().collect::<Vec<_>>(), [a, b, c]);
-        assert_eq!(first(9, d, [0, 0]), d, "no more owners than nodes");
+        assert_eq!(asked.iter().collect::<Vec<_>>(), [a, b, c]);
+        for _ in 0..50 {
+            assert_eq!(first_near(3, d, b, [0, 0]), *b, "of the same zone");
+            assert_eq!(first_near(3, c, b, [0, 0]), *c, "nothing is nearer than here");
+        }
+        assert_eq!(first(9, d, [0, 0]), *d, "no more owners than nodes");
     }
 
     #[test]

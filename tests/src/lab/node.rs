@@ -60,7 +60,11 @@ pub struct Node {
     environment: Vec<(&'static str, PathBuf)>,
     wrapper: Vec<&'static str>,
     ipv6: bool,
+    /// What it is told of Kubernetes: `[kubernetes]`, and the rules.
+    kubernetes: Option<String>,
     process: Option<Child>,
+    /// Does it stay after handing over, until it is told to end? As a pod must.
+    stays: bool,
 }
 
 impl Node {
@@ -79,7 +83,9 @@ impl Node {
             environment: Vec::new(),
             wrapper: Vec::new(),
             ipv6: false,
+            kubernetes: None,
             process: None,
+            stays: false,
         }
     }
 
@@ -102,6 +108,11 @@ impl Node {
     /// Has the nodes talk to each other by IPv6, from the next configuration on.
     pub fn use_ipv6(&mut self, ipv6: bool) {
         self.ipv6 = ipv6;
+    }
+
+    /// Has an API server tell it of pods, which these rules select, and of nodes, from the next configuration on.
+    pub fn use_kubernetes(&mut self, rules: Option<&str>) {
+        self.kubernetes = rules.map(str::to_owned);
     }
 
     /// Has the daemon started by this command from now on.
@@ -171,21 +182,32 @@ impl Node {
             "\n[cache]\nfolder = \"{folder}/cache\"\ncapacity = \"4GiB\"\nmin_free = \"64MiB\"\n"
         )?;
         writeln!(text, "[peers]\nport = {PEER_PORT}\nsecret_file = \"{folder}/cluster-secret\"")?;
-        writeln!(text, "nodes = [")?;
-        for node in 1..=NODES {
-            let address = self.address(node);
-            writeln!(text, "    {{ name = \"n{node}\", address = \"{address}\", capacity = \"4GiB\" }},")?;
+        if self.kubernetes.is_none() {
+            writeln!(text, "nodes = [")?;
+            for node in 1..=NODES {
+                let address = self.address(node);
+                writeln!(
+                    text,
+                    "    {{ name = \"n{node}\", address = \"{address}\", capacity = \"4GiB\" }},"
+                )?;
+            }
+            writeln!(text, "]")?;
         }
         let admin = SocketAddr::new(self.address(self.number), ADMIN_PORT);
-        writeln!(text, "]\n\n[admin]\nlisten = \"{admin}\"")?;
+        writeln!(text, "\n[admin]\nlisten = \"{admin}\"")?;
         writeln!(text, "socket = \"{folder}/admin.sock\"\n")?;
-        writeln!(text, "[access]\npods = [")?;
+        if self.kubernetes.is_some() {
+            writeln!(text, "[kubernetes]\n")?;
+        }
+        writeln!(text, "[access]")?;
+        writeln!(text, "pods = [")?;
         for pod in (1..=PODS).map(|pod| Pod(self.number, pod)).filter(|pod| *pod != DENIED) {
             for address in [IpAddr::from(pod.address()), pod.address6().into()] {
                 writeln!(text, "    {{ address = \"{address}\", interface = \"{}\" }},", pod.interface())?;
             }
         }
         writeln!(text, "]")?;
+        text.extend(self.kubernetes.as_deref());
         Ok(text)
     }
 
@@ -237,10 +259,13 @@ impl Node {
             return Err(error);
         }
         // One that ran has handed over, and ends when its clients let it.
-        match before {
-            Some(before) => self.wait_end(before),
-            None => Ok(()),
+        let stays = std::mem::replace(&mut self.stays, self.kubernetes.is_some());
+        let Some(mut before) = before else { return Ok(()) };
+        if stays {
+            ensure!(before.try_wait()?.is_none(), "{}: who handed over has ended by itself", self.name());
+            kill(Pid::from_raw(before.id().cast_signed()), Signal::SIGTERM)?;
         }
+        self.wait_end(before)
     }
 
     fn wait_end(&self, mut process: Child) -> Result<()> {

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -46,7 +48,13 @@ fn what_an_operator_said_about_a_pod_does_not_outlive_its_interface() {
 fn later_sources_override_earlier_ones() {
     let there = interfaces(&[(7, "veth1"), (8, "veth2")]);
     let mut access = access(config::Access { pods: vec![pod("10.0.0.2", "veth1")], ..Default::default() });
-    access.set_kubernetes(BTreeSet::from([pod("10.0.0.2", "veth2"), pod("10.0.0.3", "veth2")]));
+    let told = |last: u8| {
+        let addresses = BTreeSet::from([IpAddr::from([10, 0, 0, last])]);
+        (format!("uid-{last}"), pods::Pod { addresses, allowed: true, created: 0 })
+    };
+    access.kubernetes.set(BTreeMap::from([told(2), told(3)]));
+    access.kubernetes.bind(address("10.0.0.2"), 8);
+    access.kubernetes.bind(address("10.0.0.3"), 8);
     let table = access.table(&there);
     assert_eq!(table.binding(address("10.0.0.2")), Some(7), "the configuration");
     assert_eq!(table.binding(address("10.0.0.3")), Some(8), "Kubernetes");

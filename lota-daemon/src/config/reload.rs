@@ -1,0 +1,98 @@
+//! Reading the configuration again, on SIGHUP.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use toml::{Table, Value};
+
+use super::{Access, Config, ConfigError};
+
+/// The section that a running daemon can change.
+const AT_ONCE: &str = "access.";
+
+/// The file, as it was read last.
+#[derive(Debug)]
+pub struct Reload {
+    path: PathBuf,
+    table: Table,
+    hangup: Signal,
+}
+
+/// What it says now.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// Who has access.
+    pub access: Access,
+    /// Other keys that have changed since the daemon began: they hold with the next one.
+    pub later: Vec<String>,
+}
+
+impl Reload {
+    /// Has SIGHUP mean to read this file again.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or signals not be waited for.
+    pub fn on_hangup(path: &Path) -> io::Result<Self> {
+        let table = fs::read_to_string(path)?.parse().unwrap_or_default();
+        Ok(Self { path: path.to_owned(), table, hangup: signal(SignalKind::hangup())? })
+    }
+
+    /// Waits until it is to be read again.
+    pub async fn asked(&mut self) {
+        if self.hangup.recv().await.is_none() {
+            std::future::pending().await
+        }
+    }
+
+    /// Reads it again.
+    ///
+    /// # Errors
+    /// As at the beginning; nothing has changed then.
+    pub fn read(&self) -> Result<Reloaded, ConfigError> {
+        let path = || self.path.clone();
+        let text =
+            fs::read_to_string(&self.path).map_err(|error| ConfigError::Read { path: path(), error })?;
+        let config =
+            Config::parse(&text).map_err(|message| ConfigError::Invalid { path: path(), message })?;
+        let now: Table = text.parse().unwrap_or_default();
+        let mut later = Vec::new();
+        differences("", &self.table, &now, &mut later);
+        later.retain(|key| !key.starts_with(AT_ONCE) && key != "access");
+        Ok(Reloaded { access: config.access, later })
+    }
+}
+
+/// The keys that are not the same in both.
+fn differences(prefix: &str, before: &Table, now: &Table, found: &mut Vec<String>) {
+    let missing = now.keys().filter(|key| !before.contains_key(*key));
+    for key in before.keys().chain(missing) {
+        let path = format!("{prefix}{key}");
+        match (before.get(key), now.get(key)) {
+            (Some(Value::Table(before)), Some(Value::Table(now))) => {
+                differences(&format!("{path}."), before, now, found);
+            }
+            (before, now) if before != now => found.push(path),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_changed_is_named() {
+        let before = "a = 1\n[access]\nallow = []\n[gateway]\nendpoint = 'x'\n[gateway.resign]\nregion = 'r'";
+        let now = "a = 1\n[access]\nallow = ['10.0.0.1']\n[gateway]\nendpoint = 'y'\nprotocol = 's3'\n[limits]\nfills = 2";
+        let mut found = Vec::new();
+        differences("", &before.parse().unwrap(), &now.parse().unwrap(), &mut found);
+        assert_eq!(
+            found,
+            ["access.allow", "gateway.endpoint", "gateway.resign", "gateway.protocol", "limits"]
+        );
+    }
+}

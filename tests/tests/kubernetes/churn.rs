@@ -1,0 +1,318 @@
+//! A thousand pods come and go on a node, and after each step who has access is what a model of a few lines expects.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lota_tests::{
+    lab::{Mode, Namespace, Node, kubernetes::ApiServer, run},
+    tour::Tour,
+};
+use nix::sys::signal::Signal;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use serde_json::Value;
+
+use super::{
+    api::{self, Told},
+    api_server,
+};
+
+const PODS: usize = 1000;
+/// Most pods at once.
+const MOST: usize = 40;
+/// Longest wait for all to agree: a watch may have to be begun again.
+const PATIENCE: Duration = Duration::from_secs(30);
+const RULES: &str = "
+[[access.from]]
+namespaceSelector = { matchLabels = { lota = 'train' } }
+podSelector = { matchExpressions = [{ key = 'app', operator = 'In', values = ['train', 'infer'] }] }
+[[access.from]]
+podSelector = {}
+[[access.from]]
+ipBlock = { cidr = '10.200.0.0/16', except = ['10.200.7.0/24'] }
+";
+const NAMESPACES: [&str; 3] = [api::HOME, "team-a", "team-b"];
+
+/// What is known of a pod, by whoever made it.
+#[derive(Clone, Debug)]
+struct Pod {
+    told: Told,
+    /// Its interface; none, once that is gone.
+    interface: Option<String>,
+    ended: bool,
+    /// Which it was, of all.
+    number: usize,
+}
+
+#[derive(Default)]
+struct Model {
+    pods: BTreeMap<String, Pod>,
+    /// Namespaces that are labelled.
+    labelled: BTreeMap<&'static str, bool>,
+    made: usize,
+}
+
+impl Model {
+    /// Addresses with access, and from which interface.
+    fn expected(&self) -> BTreeMap<String, String> {
+        let mut holders: BTreeMap<&str, &Pod> = BTreeMap::new();
+        for pod in self.pods.values().filter(|pod| !pod.ended && !pod.told.host_network) {
+            let holder = holders.entry(&pod.told.address).or_insert(pod);
+            if pod.number > holder.number {
+                *holder = pod;
+            }
+        }
+        let selected = |pod: &Pod| {
+            let labelled = self.labelled.get(pod.told.namespace).copied().unwrap_or_default();
+            pod.told.namespace == api::HOME || (labelled && pod.told.allowed)
+        };
+        let entries = holders.into_iter().filter(|(_, pod)| selected(pod));
+        entries.filter_map(|(address, pod)| Some((address.to_owned(), pod.interface.clone()?))).collect()
+    }
+
+    fn any(&self, random: &mut StdRng, of: impl Fn(&Pod) -> bool) -> Option<String> {
+        let names: Vec<&String> = self.pods.iter().filter(|(_, pod)| of(pod)).map(|(name, _)| name).collect();
+        (!names.is_empty()).then(|| names[random.random_range(0..names.len())].clone())
+    }
+
+    /// A new pod with this address, or with one that no other has.
+    fn pod(&mut self, random: &mut StdRng, address: Option<String>) -> Pod {
+        let number = self.made;
+        self.made += 1;
+        let host_network = address.is_none() && random.random_bool(0.05);
+        let address = match (address, host_network) {
+            (Some(address), _) => address,
+            (None, true) => "10.77.0.1".to_owned(),
+            (None, false) => format!("10.100.{}.{}", number / 250, 1 + number % 250),
+        };
+        let told = Told {
+            name: format!("pod-{number}"),
+            namespace: NAMESPACES[random.random_range(0..NAMESPACES.len())],
+            allowed: random.random_bool(0.6),
+            host_network,
+            address,
+            node: "n1",
+        };
+        Pod { told, interface: (!host_network).then(|| format!("veth-k{number}")), ended: false, number }
+    }
+}
+
+pub(crate) fn random(tour: &mut Tour) -> Result<()> {
+    let seed =
+        std::env::var("LOTA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    let mut server = api_server(tour)?;
+    let place = tour.lab.node(1);
+    let node = &mut tour.nodes[0];
+    node.use_kubernetes(Some(RULES));
+    node.set_environment(vec![("KUBECONFIG", server.kubeconfig("lota"))]);
+    node.configure(Mode::OwnCredential)?;
+    node.start()?;
+    let walked = walk(node, &place, &mut server, seed).with_context(|| format!("with LOTA_SEED={seed}"));
+    node.use_kubernetes(None);
+    node.set_environment(Vec::new());
+    node.configure(Mode::OwnCredential)?;
+    node.start()?;
+    walked
+}
+
+#[expect(clippy::too_many_lines, reason = "one arm for each thing that happens to a node")]
+fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -> Result<()> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut model = Model::default();
+    let (mut steps, mut slowest) = (0, Duration::ZERO);
+    let mut done = Vec::new();
+    while model.made < PODS {
+        steps += 1;
+        let mut calm = true;
+        match random.random_range(0..20) {
+            // Some pods come.
+            0..8 if model.pods.len() < MOST => {
+                let pods: Vec<Pod> =
+                    (0..random.random_range(1..12)).map(|_| model.pod(&mut random, None)).collect();
+                done.push(format!("{} come", pods.len()));
+                connect(place, &pods)?;
+                model.pods.extend(pods.iter().map(|pod| (pod.told.name.clone(), pod.clone())));
+                server.call(async move |client| {
+                    for pod in &pods {
+                        api::add(&client, &pod.told).await?;
+                    }
+                    Ok(())
+                })?;
+            }
+            // Some go: first their networks, then what is told of them; or the other way round.
+            0..12 => {
+                let at_once = random.random_range(1..12);
+                let gone: Vec<Pod> = (0..at_once)
+                    .filter_map(|_| {
+                        model.any(&mut random, |_| true).and_then(|name| model.pods.remove(&name))
+                    })
+                    .collect();
+                done.push(format!("{} go", gone.len()));
+                let network_first = random.random_bool(0.5);
+                if network_first {
+                    disconnect(place, &gone)?;
+                }
+                let names: Vec<Told> = gone.iter().map(|pod| pod.told.clone()).collect();
+                server.call(async move |client| {
+                    for pod in &names {
+                        api::remove(&client, pod.namespace, &pod.name).await?;
+                    }
+                    Ok(())
+                })?;
+                if !network_first {
+                    disconnect(place, &gone)?;
+                }
+            }
+            // Its network goes, and its address is another's, before anyone is told that it is gone.
+            12 | 13 => {
+                let Some(name) = model.any(&mut random, |pod| pod.interface.is_some()) else { continue };
+                done.push(format!("{name}'s address is another's"));
+                let old = model.pods.get_mut(&name).context("a pod")?;
+                disconnect(place, std::slice::from_ref(old))?;
+                old.interface = None;
+                let address = old.told.address.clone();
+                let next = model.pod(&mut random, Some(address));
+                // Nobody has been told of it yet: it begins without.
+                connect(place, std::slice::from_ref(&next))?;
+                agree(node, &model).context("before anyone is told")?;
+                let told = next.told.clone();
+                model.pods.insert(next.told.name.clone(), next);
+                server.call(async move |client| api::add(&client, &told).await)?;
+            }
+            14 | 15 => {
+                let Some(name) = model.any(&mut random, |_| true) else { continue };
+                done.push(format!("{name} is relabelled"));
+                let pod = model.pods.get_mut(&name).context("a pod")?;
+                pod.told.allowed = !pod.told.allowed;
+                let told = pod.told.clone();
+                server.call(async move |client| {
+                    api::relabel(&client, told.namespace, &told.name, told.allowed).await
+                })?;
+            }
+            16 => {
+                let namespace = NAMESPACES[random.random_range(1..NAMESPACES.len())];
+                let labelled = model.labelled.entry(namespace).or_default();
+                *labelled = !*labelled;
+                done.push(format!("{namespace} is relabelled"));
+                let labelled = *labelled;
+                server
+                    .call(async move |client| api::relabel_namespace(&client, namespace, labelled).await)?;
+            }
+            17 => {
+                let Some(name) = model.any(&mut random, |pod| !pod.ended) else { continue };
+                done.push(format!("{name} ends"));
+                let pod = model.pods.get_mut(&name).context("a pod")?;
+                pod.ended = true;
+                let told = pod.told.clone();
+                server.call(async move |client| api::end(&client, told.namespace, &told.name).await)?;
+            }
+            // The API server is away; meanwhile, interfaces go, or the daemon is started anew.
+            18 if steps % 3 == 0 => {
+                calm = false;
+                server.pause()?;
+                done.push("the API server is away".to_owned());
+                let gone = model.any(&mut random, |pod| pod.interface.is_some());
+                if let Some(pod) = gone.and_then(|name| model.pods.get_mut(&name)) {
+                    disconnect(place, std::slice::from_ref(pod))?;
+                    pod.interface = None;
+                }
+                agree(node, &model).context("while the API server is away")?;
+                match random.random_range(0..3) {
+                    0 => {
+                        done.push("the daemon is killed".to_owned());
+                        node.stop(Signal::SIGKILL)?;
+                        node.start()?;
+                    }
+                    1 => {
+                        done.push("the daemon hands over".to_owned());
+                        node.start()?;
+                    }
+                    _ => {}
+                }
+                agree(node, &model).context("by a daemon that nobody has told anything")?;
+                if random.random_bool(0.5) {
+                    done.push("and its past is forgotten".to_owned());
+                    server.compact()?;
+                }
+                server.resume()?;
+            }
+            19 if steps % 3 == 0 => {
+                calm = false;
+                done.push("the daemon hands over".to_owned());
+                node.start()?;
+            }
+            _ => continue,
+        }
+        let waited = agree(node, &model).with_context(|| format!("after {:?}", last(&done)))?;
+        if calm {
+            slowest = slowest.max(waited);
+        }
+    }
+    let rules = list(node)?;
+    for (prefix, allow) in [("10.200.0.0/16", true), ("10.200.7.0/24", false)] {
+        let entry = rules.iter().find(|entry| entry["subject"] == prefix);
+        ensure!(entry.is_some_and(|entry| entry["allow"] == allow), "{prefix}: {entry:?}");
+    }
+    disconnect(place, &model.pods.into_values().collect::<Vec<_>>())?;
+    eprintln!("{} pods in {steps} steps; slowest to agree {slowest:?}, asking included", model.made);
+    Ok(())
+}
+
+fn last(done: &[String]) -> &[String] {
+    &done[done.len().saturating_sub(8)..]
+}
+
+/// Waits until who has access is as expected; for how long.
+fn agree(node: &Node, model: &Model) -> Result<Duration> {
+    let (begun, expected) = (Instant::now(), model.expected());
+    loop {
+        let listed: BTreeMap<String, String> = list(node)?
+            .iter()
+            .filter(|entry| entry["source"] == "kubernetes")
+            .filter_map(|entry| {
+                Some((entry["subject"].as_str()?.to_owned(), entry["interface"].as_str()?.to_owned()))
+            })
+            .collect();
+        if listed == expected {
+            return Ok(begun.elapsed());
+        }
+        if begun.elapsed() > PATIENCE {
+            bail!("expected {expected:?}\nlisted   {listed:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn list(node: &Node) -> Result<Vec<Value>> {
+    let listed = run(node.command().args(["access", "list", "--json", "--config"]).arg(node.config()))?;
+    listed.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+fn connect(place: &Namespace, pods: &[Pod]) -> Result<()> {
+    let commands = pods.iter().filter_map(|pod| {
+        let (interface, address) = (pod.interface.as_ref()?, &pod.told.address);
+        let number = pod.number;
+        Some(format!(
+            "link add {interface} type veth peer name o{number}\nlink set {interface} up\n\
+             link set o{number} up\nroute add {address}/32 dev {interface}\n"
+        ))
+    });
+    batch(place, &commands.collect::<String>())
+}
+
+fn disconnect(place: &Namespace, pods: &[Pod]) -> Result<()> {
+    let interfaces = pods.iter().filter_map(|pod| pod.interface.as_ref());
+    batch(place, &interfaces.map(|interface| format!("link del {interface}\n")).collect::<String>())
+}
+
+fn batch(place: &Namespace, commands: &str) -> Result<()> {
+    let mut ip = place.command("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
+    ip.stdin.take().context("no way in")?.write_all(commands.as_bytes())?;
+    let ended = ip.wait()?;
+    ensure!(ended.success(), "ip: {ended}, of\n{commands}");
+    Ok(())
+}
