@@ -401,20 +401,32 @@ impl Node {
         tracing::info!("handed over: finishing what was begun");
         drop(sockets);
         life.send_replace(Life::Draining);
-        let mut drain = std::pin::pin!(tokio::time::sleep(DRAIN));
-        let (mut relook, mut idle_may_stay) = (tokio::time::interval(RELOOK), true);
-        loop {
-            tokio::select! {
-                // The successor writes the maps now.
-                _ = relook.tick() => control.publish_kernel_table(),
-                _ = drained.recv() => return,
-                // Idle clients have had their time; transfers under way may take theirs.
-                () = &mut drain, if idle_may_stay => {
-                    idle_may_stay = false;
-                    life.send_replace(Life::Ending);
-                }
-                _ = stop.wait_for(|stop| *stop) => return,
+        // The successor writes the maps now.
+        let follow = async {
+            let mut relook = tokio::time::interval(RELOOK);
+            loop {
+                relook.tick().await;
+                control.publish_kernel_table();
             }
+        };
+        let finish = async {
+            tokio::select! {
+                _ = drained.recv() => return,
+                // Idle clients have had their time; transfers under way may take theirs,
+                () = tokio::time::sleep(DRAIN) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+            life.send_replace(Life::Ending);
+            tokio::select! {
+                _ = drained.recv() => return,
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+            // or, once it is told to end, as long as they would have had without a successor.
+            let _ = tokio::time::timeout(DRAIN, drained.recv()).await;
+        };
+        tokio::select! {
+            () = follow => {}
+            () = finish => {}
         }
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use lota_tests::{
     lab::{
+        Mode,
         kubernetes::{ApiServer, Programs},
         run,
     },
@@ -49,4 +50,16 @@ fn api_server(tour: &Tour) -> Result<ApiServer> {
         run(kubectl.arg("--kubeconfig").arg(server.kubeconfig("admin")).args(["apply", "-f", &file]))?;
     }
     Ok(server)
+}
+
+/// Has every node know its peers by its configuration again.
+fn restore(tour: &mut Tour) -> Result<()> {
+    for node in &mut tour.nodes {
+        node.use_kubernetes(None);
+        node.forget_edits();
+        node.set_environment(Vec::new());
+        node.configure(Mode::OwnCredential)?;
+        node.start()?;
+    }
+    Ok(())
 }

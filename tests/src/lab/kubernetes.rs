@@ -56,6 +56,8 @@ impl ApiServer {
     /// If one of the servers does not start.
     pub fn start(lab: &Lab, programs: &Programs) -> Result<Self> {
         let folder = lab.folder().join("kubernetes");
+        // Another test's.
+        let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         fs::write(folder.join("tokens.csv"), TOKENS)?;
         let key = folder.join("service-account.key");

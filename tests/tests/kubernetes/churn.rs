@@ -18,14 +18,15 @@ use serde_json::Value;
 
 use super::{
     api::{self, Told},
-    api_server,
+    api_server, restore,
 };
 
 const PODS: usize = 1000;
 /// Most pods at once.
-const MOST: usize = 40;
+const MOST: usize = 60;
 /// Longest wait for all to agree: a watch may have to be begun again.
 const PATIENCE: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
 const RULES: &str = "
 [[access.from]]
 namespaceSelector = { matchLabels = { lota = 'train' } }
@@ -44,8 +45,9 @@ struct Pod {
     /// Its interface; none, once that is gone.
     interface: Option<String>,
     ended: bool,
-    /// Which it was, of all.
+    /// Which it was, of all, and when it was made.
     number: usize,
+    made: Instant,
 }
 
 #[derive(Default)]
@@ -97,7 +99,13 @@ impl Model {
             address,
             node: "n1",
         };
-        Pod { told, interface: (!host_network).then(|| format!("veth-k{number}")), ended: false, number }
+        Pod {
+            told,
+            interface: (!host_network).then(|| format!("veth-k{number}")),
+            ended: false,
+            number,
+            made: Instant::now(),
+        }
     }
 }
 
@@ -112,10 +120,7 @@ pub(crate) fn random(tour: &mut Tour) -> Result<()> {
     node.configure(Mode::OwnCredential)?;
     node.start()?;
     let walked = walk(node, &place, &mut server, seed).with_context(|| format!("with LOTA_SEED={seed}"));
-    node.use_kubernetes(None);
-    node.set_environment(Vec::new());
-    node.configure(Mode::OwnCredential)?;
-    node.start()?;
+    restore(tour)?;
     walked
 }
 
@@ -132,7 +137,7 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
             // Some pods come.
             0..8 if model.pods.len() < MOST => {
                 let pods: Vec<Pod> =
-                    (0..random.random_range(1..12)).map(|_| model.pod(&mut random, None)).collect();
+                    (0..random.random_range(1..40)).map(|_| model.pod(&mut random, None)).collect();
                 done.push(format!("{} come", pods.len()));
                 connect(place, &pods)?;
                 model.pods.extend(pods.iter().map(|pod| (pod.told.name.clone(), pod.clone())));
@@ -145,7 +150,7 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
             }
             // Some go: first their networks, then what is told of them; or the other way round.
             0..12 => {
-                let at_once = random.random_range(1..12);
+                let at_once = random.random_range(1..30);
                 let gone: Vec<Pod> = (0..at_once)
                     .filter_map(|_| {
                         model.any(&mut random, |_| true).and_then(|name| model.pods.remove(&name))
@@ -169,7 +174,9 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
             }
             // Its network goes, and its address is another's, before anyone is told that it is gone.
             12 | 13 => {
-                let Some(name) = model.any(&mut random, |pod| pod.interface.is_some()) else { continue };
+                // An API server's times are whole seconds: who was made in the same one is not told apart.
+                let is_older = |pod: &Pod| pod.interface.is_some() && pod.made.elapsed() > 2 * SECOND;
+                let Some(name) = model.any(&mut random, is_older) else { continue };
                 done.push(format!("{name}'s address is another's"));
                 let old = model.pods.get_mut(&name).context("a pod")?;
                 disconnect(place, std::slice::from_ref(old))?;

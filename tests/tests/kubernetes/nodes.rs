@@ -15,7 +15,7 @@ use lota_tests::{
 };
 use serde_json::{Value, json};
 
-use super::{api, api_server};
+use super::{api, api_server, restore};
 
 /// The service's endpoints, so many nodes from the first.
 fn endpoints(nodes: u8) -> Value {
@@ -76,7 +76,7 @@ pub(crate) fn members(tour: &mut Tour) -> Result<()> {
         tour.client.put(&pod, &key, 1, 1 << 16)?;
         ensure!(tour.client.get(&pod, &key, Style::Path)?.status == 200, "without the third");
     }
-    Ok(())
+    restore(tour)
 }
 
 pub(crate) fn taint(tour: &mut Tour) -> Result<()> {
@@ -113,5 +113,6 @@ pub(crate) fn taint(tour: &mut Tour) -> Result<()> {
         let keys: Vec<&str> = taints.iter().map(|taint| taint.key.as_str()).collect();
         ensure!(keys.contains(&"other"), "another's taint is gone: {keys:?}");
         Ok(keys == ["other"])
-    })
+    })?;
+    restore(tour)
 }
