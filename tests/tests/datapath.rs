@@ -35,7 +35,7 @@ const NAME: &str = "lota-path";
 
 type Test = fn(&mut Tour) -> Result<()>;
 
-const TESTS: [(&str, Test); 27] = [
+const TESTS: [(&str, Test); 28] = [
     ("the hidden listener serves nobody who finds it", steering::hidden_listener),
     ("clsact steers as tcx does, and detaches", steering::clsact),
     ("an interface that comes later is steered, one that goes takes its entry", steering::interfaces),
@@ -51,6 +51,7 @@ const TESTS: [(&str, Test); 27] = [
     ("access: losing it ends open connections", access::revocation),
     ("access: who was denied", access::denied),
     ("access: the default can be to allow", access::default_allow),
+    ("access: SIGHUP, and what it cannot change", access::reload),
     ("access: random changes, as the model says", model::random),
     ("names: any resolver, without its cluster knowing", names::resolvers),
     ("names: what the cluster's own DNS answers", names::cluster_answers),

@@ -1,6 +1,7 @@
 //! Who may talk to LOTA, as operators say it and see it.
 
 use std::{
+    fs,
     io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
     time::{Duration, Instant},
@@ -9,8 +10,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lota_common::map;
 use lota_tests::{
-    lab::{AT_ONCE, DENIED, Mode, Pod, Reached, VIP, VIP6, knock},
-    tour::Tour,
+    lab::{AT_ONCE, DENIED, Mode, Node, Pod, Reached, VIP, VIP6, knock},
+    tour::{Tour, wait_until},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 use super::{dump, lota, lota_json};
@@ -126,6 +131,37 @@ pub(crate) fn denied(tour: &mut Tour) -> Result<()> {
     }
     let table = lota(node, &["access", "denied"])?;
     ensure!(table.contains(&DENIED.address().to_string()) && table.contains("s ago"), "{table}");
+    Ok(())
+}
+
+/// SIGHUP: who has access is read again, what a running daemon cannot change is named, and a broken file changes nothing.
+pub(crate) fn reload(tour: &mut Tour) -> Result<()> {
+    let node = &mut tour.nodes[2];
+    let place = tour.lab.pod(DENIED);
+    let address = DENIED.address();
+    let hang_up = |node: &Node, says: &str| {
+        let said = fs::read_to_string(node.log())?.len();
+        let pid = node.pid().context("the node does not run")?;
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGHUP)?;
+        wait_until(says, || Ok(fs::read_to_string(node.log())?[said..].contains(says)))
+    };
+    let pid = node.pid();
+    node.edit("[access]\n", &format!("[access]\nallow = [\"{address}\"]\n"));
+    node.edit("min_free = \"64MiB\"", "min_free = \"63MiB\"");
+    node.configure(Mode::OwnCredential)?;
+    hang_up(node, "cache.min_free")?;
+    let (open, _) = knock(&place, VIP, 80)?;
+    node.edit("[access]\n", "[access]\nalow = []\n");
+    node.configure(Mode::OwnCredential)?;
+    hang_up(node, "did you mean `allow`?")?;
+    let (still, _) = knock(&place, VIP, 80)?;
+    node.forget_edits();
+    node.configure(Mode::OwnCredential)?;
+    hang_up(node, "is read again")?;
+    let (refused, _) = knock(&place, VIP, 80)?;
+    ensure!(open == Reached::Open && still == Reached::Open, "allowed, it got {open:?}, then {still:?}");
+    ensure!(refused == Reached::Refused, "allowed no more, it got {refused:?}");
+    ensure!(node.pid() == pid, "another daemon runs");
     Ok(())
 }
 
