@@ -92,6 +92,8 @@ impl Control {
         let interfaces = Interfaces::default();
         let peers = config.peers.iter().flat_map(|peers| &peers.nodes).map(|peer| peer.address).collect();
         let mut control = Self { config, netlink, datapath, access, interfaces, table, peers, told: None };
+        // Before there is an address to translate.
+        control.datapath.keep_translation_away(&vips);
         for vip in vips {
             control.netlink.add_virtual_address(vip).await?;
         }
@@ -110,6 +112,7 @@ impl Control {
     /// What could not be, after all that could.
     pub async fn reassert(&mut self, listeners: &[TcpListener]) -> Result<()> {
         let settled = self.datapath.reassert(settings(&self.config, &self.access));
+        self.datapath.keep_translation_away(&self.config.endpoint.vips());
         let nodes = self.datapath.set_nodes(&self.nodes());
         let listening = self.set_listeners(listeners);
         let followed = self.follow().await;
@@ -243,8 +246,11 @@ impl Control {
         if problems.is_empty() { Ok(()) } else { Err(anyhow!(problems.join("; "))) }
     }
 
-    /// Goes back ahead of programs that have been put before ours.
-    pub fn regain_heads(&mut self) {
+    /// Takes back what others have changed: programs that went before ours, a firewall that was loaded anew.
+    pub fn regain(&mut self) {
+        if self.datapath.has_let_translation_in() {
+            self.datapath.keep_translation_away(&self.config.endpoint.vips());
+        }
         match self.datapath.regain_heads(&self.interfaces) {
             Ok(regained) => regained.iter().for_each(|interface| {
                 tracing::warn!(interface, "another program had gone before ours; ours is first again");

@@ -11,6 +11,7 @@ mod pins;
 mod preflight;
 mod query;
 mod status;
+mod translation;
 
 use std::{
     collections::BTreeMap,
@@ -53,6 +54,7 @@ pub struct Datapath {
     guard: Option<(u32, GuardMode)>,
     /// Why there is none, though one is configured.
     guard_problem: Option<String>,
+    translation_problem: Option<String>,
     /// Does socket lookup steer? Else it only refuses.
     lookups: bool,
 }
@@ -120,6 +122,7 @@ impl Datapath {
             unsteered: BTreeMap::new(),
             guard: None,
             guard_problem: None,
+            translation_problem: None,
             lookups,
         })
     }
@@ -197,6 +200,23 @@ impl Datapath {
     fn attach(&mut self, name: &str, index: u32) -> Result<Attached> {
         let mode = attach::pod(&mut self.ebpf, &self.pins, name, index, self.attach)?;
         Ok(Attached { mode, program: attach::id(&mut self.ebpf, program::POD)? })
+    }
+
+    /// Keeps address translation away from the virtual addresses. Whether the kernel can, [`Status`] says.
+    pub fn keep_translation_away(&mut self, vips: &[IpAddr]) {
+        let kept = translation::keep_away(vips).map_err(|error| format!("{error:#}"));
+        if let Err(problem) = &kept
+            && self.translation_problem.is_none()
+        {
+            tracing::warn!(problem, "host port 80 is not safe on this node: see docs/troubleshooting.md");
+        }
+        self.translation_problem = kept.err();
+    }
+
+    /// Does somebody else's change let translation in again?
+    #[must_use]
+    pub fn has_let_translation_in(&self) -> bool {
+        !translation::is_kept_away()
     }
 
     /// Puts the pod program back ahead of others wherever one has gone before it; where that was.
@@ -342,6 +362,7 @@ pub async fn detach(config: &config::Datapath, vips: &[IpAddr]) -> Result<()> {
     for vip in vips {
         netlink.remove_virtual_address(*vip).await?;
     }
+    translation::let_in()?;
     let interfaces = netlink.interfaces().await?;
     for index in interfaces.plan(config, true).steered.keys() {
         attach::remove_clsact(interfaces.name(*index).unwrap_or_default());

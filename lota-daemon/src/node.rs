@@ -88,7 +88,7 @@ pub async fn run(
                 if trouble.is_some() {
                     node.follow(&mut trouble).await;
                 }
-                node.control.regain_heads();
+                node.control.regain();
             }
             Ok(()) = node.pods.changed() => node.follow_pods(&mut trouble).await,
             _ = relook.tick(), if node.control.awaits_pods() => node.follow(&mut trouble).await,

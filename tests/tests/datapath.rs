@@ -35,7 +35,7 @@ const NAME: &str = "lota-path";
 
 type Test = fn(&mut Tour) -> Result<()>;
 
-const TESTS: [(&str, Test); 28] = [
+const TESTS: [(&str, Test); 29] = [
     ("the hidden listener serves nobody who finds it", steering::hidden_listener),
     ("clsact steers as tcx does, and detaches", steering::clsact),
     ("an interface that comes later is steered, one that goes takes its entry", steering::interfaces),
@@ -46,6 +46,7 @@ const TESTS: [(&str, Test); 28] = [
     ("status says what is where, and why not", steering::status),
     ("a tuple in TIME_WAIT reconnects at once, whatever the sysctls", survival::sysctls),
     ("other programs before and after ours", survival::neighbours),
+    ("a host port 80 leads nobody elsewhere", survival::host_port),
     ("killed, the daemon leaves no more pins than before", survival::killed),
     ("access: allow, deny, forget, list", access::commands),
     ("access: losing it ends open connections", access::revocation),

@@ -24,8 +24,18 @@ const TO_BUILD: [&str; 10] = [
     "libxml2-dev",
 ];
 /// Debian packages that the lab needs.
-const TO_RUN: [&str; 9] =
-    ["bpftool", "curl", "e2fsprogs", "iproute2", "procps", "python3-venv", "strace", "util-linux", "python3"];
+const TO_RUN: [&str; 10] = [
+    "bpftool",
+    "curl",
+    "e2fsprogs",
+    "iproute2",
+    "nftables",
+    "procps",
+    "python3-venv",
+    "strace",
+    "util-linux",
+    "python3",
+];
 /// Debian packages with resolvers that others wrote.
 const RESOLVERS: [&str; 2] = ["bind9-dnsutils", "musl-tools"];
 const BPF_LINKER: &str = "0.13.0";

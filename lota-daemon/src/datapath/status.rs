@@ -21,6 +21,8 @@ pub struct Status {
     pub guard: Option<GuardStatus>,
     /// Why there is none, though one is configured.
     pub guard_problem: Option<String>,
+    /// Why address translation, a host port's say, may lead packets to the virtual address elsewhere.
+    pub translation_problem: Option<String>,
     /// Addresses with an entry of their own.
     pub addresses: usize,
     /// Prefixes with a rule.
@@ -101,6 +103,7 @@ impl Datapath {
             layout: lota_common::LAYOUT,
             interfaces: all,
             guard_problem: self.guard_problem.clone(),
+            translation_problem: self.translation_problem.clone(),
             guard: self.guard.map(|(index, mode)| GuardStatus { interface: name(index), mode }),
             addresses: table.addresses.len(),
             prefixes: table.prefixes.len(),
@@ -119,6 +122,10 @@ impl fmt::Display for Status {
             (None, None) => {
                 writeln!(f, "guard    none: the peer port is kept by the cluster's secret alone")?;
             }
+        }
+        match &self.translation_problem {
+            None => writeln!(f, "nat      kept away from the virtual address (nft list table inet lota)")?,
+            Some(problem) => writeln!(f, "nat      NOT kept away, host port 80 is not safe: {problem}")?,
         }
         let others = if self.default_allow { "allowed" } else { "denied" };
         writeln!(f, "access   {} addresses, {} prefixes, others {others}", self.addresses, self.prefixes)?;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use aya::{
 };
 use lota_common::{MAX_ZONE, Settings, map, program};
 use lota_tests::{
-    lab::{AT_ONCE, DENIED, Namespace, Reached, VIP, knock, run},
+    lab::{AT_ONCE, DENIED, Namespace, Reached, VIP, knock, node_address, run},
     tour::{Tour, wait_until},
 };
 use nix::sys::signal::Signal;
@@ -56,6 +56,41 @@ pub(crate) fn sysctls(tour: &mut Tour) -> Result<()> {
         node.write(file, value)?;
     }
     Ok(())
+}
+
+/// A host port 80: port 80 of any local address is translated to somebody else's server.
+pub(crate) fn host_port(tour: &mut Tour) -> Result<()> {
+    let place = tour.lab.node(3);
+    let (pod, denied) = (tour.pod(3, 1), tour.lab.pod(DENIED));
+    let nft = |script: &str| run(place.command("nft").arg(script));
+    let to = node_address(3);
+    nft(&format!(
+        "table ip hostport {{ chain prerouting {{ type nat hook prerouting priority dstnat; \
+         fib daddr type local tcp dport 80 dnat to {to}:8099; }}; }}"
+    ))?;
+    let listener = place.run(move || TcpListener::bind((to, 8099)))??;
+    listener.set_nonblocking(true)?;
+    let shown = nft("list table inet lota")?;
+    let holds = || -> Result<()> {
+        let (open, _) = knock(&pod, VIP, 80)?;
+        let (refused, after) = knock(&denied, VIP, 80)?;
+        ensure!(open == Reached::Open, "an allowed pod got {open:?}");
+        ensure!(refused == Reached::Refused && after < AT_ONCE, "a denied pod got {refused:?}, {after:?}");
+        ensure!(listener.accept().is_err(), "somebody else was asked");
+        Ok(())
+    };
+    let held = holds();
+    // Whoever loads a firewall anew flushes what there is.
+    nft("delete table inet lota")?;
+    let (_, _) = knock(&pod, VIP, 80)?;
+    let strays = listener.accept().is_ok();
+    let again = wait_until("the table to be there again", || Ok(nft("list table inet lota").is_ok()));
+    let held_again = again.and_then(|()| holds());
+    nft("delete table ip hostport")?;
+    held?;
+    ensure!(shown.contains(&format!("ip daddr {VIP} notrack")), "{shown}");
+    ensure!(strays, "without the table, too, LOTA was asked: this tests nothing");
+    held_again
 }
 
 /// Connects from one port again and again, when the server's end of the last connection is in TIME_WAIT; the slowest.
