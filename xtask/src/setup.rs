@@ -40,6 +40,7 @@ const TO_RUN: [&str; 10] = [
 const RESOLVERS: [&str; 2] = ["bind9-dnsutils", "musl-tools"];
 const BPF_LINKER: &str = "0.13.0";
 const CARGO_FUZZ: &str = "0.13.2";
+const CARGO_DENY: &str = "0.20.2";
 const LLVM: &str = "/usr/lib/llvm-22";
 /// Python packages of the lab: a real client, and a real S3 server that others wrote.
 const BOTO3: &str = "boto3==1.44.5";
@@ -100,11 +101,17 @@ pub(crate) fn to_build() -> Result<(), String> {
 /// What the fuzz targets need besides; libFuzzer is C++.
 pub(crate) fn to_fuzz() -> Result<(), String> {
     to_build_fuzzers()?;
-    if succeeds(&mut cargo(&["fuzz", "--version"])) {
+    cargo_command("fuzz", CARGO_FUZZ)
+}
+
+/// A command of cargo's that others wrote. Unoptimized, it is built in half the time.
+fn cargo_command(name: &str, version: &str) -> Result<(), String> {
+    if succeeds(&mut cargo(&[name, "--version"])) {
         return Ok(());
     }
-    let arguments = ["install", "cargo-fuzz", "--version", CARGO_FUZZ, "--locked", "--debug"];
-    run("installing cargo-fuzz (about a minute, once)", &mut cargo(&arguments))
+    let package = format!("cargo-{name}");
+    let arguments = ["install", &package, "--version", version, "--locked", "--debug"];
+    run(&format!("installing {package} (a minute or two, once)"), &mut cargo(&arguments))
 }
 
 fn to_build_fuzzers() -> Result<(), String> {
@@ -115,6 +122,7 @@ fn to_build_fuzzers() -> Result<(), String> {
 /// What linting needs besides.
 pub(crate) fn to_lint() -> Result<(), String> {
     to_build_fuzzers()?;
+    cargo_command("deny", CARGO_DENY)?;
     // rustup has a stand-in for each tool, installed or not: only running it tells.
     for (component, tool) in [("clippy", "clippy"), ("rustfmt", "fmt")] {
         if !succeeds(&mut cargo(&[tool, "--version"])) {

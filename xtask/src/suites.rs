@@ -93,7 +93,7 @@ pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Formatting, clippy with warnings as errors, and the one feature that no other suite builds.
+/// Formatting, clippy with warnings as errors, the one feature that no other suite builds, and what dependencies may be.
 fn lint(counts: &mut Counts) -> Result<(), String> {
     setup::to_lint()?;
     counts.one(watch("formatting", &mut cargo(&["fmt", "--all", "--check"]), |_| ())?);
@@ -101,6 +101,9 @@ fn lint(counts: &mut Counts) -> Result<(), String> {
     counts.one(watch("clippy", &mut cargo(&clippy), |_| ())?);
     let log = ["check", "--quiet", "--package", "lota-daemon", "--features", "datapath-log"];
     counts.one(watch("the kernel side with its log", &mut cargo(&log), |_| ())?);
+    // Advisories are the network's.
+    let deny = ["deny", "--offline", "check", "bans", "licenses", "sources"];
+    counts.one(watch("licences, sources and versions", &mut cargo(&deny), |_| ())?);
     Ok(())
 }
 
