@@ -3,7 +3,9 @@
 //! An overwritten object is simply another file, so nothing here is ever invalidated: what the gateway no
 //! longer names is no longer read, and ages out.
 
+mod compare;
 mod disk;
+mod evict;
 mod fill;
 mod fscrypt;
 mod ids;
@@ -26,11 +28,13 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
+pub use compare::{Corrupt, compare, free, usage};
+pub use evict::{Gone, Which};
 pub use fill::{Fill, FillError, How, Source, SourceError};
-pub use fscrypt::Encryption;
+pub use fscrypt::{Encryption, can_encrypt};
 pub use object::Object;
 pub use reader::{Broken, Reader};
 pub use store::{Listed, list};
@@ -143,7 +147,7 @@ pub struct Lead {
 }
 
 /// What the cache holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Complete objects.
     pub objects: usize,
@@ -154,7 +158,7 @@ pub struct Usage {
 }
 
 /// How a disk of the cache is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStatus {
     /// Its folder.
     pub folder: PathBuf,

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     access::Subject,
+    cache::Which,
     config::{ByteSize, Origin},
     prefetch::Objects,
 };
@@ -27,6 +28,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the node. A daemon that runs already hands over to this one, without a refused connection.
     Run,
+    /// Say of a configuration, line by line, what works on this node and what will not, and what to do about it.
+    Check(Check),
     /// Have objects brought into the cluster's caches, ahead of who will read them.
     Prefetch(Prefetch),
     /// Look into the cache.
@@ -41,6 +44,16 @@ pub enum Command {
     /// See how far the gateway is trusted.
     #[command(subcommand)]
     Gateway(GatewayCommand),
+}
+
+/// Checking a configuration.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// The file; that of `--config`, if none is named.
+    pub file: Option<PathBuf>,
+    /// A line of JSON for each that is said.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Having objects brought. Credentials and region come from the environment, as AWS's tools read it.
@@ -70,6 +83,40 @@ pub struct Prefetch {
 pub enum CacheCommand {
     /// List the complete objects on this node's disk.
     Ls(Look),
+    /// Show what each disk holds, and how many reads were hits.
+    Stat(Look),
+    /// Remove objects, by the daemon that runs. Who reads one reads on; the next read brings it again.
+    Evict(Evict),
+    /// Compare every complete object with its checksums, beside the daemon that may run.
+    Verify(Verify),
+}
+
+/// Removing objects.
+#[derive(Args, Debug)]
+pub struct Evict {
+    /// `s3://bucket/key`, or `s3://bucket/prefix*`.
+    #[arg(required_unless_present = "all")]
+    pub which: Option<Which>,
+    /// All of them.
+    #[arg(long, conflicts_with = "which")]
+    pub all: bool,
+    /// For scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Comparing objects.
+#[derive(Args, Debug)]
+pub struct Verify {
+    /// Have the daemon drop those that differ.
+    #[arg(long)]
+    pub repair: bool,
+    /// Most bytes to read in a second, such as `500MiB`; as fast as may be, if nothing is said.
+    #[arg(long, value_parser = ByteSize::parse)]
+    pub rate: Option<ByteSize>,
+    /// For scripts: a line for each that differs, and one at the end; no progress.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Who may talk to LOTA.

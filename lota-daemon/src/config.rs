@@ -347,6 +347,9 @@ pub struct Admin {
     /// Where to listen: loopback, or the node's address. Pods cannot reach this port on any node, so it must be
     /// the same on each.
     pub listen: SocketAddr,
+    /// Where metrics and health are shown once more, and nothing else: a port that pods can reach, for a Prometheus that
+    /// is one.
+    pub metrics_listen: Option<SocketAddr>,
     /// The socket that `lota access` and `lota datapath status` talk to; for root alone. The socket for handing over
     /// to a new daemon is beside it.
     pub socket: PathBuf,
@@ -356,6 +359,7 @@ impl Default for Admin {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7481)),
+            metrics_listen: None,
             socket: PathBuf::from("/run/lota/admin.sock"),
         }
     }
@@ -481,6 +485,9 @@ impl Config {
         self.peers.as_ref().map_or_else(default_peer_port, |peers| peers.port)
     }
 }
+
+#[cfg(test)]
+mod reference;
 
 #[cfg(test)]
 #[path = "config/tests.rs"]

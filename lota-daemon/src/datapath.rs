@@ -25,7 +25,7 @@ use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use lota_common::{Settings, program};
 
 pub use attach::{AttachMode, GuardMode};
-pub use interfaces::{Interface, Interfaces, Plan, Steering};
+pub use interfaces::{INSTEAD, Interface, Interfaces, Plan, Steering};
 pub use maps::{Denied, VerdictCounts};
 pub use preflight::preflight;
 pub use status::{InterfaceStatus, Status};

@@ -10,7 +10,10 @@ mod rechunked;
 mod resign;
 mod trial;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
@@ -22,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use direct::DirectPath;
 pub use grant::{FillAuthority, Grant};
-pub use trial::Standing;
+pub use trial::{MADE_UP, Standing};
 
 use self::{resign::Resign, trial::Trial};
 use crate::{
@@ -31,6 +34,7 @@ use crate::{
         Body, Head, empty, relay_continue,
         upstream::{Front, Upstream, chain, is_from_body, refusal_of_body},
     },
+    metrics::{Fault, Metrics},
     s3::{ObjectMeta, ObjectName, S3Error, Validator, Zone},
 };
 
@@ -42,10 +46,10 @@ const SHORT_PATIENCE: Duration = Duration::from_secs(120);
 const LONG_PATIENCE: Duration = Duration::from_secs(6 * 3600);
 /// Most bytes of an error that are read for the sake of its connection.
 const MOST_OF_AN_ERROR: usize = 64 << 10;
-const LATE: &str = "The gateway did not answer in time; try again";
 const LOTA_NODE: HeaderName = HeaderName::from_static("lota-node");
 const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 const LOTA_ACCEPT: HeaderName = HeaderName::from_static("lota-accept");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 
 /// The gateway, and how far it is trusted.
 #[derive(Debug)]
@@ -57,6 +61,7 @@ pub struct Gateway {
     node: HeaderValue,
     resign: Option<Resign>,
     trial: Trial,
+    metrics: Metrics,
 }
 
 /// The gateway's answer to a GET of an object.
@@ -114,7 +119,14 @@ impl Gateway {
             node,
             resign: None,
             trial: Trial::default(),
+            metrics: Metrics::default(),
         })
+    }
+
+    /// The same, with its requests counted here.
+    #[must_use]
+    pub fn counting(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// The same, with requests signed anew: clients address `zone`; `memory` bytes for parts of bodies that must be held.
@@ -174,15 +186,15 @@ impl Gateway {
         // An upload takes its time, and so does putting together ten thousand parts.
         let is_short = request.body().is_end_stream() && request.method() != Method::POST;
         let patience = if is_short { SHORT_PATIENCE } else { LONG_PATIENCE };
-        match tokio::time::timeout(patience, self.upstream.send(request)).await {
-            Ok(Err(error)) if refusal_of_body(&error).is_some() => {
+        match self.send(request, patience, is_short).await {
+            Some(Err(error)) if refusal_of_body(&error).is_some() => {
                 Err(refusal_of_body(&error).cloned().unwrap_or_else(S3Error::wrong_signature))
             }
-            Ok(Err(error)) if is_from_body(&error) => {
+            Some(Err(error)) if is_from_body(&error) => {
                 Err(S3Error::incomplete_body(format!("The body broke off: {}", chain(&error))))
             }
-            Ok(answer) => answer.map_err(|error| self.unreachable(&error)),
-            Err(_) => Err(S3Error::unavailable(LATE)),
+            Some(answer) => answer.map_err(|error| self.unreachable(&error)),
+            None => Err(self.late()),
         }
     }
 
@@ -207,7 +219,7 @@ impl Gateway {
                     return Ok(Answer::Relay(self.replay(head, PLAIN).await?));
                 }
                 if held.agrees_with(answer.headers()) {
-                    return Ok(Answer::Fresh(Grant::new(name, held)));
+                    return Ok(Answer::Fresh(Grant::new(name, held, request_id(&answer))));
                 }
                 // The same ETag, but written again, with other metadata perhaps.
                 self.replay(head, Added { held: None, direct }).await?
@@ -218,7 +230,8 @@ impl Gateway {
             return match direct::parse(name, &answer, &self.direct_allow) {
                 Some((meta, path)) => {
                     let meta = with_checksums(meta, head, answer.headers());
-                    Ok(Answer::Direct(Grant::new(name, &meta.version.validator), meta, path))
+                    let grant = Grant::new(name, &meta.version.validator, request_id(&answer));
+                    Ok(Answer::Direct(grant, meta, path))
                 }
                 // It may carry an authority, and was an answer to LOTA: the client must not see it.
                 None => Ok(classify(name, head, self.replay(head, PLAIN).await?)),
@@ -267,7 +280,7 @@ impl Gateway {
         if !trial::break_signature(&mut broken) {
             return Ok(());
         }
-        let made_up = Validator { etag: trial::MADE_UP.to_owned(), last_modified: None };
+        let made_up = Validator { etag: MADE_UP.to_owned(), last_modified: None };
         let refused = self.ask(broken).await?;
         let (refused, body) = refused.into_parts();
         // Read, so that the next question may go over the same connection, to the same server.
@@ -280,8 +293,8 @@ impl Gateway {
     }
 
     async fn ask(&self, request: Request<Body>) -> Result<Response<Incoming>, S3Error> {
-        match tokio::time::timeout(PATIENCE, self.upstream.send(request)).await {
-            Ok(answer) => {
+        match self.send(request, PATIENCE, true).await {
+            Some(answer) => {
                 let answer = answer.map_err(|error| self.unreachable(&error))?;
                 if let Some(front) = front(&answer) {
                     // A server that was not met before may deserve more trust than those that failed.
@@ -289,8 +302,23 @@ impl Gateway {
                 }
                 Ok(answer)
             }
-            Err(_) => Err(S3Error::unavailable(LATE)),
+            None => Err(self.late()),
         }
+    }
+
+    /// Sends a request, and counts what becomes of it, with its time if that is the gateway's own; `None` if it takes too
+    /// long.
+    async fn send(
+        &self,
+        request: Request<Body>,
+        patience: Duration,
+        is_timed: bool,
+    ) -> Option<Result<Response<Incoming>, hyper_util::client::legacy::Error>> {
+        let began = Instant::now();
+        let answer = tokio::time::timeout(patience, self.upstream.send(request)).await.ok();
+        let status = answer.as_ref().and_then(|answer| Some(answer.as_ref().ok()?.status().as_u16()));
+        self.metrics.asked_gateway(status, is_timed.then(|| began.elapsed()));
+        answer
     }
 
     fn request(&self, head: &Head, body: Body) -> Result<Request<Body>, S3Error> {
@@ -306,10 +334,21 @@ impl Gateway {
         Ok(request)
     }
 
+    fn late(&self) -> S3Error {
+        self.metrics.fault(Fault::GatewayLate);
+        S3Error::unavailable("The gateway did not answer in time; try again")
+    }
+
     fn unreachable(&self, error: &hyper_util::client::legacy::Error) -> S3Error {
+        self.metrics.fault(Fault::GatewayUnreachable);
         tracing::warn!(gateway = %self.origin, error = chain(error), "the gateway does not answer");
         S3Error::unavailable("The gateway cannot be reached; try again")
     }
+}
+
+/// By what id the gateway's log knows a request.
+fn request_id(answer: &Response<Incoming>) -> Option<HeaderValue> {
+    answer.headers().get(REQUEST_ID).cloned()
 }
 
 fn front(answer: &Response<Incoming>) -> Option<Front> {
@@ -328,9 +367,11 @@ fn classify(name: &ObjectName, asked: &Head, answer: Response<Incoming>) -> Answ
     match meta {
         Some(meta) if answer.status() == StatusCode::OK => {
             let meta = with_checksums(meta, asked, answer.headers());
-            Answer::Arriving(Grant::new(name, &meta.version.validator), meta, answer)
+            Answer::Arriving(Grant::new(name, &meta.version.validator, request_id(&answer)), meta, answer)
         }
-        Some(meta) => Answer::Arriving(Grant::new(name, &meta.version.validator), meta, answer),
+        Some(meta) => {
+            Answer::Arriving(Grant::new(name, &meta.version.validator, request_id(&answer)), meta, answer)
+        }
         None => Answer::Relay(answer),
     }
 }

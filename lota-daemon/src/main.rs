@@ -13,23 +13,21 @@ use clap::Parser as _;
 use lota_daemon::{
     access::Subject,
     admin::socket,
+    cache::Which,
+    cache_tools, check,
     cli::{
-        About, AccessCommand, CacheCommand, Cli, Command, DatapathCommand, GatewayCommand, Look, Prefetch,
+        About, AccessCommand, CacheCommand, Check, Cli, Command, DatapathCommand, Evict, GatewayCommand,
+        Look, Prefetch, Verify,
     },
     config::{Config, Reload},
     control::{AccessRequest, Verb},
     datapath::{self, PinnedMaps},
-    node, prefetch,
+    logs, node, prefetch,
     workers::Workers,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
-};
-use tracing_subscriber::{
-    filter::{LevelFilter, Targets},
-    layer::SubscriberExt as _,
-    util::SubscriberInitExt as _,
 };
 
 /// A small hit allocates dozens of times, which took a tenth of its time with glibc's.
@@ -37,21 +35,14 @@ use tracing_subscriber::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // A level, or a list of `module=level`.
-    let wanted = std::env::var("LOTA_LOG").unwrap_or_else(|_| "info".to_owned());
-    let filter = wanted.parse::<Targets>().unwrap_or_else(|error| {
-        eprintln!("lota: LOTA_LOG is ignored: `{wanted}`: {error}");
-        Targets::new().with_default(LevelFilter::INFO)
-    });
-    // It shows whole requests, with customer keys among their headers.
-    let filter = filter.with_target("aws_sigv4", LevelFilter::DEBUG);
-    let lines = tracing_subscriber::fmt::layer().with_target(false).with_writer(std::io::stderr);
-    tracing_subscriber::registry().with(lines).with(filter).init();
+    logs::init();
     let Cli { config, command } = Cli::parse();
     let done = match command {
         // It may run in a pod, where there is no configuration.
         Command::Prefetch(wanted) => prefetch(&wanted),
         Command::Run => run(&config),
+        // Whether it can be read is the first thing to say.
+        Command::Check(Check { file, json }) => check(&file.unwrap_or(config), json),
         command => Config::read(&config).map_err(Into::into).and_then(|config| dispatch(command, config)),
     };
     match done {
@@ -66,9 +57,16 @@ fn main() -> ExitCode {
 fn dispatch(command: Command, config: Config) -> Result<()> {
     let shown = match command {
         // Above, where the file itself is wanted, or none.
-        Command::Run | Command::Prefetch(_) => return Ok(()),
+        Command::Run | Command::Prefetch(_) | Command::Check(_) => return Ok(()),
         Command::Datapath(DatapathCommand::Detach) => return detach(&config),
         Command::Cache(CacheCommand::Ls(Look { json })) => show::cache(&config.cache.disks, json)?,
+        Command::Cache(CacheCommand::Stat(Look { json })) => block_on(cache_tools::stat(&config, json))??,
+        Command::Cache(CacheCommand::Evict(Evict { which, json, .. })) => {
+            block_on(cache_tools::evict(&config, &which.unwrap_or(Which::All), json))??
+        }
+        Command::Cache(CacheCommand::Verify(Verify { repair, rate, json })) => {
+            return block_on(cache_tools::verify(&config, repair, rate, json))?;
+        }
         Command::Access(AccessCommand::List(Look { json })) => {
             show::access(&PinnedMaps::new(&config.datapath).access()?, json)
         }
@@ -119,6 +117,15 @@ fn run(path: &Path) -> Result<()> {
         });
         node::run(config, Reload::on_hangup(path)?, stopped, workers).await
     })
+}
+
+fn check(file: &Path, json: bool) -> Result<()> {
+    let failures = block_on(check::run(file, |line| match json {
+        true => println!("{}", serde_json::json!(line)),
+        false => println!("{line}"),
+    }))?;
+    anyhow::ensure!(failures == 0, "{failures} of these will not work");
+    Ok(())
 }
 
 fn prefetch(wanted: &Prefetch) -> Result<()> {

@@ -1,59 +1,141 @@
-//! Metrics, by Prometheus' conventions.
+//! Metrics, by Prometheus' conventions. What there is, [`catalog`] says; each is counted where it happens.
+
+pub mod catalog;
+mod each;
+mod exposition;
 
 use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
 };
 
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _, text::encode},
-    metrics::{counter::ConstCounter, counter::Counter, family::Family, gauge::ConstGauge},
-    registry::{Registry, Unit},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    metrics::{counter::Counter, family::Family},
 };
+use serde::{Deserialize, Serialize};
 
-use crate::{
-    cache::{Cache, DiskStatus},
-    datapath::Status,
-    gateway::{Gateway, Standing},
-    http::SentBytes,
-    peer::Peers,
-};
+pub use each::{Each, Timing, Value};
+pub use exposition::Exposition;
 
-/// What the cache did for one answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
+use self::each::values;
+use crate::{http::SentBytes, s3::S3Error};
+
+values! {
+    /// What the cache did for one answer.
+    Outcome, "cache":
     /// Served from a complete file.
-    Hit,
+    Hit = "hit",
     /// Not here: this request began to bring it, or (by `no-cache`) was answered past the cache.
-    Miss,
+    Miss = "miss",
     /// On its way already: served from the growing file.
-    Fill,
+    Fill = "fill",
     /// The cache was not involved.
-    Bypass,
+    Bypass = "bypass",
 }
 
-impl Outcome {
-    /// Its name, in `Lota-Cache` and in metrics.
+values! {
+    /// Where the bytes of an answer come from.
+    SentFrom, "source":
+    /// A complete file of this node.
+    Local = "local",
+    /// Another node.
+    Remote = "remote",
+    /// A file of this node that is growing.
+    Fill = "fill",
+    /// The gateway, or a place that it pointed to, past the cache.
+    Gateway = "gateway",
+}
+
+values! {
+    /// Where an object's owner is.
+    Locality, "locality":
+    /// Here.
+    Local = "local",
+    /// Elsewhere.
+    Remote = "remote",
+}
+
+values! {
+    /// How large an object is, at most.
+    Size, "size":
+    /// 4 KiB.
+    KiB4 = "4KiB",
+    /// 64 KiB.
+    KiB64 = "64KiB",
+    /// 1 MiB.
+    MiB1 = "1MiB",
+    /// 16 MiB.
+    MiB16 = "16MiB",
+    /// 256 MiB.
+    MiB256 = "256MiB",
+    /// 4 GiB.
+    GiB4 = "4GiB",
+    /// No bound.
+    Larger = "larger",
+}
+
+values! {
+    /// What went wrong.
+    Fault, "kind":
+    /// LOTA refused a request, as malformed or forbidden.
+    Request = "request",
+    /// A limit was reached.
+    SlowDown = "slow-down",
+    /// LOTA had no answer.
+    Unavailable = "unavailable",
+    /// An answer broke off in its middle.
+    AnswerBroken = "answer-broken",
+    /// The gateway could not be reached, or its connection ended without an answer.
+    GatewayUnreachable = "gateway-unreachable",
+    /// It did not answer in time.
+    GatewayLate = "gateway-late",
+    /// An owner could not be asked, or said that it cannot answer.
+    OwnerUnavailable = "owner-unavailable",
+    /// A fill's source refused.
+    SourceRefused = "source-refused",
+    /// A fill broke off.
+    FillBroken = "fill-broken",
+}
+
+impl Size {
+    /// The one of so many bytes.
     #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Fill => "fill",
-            Self::Bypass => "bypass",
+    pub fn of(bytes: u64) -> Self {
+        match bytes {
+            0..=0x1000 => Self::KiB4,
+            0x1001..=0x1_0000 => Self::KiB64,
+            0x1_0001..=0x10_0000 => Self::MiB1,
+            0x10_0001..=0x100_0000 => Self::MiB16,
+            0x100_0001..=0x1000_0000 => Self::MiB256,
+            0x1000_0001..=0x1_0000_0000 => Self::GiB4,
+            _ => Self::Larger,
+        }
+    }
+}
+
+impl Fault {
+    /// What an error of LOTA's own counts as.
+    #[must_use]
+    pub fn of(error: &S3Error) -> Self {
+        match error.status {
+            status if status.is_client_error() => Self::Request,
+            _ if error.code == "SlowDown" => Self::SlowDown,
+            _ => Self::Unavailable,
         }
     }
 }
 
 impl EncodeLabelValue for Outcome {
-    fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>) -> std::fmt::Result {
-        encoder.write_str(self.name())
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        EncodeLabelValue::encode(&self.name(), encoder)
     }
 }
 
-/// Labels of `lota_requests`.
+/// Labels of `lota_requests_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// What the cache did.
@@ -62,7 +144,27 @@ pub struct RequestLabels {
     pub status: u16,
 }
 
-/// Labels of `lota_fills`.
+/// Labels of `lota_gateway_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GatewayLabels {
+    /// The status that it answered with.
+    pub status: Status,
+}
+
+/// The status of an answer that there may not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Status(pub Option<u16>);
+
+impl EncodeLabelValue for Status {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(status) => EncodeLabelValue::encode(&status, encoder),
+            None => EncodeLabelValue::encode(&"none", encoder),
+        }
+    }
+}
+
+/// Labels of `lota_fills_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FillLabels {
     /// `direct`, `own`, `client` or `sibling`.
@@ -71,14 +173,14 @@ pub struct FillLabels {
     pub end: &'static str,
 }
 
-/// Labels of `lota_uncached`.
+/// Labels of `lota_uncached_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct UncachedLabels {
     /// Why the object passed through.
     pub reason: &'static str,
 }
 
-/// Labels of `lota_peer_requests`.
+/// Labels of `lota_peer_requests_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PeerLabels {
     /// `asked` (of an owner), `served` (as one), `resumed` (elsewhere, in the middle), `unavailable` or `refused`.
@@ -86,10 +188,28 @@ pub struct PeerLabels {
 }
 
 /// Every counter that the road of a request moves.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Metrics {
     /// Requests of pods that were answered.
     pub requests: Family<RequestLabels, Counter>,
+    /// Those of the two statuses that nearly all have, at hand.
+    usual: Each<Outcome, Usual>,
+    /// How long until an answer began.
+    pub request_seconds: Each<Outcome, Timing>,
+    /// Those for a part of an object.
+    pub range_requests: Counter,
+    /// Those for objects of each size.
+    pub object_sizes: Each<Size, Counter>,
+    /// Those for objects, by where the owner was.
+    pub owners: Each<Locality, Counter>,
+    /// Bytes that went to pods.
+    pub sent_from: Each<SentFrom, Counter>,
+    /// What went wrong.
+    pub faults: Each<Fault, Counter>,
+    /// Requests to the gateway.
+    pub gateway_requests: Family<GatewayLabels, Counter>,
+    /// How long until it answered.
+    pub gateway_seconds: Timing,
     /// Fills that ended.
     pub fills: Family<FillLabels, Counter>,
     /// Bytes that fills brought.
@@ -102,183 +222,119 @@ pub struct Metrics {
     pub unsteered: Counter,
     /// Bytes that were sent without entering user space.
     pub sent: SentBytes,
+    /// How long until the kernel enforced what the node had heard of access.
+    pub access_lag: Timing,
+    /// Is the API server watched?
+    pub kubernetes: Watched,
 }
 
-/// Everything `/metrics` shows.
-#[derive(Debug)]
-pub struct Exposition {
-    registry: Registry,
-    datapath: Datapath,
+#[derive(Debug, Default)]
+struct Usual {
+    ok: Counter,
+    part: Counter,
 }
 
-/// The state of the kernel side when it was last asked for.
-type Datapath = Arc<Mutex<Option<Status>>>;
-
-impl Exposition {
-    /// Registers the road's counters, and what is read at each scrape.
-    pub fn new(
-        metrics: &Metrics,
-        cache: Arc<Cache>,
-        gateway: Arc<Gateway>,
-        peers: Option<Arc<Peers>>,
-    ) -> Self {
-        let datapath = Datapath::default();
-        let mut registry = Registry::with_prefix("lota");
-        registry.register("requests", "Requests of pods that were answered", metrics.requests.clone());
-        registry.register("fills", "Fills that ended", metrics.fills.clone());
-        registry.register_with_unit(
-            "fill",
-            "Bytes that fills brought",
-            Unit::Bytes,
-            metrics.fill_bytes.clone(),
-        );
-        registry.register("uncached", "Objects that passed through uncached", metrics.uncached.clone());
-        registry.register("peer_requests", "Requests between nodes", metrics.peer_requests.clone());
-        registry.register(
-            "unsteered_connections",
-            "Connections to the hidden listener that the datapath had not steered, and were reset",
-            metrics.unsteered.clone(),
-        );
-        registry.register_collector(Box::new(Scraped {
-            cache,
-            gateway,
-            peers,
-            datapath: datapath.clone(),
-            sent: metrics.sent.clone(),
-        }));
-        Self { registry, datapath }
-    }
-
-    /// What to show of the kernel side from now on.
-    pub fn set_datapath(&self, status: Status) {
-        *self.datapath.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
-    }
-
-    /// The text that Prometheus reads.
-    ///
-    /// # Errors
-    /// Never seen: writing to memory does not fail.
-    pub fn text(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
-        Ok(text)
-    }
-}
-
-/// What others count, read when asked.
-#[derive(Debug)]
-struct Scraped {
-    cache: Arc<Cache>,
-    gateway: Arc<Gateway>,
-    peers: Option<Arc<Peers>>,
-    datapath: Datapath,
-    sent: SentBytes,
-}
-
-impl Collector for Scraped {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        let usage = self.cache.usage();
-        let standing = i64::from(self.gateway.standing() == Standing::Trusted);
-        let nodes = 1 + self.peers.as_ref().map_or(0, |peers| peers.active());
-        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        for (name, help, unit, value) in [
-            ("cache_objects", "Complete objects in the cache", None, usage.objects as u64),
-            ("cache", "Bytes of objects and fills in the cache", Some(&Unit::Bytes), usage.bytes),
-            ("fills_in_progress", "Fills under way", None, usage.fills as u64),
-            (
-                "nodes_active",
-                "Nodes of the cluster that are not lost, this one among them",
-                None,
-                nodes as u64,
-            ),
-        ] {
-            let gauge = ConstGauge::new(signed(value));
-            gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;
-        }
-        self.encode_disks(&mut encoder)?;
-        let gauge = ConstGauge::new(standing);
-        let help = "1 once the gateway has passed its trial, so that hits are served";
-        gauge.encode(encoder.encode_descriptor("gateway_trusted", help, None, gauge.metric_type())?)?;
-        for (name, help, sent) in [
-            ("sendfile", "Bytes of cached files, sent by sendfile(2)", &self.sent.sendfile),
-            ("splice", "Bytes of other nodes, passed on by splice(2)", &self.sent.splice),
-        ] {
-            let counter = ConstCounter::new(sent.load(Ordering::Relaxed));
-            let unit = Some(&Unit::Bytes);
-            counter.encode(encoder.encode_descriptor(name, help, unit, counter.metric_type())?)?;
-        }
-
-        match &*self.datapath.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(status) => encode_datapath(status, &mut encoder),
-            None => Ok(()),
+impl Default for Metrics {
+    fn default() -> Self {
+        let requests = Family::<RequestLabels, Counter>::default();
+        let usual = Each::made(|cache| {
+            let counter = |status| requests.get_or_create_owned(&RequestLabels { cache, status });
+            Usual { ok: counter(200), part: counter(206) }
+        });
+        Self {
+            requests,
+            usual,
+            request_seconds: Each::default(),
+            range_requests: Counter::default(),
+            object_sizes: Each::default(),
+            owners: Each::default(),
+            sent_from: Each::default(),
+            faults: Each::default(),
+            gateway_requests: Family::default(),
+            gateway_seconds: Timing::default(),
+            fills: Family::default(),
+            fill_bytes: Counter::default(),
+            uncached: Family::default(),
+            peer_requests: Family::default(),
+            unsteered: Counter::default(),
+            sent: SentBytes::default(),
+            access_lag: Timing::default(),
+            kubernetes: Watched::default(),
         }
     }
 }
 
-impl Scraped {
-    fn encode_disks(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        let disks: Vec<_> = self.cache.disks().collect();
-        let any = ConstGauge::new(0i64);
-        let help = "1 while a disk of the cache works";
-        let mut family = encoder.encode_descriptor("cache_disk_up", help, None, any.metric_type())?;
-        for disk in &disks {
-            let up = ConstGauge::new(i64::from(disk.works));
-            up.encode(family.encode_family(&[("folder", &*disk.folder.to_string_lossy())])?)?;
+impl Metrics {
+    /// A pod's request was answered, after so long.
+    pub fn answered(&self, cache: Outcome, status: u16, took: Duration) {
+        match status {
+            200 => self.usual.of(cache).ok.inc(),
+            206 => self.usual.of(cache).part.inc(),
+            _ => self.requests.get_or_create(&RequestLabels { cache, status }).inc(),
+        };
+        self.request_seconds.of(cache).observe(took);
+    }
+
+    /// The gateway has answered, or not; after so long, if that was not the client's time.
+    pub fn asked_gateway(&self, status: Option<u16>, took: Option<Duration>) {
+        self.gateway_requests.get_or_create(&GatewayLabels { status: Status(status) }).inc();
+        if let Some(took) = took {
+            self.gateway_seconds.observe(took);
         }
-        let sum = |of: fn(&DiskStatus) -> u64| disks.iter().map(of).sum::<u64>();
-        for (name, help, unit, count) in [
-            ("cache_evictions", "Objects that went for others", None, sum(|disk| disk.evictions)),
-            (
-                "cache_corrupt",
-                "Cached objects whose bytes were found to be others",
-                None,
-                sum(|disk| disk.corrupt),
-            ),
-            (
-                "cache_verified",
-                "Bytes compared with their checksums",
-                Some(&Unit::Bytes),
-                sum(|disk| disk.verified),
-            ),
-        ] {
-            let counter = ConstCounter::new(count);
-            counter.encode(encoder.encode_descriptor(name, help, unit, counter.metric_type())?)?;
-        }
-        Ok(())
+    }
+
+    /// How pods' reads were answered so far.
+    #[must_use]
+    pub fn reads(&self) -> Reads {
+        let count = |cache| {
+            let Usual { ok, part } = self.usual.of(cache);
+            ok.get() + part.get()
+        };
+        Reads { hits: count(Outcome::Hit), fills: count(Outcome::Fill), misses: count(Outcome::Miss) }
+    }
+
+    /// Something went wrong.
+    pub fn fault(&self, fault: Fault) {
+        self.faults.of(fault).inc();
     }
 }
 
-fn encode_datapath(status: &Status, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-    let any = ConstCounter::new(0u64);
-    let help = "Packets, by what the datapath decided about them";
-    let mut family = encoder.encode_descriptor("datapath_packets", help, None, any.metric_type())?;
-    for verdict in &status.verdicts {
-        let counter = ConstCounter::new(verdict.packets);
-        counter.encode(family.encode_family(&[("verdict", verdict.verdict.as_str())])?)?;
+/// How reads were answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reads {
+    /// From complete files.
+    pub hits: u64,
+    /// From files that were growing already.
+    pub fills: u64,
+    /// Otherwise.
+    pub misses: u64,
+}
+
+impl Reads {
+    /// The share of hits, if there were any reads.
+    #[must_use]
+    pub fn hit_ratio(&self) -> Option<f64> {
+        let all = self.hits + self.fills + self.misses;
+        (all > 0).then(|| self.hits as f64 / all as f64)
     }
-    let mut by_mode: BTreeMap<String, i64> = BTreeMap::new();
-    for interface in &status.interfaces {
-        let mode = interface.steered.map_or("none".to_owned(), |mode| mode.to_string());
-        *by_mode.entry(mode).or_default() += 1;
+}
+
+/// Whether something is watched, if it is to be.
+#[derive(Clone, Debug, Default)]
+pub struct Watched(Arc<AtomicU8>);
+
+impl Watched {
+    /// It is to be watched, and is, or is not just now.
+    pub fn set(&self, up: bool) {
+        self.0.store(if up { 2 } else { 1 }, Ordering::Relaxed);
     }
-    let any = ConstGauge::new(0i64);
-    let help = "Interfaces that were asked for, by how packets from them are steered";
-    let mut family = encoder.encode_descriptor("datapath_interfaces", help, None, any.metric_type())?;
-    for (mode, count) in &by_mode {
-        ConstGauge::new(*count).encode(family.encode_family(&[("steered", mode.as_str())])?)?;
+
+    /// Is it? `None`, if it is not to be.
+    #[must_use]
+    pub fn get(&self) -> Option<bool> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            state => Some(state == 2),
+        }
     }
-    let help = "How many other programs see an interface's packets before LOTA's does";
-    let mut family = encoder.encode_descriptor("datapath_position", help, None, any.metric_type())?;
-    for interface in &status.interfaces {
-        let Some(position) = interface.position else { continue };
-        let gauge = ConstGauge::new(i64::try_from(position).unwrap_or(i64::MAX));
-        gauge.encode(family.encode_family(&[("interface", interface.name.as_str())])?)?;
-    }
-    let help = "Access entries in the kernel, by what they are about";
-    let mut family = encoder.encode_descriptor("access_entries", help, None, any.metric_type())?;
-    for (subject, count) in [("address", status.addresses), ("prefix", status.prefixes)] {
-        let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
-        gauge.encode(family.encode_family(&[("subject", subject)])?)?;
-    }
-    Ok(())
 }

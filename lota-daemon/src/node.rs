@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::AsFd as _,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -82,7 +82,9 @@ pub async fn run(
         tokio::select! {
             changed = node.control.changed() => {
                 changed?;
+                let heard = Instant::now();
                 node.follow(&mut trouble).await;
+                node.enforced_since(heard);
             }
             _ = look.tick() => {
                 if trouble.is_some() {
@@ -97,7 +99,13 @@ pub async fn run(
                 node.control.set_peers(peers)?;
             }
             () = reload.asked() => node.reload(&mut reload).await,
-            Some(command) = node.commands.recv() => node.control.obey(command).await,
+            Some(command) = node.commands.recv() => {
+                let (heard, is_word) = (Instant::now(), matches!(command, Command::Access(..)));
+                node.control.obey(command).await;
+                if is_word {
+                    node.enforced_since(heard);
+                }
+            }
             Some(ended) = node.doors.join_next() => ended.context("a part of the node panicked")?,
             asked = handover.accept() => {
                 if node.asked_to_hand_over(asked).await? {
@@ -195,7 +203,7 @@ impl Node {
                 turned_away: Door::outside(),
                 workers,
             },
-            admin: Admin { exposition, ready: Ready::default(), control: commander },
+            admin: Admin { exposition, ready: Ready::default(), control: commander, asked: Arc::default() },
             config,
             control,
             sockets,
@@ -243,9 +251,12 @@ impl Node {
             self.doors.spawn_on(async move { kubernetes.follow().await }, first);
         }
         self.doors.spawn_on(self.admin.clone().serve(sockets.admin, self.life.subscribe()), first);
+        if let Some(listener) = sockets.metrics {
+            self.doors.spawn_on(self.admin.clone().serve_pods(listener, self.life.subscribe()), first);
+        }
         let control = self.admin.control.clone();
-        let gateway = self.door.proxy.gateway.clone();
-        self.doors.spawn_on(admin::socket::serve(sockets.admin_socket, control, gateway), first);
+        let proxy = self.door.proxy.clone();
+        self.doors.spawn_on(admin::socket::serve(sockets.admin_socket, control, proxy), first);
         self.admin.ready.store(true, Ordering::Release);
         tracing::info!(
             node = self.config.node.name,
@@ -286,10 +297,11 @@ impl Node {
     /// Lets in the pods that the API server has just told of.
     async fn follow_pods(&mut self, trouble: &mut Option<String>) {
         let told = self.pods.borrow_and_update().clone();
-        if let Some(told) = told
-            && let Err(error) = self.control.set_pods(told).await
-        {
-            self.say(trouble, Some(format!("{error:#}")));
+        let Some(told) = told else { return };
+        let heard = told.at;
+        match self.control.set_pods(told).await {
+            Ok(()) => self.enforced_since(heard),
+            Err(error) => self.say(trouble, Some(format!("{error:#}"))),
         }
     }
 
@@ -310,6 +322,11 @@ impl Node {
             );
         }
         *trouble = now;
+    }
+
+    /// What the node has heard of access, the kernel enforces now.
+    fn enforced_since(&self, heard: Instant) {
+        self.door.proxy.metrics.access_lag.observe(heard.elapsed());
     }
 
     /// Someone has connected to the socket for handing over; true once another daemon serves.
@@ -453,6 +470,7 @@ fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
     let body_memory = config.limits.body_memory.0 / 2;
     let mut gateway =
         Gateway::new(&config.gateway, &config.node, upstream.clone()).map_err(anyhow::Error::msg)?;
+    gateway = gateway.counting(metrics.clone());
     if let Some(resign) = &config.gateway.resign {
         gateway = gateway.resigning(resign, &config.endpoint.zone, body_memory)?;
     }

@@ -234,7 +234,8 @@ impl Peers {
         }
     }
 
-    async fn is_alive(&self, owner: &NodeName) -> bool {
+    /// Does it answer at all, as a peer does?
+    pub async fn is_alive(&self, owner: &NodeName) -> bool {
         let Some(origin) = self.origin(owner) else { return false };
         let Ok(mut ping) = Request::builder().uri(format!("{origin}/")).body(empty()) else { return false };
         if let Ok(host) = HeaderValue::from_str(origin.authority.as_str()) {
@@ -309,6 +310,12 @@ impl Peers {
     #[must_use]
     pub fn is_lost(&self, peer: &NodeName) -> bool {
         self.states().get(peer).is_some_and(|state| state.lost.is_some())
+    }
+
+    /// How many peers there are.
+    #[must_use]
+    pub fn known(&self) -> usize {
+        self.names().len()
     }
 
     /// How many peers are not lost.

@@ -12,6 +12,7 @@ mod fill;
 mod get;
 mod owner;
 mod resume;
+mod tally;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -28,7 +29,7 @@ use tokio::time::timeout;
 
 pub use self::{crowds::Crowds, debts::Debts, owner::Load};
 
-use self::get::Get;
+use self::{get::Get, tally::Tally};
 use crate::{
     backend::Backend,
     cache::{Cache, Join, Object, Reader},
@@ -38,14 +39,14 @@ use crate::{
         Body, Head, Slices, empty, incoming,
         server::{Connection, NoAnswer},
     },
-    metrics::{Metrics, Outcome, PeerLabels, UncachedLabels},
+    metrics::{Fault, Locality, Metrics, Outcome, PeerLabels, SentFrom, UncachedLabels},
     peer::{
         Peers,
         headers::{self, Told, Wanted},
         raw,
     },
     placement::NodeName,
-    s3::{ByteRange, CacheControl, ObjectMeta, Operation, S3Error, Zone},
+    s3::{ByteRange, CacheControl, ObjectMeta, Operation, RangeRequest, S3Error, Zone},
 };
 
 /// Longest wait for a fill's first byte before the answer's head goes out all the same.
@@ -87,6 +88,7 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, NoAnswer> {
         let (parts, body) = request.into_parts();
+        let tally = Tally::begin(&parts);
         let target = parts.uri.path().to_owned();
         let is_refused = connection.refused.is_some();
         let answer = match (connection.refused, Head::of(parts)) {
@@ -96,12 +98,14 @@ impl Proxy {
                 self.route(connection.client.ip().to_canonical(), &head, body, &connection.slices).await
             }
         };
-        let mut answer = answer.unwrap_or_else(|error| answer::error(&error, &target));
+        let mut answer = answer.unwrap_or_else(|error| {
+            self.metrics.fault(Fault::of(&error));
+            answer::error(&error, &target)
+        });
         if is_refused {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        self.count(&answer);
-        Ok(answer)
+        Ok(self.tally(tally, answer))
     }
 
     /// Answers a peer's request: this is the owner, whatever this node's own placement says. A request
@@ -159,6 +163,13 @@ impl Proxy {
             false => Err(S3Error::unavailable("Only what is cached can be gone on with")),
         });
         let mut answer = answer.unwrap_or_else(|error| answer::owner_error(&error, &target));
+        tracing::debug!(
+            request_id = answer.headers().get(answer::REQUEST_ID).and_then(|id| id.to_str().ok()),
+            peer = %connection.client.ip(),
+            %pod,
+            status = answer.status().as_u16(),
+            "request of a peer"
+        );
         told.write(answer.headers_mut());
         if accepts_raw {
             answer = raw::switch(answer, &connection.raw);
@@ -176,10 +187,14 @@ impl Proxy {
     ) -> Result<Response<Body>, S3Error> {
         match self.classify(head) {
             Operation::Pass(why) => {
-                tracing::debug!(method = %head.method, why, "passing through");
-                self.pass(head, incoming(body)).await
+                let mut answer = self.pass(head, incoming(body)).await?;
+                answer.extensions_mut().insert(tally::Passed(why));
+                Ok(answer)
             }
             Operation::Get(object) => {
+                if object.range != RangeRequest::Whole {
+                    self.metrics.range_requests.inc();
+                }
                 let get = Get::new(pod, head, &object, slices);
                 match object.cache_control {
                     CacheControl::Bypass => self.past_the_cache(get).await,
@@ -221,10 +236,12 @@ impl Proxy {
             match peers.ask_and_relay(owner, get.pod, get.head, Wanted::All, get.slices).await {
                 Ok(answer) if answer::is_owner_error(&answer) => {
                     count("unavailable");
+                    self.metrics.fault(Fault::OwnerUnavailable);
                     tracing::debug!(owner = %owner.0, "it cannot reach the gateway; asking the next");
                 }
                 Ok(answer) => {
                     count("asked");
+                    self.metrics.owners.of(Locality::Remote).inc();
                     if let Some(owners) = Told::of(answer.headers()).owners {
                         self.crowds.hear(name, owners);
                     }
@@ -233,10 +250,12 @@ impl Proxy {
                 }
                 Err(error) => {
                     count("unavailable");
+                    self.metrics.fault(Fault::OwnerUnavailable);
                     tracing::debug!(owner = %owner.0, %error, "asking the next");
                 }
             }
         }
+        self.metrics.owners.of(Locality::Local).inc();
         if self.peers.is_some() && self.is_first(name) {
             self.crowds.hear(name, self.crowds.count(name));
         }
@@ -401,7 +420,9 @@ impl Proxy {
         match self.backend.fetch(&FillAuthority::Direct(path), meta, range, get.head).await {
             Ok(answer) => {
                 let body = incoming(answer.into_body());
-                Ok(answer::object(grant, meta, range, get.object, body, outcome, &self.node))
+                let mut answer = answer::object(grant, meta, range, get.object, body, outcome, &self.node);
+                answer.extensions_mut().insert(SentFrom::Gateway);
+                Ok(answer)
             }
             Err(error) => {
                 tracing::warn!(object = %meta.version.name, %error, "direct path failed; asking the gateway");
@@ -474,11 +495,6 @@ impl Proxy {
 
     fn uncached(&self, reason: &'static str) {
         self.metrics.uncached.get_or_create(&UncachedLabels { reason }).inc();
-    }
-
-    fn count(&self, answer: &Response<Body>) {
-        let labels = answer::labels(answer);
-        self.metrics.requests.get_or_create(&labels).inc();
     }
 
     /// Counts and refuses a connection that reached the hidden listener by another way than the datapath.

@@ -36,6 +36,7 @@ pub struct Sockets {
     pub hidden: Vec<std::net::TcpListener>,
     peers: Option<std::net::TcpListener>,
     admin: std::net::TcpListener,
+    metrics: Option<std::net::TcpListener>,
     dns_udp: Vec<std::net::UdpSocket>,
     dns_tcp: Vec<std::net::TcpListener>,
     admin_socket: StdUnixListener,
@@ -51,6 +52,8 @@ pub struct Accepting {
     pub peers: Option<TcpListener>,
     /// Metrics and health.
     pub admin: TcpListener,
+    /// The same for pods.
+    pub metrics: Option<TcpListener>,
     /// Names.
     pub dns_udp: Vec<UdpSocket>,
     /// Names.
@@ -82,6 +85,7 @@ impl Sockets {
         let dns: Vec<SocketAddr> = dns.collect();
         let dns_tcp = dns.iter().map(|address| listen("names (TCP)", *address)).collect::<Result<_>>()?;
         let admin = listen("metrics and health", config.admin.listen)?;
+        let metrics = config.admin.metrics_listen.map(|address| listen("metrics", address)).transpose()?;
         let peers = config.peers.as_ref().map(|peers| SocketAddr::new(config.node.address, peers.port));
         let peers = peers.map(|address| listen("peers", address)).transpose()?;
         let dns_udp = dns.iter().map(|address| match inherited.take(&format!("udp/{address}")) {
@@ -100,6 +104,7 @@ impl Sockets {
             hidden,
             peers,
             admin,
+            metrics,
             dns_udp,
             dns_tcp,
             admin_socket: local(path)?,
@@ -116,7 +121,7 @@ impl Sockets {
             let family = if listener.local_addr().is_ok_and(|address| address.is_ipv4()) { 4 } else { 6 };
             names.push((hidden_name(family), listener.as_fd()));
         }
-        for listener in self.peers.iter().chain([&self.admin]).chain(&self.dns_tcp) {
+        for listener in self.peers.iter().chain([&self.admin]).chain(&self.metrics).chain(&self.dns_tcp) {
             names.extend(listener.local_addr().map(|address| (format!("tcp/{address}"), listener.as_fd())));
         }
         for socket in &self.dns_udp {
@@ -147,6 +152,7 @@ impl Sockets {
             hidden: self.hidden.iter().map(tcp).collect::<io::Result<_>>()?,
             peers: self.peers.as_ref().map(tcp).transpose()?,
             admin: tcp(&self.admin)?,
+            metrics: self.metrics.as_ref().map(tcp).transpose()?,
             dns_udp: self.dns_udp.iter().map(udp).collect::<io::Result<_>>()?,
             dns_tcp: self.dns_tcp.iter().map(tcp).collect::<io::Result<_>>()?,
             admin_socket: unix(&self.admin_socket)?,

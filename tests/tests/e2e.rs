@@ -18,6 +18,8 @@ use lota_tests::{
 mod bad_input;
 #[path = "e2e/cold.rs"]
 mod cold;
+#[path = "e2e/commands.rs"]
+mod commands;
 #[path = "e2e/connection.rs"]
 mod connection;
 #[path = "e2e/failover.rs"]
@@ -26,6 +28,8 @@ mod failover;
 mod hot;
 #[path = "e2e/http.rs"]
 mod http;
+#[path = "e2e/logs.rs"]
+mod logs;
 #[path = "e2e/requests.rs"]
 mod requests;
 #[path = "e2e/resign.rs"]
@@ -46,7 +50,7 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 30] = [
+const MORE: [(&str, Test); 34] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
@@ -74,6 +78,10 @@ const MORE: [(&str, Test); 30] = [
     ("a gateway that 304s anyone is distrusted and proxied", trial::cache_in_front),
     ("a gateway behind TLS, with a certificate that is trusted and one that is not", tls::gateway),
     ("no gateway, no bytes", bad_input::gateway_down),
+    ("each request has one line in the log, if that is asked for", logs::requests),
+    ("no signature, token or secret is ever logged", logs::secrets),
+    ("a configuration is checked, line by line", commands::check),
+    ("the cache is measured, emptied and mended by commands", commands::cache),
     ("bad configuration names the key and the nearest valid one", start::bad_configuration),
     ("missing privileges are named", start::missing_privileges),
     ("a second daemon on the same cache folder is refused", start::second_daemon),

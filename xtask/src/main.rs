@@ -13,11 +13,12 @@ cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
                                show the main job: a lab of three nodes, a real gateway, a real client;
                                --release: by an optimized build, which takes some minutes more at first
 cargo xtask test [SUITE…]      run the suites by name (lint, unit, fuzz, packet, kernels, datapath,
-                               storage, e2e, parity, clients, consistency), or all of them
+                               storage, e2e, parity, clients, consistency, monitoring), or all of them
 cargo xtask bench [NAME…]      measure (datapath, placement, serving, cold, memory, storage), and write
                                target/bench/NAME.json
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
                                the lab without the tour, to play in
+cargo xtask docs               write the documents that are made from the code: docs/metrics.md, docs/configuration.md
 cargo xtask setup              install what building and testing need (Debian 12, as root)";
 
 fn main() -> ExitCode {
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         ["lab", rest @ ..] => demo::lab(rest),
         ["bench", names @ ..] => suites::bench(names),
         ["test", suites @ ..] => suites::test(suites),
+        ["docs"] => suites::docs(),
         ["setup"] => setup::all(),
         [] | ["help" | "--help" | "-h", ..] => {
             println!("{HELP}");

@@ -159,6 +159,16 @@ pub(crate) fn nginx() -> Result<PathBuf, String> {
     Ok(place.join("usr/sbin/nginx"))
 }
 
+/// promtool, which checks what Prometheus is to read: unpacked, since installed its package would begin to scrape.
+pub(crate) fn promtool() -> Result<PathBuf, String> {
+    let place = Path::new(ROOT).join("target/prometheus");
+    if !place.exists() {
+        unpack(&["prometheus"], &place)?;
+    }
+    let promtool = place.join("usr/bin/promtool");
+    fs::canonicalize(&promtool).map_err(|error| format!("{}: {error}", promtool.display()))
+}
+
 /// A Python environment of the project's own, with these packages.
 fn python(packages: &[&str]) -> Result<PathBuf, String> {
     let home = Path::new(ROOT).join("target/lab-venv");

@@ -16,7 +16,7 @@ use crate::{
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 11] = [
+const SUITES: [Suite; 12] = [
     ("lint", lint),
     ("unit", unit),
     ("fuzz", fuzz),
@@ -28,6 +28,7 @@ const SUITES: [Suite; 11] = [
     ("parity", parity),
     ("clients", clients),
     ("consistency", consistency),
+    ("monitoring", monitoring),
 ];
 
 #[derive(Default)]
@@ -222,6 +223,24 @@ fn clients(counts: &mut Counts) -> Result<(), String> {
 /// Reads after writes.
 fn consistency(counts: &mut Counts) -> Result<(), String> {
     with_lab(counts, "consistency", setup::client)
+}
+
+/// Metrics, and the dashboard and alerts that are made of them.
+fn monitoring(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "monitoring"]);
+    tests.env("LOTA_PYTHON", setup::client()?);
+    tests.env("LOTA_PROMTOOL", setup::promtool()?);
+    tests.env("LOTA_BIN", demo::build_lota(false)?);
+    counts.tests("suite monitoring", &mut tests)
+}
+
+/// Writes the documents that unit tests compare with the code.
+pub(crate) fn docs() -> Result<(), String> {
+    setup::to_build()?;
+    let tests = ["test", "--quiet", "--package", "lota-daemon", "--lib", "the_document_is_up_to_date"];
+    run("writing docs/metrics.md and docs/configuration.md", cargo(&tests).env("LOTA_WRITE_DOCS", "1"))
 }
 
 /// A suite that runs nodes and a gateway, and clients by this Python.

@@ -1,5 +1,5 @@
-//! The admin socket: HTTP with JSON bodies, for `lota access`, `lota datapath status` and `lota gateway status` on the
-//! same node.
+//! The admin socket: HTTP with JSON bodies, for `lota access`, `lota cache`, `lota datapath status` and `lota gateway
+//! status` on the same node.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -12,23 +12,37 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Serialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
 };
 
 use crate::{
+    cache::{DiskStatus, Gone, Which},
     control::{AccessRequest, Command},
     datapath::Status,
-    gateway::{Gateway, Server},
+    gateway::Server,
+    metrics::Reads,
+    proxy::Proxy,
 };
 
 /// Longer requests are nobody's.
 const MOST: usize = 64 << 10;
+/// Versions that one of them names, at most.
+const VERSIONS: usize = 1000;
+
+/// The cache, as `lota cache stat` shows it.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct CacheReport {
+    /// Each disk.
+    pub disks: Vec<DiskStatus>,
+    /// How this node's pods were answered since the daemon began, by whichever node's cache.
+    pub reads: Reads,
+}
 
 /// Serves for as long as it is polled.
-pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>, gateway: Arc<Gateway>) {
+pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>, proxy: Arc<Proxy>) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -38,9 +52,9 @@ pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>, gatew
                 continue;
             }
         };
-        let (control, gateway) = (control.clone(), gateway.clone());
+        let (control, proxy) = (control.clone(), proxy.clone());
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, &control, &gateway));
+            let service = service_fn(|request| answer(request, &control, &proxy));
             let mut http = server::conn::http1::Builder::new();
             let connection = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {
@@ -53,7 +67,7 @@ pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>, gatew
 async fn answer(
     request: Request<Incoming>,
     control: &mpsc::Sender<Command>,
-    gateway: &Gateway,
+    proxy: &Proxy,
 ) -> Result<Response<Full<Bytes>>, io::Error> {
     let answered = match (request.method().clone(), request.uri().path()) {
         (Method::POST, "/access") => change_access(request, control).await.map(String::into_bytes),
@@ -61,7 +75,13 @@ async fn answer(
             let status = status(control).await;
             status.and_then(|status| Ok(serde_json::to_vec(&status)?))
         }
-        (Method::GET, "/gateway") => serde_json::to_vec(&gateway.servers()).map_err(Into::into),
+        (Method::GET, "/gateway") => serde_json::to_vec(&proxy.gateway.servers()).map_err(Into::into),
+        (Method::GET, "/cache") => {
+            let report = CacheReport { disks: proxy.cache.disks().collect(), reads: proxy.metrics.reads() };
+            serde_json::to_vec(&report).map_err(Into::into)
+        }
+        (Method::POST, "/cache/evict") => evict(request, proxy).await,
+        (Method::POST, "/cache/repair") => repair(request, proxy).await,
         (method, path) => Err(anyhow::anyhow!("there is no {method} {path} here")),
     };
     let (status, body) = match answered {
@@ -74,10 +94,27 @@ async fn answer(
 }
 
 async fn change_access(request: Request<Incoming>, control: &mpsc::Sender<Command>) -> Result<String> {
+    let wanted: AccessRequest = read(request).await?;
+    ask(control, |answer| Command::Access(wanted, answer)).await?.map_err(anyhow::Error::msg)
+}
+
+async fn evict(request: Request<Incoming>, proxy: &Proxy) -> Result<Vec<u8>> {
+    let which: Which = read(request).await?;
+    let gone = proxy.cache.evict(&which).await;
+    tracing::info!(?which, objects = gone.objects, bytes = gone.bytes, "evicted, as an operator asked");
+    Ok(serde_json::to_vec(&gone)?)
+}
+
+async fn repair(request: Request<Incoming>, proxy: &Proxy) -> Result<Vec<u8>> {
+    let versions: Vec<String> = read(request).await?;
+    Ok(serde_json::to_vec(&proxy.cache.drop_corrupt(&versions).await)?)
+}
+
+/// What a request's body says.
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T> {
     let body = Limited::new(request.into_body(), MOST).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
-    let wanted: AccessRequest = serde_json::from_slice(&body)?;
-    ask(control, |answer| Command::Access(wanted, answer)).await?.map_err(anyhow::Error::msg)
+    Ok(serde_json::from_slice(&body)?)
 }
 
 /// Has the control part do something; what it answers.
@@ -125,6 +162,36 @@ pub async fn request_status(socket: &Path) -> Result<Status> {
 /// If no daemon runs.
 pub async fn request_gateway(socket: &Path) -> Result<Vec<Server>> {
     Ok(serde_json::from_slice(&send(socket, Method::GET, "/gateway", &()).await?)?)
+}
+
+/// Asks the daemon behind this socket how its cache is.
+///
+/// # Errors
+/// If no daemon runs.
+pub async fn request_cache(socket: &Path) -> Result<CacheReport> {
+    Ok(serde_json::from_slice(&send(socket, Method::GET, "/cache", &()).await?)?)
+}
+
+/// Has the daemon behind this socket evict objects.
+///
+/// # Errors
+/// If no daemon runs.
+pub async fn request_eviction(socket: &Path, which: &Which) -> Result<Gone> {
+    Ok(serde_json::from_slice(&send(socket, Method::POST, "/cache/evict", which).await?)?)
+}
+
+/// Has the daemon behind this socket compare these objects with their checksums, and drop those that differ.
+///
+/// # Errors
+/// If no daemon runs.
+pub async fn request_repair(socket: &Path, versions: &[String]) -> Result<Gone> {
+    let mut gone = Gone::default();
+    for some in versions.chunks(VERSIONS) {
+        let dropped: Gone =
+            serde_json::from_slice(&send(socket, Method::POST, "/cache/repair", &some).await?)?;
+        gone = Gone { objects: gone.objects + dropped.objects, bytes: gone.bytes + dropped.bytes };
+    }
+    Ok(gone)
 }
 
 async fn send(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<Bytes> {

@@ -200,6 +200,22 @@ fn key_of(folder: &Path) -> io::Result<Option<[u8; 16]>> {
     }
 }
 
+/// Could what is stored there be encrypted? Nothing is changed.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn can_encrypt(folder: &Path) -> io::Result<bool> {
+    let folder = File::open(folder)?;
+    let mut found = GetPolicy { size: size_of::<Policy>() as u64, policy: Policy::default() };
+    // SAFETY: the kernel writes a policy of at most the size that it is told.
+    match unsafe { get_policy(folder.as_raw_fd(), &raw mut found) } {
+        // Only a file system that can encrypt tells that a folder is not.
+        Ok(_) | Err(Errno::ENODATA) => Ok(true),
+        Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Does the kernel have this key?
 fn has_key(folder: &Path, identifier: [u8; 16]) -> io::Result<bool> {
     let folder = File::open(folder)?;

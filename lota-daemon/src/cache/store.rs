@@ -290,7 +290,7 @@ impl Store {
     }
 }
 
-fn read_record(mut file: &File, size: u64) -> io::Result<Record> {
+pub(super) fn read_record(mut file: &File, size: u64) -> io::Result<Record> {
     io::Seek::seek(&mut file, io::SeekFrom::Start(size))?;
     let mut record = Vec::new();
     file.read_to_end(&mut record)?;
@@ -326,8 +326,7 @@ fn remove(path: &Path) {
 /// If the folder cannot be read.
 pub fn list(folder: &Path) -> io::Result<Vec<Listed>> {
     let mut listed = Vec::new();
-    for path in files(&folder.join(FORMAT))? {
-        let Some(entry) = path.file_name().and_then(|name| Entry::of_name(name.to_str()?)) else { continue };
+    for (path, entry) in object_files(folder)? {
         // Evicted meanwhile, perhaps.
         let Ok(file) = File::open(&path) else { continue };
         if let Ok(record) = read_record(&file, entry.size) {
@@ -338,6 +337,15 @@ pub fn list(folder: &Path) -> io::Result<Vec<Listed>> {
     }
     listed.sort_by_key(|object| object.stored);
     Ok(listed)
+}
+
+/// The file of each complete object in a cache folder.
+pub(super) fn object_files(folder: &Path) -> io::Result<Vec<(PathBuf, Entry)>> {
+    let named = |path: PathBuf| {
+        let entry = Entry::of_name(path.file_name()?.to_str()?)?;
+        Some((path, entry))
+    };
+    Ok(files(&folder.join(FORMAT))?.into_iter().filter_map(named).collect())
 }
 
 fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {

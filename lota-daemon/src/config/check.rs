@@ -118,6 +118,13 @@ impl Config {
         if self.peer_port() == self.admin.listen.port() {
             return Err("peers.port and admin.listen: the same port for both".into());
         }
+        if let Some(metrics) = self.admin.metrics_listen
+            && [self.peer_port(), self.admin.listen.port()].contains(&metrics.port())
+        {
+            return Err(
+                "admin.metrics_listen: pods reach neither the port of admin.listen nor that of peers".into(),
+            );
+        }
         Ok(())
     }
 }

@@ -53,6 +53,8 @@ fn bad_values_say_what_they_should_be() {
         ("\"n1\"", "\"\"", "node.name"),
         ("\"n1\"", "\"a;b\"", "node.name"),
         ("[cache]", "[admin]\nlisten = \"0.0.0.0:7481\"\n[cache]", "admin.listen"),
+        ("[cache]", "[admin]\nmetrics_listen = \"0.0.0.0:7480\"\n[cache]", "admin.metrics_listen"),
+        ("[cache]", "[admin]\nmetrics_listen = \"0.0.0.0:7481\"\n[cache]", "admin.metrics_listen"),
         (
             "[cache]",
             "[gateway.resign]\nclients_file = \"/c\"\nstyle = \"virtual-host\"\n[cache]",

@@ -67,20 +67,29 @@ impl TryFrom<Node> for super::Node {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Cache {
+    /// The folder, on a disk of its own if possible. It and `capacity` are needed, or `disks`.
     folder: Option<PathBuf>,
+    /// Most bytes of objects there; also the node's weight in placement.
     capacity: Option<ByteSize>,
+    /// Several disks, instead of `folder` and `capacity`.
     #[serde(default)]
     disks: Vec<Disk>,
+    /// Space of each disk to leave to others, who get it back when they need it.
     #[serde(default = "default_min_free")]
     min_free: ByteSize,
+    /// Hundredths of the capacity: beyond so many, what was used least recently goes, until `low_percent` are left.
     #[serde(default = "default_high")]
     high_percent: u8,
+    /// Hundredths of the capacity that are left then.
     #[serde(default = "default_low")]
     low_percent: u8,
+    /// Which objects may come in when something must go for them.
     #[serde(default)]
     admission: Admission,
+    /// Must what is cached be encrypted, by the file system?
     #[serde(default)]
     encryption: Encryption,
+    /// Bytes per second, on each disk, that are compared with their checksums behind the requests; 0 for none.
     #[serde(default = "default_scrub")]
     scrub: ByteSize,
 }
@@ -88,7 +97,9 @@ pub(super) struct Cache {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Disk {
+    /// The folder.
     folder: PathBuf,
+    /// Most bytes of objects there.
     capacity: ByteSize,
 }
 

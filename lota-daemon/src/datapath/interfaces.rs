@@ -37,6 +37,8 @@ pub struct Plan {
     pub skipped: BTreeMap<u32, String>,
 }
 
+/// Why a bridge's port is not steered: what it sends is seen at the bridge.
+pub const INSTEAD: &str = "which is steered instead";
 /// The interface of the node's own processes.
 const LOOPBACK: &str = "lo";
 
@@ -88,7 +90,7 @@ impl Interfaces {
                 // A socket assigned at a bridge's port is lost in the bridge.
                 (Some(_), Some(bridge)) => {
                     let name = self.name(bridge).unwrap_or_default();
-                    plan.skipped.insert(*index, format!("a port of {name}, which is steered instead"));
+                    plan.skipped.insert(*index, format!("a port of {name}, {INSTEAD}"));
                     bridge
                 }
                 (Some(controller), None) => {

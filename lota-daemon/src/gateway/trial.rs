@@ -21,7 +21,7 @@ use hyper::{
 use crate::http::upstream::Front;
 
 /// An ETag that no object has.
-pub(super) const MADE_UP: &str = "\"lota-trial-no-such-etag\"";
+pub const MADE_UP: &str = "\"lota-trial-no-such-etag\"";
 /// Most servers remembered; a gateway that changes its addresses for ever is tried for ever.
 const MOST: usize = 256;
 

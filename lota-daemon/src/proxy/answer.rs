@@ -12,7 +12,7 @@ use crate::{
     cache::Reader,
     gateway::Grant,
     http::{Body, BodyError, Slice, Slices, full, incoming},
-    metrics::{Outcome, RequestLabels},
+    metrics::{Outcome, SentFrom, Value as _},
     placement::NodeName,
     s3::{
         ByteRange, GetObject, ObjectMeta, S3Error,
@@ -22,7 +22,7 @@ use crate::{
 
 /// Between nodes only.
 const LOTA_OWNER: HeaderName = HeaderName::from_static("lota-owner");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 
 /// The gateway's answer, as it is; a success also says what the cache did.
 pub(super) fn relay(answer: Response<Incoming>, outcome: Outcome, node: &NodeName) -> Response<Body> {
@@ -31,6 +31,7 @@ pub(super) fn relay(answer: Response<Incoming>, outcome: Outcome, node: &NodeNam
     if answer.status().is_success() {
         mark(&mut answer, outcome, node);
     }
+    answer.extensions_mut().insert(SentFrom::Gateway);
     answer
 }
 
@@ -41,6 +42,7 @@ pub(super) fn relay_from_owner(mut answer: Response<Body>) -> Response<Body> {
     if let Some(cache) = cache {
         answer.headers_mut().insert(LOTA_CACHE, cache);
     }
+    answer.extensions_mut().insert(SentFrom::Remote);
     answer
 }
 
@@ -55,7 +57,7 @@ pub(super) fn object(
     node: &NodeName,
 ) -> Response<Body> {
     debug_assert_eq!(*grant.version(), meta.version);
-    drop(grant);
+    let id = grant.into_request_id();
     let (status, mut headers) = meta.answer(range, asked.wants_checksums);
     for (name, value) in &asked.overrides {
         headers.insert(name, value.clone());
@@ -63,8 +65,10 @@ pub(super) fn object(
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     *answer.headers_mut() = headers;
-    answer.headers_mut().insert(REQUEST_ID, request_id());
+    answer.headers_mut().insert(REQUEST_ID, id.unwrap_or_else(request_id));
     mark(&mut answer, outcome, node);
+    let from = if outcome == Outcome::Hit { SentFrom::Local } else { SentFrom::Fill };
+    answer.extensions_mut().insert(from);
     answer
 }
 
@@ -121,14 +125,13 @@ pub(super) fn is_owner_error<B>(answer: &Response<B>) -> bool {
     answer.headers().contains_key(LOTA_OWNER)
 }
 
-/// What metrics count an answer as.
-pub(super) fn labels(answer: &Response<Body>) -> RequestLabels {
+/// What the cache did for an answer, as it says itself.
+pub(super) fn outcome<B>(answer: &Response<B>) -> Outcome {
     let told = answer.headers().get(LOTA_CACHE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let cache = [Outcome::Hit, Outcome::Miss, Outcome::Fill]
+    [Outcome::Hit, Outcome::Miss, Outcome::Fill]
         .into_iter()
         .find(|outcome| told.starts_with(outcome.name()))
-        .unwrap_or(Outcome::Bypass);
-    RequestLabels { cache, status: answer.status().as_u16() }
+        .unwrap_or(Outcome::Bypass)
 }
 
 fn mark(answer: &mut Response<Body>, outcome: Outcome, node: &NodeName) {

@@ -17,7 +17,7 @@ use crate::{
     cache::{Fill, How, Join, NoRoom, Object, Source, SourceError},
     gateway::{Answer, DirectPath, FillAuthority},
     http::{Head, upstream::chain},
-    metrics::{FillLabels, Outcome},
+    metrics::{Fault, FillLabels, Outcome},
     peer::headers::Wanted,
     placement::NodeName,
     s3::{ByteRange, ObjectMeta, Validator},
@@ -166,10 +166,12 @@ impl Supply {
             Err(error) if lock(&self.agree).is_some() => {
                 tracing::warn!(object = %name, authority, %error, "no fill; passing through uncached");
                 proxy.uncached("fill-refused");
+                proxy.metrics.fault(Fault::SourceRefused);
                 return;
             }
             Err(error) => {
                 tracing::warn!(object = %name, authority, %error, "fill broke off");
+                proxy.metrics.fault(Fault::FillBroken);
                 "broken"
             }
         };

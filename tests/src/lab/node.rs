@@ -246,8 +246,8 @@ impl Node {
         let process = command
             .args(["run", "--config"])
             .arg(self.config())
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("LOTA_LOG", std::env::var("LOTA_LOG").unwrap_or_else(|_| "info".into()))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stderr(log)
             .spawn()?;
         let before = self.process.replace(process);
