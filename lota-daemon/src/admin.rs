@@ -1,5 +1,7 @@
-//! Metrics and health, on a port of their own; and on another one that pods may reach, if there is to be one.
+//! Metrics, health, and the state of the node, on a port of their own; metrics and health also on another one that pods
+//! may reach, if there is to be one.
 
+mod page;
 pub mod socket;
 
 use std::{
@@ -28,6 +30,7 @@ use crate::{
         server::{self, Life, Limits},
     },
     metrics::Exposition,
+    report::Reporter,
 };
 
 /// How long what the kernel said is shown again: pods could otherwise keep the control part busy.
@@ -41,7 +44,7 @@ const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0
 pub type Ready = Arc<AtomicBool>;
 
 /// What the admin port shows.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Admin {
     /// The metrics.
     pub exposition: Arc<Exposition>,
@@ -51,6 +54,8 @@ pub struct Admin {
     pub control: mpsc::Sender<Command>,
     /// When the kernel side was last asked for its state.
     pub asked: Arc<tokio::sync::Mutex<Option<Instant>>>,
+    /// Who knows the state of everything.
+    pub reporter: Arc<Reporter>,
 }
 
 impl Admin {
@@ -103,13 +108,19 @@ impl Admin {
 
     async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
         match (request.method(), request.uri().path()) {
+            (&Method::GET, "/") => page::page(),
+            // Without the names of objects: processes of other nodes may reach this port.
+            (&Method::GET, "/status.json") => page::status(&self.reporter.report(false).await),
             (&Method::GET, "/metrics") => self.metrics(Duration::ZERO).await,
             (&Method::GET, "/healthz") => text(StatusCode::OK, "alive\n".to_owned()),
             (&Method::GET, "/readyz") if self.ready.load(Ordering::Acquire) => {
                 text(StatusCode::OK, format!("ready pid={}\n", std::process::id()))
             }
             (&Method::GET, "/readyz") => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned()),
-            _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz and /readyz\n".to_owned()),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "here are /, /status.json, /metrics, /healthz and /readyz\n".to_owned(),
+            ),
         }
     }
 

@@ -32,6 +32,20 @@ pub enum Command {
     Check(Check),
     /// Have objects brought into the cluster's caches, ahead of who will read them.
     Prefetch(Prefetch),
+    /// Show how each part of the node is, and what to do where something is wrong. Ends with 0 if all is well, 1 if
+    /// something is not, 2 if no daemon answers.
+    Status(Look),
+    /// Is the daemon ready? For probes: if LOTA_INSTANCE is set, it must be that daemon's, of two on one node.
+    Ready,
+    /// Show what happens on the node, live.
+    Top(Top),
+    /// Put together what others need to see to help: the node's state, configuration, metrics, log. No secrets, and no
+    /// names of objects.
+    SupportBundle {
+        /// Where to write it; `-` is the standard output.
+        #[arg(default_value = "lota-support.tar.gz")]
+        file: PathBuf,
+    },
     /// Look into the cache.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -76,6 +90,25 @@ pub struct Prefetch {
     /// A line of JSON at the end, for scripts, and no progress.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Showing what happens.
+#[derive(Args, Debug)]
+pub struct Top {
+    /// Seconds between two looks.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    pub interval: f64,
+    /// A line of JSON for each look, for scripts.
+    #[arg(long)]
+    pub json: bool,
+    /// One look, as text, and the end.
+    #[arg(long)]
+    pub once: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.1..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("0.1 to 3600 seconds".to_owned()) }
 }
 
 /// Looking into the cache.

@@ -17,7 +17,7 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     access::{Access, Subject, Table},
     config::{self, Config},
-    datapath::{self, Datapath, Interfaces, Loaded, netlink::Netlink},
+    datapath::{self, Datapath, Interfaces, Loaded, PinnedMaps, netlink::Netlink},
     kubernetes::Told,
 };
 
@@ -35,7 +35,12 @@ pub enum Command {
     Access(AccessRequest, oneshot::Sender<Result<String, String>>),
     /// Tell the state of the kernel side.
     Status(oneshot::Sender<Result<datapath::Status, String>>),
+    /// Tell who may talk to LOTA, as the kernel has it, and who was refused.
+    Entrances(oneshot::Sender<Result<Entrances, String>>),
 }
+
+/// Who has access, and who was refused, last first.
+pub type Entrances = (Table, Vec<datapath::Denied>);
 
 /// What an operator says about access.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -280,7 +285,14 @@ impl Control {
                 let status = self.datapath.status(&self.interfaces).map_err(|error| format!("{error:#}"));
                 let _ = answer.send(status);
             }
+            Command::Entrances(answer) => {
+                let _ = answer.send(self.entrances().map_err(|error| format!("{error:#}")));
+            }
         }
+    }
+
+    fn entrances(&self) -> Result<Entrances> {
+        Ok((self.datapath.access()?, PinnedMaps::new(&self.config.datapath).denied()?))
     }
 
     async fn change_access(&mut self, request: &AccessRequest) -> Result<String> {

@@ -9,6 +9,7 @@ mod grant;
 mod rechunked;
 mod resign;
 mod trial;
+mod trouble;
 
 use std::{
     net::SocketAddr,
@@ -27,7 +28,7 @@ pub use direct::DirectPath;
 pub use grant::{FillAuthority, Grant};
 pub use trial::{MADE_UP, Standing};
 
-use self::{resign::Resign, trial::Trial};
+use self::{resign::Resign, trial::Trial, trouble::Trouble};
 use crate::{
     config::{self, ConfigError, Origin, Protocol},
     http::{
@@ -61,6 +62,7 @@ pub struct Gateway {
     node: HeaderValue,
     resign: Option<Resign>,
     trial: Trial,
+    trouble: Trouble,
     metrics: Metrics,
 }
 
@@ -78,7 +80,7 @@ pub enum Answer {
 }
 
 /// A server that has answered as the gateway, for people to see.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Server {
     /// Where it is.
     pub address: SocketAddr,
@@ -119,6 +121,7 @@ impl Gateway {
             node,
             resign: None,
             trial: Trial::default(),
+            trouble: Trouble::default(),
             metrics: Metrics::default(),
         })
     }
@@ -174,6 +177,11 @@ impl Gateway {
             },
         });
         servers.collect()
+    }
+
+    /// For how long it has not answered any request, and why, if so.
+    pub fn silent(&self) -> Option<(Duration, String)> {
+        self.trouble.now()
     }
 
     /// Sends a request as it is, and says what came back; the road of everything that is not a cacheable GET.
@@ -318,6 +326,7 @@ impl Gateway {
         let answer = tokio::time::timeout(patience, self.upstream.send(request)).await.ok();
         let status = answer.as_ref().and_then(|answer| Some(answer.as_ref().ok()?.status().as_u16()));
         self.metrics.asked_gateway(status, is_timed.then(|| began.elapsed()));
+        self.trouble.note(answer.as_ref(), patience);
         answer
     }
 

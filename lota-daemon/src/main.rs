@@ -1,11 +1,13 @@
 //! `lota`: arguments and signals.
 
 mod show;
+mod status;
 
 use std::{
     io::{ErrorKind, Write as _},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -17,11 +19,12 @@ use lota_daemon::{
     cache_tools, check,
     cli::{
         About, AccessCommand, CacheCommand, Check, Cli, Command, DatapathCommand, Evict, GatewayCommand,
-        Look, Prefetch, Verify,
+        Look, Prefetch, Top, Verify,
     },
     config::{Config, Reload},
     control::{AccessRequest, Verb},
     datapath::{self, PinnedMaps},
+    live::{self, How},
     logs, node, prefetch,
     workers::Workers,
 };
@@ -43,7 +46,12 @@ fn main() -> ExitCode {
         Command::Run => run(&config),
         // Whether it can be read is the first thing to say.
         Command::Check(Check { file, json }) => check(&file.unwrap_or(config), json),
-        command => Config::read(&config).map_err(Into::into).and_then(|config| dispatch(command, config)),
+        // These have more than two ends.
+        Command::Status(Look { json }) => return status::status(&config, json),
+        Command::Ready => return status::ready(&config),
+        command => {
+            Config::read(&config).map_err(Into::into).and_then(|read| dispatch(command, read, &config))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,10 +62,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command, config: Config) -> Result<()> {
+fn dispatch(command: Command, config: Config, path: &Path) -> Result<()> {
     let shown = match command {
-        // Above, where the file itself is wanted, or none.
-        Command::Run | Command::Prefetch(_) | Command::Check(_) => return Ok(()),
+        // Above, where the file itself is wanted, or none, or more than two ends.
+        Command::Run | Command::Prefetch(_) | Command::Check(_) | Command::Status(_) | Command::Ready => {
+            return Ok(());
+        }
+        Command::Top(Top { interval, json, once }) => {
+            let how = How { interval: Duration::from_secs_f64(interval), json, once };
+            return block_on(live::run(&config.admin.socket, how))?;
+        }
+        Command::SupportBundle { file } => return status::bundle(&config, path, &file),
         Command::Datapath(DatapathCommand::Detach) => return detach(&config),
         Command::Cache(CacheCommand::Ls(Look { json })) => show::cache(&config.cache.disks, json)?,
         Command::Cache(CacheCommand::Stat(Look { json })) => block_on(cache_tools::stat(&config, json))??,

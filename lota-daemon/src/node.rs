@@ -42,7 +42,9 @@ use crate::{
     peer::Peers,
     placement::NodeName,
     proxy::{Crowds, Debts, Load, Proxy},
+    report::Reporter,
     sockets::{CACHE_LOCK, PINS_LOCK, Sockets},
+    top::Top,
     workers::Workers,
 };
 
@@ -91,6 +93,9 @@ pub async fn run(
                     node.follow(&mut trouble).await;
                 }
                 node.control.regain();
+                if let Some(kubernetes) = &node.kubernetes {
+                    node.door.proxy.metrics.kubernetes.set(kubernetes.health().is_up());
+                }
             }
             Ok(()) = node.pods.changed() => node.follow_pods(&mut trouble).await,
             _ = relook.tick(), if node.control.awaits_pods() => node.follow(&mut trouble).await,
@@ -190,6 +195,8 @@ impl Node {
         ));
         let vips = config.endpoint.vips().into_iter().map(|vip| SocketAddr::new(vip, HTTP_PORT)).collect();
         let peers = proxy.cluster.addresses();
+        let ready = Ready::default();
+        let reporter = Reporter::new(config.clone(), proxy.clone(), ready.clone(), commander.clone());
         let mut node = Self {
             responder: Responder::new(&config.endpoint.zone, config.endpoint.vip, config.endpoint.vip6)?,
             door: Door {
@@ -203,7 +210,13 @@ impl Node {
                 turned_away: Door::outside(),
                 workers,
             },
-            admin: Admin { exposition, ready: Ready::default(), control: commander, asked: Arc::default() },
+            admin: Admin {
+                exposition,
+                ready,
+                control: commander,
+                asked: Arc::default(),
+                reporter: Arc::new(reporter),
+            },
             config,
             control,
             sockets,
@@ -254,9 +267,9 @@ impl Node {
         if let Some(listener) = sockets.metrics {
             self.doors.spawn_on(self.admin.clone().serve_pods(listener, self.life.subscribe()), first);
         }
-        let control = self.admin.control.clone();
+        let (control, reporter) = (self.admin.control.clone(), self.admin.reporter.clone());
         let proxy = self.door.proxy.clone();
-        self.doors.spawn_on(admin::socket::serve(sockets.admin_socket, control, proxy), first);
+        self.doors.spawn_on(admin::socket::serve(sockets.admin_socket, control, proxy, reporter), first);
         self.admin.ready.store(true, Ordering::Release);
         tracing::info!(
             node = self.config.node.name,
@@ -514,6 +527,7 @@ fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
         load: Load::default(),
         debts: Arc::new(Debts::new(limits.fill_debt.map_or(capacity / 4, |debt| debt.0))),
         metrics,
+        top: Top::default(),
     })
 }
 

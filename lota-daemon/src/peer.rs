@@ -69,13 +69,13 @@ pub struct Peers {
 
 /// What is known of a peer.
 #[derive(Clone, Copy, Debug, Default)]
-struct State {
+pub struct State {
     /// Since when it does not answer.
-    lost: Option<Instant>,
+    pub lost: Option<Instant>,
     /// Bytes that it had to send when it answered last, and when that was.
-    load: Option<(u64, Instant)>,
+    pub load: Option<(u64, Instant)>,
     /// What its cache holds at most, as it said last.
-    capacity: Option<u64>,
+    pub capacity: Option<u64>,
 }
 
 /// Why an owner could not be asked. Another node is, then.
@@ -339,6 +339,14 @@ impl Peers {
             Some((load, said)) if said.elapsed() < MOMENT => load,
             _ => 0,
         }
+    }
+
+    /// Each peer: its name, where it answers, and what is known of it.
+    #[must_use]
+    pub fn each(&self) -> Vec<(NodeName, String, State)> {
+        let (nodes, states) = (self.nodes.read().unwrap_or_else(PoisonError::into_inner), self.states());
+        let state = |name| states.get(name).copied().unwrap_or_default();
+        nodes.iter().map(|(name, origin)| (name.clone(), origin.authority.to_string(), state(name))).collect()
     }
 
     fn is_here(&self, peer: &NodeName, told: Told) {

@@ -46,7 +46,8 @@ use crate::{
         raw,
     },
     placement::NodeName,
-    s3::{ByteRange, CacheControl, ObjectMeta, Operation, RangeRequest, S3Error, Zone},
+    s3::{ByteRange, CacheControl, ObjectMeta, ObjectName, Operation, RangeRequest, S3Error, Zone},
+    top::Top,
 };
 
 /// Longest wait for a fill's first byte before the answer's head goes out all the same.
@@ -78,6 +79,8 @@ pub struct Proxy {
     pub debts: Arc<Debts>,
     /// What happened.
     pub metrics: Metrics,
+    /// What is asked for most, and by whom.
+    pub top: Top,
 }
 
 impl Proxy {
@@ -187,21 +190,33 @@ impl Proxy {
     ) -> Result<Response<Body>, S3Error> {
         match self.classify(head) {
             Operation::Pass(why) => {
-                let mut answer = self.pass(head, incoming(body)).await?;
-                answer.extensions_mut().insert(tally::Passed(why));
-                Ok(answer)
+                let mut answer = self.pass(head, incoming(body)).await;
+                self.rank(pod, None, &answer);
+                if let Ok(answer) = &mut answer {
+                    answer.extensions_mut().insert(tally::Passed(why));
+                }
+                answer
             }
             Operation::Get(object) => {
                 if object.range != RangeRequest::Whole {
                     self.metrics.range_requests.inc();
                 }
                 let get = Get::new(pod, head, &object, slices);
-                match object.cache_control {
+                let answer = match object.cache_control {
                     CacheControl::Bypass => self.past_the_cache(get).await,
                     CacheControl::Use | CacheControl::LookOnly => self.find_owner(get).await,
-                }
+                };
+                self.rank(pod, Some(&object.name).filter(|_| head.method == Method::GET), &answer);
+                answer
             }
         }
+    }
+
+    /// Counts for the ranks of pods, and of objects that there are.
+    fn rank(&self, pod: IpAddr, object: Option<&ObjectName>, answer: &Result<Response<Body>, S3Error>) {
+        let Ok(answer) = answer else { return };
+        let object = object.filter(|_| answer.status().is_success());
+        self.top.count(pod, object, if object.is_some() { answer::length(answer) } else { 0 });
     }
 
     fn classify(&self, head: &Head) -> Operation {

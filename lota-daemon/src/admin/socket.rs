@@ -1,5 +1,4 @@
-//! The admin socket: HTTP with JSON bodies, for `lota access`, `lota cache`, `lota datapath status` and `lota gateway
-//! status` on the same node.
+//! The admin socket: HTTP with JSON bodies, for the commands that look at or change a daemon on the same node.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -25,6 +24,7 @@ use crate::{
     gateway::Server,
     metrics::Reads,
     proxy::Proxy,
+    report::{Presence, Report, Reporter},
 };
 
 /// Longer requests are nobody's.
@@ -42,7 +42,12 @@ pub struct CacheReport {
 }
 
 /// Serves for as long as it is polled.
-pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>, proxy: Arc<Proxy>) {
+pub async fn serve(
+    listener: UnixListener,
+    control: mpsc::Sender<Command>,
+    proxy: Arc<Proxy>,
+    reporter: Arc<Reporter>,
+) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -52,9 +57,9 @@ pub async fn serve(listener: UnixListener, control: mpsc::Sender<Command>, proxy
                 continue;
             }
         };
-        let (control, proxy) = (control.clone(), proxy.clone());
+        let (control, proxy, reporter) = (control.clone(), proxy.clone(), reporter.clone());
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, &control, &proxy));
+            let service = service_fn(|request| answer(request, &control, &proxy, &reporter));
             let mut http = server::conn::http1::Builder::new();
             let connection = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {
@@ -68,6 +73,7 @@ async fn answer(
     request: Request<Incoming>,
     control: &mpsc::Sender<Command>,
     proxy: &Proxy,
+    reporter: &Reporter,
 ) -> Result<Response<Full<Bytes>>, io::Error> {
     let answered = match (request.method().clone(), request.uri().path()) {
         (Method::POST, "/access") => change_access(request, control).await.map(String::into_bytes),
@@ -75,6 +81,8 @@ async fn answer(
             let status = status(control).await;
             status.and_then(|status| Ok(serde_json::to_vec(&status)?))
         }
+        (Method::GET, "/report") => serde_json::to_vec(&reporter.report(true).await).map_err(Into::into),
+        (Method::GET, "/presence") => serde_json::to_vec(&reporter.presence()).map_err(Into::into),
         (Method::GET, "/gateway") => serde_json::to_vec(&proxy.gateway.servers()).map_err(Into::into),
         (Method::GET, "/cache") => {
             let report = CacheReport { disks: proxy.cache.disks().collect(), reads: proxy.metrics.reads() };
@@ -192,6 +200,22 @@ pub async fn request_repair(socket: &Path, versions: &[String]) -> Result<Gone> 
         gone = Gone { objects: gone.objects + dropped.objects, bytes: gone.bytes + dropped.bytes };
     }
     Ok(gone)
+}
+
+/// Asks the daemon behind this socket for the state of everything.
+///
+/// # Errors
+/// If no daemon runs.
+pub async fn request_report(socket: &Path) -> Result<Report> {
+    Ok(serde_json::from_slice(&send(socket, Method::GET, "/report", &()).await?)?)
+}
+
+/// Asks the daemon behind this socket whether it is ready, and which it is.
+///
+/// # Errors
+/// If no daemon runs.
+pub async fn request_presence(socket: &Path) -> Result<Presence> {
+    Ok(serde_json::from_slice(&send(socket, Method::GET, "/presence", &()).await?)?)
 }
 
 async fn send(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<Bytes> {

@@ -125,6 +125,12 @@ pub(super) fn is_owner_error<B>(answer: &Response<B>) -> bool {
     answer.headers().contains_key(LOTA_OWNER)
 }
 
+/// Bytes that an answer brings, if it says so.
+pub(super) fn length<B>(answer: &Response<B>) -> u64 {
+    let length = answer.headers().get(header::CONTENT_LENGTH);
+    length.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0)
+}
+
 /// What the cache did for an answer, as it says itself.
 pub(super) fn outcome<B>(answer: &Response<B>) -> Outcome {
     let told = answer.headers().get(LOTA_CACHE).and_then(|value| value.to_str().ok()).unwrap_or_default();
