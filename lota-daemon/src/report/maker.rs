@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use super::{
-    Access, Backend, Cache, Disk, Endpoint, Gateway, Kubernetes, Node, Peer, Presence, Refused, Report, Requests, Sent,
-    Top, Traffic, judge, reach::Reach,
+    Access, Backend, Cache, Disk, Endpoint, Gateway, Kubernetes, Node, Peer, Presence, Refused, Report,
+    Requests, Sent, Top, Traffic, judge, reach::Reach,
 };
 use crate::{
     admin::Ready,

@@ -64,7 +64,9 @@ pub(crate) fn check(tour: &mut Tour) -> Result<()> {
         ensure!(found["level"] == "fail" && checked.status.code() == Some(1), "{to}: {found}");
         ensure!(found["do"].as_str().is_some_and(|todo| !todo.is_empty()), "{to}: nothing to do: {found}");
         let all = format!("{said:?}{}", String::from_utf8_lossy(&checked.stderr));
-        for secret in ["wrong-secret", "a-cluster-secret-that", "the lab's cluster secret", &*ADMIN.secret_key] {
+        for secret in
+            ["wrong-secret", "a-cluster-secret-that", "the lab's cluster secret", &*ADMIN.secret_key]
+        {
             ensure!(!all.contains(secret), "{to}: it shows `{secret}`");
         }
     }

@@ -1,0 +1,198 @@
+//! The Kustomize side is the chart's.
+
+use std::{collections::BTreeMap, fs};
+
+use lota_daemon::config::Config;
+use serde_json::{Value, json};
+
+use crate::render::{container, deploy, helm, kustomize, lota_toml, objects, one};
+
+const HEADER: &str = "# Rendered from deploy/chart by `cargo xtask deploy-render`.\n";
+const BASE: [&str; 2] = ["--values", "deploy/base/values.yaml"];
+const OVERLAYS: [&str; 4] = ["veth", "bridge", "sk-lookup", "coredns"];
+const COMPONENTS: [(&str, &str); 3] =
+    [("podmonitor", "podMonitor"), ("servicemonitor", "serviceMonitor"), ("coredns", "coreDNS")];
+/// Until the daemon reads `admin.metrics_listen`: then this goes, with what depends on it.
+pub(crate) const METRICS_LISTEN_IS_READ: bool = false;
+
+/// Objects by kind, namespace and name; a ConfigMap's name without what Kustomize appends, which is only a hash of it.
+fn by_name(objects: &[Value]) -> BTreeMap<String, Value> {
+    let generated = generated_name(objects);
+    let text = json!(objects).to_string().replace(&format!("\"{generated}\""), "\"lota\"");
+    let objects: Vec<Value> = serde_json::from_str(&text).expect("JSON, still");
+    let name = |object: &Value| {
+        let of = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
+        format!("{} {}/{}", object["kind"], of("namespace"), of("name"))
+    };
+    let count = objects.len();
+    let named: BTreeMap<String, Value> = objects.into_iter().map(|object| (name(&object), object)).collect();
+    assert_eq!(named.len(), count, "an object stands there twice");
+    named
+}
+
+/// The ConfigMap's name.
+fn generated_name(objects: &[Value]) -> String {
+    let map = objects.iter().find(|object| object["data"]["lota.toml"].is_string()).expect("a ConfigMap");
+    map["metadata"]["name"].as_str().expect("a name").to_owned()
+}
+
+/// The chart's objects with these arguments beside those of `base`; lota.toml with the header that the file has.
+fn of_chart(arguments: &[&str]) -> BTreeMap<String, Value> {
+    let mut objects = objects(helm(&[&BASE, arguments].concat()));
+    for object in &mut objects {
+        if let Some(toml) = object["data"]["lota.toml"].as_str() {
+            object["data"]["lota.toml"] = json!(format!("{HEADER}{toml}"));
+        }
+    }
+    by_name(&objects)
+}
+
+#[track_caller]
+fn assert_same(ours: &BTreeMap<String, Value>, charts: &BTreeMap<String, Value>) {
+    assert_eq!(ours.keys().collect::<Vec<_>>(), charts.keys().collect::<Vec<_>>());
+    for (name, object) in ours {
+        assert_eq!(json!(object), charts[name], "{name}");
+    }
+}
+
+#[test]
+fn base_is_the_chart_with_its_defaults() {
+    for folder in ["deploy", "deploy/base"] {
+        assert_same(&by_name(&objects(kustomize(folder))), &of_chart(&[]));
+    }
+}
+
+#[test]
+fn hardened_is_the_chart_hardened() {
+    assert_same(&by_name(&objects(kustomize("deploy/hardened"))), &of_chart(&["--set", "hardened=true"]));
+}
+
+#[test]
+fn overlays_are_the_chart_with_their_values() {
+    for overlay in OVERLAYS {
+        let values = format!("deploy/overlays/{overlay}/values.yaml");
+        let dns = format!("coreDNS.enabled={}", overlay == "coredns");
+        let ours = by_name(&objects(kustomize(&format!("deploy/overlays/{overlay}"))));
+        assert_same(&ours, &of_chart(&["--values", &values, "--set", &dns]));
+    }
+    let mut known = OVERLAYS.map(str::to_owned);
+    known.sort();
+    assert_eq!(names_in("overlays"), known);
+}
+
+/// The objects are compared above; here their comments are, too.
+#[test]
+fn what_is_committed_is_what_the_chart_renders_now() {
+    let same = |file: &str, rendered: &str| {
+        let committed = fs::read_to_string(deploy(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert_eq!(committed, format!("{HEADER}{rendered}"), "{file}: run `cargo xtask deploy-render`");
+    };
+    let rendered = helm(&BASE).unwrap();
+    let mut files = vec!["kustomization.yaml".to_owned(), "lota.toml".to_owned(), "values.yaml".to_owned()];
+    for part in rendered.split("---\n# Source: lota/templates/").skip(1) {
+        let (template, text) = part.split_once('\n').unwrap();
+        if template != "configmap.yaml" {
+            same(&format!("base/{template}"), text);
+            files.push(template.to_owned());
+        }
+    }
+    files.sort();
+    assert_eq!(names_in("base"), files);
+    for (component, switch) in COMPONENTS {
+        let template = format!("{component}.yaml");
+        let set = format!("{switch}.enabled=true");
+        let rendered = helm(&[&BASE[..], &["--set", &set]].concat()).unwrap();
+        let source = format!("---\n# Source: lota/templates/{template}\n");
+        let parts = rendered.split(&source).skip(1).map(|part| part.split("---\n# Source").next().unwrap());
+        same(&format!("components/{component}/{template}"), &parts.collect::<Vec<_>>().join("---\n"));
+    }
+}
+
+/// The names of what is in a folder.
+fn names_in(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(deploy(folder)).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// What the README tells people to write, with every component at once.
+#[test]
+fn a_kustomization_of_ones_own_takes_all_components() {
+    let folder = deploy("").join(format!("../target/own-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let components = ["hardened", "podmonitor", "servicemonitor", "coredns", "node-taint"];
+    let list: String = components.map(|name| format!("  - ../../deploy/components/{name}\n")).concat();
+    let kustomization = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../deploy/overlays/bridge]\n\
+         components:\n{list}images: [{{ name: lota, newName: registry.example/lota, newTag: 0.1.0 }}]\n\
+         configMapGenerator:\n  - name: lota\n    namespace: cw-object-storage\n    behavior: replace\n    \
+         files: [lota.toml]\n"
+    );
+    fs::write(folder.join("kustomization.yaml"), kustomization).unwrap();
+    fs::write(folder.join("lota.toml"), "# mine\n").unwrap();
+    let rendered = kustomize(folder.to_str().unwrap());
+    fs::remove_dir_all(&folder).unwrap();
+    let objects = objects(rendered);
+    assert_eq!(lota_toml(&objects), "# mine\n");
+    assert_eq!(container(&objects)["image"], "registry.example/lota:0.1.0");
+    assert_eq!(container(&objects)["securityContext"]["privileged"], false);
+    let nodes = json!({ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"] });
+    assert_eq!(one(&objects, "ClusterRole")["rules"][1], nodes);
+    one(&objects, "PodMonitor");
+    one(&objects, "ServiceMonitor");
+    let volumes = &one(&objects, "DaemonSet")["spec"]["template"]["spec"]["volumes"];
+    assert_eq!(volumes[0]["projected"]["sources"][0]["configMap"]["name"], generated_name(&objects).as_str());
+}
+
+#[test]
+fn no_secret_is_in_any_file_and_no_pod_starts_without_one() {
+    let folders = OVERLAYS.map(|overlay| format!("deploy/overlays/{overlay}"));
+    for folder in folders.iter().map(String::as_str).chain(["deploy", "deploy/hardened"]) {
+        let objects = objects(kustomize(folder));
+        assert!(objects.iter().all(|object| object["kind"] != "Secret"), "{folder}");
+        let volumes = &one(&objects, "DaemonSet")["spec"]["template"]["spec"]["volumes"];
+        let key = json!({ "secret": {
+            "name": "lota-cluster-key", "items": [{ "key": "cluster-secret", "path": "cluster-secret" }]
+        }});
+        assert_eq!(volumes[0]["projected"]["sources"][1], key);
+        // A key of 32 bytes, as text, has this many characters at least.
+        let text = json!(objects).to_string();
+        let long = text
+            .split(|character: char| !character.is_ascii_alphanumeric() && !"+=".contains(character))
+            .find(|word| word.len() >= 32);
+        assert_eq!(long, None, "{folder}");
+    }
+}
+
+#[test]
+fn the_daemon_reads_every_configuration() {
+    for folder in
+        [""].into_iter().map(str::to_owned).chain(OVERLAYS.map(|overlay| format!("/overlays/{overlay}")))
+    {
+        let config = read(&lota_toml(&objects(kustomize(&format!("deploy{folder}")))));
+        assert_eq!(config.gateway.endpoint.to_string(), "http://gateway.example");
+        assert!(!config.datapath.pod_interfaces.is_empty(), "what comes in elsewhere is refused");
+        assert_eq!(config.datapath.pins.to_str(), Some("/run/bpf/lota"));
+        assert_eq!(
+            config.datapath.answer_names,
+            !["/overlays/coredns", "/overlays/sk-lookup"].contains(&&*folder)
+        );
+    }
+}
+
+/// As the daemon does, which learns the node's name and address from the environment.
+pub(crate) fn read(toml: &str) -> Config {
+    let mut toml = toml.to_owned();
+    if !METRICS_LISTEN_IS_READ {
+        let kept = toml.lines().filter(|line| !line.starts_with("metrics_listen = "));
+        toml = kept.fold(String::new(), |all, line| all + line + "\n");
+    }
+    let (process, thread) = (std::process::id(), std::thread::current().id());
+    let path = deploy("").join(format!("../target/lota-{process}-{thread:?}.toml"));
+    fs::write(&path, &toml).unwrap();
+    let config = Config::read(&path);
+    fs::remove_file(&path).unwrap();
+    config.unwrap_or_else(|error| panic!("{error}\n{toml}"))
+}
