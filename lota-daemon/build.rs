@@ -50,11 +50,16 @@ fn build(root: &Path, out: &Path) -> Result<PathBuf, String> {
         return Err(HELP.to_owned());
     };
     let architecture = var("CARGO_CFG_TARGET_ARCH");
+    // Line information names the sources; where they lie must not make another program of it.
+    let place = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
+    let cargo_home = cargo_home().unwrap_or_else(|| place.clone());
     let flags = [
         "-Cdebuginfo=2",
         "-Clink-arg=--btf",
         &format!("--cfg=bpf_target_arch=\"{architecture}\""),
         &format!("-Clinker={}", linker.display()),
+        &format!("--remap-path-prefix={}=/cargo", cargo_home.display()),
+        &format!("--remap-path-prefix={}=/lota", place.display()),
     ];
     let target_dir = out.join("ebpf");
     cargo
@@ -99,13 +104,16 @@ fn has_nightly() -> bool {
 /// Cargo's own bin directory too: it need not be on the PATH of whoever runs the build.
 fn find_in_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let cargo_home = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
     env::split_paths(&path)
-        .chain(cargo_home.map(|home| home.join("bin")))
+        .chain(cargo_home().map(|home| home.join("bin")))
         .map(|directory| directory.join(program))
         .find(|candidate| candidate.is_file())
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")))
 }
 
 fn var(name: &str) -> String {

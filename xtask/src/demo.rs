@@ -1,6 +1,10 @@
 //! The tour and the lab: both are the program `lota-lab` of the tests' package, around the built daemon.
 
-use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
+use std::{
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     setup,
@@ -56,8 +60,13 @@ fn build_lab() -> Result<(), String> {
     run("building the lab", &mut cargo(&["build", "--quiet", "--package", "lota-tests"]))
 }
 
-fn program(name: &str) -> String {
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| format!("{ROOT}/target"));
-    let path = Path::new(&target).join(name);
+/// Where what was built is.
+pub(crate) fn program(name: &str) -> String {
+    let path = target().join(name);
     std::fs::canonicalize(&path).unwrap_or(path).display().to_string()
+}
+
+/// Where everything is built.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new(ROOT).join("target"), PathBuf::from)
 }

@@ -2,6 +2,7 @@
 
 mod demo;
 mod deploy;
+mod image;
 mod kernels;
 mod kubernetes;
 mod setup;
@@ -23,6 +24,9 @@ cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
                                the lab without the tour, to play in
 cargo xtask docs               write the documents that are made from the code: docs/metrics.md, docs/configuration.md
 cargo xtask deploy-render      render deploy/'s Kustomize side from its chart
+cargo xtask image [--dev] [--tag TAG]
+                               build the container image, target/image/lota.oci.tar, and its list of
+                               components, target/image/sbom.cdx.json
 cargo xtask setup              install what building and testing need (Debian 12, as root)";
 
 fn main() -> ExitCode {
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         ["test", suites @ ..] => suites::test(suites),
         ["docs"] => suites::docs(),
         ["deploy-render"] => deploy::render(),
+        ["image", rest @ ..] => image::image(rest),
         ["setup"] => setup::all(),
         [] | ["help" | "--help" | "-h", ..] => {
             println!("{HELP}");

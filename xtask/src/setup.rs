@@ -71,6 +71,7 @@ pub(crate) fn all() -> Result<(), String> {
     to_fuzz()?;
     resolvers()?;
     qemu()?;
+    image_tools()?;
     python(&[BOTO3, SEAWEEDFS]).map(|_| ())
 }
 
@@ -259,6 +260,40 @@ pub(crate) fn qemu() -> Result<Qemu, String> {
         libraries: ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(within).join(":"),
         busybox: there(busybox).ok_or("the package busybox-static has no busybox")?,
         cpio: there(cpio).ok_or("the package cpio has no cpio")?,
+    })
+}
+
+/// What the container image is built and started by, and what of Debian's goes into it.
+pub(crate) struct ImageTools {
+    pub(crate) buildah: PathBuf,
+    pub(crate) runc: PathBuf,
+    /// Where they find their libraries, which is not where they look.
+    pub(crate) libraries: PathBuf,
+    /// buildah's configuration: whose images it trusts,
+    pub(crate) policy: PathBuf,
+    /// and where it would look for others.
+    pub(crate) registries: PathBuf,
+    /// Certificates of the authorities that Debian trusts, a file each.
+    pub(crate) certificates: PathBuf,
+    /// What has become of their package.
+    pub(crate) certificates_log: PathBuf,
+}
+
+/// buildah and runc, unpacked: neither the machine's packages change, nor its trust becomes the image's.
+pub(crate) fn image_tools() -> Result<ImageTools, String> {
+    let place = Path::new(ROOT).join("target/image-tools");
+    if !place.exists() {
+        unpack(&["buildah", "ca-certificates", "runc"], &place)?;
+    }
+    let within = |path: &str| fs::canonicalize(place.join(path)).map_err(|error| format!("{path}: {error}"));
+    Ok(ImageTools {
+        buildah: within("usr/bin/buildah")?,
+        runc: within("usr/sbin/runc")?,
+        libraries: within("usr/lib/x86_64-linux-gnu")?,
+        policy: within("etc/containers/policy.json")?,
+        registries: within("etc/containers/registries.conf")?,
+        certificates: within("usr/share/ca-certificates/mozilla")?,
+        certificates_log: within("usr/share/doc/ca-certificates/changelog.gz")?,
     })
 }
 

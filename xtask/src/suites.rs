@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    demo,
+    demo, image,
     kernels::{KERNELS, boot},
     kubernetes, setup,
     tell::{ROOT, cargo, run, watch},
@@ -16,7 +16,7 @@ use crate::{
 /// A suite: its name, and what runs it.
 type Suite = (&'static str, fn(&mut Counts) -> Result<(), String>);
 
-const SUITES: [Suite; 15] = [
+const SUITES: [Suite; 16] = [
     ("lint", lint),
     ("unit", unit),
     ("fuzz", fuzz),
@@ -30,12 +30,14 @@ const SUITES: [Suite; 15] = [
     ("consistency", consistency),
     ("deploy", deploy),
     ("kubernetes", kubernetes),
+    ("image", image::suite),
     ("monitoring", monitoring),
     ("page", page),
 ];
 
+/// How many checks did what.
 #[derive(Default)]
-struct Counts {
+pub(crate) struct Counts {
     passed: u64,
     failed: u64,
 }
@@ -294,12 +296,27 @@ fn with_lab(counts: &mut Counts, suite: &str, python: fn() -> Result<PathBuf, St
 }
 
 impl Counts {
-    fn one(&mut self, passed: bool) {
+    pub(crate) fn one(&mut self, passed: bool) {
         if passed {
             self.passed += 1;
         } else {
             self.failed += 1;
         }
+    }
+
+    /// A check of ours: says how it went.
+    pub(crate) fn check(&mut self, what: &str, result: Result<(), String>) {
+        let passed = match result {
+            Ok(()) => {
+                println!("ok      {what}");
+                true
+            }
+            Err(error) => {
+                println!("FAILED  {what}: {error}");
+                false
+            }
+        };
+        self.one(passed);
     }
 
     /// Adds up the result lines of cargo's test runner; one that ends badly without one has failed, too.

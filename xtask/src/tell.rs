@@ -44,6 +44,16 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
+/// Runs a command quietly; what it said, without the end of the last line.
+pub(crate) fn ask(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("cannot run {command:?}: {error}"))?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{command:?} ended with {}: {}", output.status, errors.trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+}
+
 /// Runs a command and shows each line of its standard output as it comes, after `look` has seen it; did it
 /// succeed?
 pub(crate) fn watch(what: &str, command: &mut Command, mut look: impl FnMut(&str)) -> Result<bool, String> {

@@ -1,0 +1,233 @@
+//! The container image: one static program from scratch, by buildah, which needs no engine. `docs/image.md` says what
+//! is in it, and what makes two builds the same.
+
+mod licences;
+mod sbom;
+mod started;
+mod suite;
+
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    demo,
+    setup::{self, ImageTools},
+    tell::{ROOT, ask, cargo, command, run},
+};
+
+pub(crate) use self::suite::suite;
+
+/// The workspace's, which is LOTA's.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const STATIC: &str = "target-feature=+crt-static";
+/// Most bytes of a release's archive.
+const MOST: u64 = 40 << 20;
+/// What a container mounts something on.
+const MOUNTED_ON: [&str; 6] = ["dev", "etc/lota", "proc", "run/lota", "sys", "var/cache/lota"];
+
+/// An image that was built.
+struct Image {
+    archive: PathBuf,
+    /// Of its manifest.
+    digest: String,
+    tag: String,
+}
+
+/// `cargo xtask image`.
+pub(crate) fn image(arguments: &[&str]) -> Result<(), String> {
+    let (mut release, mut tag) = (true, format!("localhost/lota:{VERSION}"));
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match *argument {
+            "--release" => release = true,
+            "--dev" => release = false,
+            "--tag" => (*arguments.next().ok_or("say which, after --tag")?).clone_into(&mut tag),
+            other => return Err(format!("`image` has no `{other}`; it has --release, --dev and --tag")),
+        }
+    }
+    let tools = setup::image_tools()?;
+    let program = program(release)?;
+    let Image { archive, digest, tag } = build(&tools, &program, &tag)?;
+    let bytes = fs::metadata(&archive).map_err(|error| error.to_string())?.len();
+    if release && bytes > MOST {
+        return Err(format!("{} has {bytes} bytes, and may have {MOST}", archive.display()));
+    }
+    println!("{tag}\n{digest}\n{:.1} MiB in {}", mebibytes(bytes), archive.display());
+    Ok(())
+}
+
+/// Builds the static program; where it is.
+fn program(release: bool) -> Result<PathBuf, String> {
+    setup::to_build()?;
+    if !release {
+        // The flag at the last step only, for which everything else is as other builds left it: this links, and no
+        // more. (The standard library comes compiled without the flag, too, and is linked either way.)
+        let link = ["rustc", "--quiet", "--package", "lota-daemon", "--bin", "lota", "--", "-C", STATIC];
+        run("linking a static lota", &mut cargo(&link))?;
+        return Ok(demo::program("debug/lota").into());
+    }
+    let cargo_home =
+        env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo")));
+    let cargo_home = cargo_home.map_err(|_| "neither CARGO_HOME nor HOME is set")?;
+    let root = fs::canonicalize(ROOT).map_err(|error| error.to_string())?;
+    // Where the sources happened to lie must not show: neither those in Rust, nor those in C and assembly.
+    let places = [(root.display().to_string(), "/lota"), (cargo_home, "/cargo")];
+    let mut flags = vec!["-C".to_owned(), STATIC.to_owned()];
+    flags.extend(places.iter().map(|(place, name)| format!("--remap-path-prefix={place}={name}")));
+    let for_c = places.map(|(place, name)| format!("-ffile-prefix-map={place}={name}"));
+    let arguments = ["build", "--release", "--locked", "--package", "lota-daemon", "--target", TARGET];
+    let mut build = cargo(&arguments);
+    build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")).env_remove("RUSTFLAGS");
+    build.env("CFLAGS", for_c.join(" "));
+    run("building a static lota, optimized (some minutes)", &mut build)?;
+    Ok(demo::program(&format!("{TARGET}/release/lota")).into())
+}
+
+/// Puts the image together around a program.
+fn build(tools: &ImageTools, program: &Path, tag: &str) -> Result<Image, String> {
+    let folder = folder();
+    let root = folder.join("root");
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    let time = time()?;
+    remove(&root)?;
+    for place in MOUNTED_ON {
+        fs::create_dir_all(root.join(place)).map_err(failed)?;
+    }
+    put(&root, "usr/bin/lota", &fs::read(program).map_err(failed)?)?;
+    put(&root, "etc/ssl/certs/ca-certificates.crt", &certificates(tools)?)?;
+    let licence = Path::new(ROOT).join("LICENSE");
+    put(&root, "usr/share/doc/lota/LICENSE", &fs::read(licence).map_err(failed)?)?;
+    put(&root, "usr/share/doc/lota/third-party.txt", licences::gather(tools)?.as_bytes())?;
+    let sbom = sbom::make(tools, &root, &date(&time)?)?;
+    fs::write(folder.join("sbom.cdx.json"), &sbom).map_err(failed)?;
+    put(&root, "usr/share/lota/sbom.cdx.json", sbom.as_bytes())?;
+    close(&root).map_err(failed)?;
+
+    let created = format!("CREATED={}", date(&time)?);
+    let version = format!("VERSION={VERSION}");
+    let revision = format!("REVISION={}", revision());
+    let mut bud = buildah(tools, &folder)?;
+    bud.args(["bud", "--quiet", "--isolation", "chroot", "--pull-never", "--no-cache", "--format", "oci"]);
+    bud.args(["--identity-label=false", "--timestamp", &time]).arg("--signature-policy").arg(&tools.policy);
+    bud.args(["--build-arg", &created, "--build-arg", &version, "--build-arg", &revision]);
+    bud.args(["--tag", tag, "--file", "deploy/image/Containerfile"]).arg(&root);
+    run("putting the image together", bud.stdout(std::process::Stdio::null()))?;
+
+    let layout = folder.join("oci");
+    remove(&layout)?;
+    let digest = folder.join("digest");
+    let mut push = buildah(tools, &folder)?;
+    push.args(["push", "--quiet", "--signature-policy"]).arg(&tools.policy).arg("--digestfile").arg(&digest);
+    push.arg(tag).arg(format!("oci:{}:{tag}", layout.display()));
+    run("writing it out", &mut push)?;
+    // buildah would write the archive with the time of day in it.
+    let archive = folder.join("lota.oci.tar");
+    let mut pack = command("tar", &["--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
+    pack.args(["--format=gnu", "--mode=a+r,u+w,go-w"]).arg(format!("--mtime=@{time}")).arg("-C").arg(&layout);
+    pack.arg("-cf").arg(&archive).args(["blobs", "index.json", "oci-layout"]);
+    run("packing it", &mut pack)?;
+    remove(&layout)?;
+    let digest = fs::read_to_string(digest).map_err(failed)?;
+    Ok(Image { archive, digest, tag: tag.to_owned() })
+}
+
+/// buildah, with everything of its own in our folder.
+fn buildah(tools: &ImageTools, folder: &Path) -> Result<Command, String> {
+    let store = folder.join("store");
+    let elsewhere = store.join("var");
+    fs::create_dir_all(&elsewhere).map_err(|error| format!("{}: {error}", elsewhere.display()))?;
+    // Whatever it is told, it keeps a cache of its own in /var/lib: it sees another one.
+    let mut buildah = command("unshare", &["--mount", "sh", "-c"]);
+    buildah.arg("mount --bind \"$1\" /var/lib && shift && exec \"$@\"").arg("sh").arg(&elsewhere);
+    buildah.arg(&tools.buildah).env("LD_LIBRARY_PATH", &tools.libraries);
+    buildah.arg("--root").arg(store.join("root")).arg("--runroot").arg(store.join("run"));
+    buildah.args(["--storage-driver", "vfs", "--registries-conf"]).arg(&tools.registries);
+    Ok(buildah)
+}
+
+/// Debian's authorities, from its package: the machine may trust others.
+fn certificates(tools: &ImageTools) -> Result<Vec<u8>, String> {
+    let folder = &tools.certificates;
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(folder).map_err(failed)?.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    let mut bundle = Vec::new();
+    for path in paths {
+        bundle.extend(fs::read(path).map_err(failed)?);
+        if !bundle.ends_with(b"\n") {
+            bundle.push(b'\n');
+        }
+    }
+    Ok(bundle)
+}
+
+/// Writes a file of the image.
+fn put(root: &Path, name: &str, content: &[u8]) -> Result<(), String> {
+    let path = root.join(name);
+    path.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(&path, content))
+        .map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Takes away everybody's right to write files; the umask of whoever builds must not show either. Folders stay root's to
+/// write in: a runtime gives a tmpfs the mode of the folder under it.
+fn close(path: &Path) -> std::io::Result<()> {
+    let is_folder = path.is_dir();
+    if is_folder {
+        for entry in fs::read_dir(path)? {
+            close(&entry?.path())?;
+        }
+    }
+    let is_program = path.parent().is_some_and(|parent| parent.ends_with("usr/bin"));
+    let mode = match (is_folder, is_program) {
+        (true, _) => 0o755,
+        (false, true) => 0o555,
+        (false, false) => 0o444,
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Where images are built.
+fn folder() -> PathBuf {
+    demo::target().join("image")
+}
+
+fn remove(folder: &Path) -> Result<(), String> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if folder.exists() => Err(format!("{}: {error}", folder.display())),
+        _ => Ok(()),
+    }
+}
+
+/// What everything in the image is dated: when the sources were committed, unless SOURCE_DATE_EPOCH says.
+fn time() -> Result<String, String> {
+    let said = env::var("SOURCE_DATE_EPOCH").ok();
+    let time = said.or_else(|| ask(&mut command("git", &["log", "-1", "--format=%ct"])).ok());
+    let time = time.ok_or("this is no git checkout: say in SOURCE_DATE_EPOCH what to date the image")?;
+    match time.trim().parse::<u32>() {
+        Ok(seconds) => Ok(seconds.to_string()),
+        Err(_) => Err(format!("SOURCE_DATE_EPOCH is not seconds since 1970: `{time}`")),
+    }
+}
+
+/// The commit, marked if there are changes beside it.
+fn revision() -> String {
+    let describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"];
+    ask(&mut command("git", &describe)).unwrap_or_else(|_| "unknown".to_owned())
+}
+
+fn date(time: &str) -> Result<String, String> {
+    ask(&mut command("date", &["--utc", &format!("--date=@{time}"), "+%Y-%m-%dT%H:%M:%SZ"]))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "it is for showing")]
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / 1048576.0
+}

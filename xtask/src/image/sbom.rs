@@ -1,0 +1,197 @@
+//! The list of the image's components, in CycloneDX: every crate that is linked, on either side of the kernel's door,
+//! and what comes from elsewhere.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use super::{TARGET, VERSION};
+use crate::{
+    setup::ImageTools,
+    tell::{ROOT, ask, cargo, command},
+};
+
+/// What is linked, and for which target: the daemon, and the kernel side that it carries.
+const LINKED: [(&str, &str); 2] = [("lota-daemon", TARGET), ("lota-ebpf", "bpfel-unknown-none")];
+
+/// A crate's name and version.
+pub(super) type Id = (String, String);
+
+/// One of the crates.
+#[derive(Default)]
+pub(super) struct Crate {
+    pub(super) licence: String,
+    /// Of its archive on crates.io; the project's own have none.
+    pub(super) checksum: Option<String>,
+    needs: BTreeSet<Id>,
+}
+
+/// Makes it, for the image whose files are in `root`.
+pub(super) fn make(tools: &ImageTools, root: &Path, date: &str) -> Result<String, String> {
+    let crates = crates()?;
+    let program = ask(command("sha256sum", &["--binary"]).arg(root.join("usr/bin/lota")))?;
+    let program = program.split_whitespace().next().unwrap_or_default();
+    let mut components: Vec<String> = crates.iter().map(|(id, found)| component(id, found)).collect();
+    components.extend(foreign(tools)?);
+    let dependencies = crates.iter().map(|(id, found)| {
+        let needs: Vec<String> = found.needs.iter().map(reference).collect();
+        format!(r#"    {{"ref": {}, "dependsOn": [{}]}}"#, reference(id), needs.join(", "))
+    });
+    let of_image = crates.keys().filter(|(name, _)| LINKED.iter().any(|(linked, _)| name == linked));
+    let of_image: Vec<String> = of_image.map(reference).collect();
+    let mut lines = vec![format!(r#"    {{"ref": "image", "dependsOn": [{}]}}"#, of_image.join(", "))];
+    lines.extend(dependencies);
+    Ok(format!(
+        r#"{{
+  "bomFormat": "CycloneDX",
+  "specVersion": "1.5",
+  "version": 1,
+  "metadata": {{
+    "timestamp": {date},
+    "component": {{
+      "type": "container", "bom-ref": "image", "name": "lota", "version": {version},
+      "licenses": [{{"expression": "Apache-2.0"}}],
+      "components": [{{"type": "file", "name": "/usr/bin/lota", "hashes": [{{"alg": "SHA-256", "content": {program}}}]}}]
+    }}
+  }},
+  "components": [
+{components}
+  ],
+  "dependencies": [
+{dependencies}
+  ]
+}}
+"#,
+        date = quote(date),
+        version = quote(VERSION),
+        program = quote(program),
+        components = components.join(",\n"),
+        dependencies = lines.join(",\n"),
+    ))
+}
+
+/// Every crate that is linked, by what cargo would build.
+pub(super) fn crates() -> Result<BTreeMap<Id, Crate>, String> {
+    let mut crates: BTreeMap<Id, Crate> = BTreeMap::new();
+    for (package, target) in LINKED {
+        // Procedural macros run at build time; so do build scripts and what they use, which are no normal dependencies.
+        let edges = ["--edges", "normal,no-proc-macro", "--prefix", "depth", "--format", "{p}|{l}"];
+        let mut tree = cargo(&["tree", "--locked", "--package", package, "--target", target]);
+        let mut above: Vec<Id> = Vec::new();
+        for line in ask(tree.args(edges))?.lines() {
+            let wrong = || format!("cargo tree says `{line}`");
+            let at = line.find(|character: char| !character.is_ascii_digit()).ok_or_else(wrong)?;
+            let depth: usize = line[..at].parse().map_err(|_| wrong())?;
+            let (crate_, licence) = line[at..].split_once('|').ok_or_else(wrong)?;
+            let mut words = crate_.split(' ');
+            let name = words.next().ok_or_else(wrong)?;
+            let version = words.next().and_then(|word| word.strip_prefix('v')).ok_or_else(wrong)?;
+            let id = (name.to_owned(), version.to_owned());
+            above.truncate(depth);
+            if let Some(parent) = above.last().and_then(|parent| crates.get_mut(parent)) {
+                parent.needs.insert(id.clone());
+            }
+            // The second time around it is marked, and its dependencies are left out.
+            let licence = licence.trim_end_matches(" (*)").replace('/', " OR ");
+            crates.entry(id.clone()).or_default().licence = licence;
+            above.push(id);
+        }
+    }
+    let checksums = checksums()?;
+    for (id, found) in &mut crates {
+        found.checksum = checksums.get(id).cloned();
+    }
+    Ok(crates)
+}
+
+/// What `Cargo.lock` pins the crates of crates.io to.
+pub(super) fn checksums() -> Result<BTreeMap<Id, String>, String> {
+    let lock = fs::read_to_string(Path::new(ROOT).join("Cargo.lock")).map_err(|error| error.to_string())?;
+    let packages = lock.split("[[package]]").skip(1).filter_map(|package| {
+        let value = |key: &str| {
+            let line = package.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "));
+            line.map(|value| value.trim_matches('"').to_owned())
+        };
+        Some(((value("name")?, value("version")?), value("checksum")?))
+    });
+    Ok(packages.collect())
+}
+
+fn component(id: &Id, found: &Crate) -> String {
+    // What is not on crates.io has no address there: it could be somebody else's.
+    let origin = found.checksum.as_ref().map_or_else(String::new, |checksum| {
+        format!(
+            r#""purl": {}, "hashes": [{{"alg": "SHA-256", "content": {}}}], "#,
+            reference(id),
+            quote(checksum)
+        )
+    });
+    line("library", &reference(id), (&id.0, &id.1, &found.licence), &origin)
+}
+
+/// How the list refers to a crate.
+fn reference((name, version): &Id) -> String {
+    quote(&purl("cargo", name, version))
+}
+
+fn purl(kind: &str, name: &str, version: &str) -> String {
+    format!("pkg:{kind}/{name}@{}", version.replace('+', "%2B"))
+}
+
+/// What is in the image and is no crate: Rust's library, glibc and GCC's unwinder, linked; certificates.
+fn foreign(tools: &ImageTools) -> Result<Vec<String>, String> {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    let rust = ask(&mut command(&rustc, &["--version"]))?;
+    let rust = rust.split(' ').nth(1).unwrap_or_default();
+    let log = ask(command("zcat", &[]).arg(&tools.certificates_log))?;
+    let certificates = log.split(['(', ')']).nth(1).unwrap_or_default();
+    let gcc = libgcc()?;
+    let found = [
+        ("library", "generic", "rust-std", rust.to_owned(), "MIT OR Apache-2.0"),
+        ("library", "deb/debian", "libc6-dev", installed("libc6-dev")?, "LGPL-2.1-or-later"),
+        ("library", "deb/debian", &gcc, installed(&gcc)?, "GPL-3.0-or-later WITH GCC-exception-3.1"),
+        ("data", "deb/debian", "ca-certificates", certificates.to_owned(), "MPL-2.0"),
+    ];
+    let line = |(type_, kind, name, version, licence): &(&str, &str, &str, String, &str)| {
+        let purl = quote(&purl(kind, name, version));
+        line(type_, &purl, (name, version, licence), &format!("\"purl\": {purl}, "))
+    };
+    Ok(found.iter().map(line).collect())
+}
+
+/// A component. `origin` is JSON already.
+fn line(type_: &str, reference: &str, (name, version, licence): (&str, &str, &str), origin: &str) -> String {
+    let [type_, name, version, licence] = [type_, name, version, licence].map(quote);
+    format!(
+        r#"    {{"type": {type_}, "bom-ref": {reference}, "name": {name}, "version": {version}, {origin}"licenses": [{{"expression": {licence}}}]}}"#
+    )
+}
+
+/// The Debian package with GCC's own library.
+pub(super) fn libgcc() -> Result<String, String> {
+    let version = ask(&mut command("cc", &["-dumpversion"]))?;
+    Ok(format!("libgcc-{}-dev", version.split('.').next().unwrap_or_default()))
+}
+
+/// A Debian package's version; another system's is not known.
+fn installed(package: &str) -> Result<String, String> {
+    if !Path::new("/usr/bin/dpkg-query").exists() {
+        return Ok("unknown".to_owned());
+    }
+    ask(&mut command("dpkg-query", &["-W", "-f", "${Version}", package]))
+}
+
+/// As a JSON string.
+fn quote(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            control if u32::from(control) < 32 => quoted.push_str(&format!("\\u{:04x}", u32::from(control))),
+            other => quoted.push(other),
+        }
+    }
+    quoted + "\""
+}
