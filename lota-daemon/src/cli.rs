@@ -37,6 +37,8 @@ pub enum Command {
     Status(Look),
     /// Is the daemon ready? For probes: if LOTA_INSTANCE is set, it must be that daemon's, of two on one node.
     Ready,
+    /// Have the daemon read its configuration again, as SIGHUP does: [access] holds at once; what else has changed is named.
+    Reload,
     /// Show what happens on the node, live.
     Top(Top),
     /// Put together what others need to see to help: the node's state, configuration, metrics, log. No secrets, and no

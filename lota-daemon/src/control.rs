@@ -33,6 +33,8 @@ const AWAITED: Duration = Duration::from_secs(10);
 pub enum Command {
     /// Change what operators say about access; about whom that is now, and at which interface.
     Access(AccessRequest, oneshot::Sender<Result<String, String>>),
+    /// Read the configuration again; which keys have changed and hold only with the next daemon.
+    Reload(oneshot::Sender<Result<Vec<String>, String>>),
     /// Tell the state of the kernel side.
     Status(oneshot::Sender<Result<datapath::Status, String>>),
     /// Tell who may talk to LOTA, as the kernel has it, and who was refused.
@@ -281,6 +283,8 @@ impl Control {
                 }
                 let _ = answer.send(done);
             }
+            // The node's own to do; while it hands over, the next daemon reads it anyway.
+            Command::Reload(answer) => drop(answer.send(Err("another daemon takes over".into()))),
             Command::Status(answer) => {
                 let status = self.datapath.status(&self.interfaces).map_err(|error| format!("{error:#}"));
                 let _ = answer.send(status);

@@ -72,6 +72,7 @@ fn dispatch(command: Command, config: Config, path: &Path) -> Result<()> {
             let how = How { interval: Duration::from_secs_f64(interval), json, once };
             return block_on(live::run(&config.admin.socket, how))?;
         }
+        Command::Reload => reload(&config)?,
         Command::SupportBundle { file } => return status::bundle(&config, path, &file),
         Command::Datapath(DatapathCommand::Detach) => return detach(&config),
         Command::Cache(CacheCommand::Ls(Look { json })) => show::cache(&config.cache.disks, json)?,
@@ -168,6 +169,13 @@ fn access(config: &Config, verb: Verb, subject: Subject, interface: Option<Strin
         Verb::Forget => "forgotten",
     };
     Ok(format!("{done} {about}\n"))
+}
+
+fn reload(config: &Config) -> Result<String> {
+    let later = block_on(socket::request_reload(&config.admin.socket))??;
+    let named =
+        later.iter().map(|key| format!("{key} has changed, and holds with the next daemon: lota run\n"));
+    Ok(named.fold("[access] holds as it is now\n".to_owned(), |said, line| said + &line))
 }
 
 fn detach(config: &Config) -> Result<()> {

@@ -101,10 +101,17 @@ pub async fn run(
             _ = relook.tick(), if node.control.awaits_pods() => node.follow(&mut trouble).await,
             Ok(()) = node.peers.changed() => {
                 let peers = node.peers.borrow_and_update().clone();
-                node.control.set_peers(peers)?;
+                if let Err(error) = node.control.set_peers(peers) {
+                    tracing::error!(error = format!("{error:#}"), "the guard does not know all nodes");
+                }
             }
-            () = reload.asked() => node.reload(&mut reload).await,
+            // Told in the log.
+            () = reload.asked() => drop(node.reload(&reload).await),
             Some(command) = node.commands.recv() => {
+                if let Command::Reload(answer) = command {
+                    let _ = answer.send(node.reload(&reload).await);
+                    continue;
+                }
                 let (heard, is_word) = (Instant::now(), matches!(command, Command::Access(..)));
                 node.control.obey(command).await;
                 if is_word {
@@ -284,27 +291,30 @@ impl Node {
     }
 
     /// Takes up what has changed in the configuration, as far as a daemon that runs can.
-    async fn reload(&mut self, reload: &mut Reload) {
-        let Reloaded { access, later } = match reload.read() {
-            Ok(reloaded) => reloaded,
-            Err(error) => {
-                tracing::error!(%error, "the configuration is not read again; what it said before holds");
-                return;
-            }
-        };
+    /// What has changed, and holds only with the next daemon.
+    ///
+    /// # Errors
+    /// If it cannot be read, and nothing has changed; or if the kernel refuses.
+    async fn reload(&mut self, reload: &Reload) -> Result<Vec<String>, String> {
+        let Reloaded { access, later } = reload.read().map_err(|error| {
+            tracing::error!(%error, "the configuration is not read again; what it said before holds");
+            error.to_string()
+        })?;
         if let Some(kubernetes) = &self.kubernetes {
             kubernetes.set_rules(access.from.clone());
         }
-        match self.control.set_access(access).await {
-            Ok(()) => tracing::info!("the configuration is read again, and [access] holds as it is now"),
-            Err(error) => tracing::error!(error = format!("{error:#}"), "not all of [access] holds"),
-        }
-        for key in later {
+        self.control.set_access(access).await.map_err(|error| {
+            tracing::error!(error = format!("{error:#}"), "not all of [access] holds");
+            format!("{error:#}")
+        })?;
+        tracing::info!("the configuration is read again, and [access] holds as it is now");
+        for key in &later {
             tracing::warn!(
                 key,
                 "changed, and holds with the next daemon: start it beside this one, which hands over"
             );
         }
+        Ok(later)
     }
 
     /// Lets in the pods that the API server has just told of.

@@ -76,6 +76,10 @@ async fn answer(
     reporter: &Reporter,
 ) -> Result<Response<Full<Bytes>>, io::Error> {
     let answered = match (request.method().clone(), request.uri().path()) {
+        (Method::POST, "/reload") => {
+            let later = ask(control, Command::Reload).await.and_then(|read| read.map_err(anyhow::Error::msg));
+            later.and_then(|later| Ok(serde_json::to_vec(&later)?))
+        }
         (Method::POST, "/access") => change_access(request, control).await.map(String::into_bytes),
         (Method::GET, "/status") => {
             let status = status(control).await;
@@ -154,6 +158,15 @@ pub(super) async fn status(control: &mpsc::Sender<Command>) -> Result<Status> {
 pub async fn request_access(socket: &Path, wanted: &AccessRequest) -> Result<String> {
     let said = send(socket, Method::POST, "/access", wanted).await?;
     Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Has the daemon behind this socket read its configuration again; which keys have changed and hold only with the next
+/// one.
+///
+/// # Errors
+/// If no daemon runs, or the configuration cannot be read.
+pub async fn request_reload(socket: &Path) -> Result<Vec<String>> {
+    Ok(serde_json::from_slice(&send(socket, Method::POST, "/reload", &()).await?)?)
 }
 
 /// Asks the daemon behind this socket for the state of the kernel side.

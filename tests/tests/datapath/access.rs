@@ -157,7 +157,8 @@ pub(crate) fn reload(tour: &mut Tour) -> Result<()> {
     let (still, _) = knock(&place, VIP, 80)?;
     node.forget_edits();
     node.configure(Mode::OwnCredential)?;
-    hang_up(node, "is read again")?;
+    let said = lota(node, &["reload"])?;
+    ensure!(said == "[access] holds as it is now\n", "{said}");
     let (refused, _) = knock(&place, VIP, 80)?;
     ensure!(open == Reached::Open && still == Reached::Open, "allowed, it got {open:?}, then {still:?}");
     ensure!(refused == Reached::Refused, "allowed no more, it got {refused:?}");
