@@ -17,6 +17,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams},
@@ -161,13 +162,31 @@ impl Kubernetes {
 
     /// Pods may come to this node now.
     async fn take_taint_off(&self, client: Client, taint: &str) {
-        let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
-        let patch = Patch::Strategic(json!({ "spec": { "taints": [{ "key": taint, "$patch": "delete" }] } }));
+        let nodes: Api<Node> = Api::all(client);
         let mut waits = Waits::default();
-        while let Err(error) = nodes.patch(&self.node.name, &PatchParams::default(), &patch).await {
-            tracing::error!(taint, node = self.node.name, %error, "cannot take the taint off; trying again");
+        let mut said = false;
+        while let Err(error) = self.try_to_take_off(&nodes, taint).await {
+            if !said {
+                tracing::error!(taint, %error, "cannot take this node's taint off; trying again");
+                said = true;
+            }
             waits.wait().await;
         }
+    }
+
+    async fn try_to_take_off(&self, nodes: &Api<Node>, taint: &str) -> kube::Result<()> {
+        let node = nodes.get(&self.node.name).await?;
+        let taints = node.spec.unwrap_or_default().taints.unwrap_or_default();
+        let others: Vec<&Taint> = taints.iter().filter(|other| other.key != taint).collect();
+        if others.len() == taints.len() {
+            return Ok(());
+        }
+        // The list is changed as a whole, and only if nobody else has changed the node meanwhile.
+        let version = node.metadata.resource_version;
+        let patch = json!({ "metadata": { "resourceVersion": version }, "spec": { "taints": others } });
+        nodes.patch(&self.node.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        tracing::info!(taint, "taken off this node: pods may come");
+        Ok(())
     }
 
     /// What a watch tells; trouble with it is said once.

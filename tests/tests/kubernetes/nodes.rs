@@ -84,7 +84,7 @@ pub(crate) fn taint(tour: &mut Tour) -> Result<()> {
     server.call(async |client| {
         let may = json!({
             "metadata": { "name": "lota-taint" },
-            "rules": [{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["patch"] }],
+            "rules": [{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"] }],
         });
         api::create(&Api::<ClusterRole>::all(client.clone()), may).await?;
         let is_lotas = json!({
