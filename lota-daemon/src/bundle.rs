@@ -200,10 +200,10 @@ fn mask_table(table: &mut toml::Table) {
         match value {
             toml::Value::Table(table) => mask_table(table),
             toml::Value::Array(array) => {
-                array.iter_mut().filter_map(toml::Value::as_table_mut).for_each(mask_table)
+                array.iter_mut().filter_map(toml::Value::as_table_mut).for_each(mask_table);
             }
             value if SECRET.iter().any(|name| key.contains(name)) && !key.ends_with("_file") => {
-                *value = MASK.into()
+                *value = MASK.into();
             }
             _ => {}
         }

@@ -11,14 +11,23 @@ use crate::{kubernetes, tell::ROOT};
 /// Folders with a `lota.toml` of their own, by their `values.yaml`.
 const OVERLAYS: [&str; 4] = ["veth", "bridge", "sk-lookup", "coredns"];
 /// Components whose objects the chart has behind a switch.
-const COMPONENTS: [(&str, &str); 3] =
-    [("podmonitor", "podMonitor"), ("servicemonitor", "serviceMonitor"), ("coredns", "coreDNS")];
+const COMPONENTS: [(&str, &str); 4] = [
+    ("podmonitor", "podMonitor"),
+    ("servicemonitor", "serviceMonitor"),
+    ("prometheusrule", "prometheusRule"),
+    ("coredns", "coreDNS"),
+];
 const HEADER: &str = "# Rendered from deploy/chart by `cargo xtask deploy-render`.\n";
 
 /// Renders everything anew.
 pub(crate) fn render() -> Result<(), String> {
     let helm = kubernetes::clients()?.helm;
     let deploy = Path::new(ROOT).join("deploy");
+    // A chart reads only what is in it.
+    let alerts = deploy.join("monitoring/alerts.yaml");
+    let text = fs::read_to_string(&alerts).map_err(|error| format!("{}: {error}", alerts.display()))?;
+    let copy = deploy.join("chart/files/alerts.yaml");
+    fs::write(&copy, text).map_err(|error| format!("{}: {error}", copy.display()))?;
     for (template, text) in templates(&helm, &[])? {
         match lota_toml(&text) {
             Some(toml) => write(&deploy.join("base/lota.toml"), &toml)?,

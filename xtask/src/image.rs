@@ -132,6 +132,7 @@ fn build(tools: &ImageTools, program: &Path, tag: &str) -> Result<Image, String>
     pack.arg("-cf").arg(&archive).args(["blobs", "index.json", "oci-layout"]);
     run("packing it", &mut pack)?;
     remove(&layout)?;
+    remove(&folder.join("store"))?;
     let digest = fs::read_to_string(digest).map_err(failed)?;
     Ok(Image { archive, digest, tag: tag.to_owned() })
 }
@@ -176,8 +177,8 @@ fn put(root: &Path, name: &str, content: &[u8]) -> Result<(), String> {
         .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Takes away everybody's right to write files; the umask of whoever builds must not show either. Folders stay root's to
-/// write in: a runtime gives a tmpfs the mode of the folder under it.
+/// Takes away everybody's right to write files; the umask of whoever builds must not show either. Folders stay
+/// root's to write in: a runtime gives a tmpfs the mode of the folder under it.
 fn close(path: &Path) -> std::io::Result<()> {
     let is_folder = path.is_dir();
     if is_folder {

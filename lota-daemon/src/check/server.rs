@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::{BodyExt as _, Collected, Limited};
 use hyper::{HeaderMap, Request, StatusCode, header};
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 use tokio::{
@@ -114,7 +114,7 @@ pub(super) async fn ask(upstream: &Upstream, request: Request<()>) -> Result<Ans
     let now = SystemTime::now();
     let (head, body) = answer.into_parts();
     let body = timeout(PATIENCE, Limited::new(body, MOST).collect()).await;
-    let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
+    let body = body.ok().and_then(Result::ok).map(Collected::to_bytes).unwrap_or_default();
     let date = head.headers.get(header::DATE).and_then(|date| date.to_str().ok());
     let skew = date.and_then(|date| OffsetDateTime::parse(date, &Rfc2822).ok()).map(|date| {
         let date = SystemTime::from(date);

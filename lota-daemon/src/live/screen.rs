@@ -14,6 +14,9 @@ use crate::report::{
     text::{bytes, count, duration, plain},
 };
 
+/// A source of bytes: its name, its colour, and how many came from it.
+type Source = (&'static str, Color, fn(Sent) -> u64);
+
 /// Draws, with colours or without.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Screen {
@@ -109,7 +112,7 @@ impl Screen {
 
     /// A line for each source, with what there was before.
     fn throughput(self, seen: &Seen, area: Rect, buffer: &mut Buffer) {
-        let sources: [(&str, Color, fn(Sent) -> u64); 4] = [
+        let sources: [Source; 4] = [
             ("this node", Color::Blue, |sent| sent.local),
             ("other nodes", Color::Magenta, |sent| sent.remote),
             ("fills", Color::Cyan, |sent| sent.fill),

@@ -8,7 +8,7 @@ fn report(second: u64) -> Report {
     report["node"]["uptime_seconds"] = json!(second);
     report["traffic"]["requests"][0]["count"] = json!(100 * second);
     report["traffic"]["sent"] = json!({
-        "local": second * second << 30, "remote": (second % 3) << 30, "fill": 0, "gateway": second << 20,
+        "local": (second * second) << 30, "remote": (second % 3) << 30, "fill": 0, "gateway": second << 20,
     });
     report["datapath"]["verdicts"] = json!([{"verdict": "denied", "packets": 2 * second, "bytes": 0}]);
     let long = format!("bucket/{}shard-000123.tar", "very/long/".repeat(9));

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs};
 use serde_json::{Value, json};
 
 use crate::{
-    kustomize::{METRICS_LISTEN_IS_READ, read},
+    kustomize::read,
     render::{GATEWAY, container, deploy, helm, judge, lota_toml, objects, one, tool},
 };
 
@@ -188,6 +188,7 @@ fn every_value_can_be_another() {
         "namespace.create": true, "resourceQuota.enabled": true, "nodeTaint.enabled": true, "coreDNS.enabled": true,
         "podMonitor": { "enabled": true, "interval": "10s", "labels": { "release": "prometheus" } },
         "serviceMonitor.enabled": true,
+        "prometheusRule": { "enabled": true, "docs": "https://wiki.example/lota", "labels": { "release": "prometheus" } },
     }));
     let text = lota_toml(&objects);
     let config: toml::Table = text.parse().unwrap_or_else(|error| panic!("{error}\n{text}"));
@@ -207,6 +208,7 @@ fn every_value_can_be_another() {
         "60 IN AAAA fd10:face::80",
         "\"host\":\"::1\",\"path\":\"/healthz\",\"port\":7001",
         "r.example/lota@sha256:0000",
+        "https://wiki.example/lota/troubleshooting.md#",
     ] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
@@ -343,9 +345,6 @@ fn the_schema_knows_the_daemons_keys() {
             keys.retain(|key| !rules.contains(key));
             keys.insert("access.from".to_owned());
         }
-    }
-    if !METRICS_LISTEN_IS_READ {
-        charts.remove("admin.metrics_listen");
     }
     assert_eq!(daemons, charts);
 }

@@ -10,10 +10,12 @@ use crate::render::{container, deploy, helm, kustomize, lota_toml, objects, one}
 const HEADER: &str = "# Rendered from deploy/chart by `cargo xtask deploy-render`.\n";
 const BASE: [&str; 2] = ["--values", "deploy/base/values.yaml"];
 const OVERLAYS: [&str; 4] = ["veth", "bridge", "sk-lookup", "coredns"];
-const COMPONENTS: [(&str, &str); 3] =
-    [("podmonitor", "podMonitor"), ("servicemonitor", "serviceMonitor"), ("coredns", "coreDNS")];
-/// Until the daemon reads `admin.metrics_listen`: then this goes, with what depends on it.
-pub(crate) const METRICS_LISTEN_IS_READ: bool = false;
+const COMPONENTS: [(&str, &str); 4] = [
+    ("podmonitor", "podMonitor"),
+    ("servicemonitor", "serviceMonitor"),
+    ("prometheusrule", "prometheusRule"),
+    ("coredns", "coreDNS"),
+];
 
 /// Objects by kind, namespace and name; a ConfigMap's name without what Kustomize appends, which is only a hash of it.
 fn by_name(objects: &[Value]) -> BTreeMap<String, Value> {
@@ -98,6 +100,9 @@ fn what_is_committed_is_what_the_chart_renders_now() {
     }
     files.sort();
     assert_eq!(names_in("base"), files);
+    let alerts =
+        ["monitoring", "chart/files"].map(|folder| fs::read(deploy(folder).join("alerts.yaml")).unwrap());
+    assert!(alerts[0] == alerts[1], "chart/files/alerts.yaml: run `cargo xtask deploy-render`");
     for (component, switch) in COMPONENTS {
         let template = format!("{component}.yaml");
         let set = format!("{switch}.enabled=true");
@@ -122,7 +127,7 @@ fn names_in(folder: &str) -> Vec<String> {
 fn a_kustomization_of_ones_own_takes_all_components() {
     let folder = deploy("").join(format!("../target/own-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
-    let components = ["hardened", "podmonitor", "servicemonitor", "coredns", "node-taint"];
+    let components = ["hardened", "podmonitor", "servicemonitor", "prometheusrule", "coredns", "node-taint"];
     let list: String = components.map(|name| format!("  - ../../deploy/components/{name}\n")).concat();
     let kustomization = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [../../deploy/overlays/bridge]\n\
@@ -142,6 +147,7 @@ fn a_kustomization_of_ones_own_takes_all_components() {
     assert_eq!(one(&objects, "ClusterRole")["rules"][1], nodes);
     one(&objects, "PodMonitor");
     one(&objects, "ServiceMonitor");
+    one(&objects, "PrometheusRule");
     let volumes = &one(&objects, "DaemonSet")["spec"]["template"]["spec"]["volumes"];
     assert_eq!(volumes[0]["projected"]["sources"][0]["configMap"]["name"], generated_name(&objects).as_str());
 }
@@ -184,14 +190,9 @@ fn the_daemon_reads_every_configuration() {
 
 /// As the daemon does, which learns the node's name and address from the environment.
 pub(crate) fn read(toml: &str) -> Config {
-    let mut toml = toml.to_owned();
-    if !METRICS_LISTEN_IS_READ {
-        let kept = toml.lines().filter(|line| !line.starts_with("metrics_listen = "));
-        toml = kept.fold(String::new(), |all, line| all + line + "\n");
-    }
     let (process, thread) = (std::process::id(), std::thread::current().id());
     let path = deploy("").join(format!("../target/lota-{process}-{thread:?}.toml"));
-    fs::write(&path, &toml).unwrap();
+    fs::write(&path, toml).unwrap();
     let config = Config::read(&path);
     fs::remove_file(&path).unwrap();
     config.unwrap_or_else(|error| panic!("{error}\n{toml}"))

@@ -53,7 +53,9 @@ pub(super) fn make(tools: &ImageTools, root: &Path, date: &str) -> Result<String
     "component": {{
       "type": "container", "bom-ref": "image", "name": "lota", "version": {version},
       "licenses": [{{"expression": "Apache-2.0"}}],
-      "components": [{{"type": "file", "name": "/usr/bin/lota", "hashes": [{{"alg": "SHA-256", "content": {program}}}]}}]
+      "components": [
+        {{"type": "file", "name": "/usr/bin/lota", "hashes": [{{"alg": "SHA-256", "content": {program}}}]}}
+      ]
     }}
   }},
   "components": [
@@ -164,9 +166,9 @@ fn foreign(tools: &ImageTools) -> Result<Vec<String>, String> {
 /// A component. `origin` is JSON already.
 fn line(type_: &str, reference: &str, (name, version, licence): (&str, &str, &str), origin: &str) -> String {
     let [type_, name, version, licence] = [type_, name, version, licence].map(quote);
-    format!(
-        r#"    {{"type": {type_}, "bom-ref": {reference}, "name": {name}, "version": {version}, {origin}"licenses": [{{"expression": {licence}}}]}}"#
-    )
+    let name = format!(r#""name": {name}, "version": {version}, "#);
+    let licence = format!(r#""licenses": [{{"expression": {licence}}}]"#);
+    format!(r#"    {{"type": {type_}, "bom-ref": {reference}, {name}{origin}{licence}}}"#)
 }
 
 /// The Debian package with GCC's own library.

@@ -1,5 +1,5 @@
-//! The image's files as a container, by runc: what the hardened DaemonSet's pod gets, and a network namespace of its own
-//! instead of the host's.
+//! The image's files as a container, by runc: what the hardened DaemonSet's pod gets, and a network namespace of its
+//! own instead of the host's.
 
 use std::{
     fs::{self, File},
@@ -50,7 +50,8 @@ const RESOLV: &str = "nameserver 169.254.77.80\noptions timeout:1 attempts:1\n";
 const RUNTIME: &str = r#"{
   "ociVersion": "1.0.2",
   "process": {
-    "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ARGUMENTS, "env": ["AWS_ACCESS_KEY_ID=none", "AWS_SECRET_ACCESS_KEY=none"],
+    "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ARGUMENTS,
+    "env": ["AWS_ACCESS_KEY_ID=none", "AWS_SECRET_ACCESS_KEY=none"],
     "capabilities": {
       "bounding": ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"],
       "permitted": ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"],
