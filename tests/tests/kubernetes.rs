@@ -19,6 +19,8 @@ use lota_tests::{
 mod api;
 #[path = "kubernetes/churn.rs"]
 mod churn;
+#[path = "kubernetes/manifests.rs"]
+mod manifests;
 #[path = "kubernetes/nodes.rs"]
 mod nodes;
 
@@ -26,7 +28,8 @@ const NAME: &str = "lota-kube";
 
 type Test = fn(&mut Tour) -> Result<()>;
 
-const TESTS: [(&str, Test); 3] = [
+const TESTS: [(&str, Test); 4] = [
+    ("manifests: a real API server takes them as they are", manifests::taken),
     ("nodes: who is an endpoint of the service is a node of the cluster", nodes::members),
     ("nodes: a taint is taken off once LOTA serves", nodes::taint),
     ("access: a thousand pods come and go, as the model says", churn::random),

@@ -61,6 +61,14 @@ pub(crate) fn image(arguments: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
+/// An image of an unoptimized program; its archive.
+pub(crate) fn for_tests() -> Result<PathBuf, String> {
+    let tools = setup::image_tools()?;
+    let program = program(false)?;
+    let archive = build(&tools, &program, &format!("localhost/lota:{VERSION}"))?.archive;
+    fs::canonicalize(&archive).map_err(|error| format!("{}: {error}", archive.display()))
+}
+
 /// Builds the static program; where it is.
 fn program(release: bool) -> Result<PathBuf, String> {
     setup::to_build()?;

@@ -1,5 +1,5 @@
-//! Real Kubernetes servers, for the suites that need them. Nobody ships them where this project fetches from: they
-//! are built from Debian's source package, once on a machine, and kept in the user's cache folder.
+//! Real Kubernetes servers, for the suites that need them: built from Debian's source package, since there is no
+//! package of them, once on a machine, and kept in the user's cache folder.
 
 use std::{
     collections::BTreeSet,
@@ -42,12 +42,9 @@ pub(crate) struct NodeServers {
     pub(crate) kubelet: PathBuf,
     pub(crate) controller_manager: PathBuf,
     pub(crate) scheduler: PathBuf,
+    /// The folder with Debian's containerd and runc, unpacked.
     pub(crate) containerd: PathBuf,
-    /// Started by containerd, which is told where it is.
-    pub(crate) shim: PathBuf,
-    pub(crate) ctr: PathBuf,
-    pub(crate) runc: PathBuf,
-    /// Static: what the image is made of that a pod's sandbox runs.
+    /// A static one: what the image is made of that a pod's sandbox runs.
     pub(crate) busybox: PathBuf,
 }
 
@@ -69,14 +66,11 @@ pub(crate) fn node_servers() -> Result<NodeServers, String> {
         kubelet: built.join("kubelet"),
         controller_manager: built.join("kube-controller-manager"),
         scheduler: built.join("kube-scheduler"),
-        containerd: containerd.join("usr/bin/containerd"),
-        shim: containerd.join("usr/bin/containerd-shim-runc-v2"),
-        ctr: containerd.join("usr/bin/ctr"),
-        runc: containerd.join("usr/sbin/runc"),
         busybox: busybox
             .into_iter()
             .find(|path| path.exists())
             .ok_or("the package busybox-static has no busybox")?,
+        containerd,
     })
 }
 

@@ -17,7 +17,7 @@ cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
                                --release: by an optimized build, which takes some minutes more at first
 cargo xtask test [SUITE…]      run the suites by name (lint, unit, fuzz, packet, kernels, datapath,
                                storage, e2e, parity, clients, consistency, deploy, kubernetes, image, monitoring,
-                               page), or all of them
+                               page), or all of them; kubernetes-node runs only if it is named
 cargo xtask bench [NAME…]      measure (datapath, placement, serving, cold, memory, storage), and write
                                target/bench/NAME.json
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…

@@ -35,6 +35,9 @@ const SUITES: [Suite; 16] = [
     ("page", page),
 ];
 
+/// Those that run only when they are named.
+const ON_DEMAND: [Suite; 1] = [("kubernetes-node", kubernetes_node)];
+
 /// How many checks did what.
 #[derive(Default)]
 pub(crate) struct Counts {
@@ -44,12 +47,17 @@ pub(crate) struct Counts {
 
 /// Runs the named suites, or all.
 pub(crate) fn test(names: &[&str]) -> Result<(), String> {
-    let known = SUITES.map(|(name, _)| name);
-    if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
+    let suites = || SUITES.iter().chain(&ON_DEMAND);
+    if let Some(unknown) = names.iter().find(|name| suites().all(|(known, _)| known != *name)) {
+        let known: Vec<&str> = suites().map(|(name, _)| *name).collect();
         return Err(format!("there is no suite `{unknown}`; there are {}", known.join(", ")));
     }
+    let wanted: Vec<&Suite> = match names {
+        [] => SUITES.iter().collect(),
+        names => suites().filter(|(name, _)| names.contains(name)).collect(),
+    };
     let mut counts = Counts::default();
-    for (name, run) in SUITES.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+    for (name, run) in wanted {
         println!("\n===== {name} =====");
         if let Err(error) = run(&mut counts) {
             eprintln!("xtask: {name}: {error}");
@@ -257,6 +265,25 @@ fn page(counts: &mut Counts) -> Result<(), String> {
     tests.env("LOTA_PYTHON", setup::client()?);
     tests.env("LOTA_BIN", demo::build_lota(false)?);
     counts.tests("the status page", &mut tests)
+}
+
+/// The image as a pod, on a real kubelet.
+fn kubernetes_node(counts: &mut Counts) -> Result<(), String> {
+    setup::to_build()?;
+    setup::to_run()?;
+    let servers = kubernetes::servers()?;
+    let node = kubernetes::node_servers()?;
+    let image = image::for_tests()?;
+    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "kubernetes_node"]);
+    tests.args(["--", "--nocapture"]).env("LOTA_IMAGE", image);
+    tests.env("LOTA_PYTHON", setup::client()?);
+    tests.env("LOTA_BIN", demo::build_lota(false)?);
+    tests.env("LOTA_APISERVER", servers.apiserver).env("LOTA_ETCD", servers.etcd);
+    tests.env("LOTA_KUBECTL", servers.clients.kubectl).env("LOTA_HELM", servers.clients.helm);
+    tests.env("LOTA_KUBELET", node.kubelet).env("LOTA_CONTROLLER_MANAGER", node.controller_manager);
+    tests.env("LOTA_SCHEDULER", node.scheduler).env("LOTA_CONTAINERD", node.containerd);
+    tests.env("LOTA_BUSYBOX", node.busybox);
+    counts.tests("suite kubernetes-node", &mut tests)
 }
 
 /// What a real API server tells.

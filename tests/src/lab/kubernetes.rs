@@ -1,4 +1,7 @@
-//! A real Kubernetes API server beside the gateway: etcd and kube-apiserver, and nothing that would run what it is told.
+//! A real Kubernetes API server beside the gateway: etcd and kube-apiserver. Nothing runs what it is told, without
+//! [kubelets](kubelet).
+
+pub mod kubelet;
 
 use std::{
     fs::{self, File},
@@ -20,8 +23,8 @@ use nix::{
 
 use super::{GATEWAY, Lab, Namespace};
 
-/// The API server's port at [`GATEWAY`].
-const PORT: u16 = 6443;
+/// The API server's port at [`GATEWAY`]: that of its service, since nothing here translates one into another.
+const PORT: u16 = 443;
 /// Longest wait for a server to be ready or gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Tokens, and whose they are: an administrator's, and that of LOTA's service account.
@@ -45,6 +48,8 @@ pub struct ApiServer {
     programs: Programs,
     place: Namespace,
     folder: PathBuf,
+    /// Are there controllers that make service accounts' tokens?
+    accounts: bool,
     etcd: Child,
     apiserver: Option<Child>,
 }
@@ -55,6 +60,20 @@ impl ApiServer {
     /// # Errors
     /// If one of the servers does not start.
     pub fn start(lab: &Lab, programs: &Programs) -> Result<Self> {
+        Self::launch(lab, programs, false)
+    }
+
+    /// Starts it for a cluster with [`kubelet::Controllers`]: pods get the tokens of their service accounts, and find
+    /// it where its service is.
+    ///
+    /// # Errors
+    /// If one of the servers does not start.
+    pub fn start_with_accounts(lab: &Lab, programs: &Programs) -> Result<Self> {
+        lab.switch().ip(&format!("addr replace {}/32 dev lo", kubelet::SERVICE))?;
+        Self::launch(lab, programs, true)
+    }
+
+    fn launch(lab: &Lab, programs: &Programs, accounts: bool) -> Result<Self> {
         let folder = lab.folder().join("kubernetes");
         // Another test's.
         let _ = fs::remove_dir_all(&folder);
@@ -78,7 +97,7 @@ impl ApiServer {
             .stderr(log(&folder, "etcd")?)
             .spawn()
             .context("starting etcd")?;
-        let mut server = Self { programs: programs.clone(), place, folder, etcd, apiserver: None };
+        let mut server = Self { programs: programs.clone(), place, folder, etcd, accounts, apiserver: None };
         server.resume()?;
         Ok(server)
     }
@@ -94,15 +113,17 @@ impl ApiServer {
             .place
             .command(&self.programs.apiserver)
             .args(["--etcd-servers=http://127.0.0.1:2379", "--authorization-mode=RBAC"])
-            .args([format!("--bind-address={GATEWAY}"), format!("--secure-port={PORT}")])
+            .args(["--bind-address=0.0.0.0".into(), format!("--secure-port={PORT}")])
             .args([
                 format!("--advertise-address={GATEWAY}"),
                 "--service-cluster-ip-range=10.96.0.0/16".into(),
             ])
             .args([in_folder("cert-dir", "certificates"), in_folder("token-auth-file", "tokens.csv")])
-            // Nobody makes service accounts' tokens here.
-            .args(["--disable-admission-plugins=ServiceAccount", "--service-account-issuer=https://lab"])
-            .arg("--allow-privileged=true")
+            // Without controllers, nobody makes service accounts' tokens.
+            .args((!self.accounts).then_some("--disable-admission-plugins=ServiceAccount"))
+            .args(["--service-account-issuer=https://lab", "--allow-privileged=true"])
+            // Nothing here resolves nodes' names.
+            .arg("--kubelet-preferred-address-types=InternalIP")
             .arg(format!("--service-account-key-file={}", key.display()))
             .arg(format!("--service-account-signing-key-file={}", key.display()))
             .stdout(log(&self.folder, "apiserver")?)

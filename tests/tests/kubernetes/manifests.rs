@@ -1,0 +1,100 @@
+//! What is installed, taken by a real API server.
+
+use anyhow::{Context as _, Result, ensure};
+use lota_tests::{
+    lab::{kubernetes::ApiServer, run},
+    tool,
+    tour::Tour,
+};
+use serde_json::Value;
+
+use super::{api, api_server};
+
+/// What this server, being of 1.20, does not know yet, and drops: a surge (1.21), a range of ports (1.21).
+const DROPPED: [&str; 2] = [
+    "DaemonSet: spec.updateStrategy.rollingUpdate.maxSurge",
+    "NetworkPolicy: spec.ingress.1.ports.0.endPort",
+];
+
+/// The chart, rendered with these values besides those of `deploy/base`.
+pub(crate) fn render(values: &[&str]) -> Result<String> {
+    let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
+    let mut helm = std::process::Command::new(tool("LOTA_HELM")?);
+    helm.args(["template", "lota", &format!("{deploy}/chart"), "--namespace", api::HOME]);
+    helm.args(["--values", &format!("{deploy}/base/values.yaml")]);
+    run(helm.args(values.iter().flat_map(|value| ["--set-json", value])))
+}
+
+/// Has the server take a manifest.
+pub(crate) fn apply(tour: &Tour, server: &ApiServer, manifest: &str) -> Result<Vec<Value>> {
+    let file = tour.lab.folder().join("manifest.yaml");
+    std::fs::write(&file, manifest)?;
+    let kubectl = |arguments: &[&str]| -> Result<String> {
+        let mut kubectl = tour.lab.switch().command(tool("LOTA_KUBECTL")?);
+        kubectl.arg("--kubeconfig").arg(server.kubeconfig("admin")).args(arguments);
+        // Its own description of objects has no word for what it does not know.
+        run(kubectl.args(["--validate=false", "-o", "json", "-f"]).arg(&file))
+    };
+    // As it is written, in JSON; then as it is kept.
+    let written: Value = serde_json::from_str(&list(&kubectl(&["create", "--dry-run=client"])?))?;
+    let kept: Value = serde_json::from_str(&kubectl(&["apply"])?)?;
+    let items = |list: &Value| list["items"].as_array().cloned().unwrap_or_else(|| vec![list.clone()]);
+    let mut dropped = Vec::new();
+    for (written, kept) in items(&written).iter().zip(items(&kept)) {
+        ensure!(written["kind"] == kept["kind"], "{} for {}", kept["kind"], written["kind"]);
+        let kind = written["kind"].as_str().context("a kind")?;
+        lost(&format!("{kind}: "), written, &kept, &mut dropped);
+    }
+    ensure!(dropped.iter().all(|path| DROPPED.contains(&path.as_str())), "it has dropped {dropped:?}");
+    Ok(items(&kept))
+}
+
+/// kubectl prints several objects one after another.
+fn list(printed: &str) -> String {
+    let objects: Vec<Value> =
+        serde_json::Deserializer::from_str(printed).into_iter::<Value>().flatten().collect();
+    match objects.as_slice() {
+        [one] => one.to_string(),
+        several => serde_json::json!({ "items": several }).to_string(),
+    }
+}
+
+/// What of `written` is not in `kept`.
+fn lost(path: &str, written: &Value, kept: &Value, found: &mut Vec<String>) {
+    let inner = |key: &str| match path.ends_with(": ") {
+        true => format!("{path}{key}"),
+        false => format!("{path}.{key}"),
+    };
+    match (written, kept) {
+        (Value::Object(written), Value::Object(kept)) => {
+            for (key, value) in written.iter().filter(|(_, value)| !is_empty(value)) {
+                lost(&inner(key), value, kept.get(key).unwrap_or(&Value::Null), found);
+            }
+        }
+        (Value::Array(written), Value::Array(kept)) if written.len() == kept.len() => {
+            for (place, (written, kept)) in written.iter().zip(kept).enumerate() {
+                lost(&inner(&place.to_string()), written, kept, found);
+            }
+        }
+        _ if written != kept => found.push(path.to_owned()),
+        _ => {}
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null() || value == &serde_json::json!({}) || value == &serde_json::json!([])
+}
+
+pub(crate) fn taken(tour: &mut Tour) -> Result<()> {
+    let server = api_server(tour)?;
+    // With no surge it must be allowed to end a pod before another is there.
+    let unavailable = "updateStrategy={\"rollingUpdate\":{\"maxSurge\":1,\"maxUnavailable\":1}}";
+    for hardened in ["hardened=false", "hardened=true"] {
+        let kept = apply(tour, &server, &render(&[unavailable, hardened])?)?;
+        let kinds: Vec<&str> = kept.iter().filter_map(|object| object["kind"].as_str()).collect();
+        for kind in ["ClusterRole", "ConfigMap", "DaemonSet", "NetworkPolicy", "Service", "ServiceAccount"] {
+            ensure!(kinds.contains(&kind), "no {kind} among {kinds:?}");
+        }
+    }
+    Ok(())
+}
