@@ -116,11 +116,7 @@ impl Cluster<'_> {
             format!("config.gateway.endpoint=\"http://{GATEWAY}:{GATEWAY_PORT}\""),
             "config.datapath={\"pod_interfaces\":[\"veth-*\"],\"uplink\":\"uplink\"}".to_owned(),
             "config.cache={\"disks\":[{\"folder\":\"/var/cache/lota\",\"capacity\":\"1GiB\"}],\"min_free\":\"64MiB\"}".to_owned(),
-            format!(
-                "config.access.pods=[{{\"address\":\"{}\",\"interface\":\"{}\"}}]",
-                pod.address(),
-                pod.interface()
-            ),
+            format!("config.access.allow=[\"{}\"]", pod.address()),
             "resources={\"requests\":{\"cpu\":\"10m\"}}".to_owned(),
         ];
         let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/chart");

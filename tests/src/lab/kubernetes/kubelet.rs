@@ -162,17 +162,17 @@ fn remove_cgroups(name: &str) -> bool {
 fn pause(folder: &Path, busybox: &Path) -> Result<PathBuf> {
     let parts = folder.join("pause");
     fs::create_dir_all(&parts)?;
-    fs::copy(busybox, parts.join("pause"))?;
+    fs::copy(busybox, parts.join("busybox"))?;
     let tar = |archive: &str, files: &[&str]| {
         run(Command::new("tar").arg("-C").arg(&parts).args(["-cf", archive]).args(files)).map(|_| ())
     };
     let layer = parts.join("layer.tar");
-    tar(&layer.display().to_string(), &["pause"])?;
+    tar(&layer.display().to_string(), &["busybox"])?;
     let digest = hex::encode(Sha256::digest(fs::read(&layer)?));
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": { "Entrypoint": ["/pause", "sleep", "inf"] },
+        "config": { "Entrypoint": ["/busybox", "sleep", "1000000"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
     let manifest = json!([{ "Config": "config.json", "RepoTags": ["lab/pause:1"], "Layers": ["layer.tar"] }]);
