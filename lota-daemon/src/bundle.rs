@@ -198,12 +198,12 @@ fn mask_table(table: &mut toml::Table) {
     const SECRET: [&str; 5] = ["secret", "password", "token", "access_key", "private"];
     for (key, value) in table {
         match value {
+            value if SECRET.iter().any(|name| key.contains(name)) && !key.ends_with("_file") => {
+                *value = MASK.into();
+            }
             toml::Value::Table(table) => mask_table(table),
             toml::Value::Array(array) => {
                 array.iter_mut().filter_map(toml::Value::as_table_mut).for_each(mask_table);
-            }
-            value if SECRET.iter().any(|name| key.contains(name)) && !key.ends_with("_file") => {
-                *value = MASK.into();
             }
             _ => {}
         }

@@ -30,7 +30,7 @@ fn the_configuration_keeps_paths_and_no_more() {
     let path = folder.path().join("lota.toml");
     fs::write(
         &path,
-        "# old secret: x\n[peers]\nsecret_file = \"/etc/s\"\nport = 1\n[a]\nb = [{ secret_key = \"y\" }]",
+        "# old secret: x\n[peers]\nsecret_file = \"/etc/s\"\nport = 1\n[a]\nb = [{ secret_key = \"y\", tokens = [\"y\"] }]",
     )
     .unwrap();
     let text = configuration(&path).unwrap();

@@ -167,7 +167,7 @@ impl Cluster {
             let others = || members.iter().filter(|(name, _)| **name != self.me);
             match others().eq(&self.view().members) {
                 true => {
-                    self.place(others().map(|(name, member)| (name.clone(), member.clone())).collect(), None)
+                    self.place(others().map(|(name, member)| (name.clone(), member.clone())).collect(), None);
                 }
                 false => self.set_members(members),
             }

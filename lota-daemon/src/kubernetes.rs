@@ -140,7 +140,7 @@ impl Kubernetes {
             }
         };
         tokio::join!(pods::follow(self, client.clone()), nodes, taint);
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Where the server is, and who this is to it. A service account's files may come late.

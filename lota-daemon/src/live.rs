@@ -134,7 +134,7 @@ async fn lines(socket: &Path, how: How, mut seen: Seen) -> Result<()> {
         let line = match (how.json, seen.report.as_ref(), seen.past.back()) {
             (true, Some(report), Some(rates)) => rates.json(report).to_string() + "\n",
             (true, ..) => continue,
-            (false, ..) => text(&seen),
+            (false, ..) => text(&seen, size()),
         };
         // Whoever reads need not read to the end.
         let mut out = std::io::stdout();
@@ -155,11 +155,16 @@ async fn look(socket: &Path) -> Result<Report> {
     }
 }
 
-/// The screen as text.
+/// The terminal's size, if there is one.
+fn size() -> (u16, u16) {
+    let size = std::io::stdout().is_terminal().then(ratatui::crossterm::terminal::size);
+    let (width, height) = size.and_then(Result::ok).unwrap_or(SIZE);
+    (width.max(SIZE.0), height.max(SIZE.1))
+}
+
+/// The screen as text, of this width and height.
 #[must_use]
-pub fn text(seen: &Seen) -> String {
-    let (width, height) = ratatui::crossterm::terminal::size().unwrap_or(SIZE);
-    let (width, height) = (width.max(SIZE.0), height.max(SIZE.1));
+pub fn text(seen: &Seen, (width, height): (u16, u16)) -> String {
     let drawn = Terminal::new(TestBackend::new(width, height)).ok().and_then(|mut terminal| {
         terminal.draw(|frame| Screen::plain().draw(seen, frame.area(), frame.buffer_mut())).ok()?;
         Some(lines_of(terminal.backend().buffer()))

@@ -144,8 +144,12 @@ fn of_known_metrics(text: &str) -> Result<()> {
 fn scrape_is_sound(tour: &mut Tour) -> Result<()> {
     let (client, pod) = (&tour.client, tour.pod(1, 1));
     client.create_bucket(&pod)?;
-    client.put(&pod, "monitored", 140, 3 * MIB)?;
-    client.get(&pod, "monitored", Style::Path)?;
+    // So many that other nodes own some.
+    for number in 0..10 {
+        let key = format!("monitored/{number}");
+        client.put(&pod, &key, 140, MIB)?;
+        client.get(&pod, &key, Style::Path)?;
+    }
     wait_until("the fill to be counted", || {
         let shown = tour.nodes.iter().map(|node| node.admin("/metrics")).collect::<Result<Vec<_>>>()?;
         Ok(shown.iter().any(|text| text.contains("lota_fills_total{")))

@@ -43,7 +43,7 @@ impl Reload {
     /// Waits until it is to be read again.
     pub async fn asked(&mut self) {
         if self.hangup.recv().await.is_none() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -148,6 +148,7 @@ impl Screen {
         for peer in lost.into_iter().chain(alive) {
             let (state, mark) = match peer.lost_seconds {
                 Some(since) => (format!("lost {}", duration(since)), Mark::Warn),
+                None if peer.heard_seconds.is_none() => ("not heard".to_owned(), Mark::Ok),
                 None => ("alive".to_owned(), Mark::Ok),
             };
             let load = peer.load_bytes.map_or(String::new(), bytes);

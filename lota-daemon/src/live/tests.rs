@@ -23,7 +23,7 @@ fn report(second: u64) -> Report {
 fn everything_is_seen_in_a_small_terminal() {
     let mut seen = Seen::default();
     (1..90).for_each(|second| seen.look(Ok(report(second))));
-    let text = text(&seen);
+    let text = text(&seen, SIZE);
     for words in [
         "lota top  n1  up 89 s",
         "requests 100.0/s",
@@ -71,5 +71,5 @@ fn another_daemon_begins_anew() {
     seen.look(Ok(other));
     assert!(seen.past.is_empty());
     seen.look(Err(anyhow::anyhow!("gone")));
-    assert!(text(&seen).contains("no answer: gone"));
+    assert!(text(&seen, SIZE).contains("no answer: gone"));
 }

@@ -18,7 +18,7 @@ fuzz_target!(|input: (&str, &str, &str)| {
     let (target, peer, client) = input;
     let Ok(upstream) = Upstream::new(false) else { return };
     let secret = Secret::from("a secret that the fuzzer has no way to know".to_owned());
-    let peers = Peers::new(NodeName("n1".to_owned()), &secret, 7480, [], upstream);
+    let peers = Peers::new(NodeName("n1".to_owned()), &secret, 7480, upstream);
     for peer in [peer, &format!("v=1;to=n1;{peer}")] {
         let request = Request::builder().uri(target).header("lota-peer", peer).header("lota-client", client);
         let request =

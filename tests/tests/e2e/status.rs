@@ -87,7 +87,7 @@ pub(crate) fn top(tour: &mut Tour) -> Result<()> {
     let node = &tour.nodes[0];
     let screen = said(command(node, &["top", "--once"]).env("NO_COLOR", "1"), OK)?;
     ensure!(!screen.contains('\u{1b}') && screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
-    for words in ["lota top  n1", "THROUGHPUT FROM", "OBJECTS", "PODS", "REFUSED", "PEERS", "alive"] {
+    for words in ["lota top  n1", "THROUGHPUT FROM", "OBJECTS", "PODS", "REFUSED", "PEERS", "n2"] {
         ensure!(screen.contains(words), "no `{words}` in\n{screen}");
     }
     let line = said(&mut command(node, &["top", "--once", "--json", "--interval", "0.5"]), OK)?;
