@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Command::Status(Look { json }) => return status::status(&config, json),
         Command::Ready => return status::ready(&config),
         command => {
-            Config::read(&config).map_err(Into::into).and_then(|read| dispatch(command, read, &config))
+            Config::read(&config).map_err(Into::into).and_then(|read| dispatch(command, &read, &config))
         }
     };
     match done {
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command, config: Config, path: &Path) -> Result<()> {
+fn dispatch(command: Command, config: &Config, path: &Path) -> Result<()> {
     let shown = match command {
         // Above, where the file itself is wanted, or none, or more than two ends.
         Command::Run | Command::Prefetch(_) | Command::Check(_) | Command::Status(_) | Command::Ready => {
@@ -72,16 +72,16 @@ fn dispatch(command: Command, config: Config, path: &Path) -> Result<()> {
             let how = How { interval: Duration::from_secs_f64(interval), json, once };
             return block_on(live::run(&config.admin.socket, how))?;
         }
-        Command::Reload => reload(&config)?,
-        Command::SupportBundle { file } => return status::bundle(&config, path, &file),
-        Command::Datapath(DatapathCommand::Detach) => return detach(&config),
+        Command::Reload => reload(config)?,
+        Command::SupportBundle { file } => return status::bundle(config, path, &file),
+        Command::Datapath(DatapathCommand::Detach) => return detach(config),
         Command::Cache(CacheCommand::Ls(Look { json })) => show::cache(&config.cache.disks, json)?,
-        Command::Cache(CacheCommand::Stat(Look { json })) => block_on(cache_tools::stat(&config, json))??,
+        Command::Cache(CacheCommand::Stat(Look { json })) => block_on(cache_tools::stat(config, json))??,
         Command::Cache(CacheCommand::Evict(Evict { which, json, .. })) => {
-            block_on(cache_tools::evict(&config, &which.unwrap_or(Which::All), json))??
+            block_on(cache_tools::evict(config, &which.unwrap_or(Which::All), json))??
         }
         Command::Cache(CacheCommand::Verify(Verify { repair, rate, json })) => {
-            return block_on(cache_tools::verify(&config, repair, rate, json))?;
+            return block_on(cache_tools::verify(config, repair, rate, json))?;
         }
         Command::Access(AccessCommand::List(Look { json })) => {
             show::access(&PinnedMaps::new(&config.datapath).access()?, json)
@@ -90,13 +90,11 @@ fn dispatch(command: Command, config: Config, path: &Path) -> Result<()> {
             show::denied(&PinnedMaps::new(&config.datapath).denied()?, json)
         }
         Command::Access(AccessCommand::Allow { subject, interface }) => {
-            access(&config, Verb::Allow, subject, interface)?
+            access(config, Verb::Allow, subject, interface)?
         }
-        Command::Access(AccessCommand::Deny(About { subject })) => {
-            access(&config, Verb::Deny, subject, None)?
-        }
+        Command::Access(AccessCommand::Deny(About { subject })) => access(config, Verb::Deny, subject, None)?,
         Command::Access(AccessCommand::Forget(About { subject })) => {
-            access(&config, Verb::Forget, subject, None)?
+            access(config, Verb::Forget, subject, None)?
         }
         Command::Datapath(DatapathCommand::Status(Look { json })) => {
             show::datapath(&block_on(socket::request_status(&config.admin.socket))??, json)?
