@@ -38,11 +38,11 @@ const QUIET: [&str; 12] = [
     BUDGET,
 ];
 
-type Test = fn(&mut Tour) -> Result<()>;
+type Look = fn(&mut Tour) -> Result<()>;
 
 fn main() -> ExitCode {
     Suite::run(NAME, |suite| {
-        let tests: [(&str, Test); 4] = [
+        let tests: [(&str, Look); 4] = [
             ("a healthy node", healthy),
             ("who is refused", refused),
             ("strangers' words are text", markup),
