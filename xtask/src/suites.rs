@@ -116,7 +116,7 @@ fn lint(counts: &mut Counts) -> Result<(), String> {
     let log = ["check", "--quiet", "--package", "lota-daemon", "--features", "datapath-log"];
     counts.one(watch("the kernel side with its log", &mut cargo(&log), |_| ())?);
     // Advisories are the network's.
-    let deny = ["deny", "--offline", "check", "bans", "licenses", "sources"];
+    let deny = ["deny", "check", "bans", "licenses", "sources"];
     counts.one(watch("licences, sources and versions", &mut cargo(&deny), |_| ())?);
     Ok(())
 }
