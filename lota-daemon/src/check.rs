@@ -4,6 +4,7 @@
 mod disks;
 mod files;
 mod gateway;
+mod kubernetes;
 mod node;
 mod peers;
 mod server;
@@ -97,6 +98,7 @@ pub async fn run(file: &Path, mut say: impl FnMut(&Line)) -> usize {
     gateway::check(&mut report, &config).await;
     gateway::check_backend(&mut report, &config).await;
     peers::check(&mut report, &config).await;
+    kubernetes::check(&mut report, &config).await;
     report.failures
 }
 

@@ -24,12 +24,13 @@ const TO_BUILD: [&str; 10] = [
     "libxml2-dev",
 ];
 /// Debian packages that the lab needs.
-const TO_RUN: [&str; 10] = [
+const TO_RUN: [&str; 11] = [
     "bpftool",
     "curl",
     "e2fsprogs",
     "iproute2",
     "nftables",
+    "openssl",
     "procps",
     "python3-venv",
     "strace",

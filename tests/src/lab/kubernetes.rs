@@ -27,9 +27,10 @@ use super::{GATEWAY, Lab, Namespace};
 const PORT: u16 = 443;
 /// Longest wait for a server to be ready or gone.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Tokens, and whose they are: an administrator's, and that of LOTA's service account.
+/// Tokens, and whose they are: an administrator's, that of LOTA's service account, and that of somebody who may nothing.
 const TOKENS: &str = "\
 admin-of-the-lab,admin,1,\"system:masters\"
+nobody-of-the-lab,nobody,3
 lota-of-the-lab,system:serviceaccount:cw-object-storage:lota,2,\"system:serviceaccounts,system:authenticated\"
 ";
 
@@ -81,8 +82,9 @@ impl ApiServer {
         fs::write(folder.join("tokens.csv"), TOKENS)?;
         let key = folder.join("service-account.key");
         super::run(Command::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048"))?;
-        for (name, token) in [("admin", "admin-of-the-lab"), ("lota", "lota-of-the-lab")] {
-            fs::write(folder.join(format!("{name}.kubeconfig")), kubeconfig(token))?;
+        for name in ["admin", "lota", "nobody"] {
+            let token = format!("{name}-of-the-lab");
+            fs::write(folder.join(format!("{name}.kubeconfig")), kubeconfig(&token))?;
         }
         let place = lab.switch();
         let etcd = place

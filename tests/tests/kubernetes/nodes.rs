@@ -101,6 +101,15 @@ pub(crate) fn taint(tour: &mut Tour) -> Result<()> {
     })?;
     let node = &mut tour.nodes[1];
     node.use_kubernetes(Some(""));
+    node.configure(Mode::OwnCredential)?;
+    for (who, says) in
+        [("lota", "tells of this node's pods"), ("nobody", "does not tell of this node's pods")]
+    {
+        let mut check = node.command();
+        check.arg("check").arg(node.config()).env("KUBECONFIG", server.kubeconfig(who));
+        let said = String::from_utf8_lossy(&check.output()?.stdout).into_owned();
+        ensure!(said.contains(says), "as {who}: {said}");
+    }
     node.edit("[kubernetes]\n", "[kubernetes]\ntaint = \"lota.dev/not-ready\"\n");
     node.set_environment(vec![("KUBECONFIG", server.kubeconfig("lota"))]);
     node.configure(Mode::OwnCredential)?;
