@@ -30,8 +30,9 @@ pub fn init() {
     tracing_subscriber::registry().with(lines).with(filter).with(filter_fn(is_harmless)).init();
 }
 
-/// What signs requests shows them whole, tokens and customers' keys among their headers; whatever `LOTA_LOG` says.
+/// What signs requests shows them whole, tokens and customers' keys among their headers; whatever `LOTA_LOG` says. What
+/// asks the API server says each failure as an error of its own, which is said once already.
 fn is_harmless(metadata: &Metadata<'_>) -> bool {
-    let signs = metadata.target().starts_with("aws_");
-    !signs || *metadata.level() <= LevelFilter::INFO
+    let (signs, asks) = (metadata.target().starts_with("aws_"), metadata.target().starts_with("kube_client"));
+    !asks && (!signs || *metadata.level() <= LevelFilter::INFO)
 }

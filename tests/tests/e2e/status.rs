@@ -43,7 +43,8 @@ pub(crate) fn healthy(tour: &mut Tour) -> Result<()> {
     let text = said(&mut command(node, &["status"]), OK)?;
     let parts: Vec<_> =
         text.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>()).collect();
-    let expected = ["node", "gateway", "backend", "datapath", "access", "cache", "peers", "traffic"];
+    let expected =
+        ["node", "gateway", "backend", "datapath", "access", "cluster", "cache", "peers", "traffic"];
     ensure!(parts == expected.map(|part| ["ok", part]), "{text}");
 
     let report: Report = serde_json::from_str(&said(&mut command(node, &["status", "--json"]), OK)?)?;
