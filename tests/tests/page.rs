@@ -38,6 +38,7 @@ const QUIET: [&str; 12] = [
     BUDGET,
 ];
 
+/// A look at a page.
 type Look = fn(&mut Tour) -> Result<()>;
 
 fn main() -> ExitCode {
