@@ -57,7 +57,7 @@ fn api_server(tour: &Tour) -> Result<ApiServer> {
 
 /// Has every node know its peers by its configuration again.
 fn restore(tour: &mut Tour) -> Result<()> {
-    for node in &mut tour.nodes {
+    for node in tour.nodes.iter_mut().filter(|node| node.uses_kubernetes()) {
         node.use_kubernetes(None);
         node.forget_edits();
         node.set_environment(Vec::new());

@@ -115,6 +115,12 @@ impl Node {
         self.kubernetes = rules.map(str::to_owned);
     }
 
+    /// Does an API server tell it who is who?
+    #[must_use]
+    pub fn uses_kubernetes(&self) -> bool {
+        self.kubernetes.is_some()
+    }
+
     /// Has the daemon started by this command from now on.
     pub fn set_wrapper(&mut self, wrapper: Vec<&'static str>) {
         self.wrapper = wrapper;
