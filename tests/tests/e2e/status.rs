@@ -126,7 +126,10 @@ pub(crate) fn ready(tour: &mut Tour) -> Result<()> {
 pub(crate) fn gateway_gone(tour: &mut Tour) -> Result<()> {
     let (node, switch) = (&tour.nodes[0], tour.lab.switch());
     switch.ip("addr del 10.77.0.100/24 dev br0")?;
-    let told = said(&mut command(node, &["status"]), WRONG);
+    // That it answered a moment ago is not asked again at once.
+    let missed = || Ok(command(node, &["status"]).output()?.status.code() == Some(WRONG));
+    let told = wait_until("the gateway to be missed", missed)
+        .and_then(|()| said(&mut command(node, &["status"]), WRONG));
     switch.ip("addr add 10.77.0.100/24 dev br0")?;
     let told = told?;
     for words in

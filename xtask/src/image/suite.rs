@@ -51,7 +51,7 @@ pub(crate) fn suite(counts: &mut Counts) -> Result<(), String> {
     counts.check("it has three capabilities", container.privileges());
     counts.check("the datapath is attached", container.attached());
     // The admin port answers in its own way, and LOTA that its gateway is not there: both were found.
-    let (admin, no_gateway) = ("here are /metrics", "The gateway cannot be reached");
+    let (admin, no_gateway) = ("here are /, /status.json", "The gateway cannot be reached");
     counts.check("names are found in /etc/hosts", container.finds("gateway.test:7481", admin));
     counts.check("names are found by a name server", container.finds("cwlota.com", no_gateway));
     counts.check("others are not", container.finds("cwlota.org", "dns error"));
