@@ -167,16 +167,16 @@ impl Control {
     pub async fn set_pods(&mut self, told: Told) -> Result<()> {
         self.access.kubernetes.set(told.pods);
         self.told = Some(told.at);
+        // Not as they were when netlink last told: an address must not be bound to one that is gone.
+        self.interfaces = self.netlink.interfaces().await?;
         self.follow_pods().await
     }
 
-    /// Binds pods to their interfaces, as far as they have one, and lets in whom it follows from that.
+    /// Binds pods to their interfaces, as far as they have one of those just listed, and lets in whom it follows from that.
     ///
     /// # Errors
     /// If the kernel refuses.
     async fn follow_pods(&mut self) -> Result<()> {
-        // Not as they were when netlink last told: an address must not be bound to one that is gone.
-        self.interfaces = self.netlink.interfaces().await?;
         let plan = self.interfaces.plan(&self.config.datapath, self.access.config().host_network);
         for address in self.access.kubernetes.unbound() {
             // A pod whose network is not there yet has another node's route, or none.

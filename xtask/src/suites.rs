@@ -201,12 +201,8 @@ fn kernels(counts: &mut Counts) -> Result<(), String> {
 
 /// The kernel side, with the daemon around it.
 fn datapath(counts: &mut Counts) -> Result<(), String> {
-    setup::to_build()?;
-    setup::to_run()?;
-    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "datapath"]);
-    tests.env("LOTA_PYTHON", setup::client()?);
+    let mut tests = lab_tests("datapath", setup::client)?;
     tests.env("LOTA_RCLONE", setup::resolvers()?);
-    tests.env("LOTA_BIN", demo::build_lota(false)?);
     counts.tests("datapath tests", &mut tests)
 }
 
@@ -240,12 +236,8 @@ fn consistency(counts: &mut Counts) -> Result<(), String> {
 
 /// Metrics, and the dashboard and alerts that are made of them.
 fn monitoring(counts: &mut Counts) -> Result<(), String> {
-    setup::to_build()?;
-    setup::to_run()?;
-    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "monitoring"]);
-    tests.env("LOTA_PYTHON", setup::client()?);
+    let mut tests = lab_tests("monitoring", setup::client)?;
     tests.env("LOTA_PROMTOOL", setup::promtool()?);
-    tests.env("LOTA_BIN", demo::build_lota(false)?);
     counts.tests("suite monitoring", &mut tests)
 }
 
@@ -258,26 +250,18 @@ pub(crate) fn docs() -> Result<(), String> {
 
 /// The status page, in a browser.
 fn page(counts: &mut Counts) -> Result<(), String> {
-    setup::to_build()?;
-    setup::to_run()?;
-    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "page"]);
+    let mut tests = lab_tests("page", setup::client)?;
     tests.env("LOTA_BROWSER", setup::browser()?);
-    tests.env("LOTA_PYTHON", setup::client()?);
-    tests.env("LOTA_BIN", demo::build_lota(false)?);
     counts.tests("the status page", &mut tests)
 }
 
 /// The image as a pod, on a real kubelet.
 fn kubernetes_node(counts: &mut Counts) -> Result<(), String> {
-    setup::to_build()?;
-    setup::to_run()?;
     let servers = kubernetes::servers()?;
     let node = kubernetes::node_servers()?;
     let image = image::for_tests()?;
-    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "kubernetes_node"]);
+    let mut tests = lab_tests("kubernetes_node", setup::client)?;
     tests.args(["--", "--nocapture"]).env("LOTA_IMAGE", image);
-    tests.env("LOTA_PYTHON", setup::client()?);
-    tests.env("LOTA_BIN", demo::build_lota(false)?);
     tests.env("LOTA_APISERVER", servers.apiserver).env("LOTA_ETCD", servers.etcd);
     tests.env("LOTA_KUBECTL", servers.clients.kubectl).env("LOTA_HELM", servers.clients.helm);
     tests.env("LOTA_KUBELET", node.kubelet).env("LOTA_CONTROLLER_MANAGER", node.controller_manager);
@@ -288,12 +272,8 @@ fn kubernetes_node(counts: &mut Counts) -> Result<(), String> {
 
 /// What a real API server tells.
 fn kubernetes(counts: &mut Counts) -> Result<(), String> {
-    setup::to_build()?;
-    setup::to_run()?;
     let servers = kubernetes::servers()?;
-    let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", "kubernetes"]);
-    tests.env("LOTA_PYTHON", setup::client()?);
-    tests.env("LOTA_BIN", demo::build_lota(false)?);
+    let mut tests = lab_tests("kubernetes", setup::client)?;
     tests.env("LOTA_APISERVER", servers.apiserver).env("LOTA_ETCD", servers.etcd);
     tests.env("LOTA_KUBECTL", servers.clients.kubectl).env("LOTA_HELM", servers.clients.helm);
     counts.tests("suite kubernetes", &mut tests)
@@ -313,13 +293,19 @@ fn deploy(counts: &mut Counts) -> Result<(), String> {
 
 /// A suite that runs nodes and a gateway, and clients by this Python.
 fn with_lab(counts: &mut Counts, suite: &str, python: fn() -> Result<PathBuf, String>) -> Result<(), String> {
+    let mut tests = lab_tests(suite, python)?;
+    tests.env("LOTA_WEED", setup::seaweedfs()?);
+    counts.tests(&format!("suite {suite}"), &mut tests)
+}
+
+/// A suite's tests, with what a lab needs: the daemon, and a Python with clients.
+fn lab_tests(suite: &str, python: fn() -> Result<PathBuf, String>) -> Result<Command, String> {
     setup::to_build()?;
     setup::to_run()?;
     let mut tests = cargo(&["test", "--quiet", "--package", "lota-tests", "--test", suite]);
     tests.env("LOTA_PYTHON", python()?);
-    tests.env("LOTA_WEED", setup::seaweedfs()?);
     tests.env("LOTA_BIN", demo::build_lota(false)?);
-    counts.tests(&format!("suite {suite}"), &mut tests)
+    Ok(tests)
 }
 
 impl Counts {
