@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Instant,
 };
 
 use crate::{
@@ -38,11 +39,16 @@ const SUITES: [Suite; 16] = [
 /// Those that run only when they are named.
 const ON_DEMAND: [Suite; 1] = [("kubernetes-node", kubernetes_node)];
 
+/// Most lines of what went wrong that are said again at the end.
+const MOST_SAID_AGAIN: usize = 200;
+
 /// How many checks did what.
 #[derive(Default)]
 pub(crate) struct Counts {
     passed: u64,
     failed: u64,
+    /// What went wrong, in the words of whoever found it.
+    wrong: Vec<String>,
 }
 
 /// Runs the named suites, or all.
@@ -56,16 +62,29 @@ pub(crate) fn test(names: &[&str]) -> Result<(), String> {
         [] => SUITES.iter().collect(),
         names => suites().filter(|(name, _)| names.contains(name)).collect(),
     };
-    let mut counts = Counts::default();
+    let mut all = Counts::default();
+    let mut table = format!("\n{:<16}{:>8}{:>8}{:>9}", "suite", "passed", "failed", "seconds");
     for (name, run) in wanted {
         println!("\n===== {name} =====");
+        let (began, mut counts) = (Instant::now(), Counts::default());
         if let Err(error) = run(&mut counts) {
             eprintln!("xtask: {name}: {error}");
+            counts.wrong.push(error);
             counts.failed += 1;
         }
+        let seconds = began.elapsed().as_secs();
+        table += &format!("\n{name:<16}{:>8}{:>8}{seconds:>9}", counts.passed, counts.failed);
+        all.passed += counts.passed;
+        all.failed += counts.failed;
+        all.wrong.extend(counts.wrong.into_iter().map(|line| format!("{name}: {line}")));
     }
-    println!("\n{} passed, {} failed", counts.passed, counts.failed);
-    if counts.failed == 0 { Ok(()) } else { Err("not everything passed".into()) }
+    println!("{table}");
+    // What scrolled by long ago, or was cut out of a log's middle.
+    for line in all.wrong.iter().take(MOST_SAID_AGAIN) {
+        println!("{line}");
+    }
+    println!("\n{} passed, {} failed", all.passed, all.failed);
+    if all.failed == 0 { Ok(()) } else { Err("not everything passed".into()) }
 }
 
 /// Runs the named benchmarks, or all. They are not part of the tests: machines differ, and so do their minutes.
@@ -110,15 +129,14 @@ pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
 /// Formatting, clippy with warnings as errors, the one feature that no other suite builds, and what dependencies may be.
 fn lint(counts: &mut Counts) -> Result<(), String> {
     setup::to_lint()?;
-    counts.one(watch("formatting", &mut cargo(&["fmt", "--all", "--check"]), |_| ())?);
+    counts.run("formatting", &mut cargo(&["fmt", "--all", "--check"]))?;
     let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
-    counts.one(watch("clippy", &mut cargo(&clippy), |_| ())?);
+    counts.run("clippy", &mut cargo(&clippy))?;
     let log = ["check", "--quiet", "--package", "lota-daemon", "--features", "datapath-log"];
-    counts.one(watch("the kernel side with its log", &mut cargo(&log), |_| ())?);
+    counts.run("the kernel side with its log", &mut cargo(&log))?;
     // Advisories are the network's.
     let deny = ["deny", "check", "bans", "licenses", "sources"];
-    counts.one(watch("licences, sources and versions", &mut cargo(&deny), |_| ())?);
-    Ok(())
+    counts.run("licences, sources and versions", &mut cargo(&deny))
 }
 
 /// Unit and property tests.
@@ -165,7 +183,7 @@ fn fuzz(counts: &mut Counts) -> Result<(), String> {
             // A long way back from its end it says what went wrong.
             eprintln!("{said}");
         }
-        counts.one(output.status.success());
+        counts.one(target, output.status.success());
     }
     Ok(())
 }
@@ -309,36 +327,50 @@ fn lab_tests(suite: &str, python: fn() -> Result<PathBuf, String>) -> Result<Com
 }
 
 impl Counts {
-    pub(crate) fn one(&mut self, passed: bool) {
+    fn one(&mut self, what: &str, passed: bool) {
         if passed {
             self.passed += 1;
         } else {
             self.failed += 1;
+            self.wrong.push(format!("{what} failed"));
         }
     }
 
     /// A check of ours: says how it went.
     pub(crate) fn check(&mut self, what: &str, result: Result<(), String>) {
-        let passed = match result {
-            Ok(()) => {
-                println!("ok      {what}");
-                true
-            }
+        match &result {
+            Ok(()) => println!("ok      {what}"),
             Err(error) => {
                 println!("FAILED  {what}: {error}");
-                false
+                self.wrong.push(error.clone());
             }
-        };
-        self.one(passed);
+        }
+        self.one(what, result.is_ok());
     }
 
-    /// Adds up the result lines of cargo's test runner; one that ends badly without one has failed, too.
+    /// A check that is a command.
+    fn run(&mut self, what: &str, command: &mut Command) -> Result<(), String> {
+        let succeeded = watch(what, command, |_| ())?;
+        self.one(what, succeeded);
+        Ok(())
+    }
+
+    /// Adds up the result lines of cargo's test runner, and keeps what it says of failures; one that ends badly without
+    /// a result has failed, too.
     fn tests(&mut self, what: &str, command: &mut Command) -> Result<(), String> {
-        let mut result = (0, 0);
-        let succeeded = watch(what, command, |line| result = add_result(line, result))?;
+        let (mut result, mut is_wrong) = ((0, 0), false);
+        let succeeded = watch(what, command, |line| {
+            result = add_result(line, result);
+            // From here on it says what went wrong, then its result.
+            is_wrong = line == "failures:" || is_wrong && !line.starts_with("test result: ");
+            if is_wrong && !line.is_empty() && line != "failures:" {
+                self.wrong.push(line.to_owned());
+            }
+        })?;
         let (passed, mut failed) = result;
         if !succeeded && failed == 0 {
             failed = 1;
+            self.wrong.push(format!("{what} ended badly"));
         }
         if succeeded && passed == 0 {
             return Err("no test ran".into());
