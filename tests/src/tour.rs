@@ -25,6 +25,9 @@ pub const MIB: u64 = 1 << 20;
 /// The size of the tour's objects.
 pub const SIZE: u64 = 64 * MIB;
 
+/// Longest wait for what must come about: machines may be slow, and their disks.
+const LONGEST: Duration = Duration::from_secs(30);
+
 /// What the tour needs that was built or installed before.
 #[derive(Clone, Debug)]
 pub struct Tools {
@@ -131,7 +134,8 @@ impl Tour {
             node.configure(mode)?;
             node.start()?;
         }
-        Ok(())
+        // A node that is taken for lost would have its objects filled elsewhere.
+        self.revive()
     }
 
     /// The same, with something else in this one's configuration in place of `from`.
@@ -212,14 +216,14 @@ fn from_environment() -> Result<Credential> {
     }
 }
 
-/// Asks again and again, for ten seconds at most.
+/// Asks again and again, for half a minute at most: whoever must be quicker is timed where it matters.
 ///
 /// # Errors
 /// The condition's own, or that it never held.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + LONGEST;
     while !condition()? {
-        ensure!(Instant::now() < deadline, "waited ten seconds for {what}");
+        ensure!(Instant::now() < deadline, "waited {LONGEST:?} for {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())

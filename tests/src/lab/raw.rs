@@ -243,9 +243,17 @@ impl Wire {
             built = built.header(name, value);
         }
         let built = built.body(Full::new(request.body.clone()))?;
-        let mut sender = match self.sender.take() {
-            Some(sender) if !sender.is_closed() => sender,
-            _ => connect(self.address).await.with_context(about)?,
+        let mut kept = self.sender.take();
+        if let Some(sender) = &mut kept {
+            // The other side may have closed it, which shows only once its task has had its turn.
+            tokio::task::yield_now().await;
+            if sender.is_closed() || sender.ready().await.is_err() {
+                kept = None;
+            }
+        }
+        let mut sender = match kept {
+            Some(sender) => sender,
+            None => connect(self.address).await.with_context(about)?,
         };
         let reply = timeout(PATIENCE, async {
             sender.ready().await?;
