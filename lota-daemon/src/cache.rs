@@ -12,6 +12,7 @@ mod ids;
 mod index;
 mod lru;
 mod object;
+mod pending;
 mod progress;
 mod reader;
 mod record;

@@ -67,6 +67,7 @@ impl Disk {
             );
         }
         superfluous.iter().for_each(|entry| store.remove(entry));
+        store.make_blanks()?;
         Ok(Self {
             folder: disk.folder.clone(),
             capacity: disk.capacity,
@@ -197,9 +198,7 @@ impl Disk {
             return Err(NoRoom("another daemon has the cache now".into()));
         }
         let evicted = self.index().reserve(&entry)?;
-        let disk = self.clone();
-        let created = tokio::task::spawn_blocking(move || disk.create(&entry, evicted));
-        let part = match created.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        let part = match self.file_for(entry, evicted).await {
             Ok(part) => part,
             Err(error) => {
                 self.index().release(entry.size);
@@ -217,17 +216,31 @@ impl Disk {
         other.map(Join::Follow).ok_or_else(|| NoRoom("it came and went meanwhile".into()))
     }
 
-    /// A new file, in the room of what was `evicted`; where others have taken the disk, of what is oldest, too.
+    /// A file for a fill, in the room of what was `evicted`.
+    async fn file_for(self: &Arc<Self>, entry: Entry, evicted: Vec<Entry>) -> io::Result<Part> {
+        let at_once = if self.store.has_blank() { self.store.create(&entry).ok() } else { None };
+        let disk = self.clone();
+        let created = match at_once {
+            Some(part) => {
+                self.remove_meanwhile(evicted);
+                Ok(part)
+            }
+            None => tokio::task::spawn_blocking(move || disk.create(&entry, evicted))
+                .await
+                .unwrap_or_else(|error| Err(io::Error::other(error))),
+        };
+        let disk = self.clone();
+        tokio::task::spawn_blocking(move || disk.store.make_blanks().inspect_err(|error| disk.notice(error)));
+        created
+    }
+
+    /// The same, however long it takes; where others have taken the disk, in the room of what is oldest, too.
     fn create(self: &Arc<Self>, entry: &Entry, evicted: Vec<Entry>) -> io::Result<Part> {
         let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
         match self.store.create(entry) {
             Err(error) if is_full(&error) => self.remove(&evicted),
             created => {
-                // Removing much takes a while, which nobody needs to wait for.
-                if !evicted.is_empty() {
-                    let disk = self.clone();
-                    tokio::task::spawn_blocking(move || disk.remove(&evicted));
-                }
+                self.remove_meanwhile(evicted);
                 return created;
             }
         }
@@ -239,6 +252,14 @@ impl Disk {
                 self.store.create(entry)
             }
             created => created,
+        }
+    }
+
+    /// Removing much takes a while, which nobody needs to wait for.
+    fn remove_meanwhile(self: &Arc<Self>, evicted: Vec<Entry>) {
+        if !evicted.is_empty() {
+            let disk = self.clone();
+            tokio::task::spawn_blocking(move || disk.remove(&evicted));
         }
     }
 
@@ -269,10 +290,11 @@ impl Disk {
     }
 
     pub(super) fn set_handed_over(&self, handed_over: bool) {
+        self.handed_over.store(handed_over, Ordering::Release);
         if handed_over {
             self.save_order();
+            self.store.drop_blanks();
         }
-        self.handed_over.store(handed_over, Ordering::Release);
     }
 
     pub(super) fn is_handed_over(&self) -> bool {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{
     StreamExt as _,
     future::BoxFuture,
@@ -23,6 +23,7 @@ use tokio::{
 use super::{
     Object,
     disk::Disk,
+    pending::Pending,
     progress::{Index, Progress},
     record::{CHUNK, Record},
     store::{Entry, Part},
@@ -246,7 +247,7 @@ impl Fill {
         claims_more: bool,
     ) -> Result<(), FillError> {
         let all = self.progress.bytes(chunks.clone());
-        let (mut pending, first) = (BytesMut::new(), chunks.start);
+        let (mut pending, first) = (Pending::default(), chunks.start);
         for chunk in chunks {
             if claims_more {
                 claim.extend(chunk);
@@ -254,24 +255,22 @@ impl Fill {
             let ByteRange { start, end } = self.progress.bytes(chunk..chunk + 1);
             let length = usize::try_from(end - start).unwrap_or(usize::MAX);
             let (mut written, mut checksum) = (0, 0);
-            while pending.len() < length {
+            while written + pending.length() < length {
                 // Someone may be waiting for the first bytes that were asked for.
-                if chunk == first && pending.len() > 2 * written && !self.progress.is_there(chunk) {
-                    let bytes = Bytes::copy_from_slice(&pending[written..]);
-                    checksum = self.write(start + written as u64, bytes, checksum).await?;
-                    written = pending.len();
+                if chunk == first && pending.length() > written && !self.progress.is_there(chunk) {
+                    let come = pending.length();
+                    checksum = self.write(start + written as u64, pending.take(come), checksum).await?;
+                    written += come;
                     self.progress.arriving(chunk, u32::try_from(written).unwrap_or_default());
                 }
                 let piece = self.piece(&mut stream).await?;
-                let piece = piece.ok_or_else(|| self.broke_off("it ended".into()))?;
-                pending.extend_from_slice(&piece);
+                pending.push(piece.ok_or_else(|| self.broke_off("it ended".into()))?);
             }
-            if end == all.end && pending.len() > length {
+            if end == all.end && written + pending.length() > length {
                 return Err(FillError::TooLong(all.length()));
             }
-            let bytes = pending.split_to(length).freeze();
+            let rest = pending.take(length - written);
             if !self.progress.is_there(chunk) {
-                let rest = bytes.slice(written..);
                 checksum = self.write(start + written as u64, rest, checksum).await?;
                 self.progress.arrived(chunk, checksum);
                 self.allocate().await;
@@ -279,7 +278,7 @@ impl Fill {
             claim.passed(chunk);
         }
         match self.piece(&mut stream).await? {
-            None if pending.is_empty() => Ok(()),
+            None if pending.length() == 0 => Ok(()),
             _ => Err(FillError::TooLong(all.length())),
         }
     }
@@ -301,11 +300,15 @@ impl Fill {
     }
 
     /// Writes some bytes of a chunk; its CRC-32C up to their end, given that of what was before.
-    async fn write(&self, offset: u64, bytes: Bytes, checksum: u32) -> io::Result<u32> {
+    async fn write(&self, mut offset: u64, pieces: Vec<Bytes>, mut checksum: u32) -> io::Result<u32> {
         let (disk, file) = (self.disk.clone(), self.object.file().clone());
         let checksum = tokio::task::spawn_blocking(move || {
-            file.write_all_at(&bytes, offset).inspect_err(|error| disk.notice(error))?;
-            Ok(crc32c::crc32c_append(checksum, &bytes))
+            for piece in pieces {
+                file.write_all_at(&piece, offset).inspect_err(|error| disk.notice(error))?;
+                offset += piece.len() as u64;
+                checksum = crc32c::crc32c_append(checksum, &piece);
+            }
+            Ok(checksum)
         });
         checksum.await.map_err(io::Error::other)?
     }

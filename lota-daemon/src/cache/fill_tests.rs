@@ -92,7 +92,7 @@ async fn begin(folder: &TempDir, size: u64) -> (Arc<Cache>, Fill) {
 async fn read(object: Arc<Object>, range: ByteRange) -> Result<Bytes, Broken> {
     let grant = Grant::for_tests(&object.meta().version);
     let mut reader = Reader::new(&grant, object, Some(range)).unwrap();
-    let mut all = BytesMut::new();
+    let mut all = bytes::BytesMut::new();
     while let Some(slice) = reader.next().await? {
         let mut bytes = vec![0; slice.length];
         slice.file.read_exact_at(&mut bytes, slice.offset).unwrap();

@@ -5,9 +5,12 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use super::{progress::Progress, reader::Broken};
+use super::{
+    progress::Progress,
+    reader::{Broken, FIRST},
+};
 use crate::{
-    http::{BodyFile, MAX_SLICE},
+    http::BodyFile,
     s3::{ByteRange, ObjectMeta, RangeRequest},
 };
 
@@ -72,7 +75,7 @@ impl Object {
         }
         if let Ok(range) = range.resolve(self.meta.size) {
             let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: self.meta.size });
-            self.file.read_ahead(start, (end - start).min(MAX_SLICE as u64));
+            self.file.read_ahead(start, (end - start).min(FIRST));
         }
     }
 

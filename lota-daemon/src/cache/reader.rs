@@ -11,6 +11,9 @@ use crate::{
     s3::ByteRange,
 };
 
+/// Most bytes of a reader's first piece: it may have to be read from disk before any of it is sent.
+pub(super) const FIRST: u64 = 1 << 20;
+
 /// The fill that a reader followed has ended before the object did.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the fill of this object broke off")]
@@ -22,6 +25,8 @@ pub struct Reader {
     object: Arc<Object>,
     position: u64,
     end: u64,
+    /// Most bytes of the next piece.
+    most: u64,
 }
 
 impl Reader {
@@ -33,7 +38,7 @@ impl Reader {
             return None;
         }
         let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: object.meta().size });
-        Some(Self { object, position: start, end })
+        Some(Self { object, position: start, end, most: FIRST })
     }
 
     /// Waits until the next byte is there, if there is to be one.
@@ -53,13 +58,14 @@ impl Reader {
             return Ok(None);
         }
         let available = self.object.available(self.position).await?;
-        let length = (available.min(self.end) - self.position).min(MAX_SLICE as u64);
+        let length = (available.min(self.end) - self.position).min(self.most);
         let slice = FileSlice {
             file: self.object.file().clone(),
             offset: self.position,
             length: usize::try_from(length).unwrap_or(usize::MAX),
         };
         self.position += length;
+        self.most = MAX_SLICE as u64;
         Ok(Some(slice))
     }
 }

@@ -1,6 +1,6 @@
 //! Files: `<folder>/v2/ab/abcd…-<name>-<size>.object`, an object's bytes and behind them its record. The names alone make
-//! the index, so that a restart opens no file. While it is filled, it is `….part-…`, a file of that fill alone: no file
-//! that a reader may have open is ever written or cut again.
+//! the index, so that a restart opens no file. While it is filled, it is `<folder>/v2/new/…`, a file of that fill alone: no
+//! file that a reader may have open is ever written or cut again. Some are made ahead.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -30,7 +30,8 @@ use crate::{http::BodyFile, lock, s3::ObjectMeta};
 /// The folder's, in its parent.
 const FORMAT: &str = "v2";
 const OBJECT: &str = "object";
-const PART: &str = "part-";
+/// Where files are that are not objects yet.
+const NEW: &str = "new";
 /// Which objects were used, the most recent last: their ids, and before them a CRC-32C of all.
 const ORDER: &str = "order";
 /// Exists while a daemon has the folder.
@@ -41,6 +42,8 @@ const UNCHECKED: &str = "unchecked";
 const OLD: [&str; 2] = ["v1", "lost-"];
 /// Threads that read the folder at start.
 const READERS: usize = 16;
+/// Files made ahead: while another is being made durable, making one may take several milliseconds, and a reader would wait.
+const BLANKS: usize = 8;
 
 /// A complete object, as its file's name tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,7 @@ pub(super) struct Store {
     min_free: u64,
     /// Bytes of disk that parts were promised and may not have taken yet.
     promised: Arc<AtomicU64>,
+    blanks: Arc<Mutex<Vec<Blank>>>,
 }
 
 /// How a folder was found.
@@ -77,9 +81,15 @@ pub(super) struct Part(Arc<Unfinished>);
 
 #[derive(Debug)]
 struct Unfinished {
+    blank: Blank,
+    promise: Promise,
+}
+
+/// A file that is no object; removed, unless it has become one.
+#[derive(Debug)]
+struct Blank {
     file: Arc<BodyFile>,
     path: PathBuf,
-    promise: Promise,
 }
 
 /// Bytes of disk for one part, of all that are promised; gone with it.
@@ -140,6 +150,7 @@ impl Store {
         for first in 0..=u8::MAX {
             private(&objects.join(hex::encode([first])))?;
         }
+        private(&objects.join(NEW))?;
         let in_use = objects.join(IN_USE);
         // The daemon before is still there, and well.
         let clean = (was_handed_over || !in_use.exists()) && !objects.join(UNCHECKED).exists();
@@ -149,7 +160,13 @@ impl Store {
         File::create(in_use)?;
         File::open(&objects)?.sync_all()?;
         sweep_old(folder);
-        let store = Self { folder: objects.into(), ids: ids.clone(), min_free, promised: Arc::default() };
+        let store = Self {
+            folder: objects.into(),
+            ids: ids.clone(),
+            min_free,
+            promised: Arc::default(),
+            blanks: Arc::default(),
+        };
         Ok(Opened { store, lock, clean, encrypted })
     }
 
@@ -163,10 +180,10 @@ impl Store {
         remove(&self.folder.join(IN_USE));
     }
 
-    fn path(&self, entry: &Entry, extension: &str) -> PathBuf {
+    fn path(&self, entry: &Entry) -> PathBuf {
         let Entry { version, name, size } = entry;
         let version = version.to_string();
-        self.folder.join(&version[..2]).join(format!("{version}-{name}-{size:x}.{extension}"))
+        self.folder.join(&version[..2]).join(format!("{version}-{name}-{size:x}.{OBJECT}"))
     }
 
     /// Bytes that are free on the disk beyond those that must stay so or are promised; less than none, if others took
@@ -177,7 +194,7 @@ impl Store {
         Ok(i128::from(free) - i128::from(self.min_free) - i128::from(self.promised.load(Ordering::Relaxed)))
     }
 
-    /// A new file, which is promised disk for the whole object.
+    /// A file for a fill, which is promised disk for the whole object.
     ///
     /// # Errors
     /// `StorageFull`, if that would leave less than the configured rest of the disk free.
@@ -188,25 +205,56 @@ impl Store {
             let why = format!("{} bytes less would be free on the disk than must stay so", -spare);
             return Err(io::Error::new(io::ErrorKind::StorageFull, why));
         }
-        let path = self.path(entry, &format!("{PART}{}", hex::encode(rand::random::<[u8; 8]>())));
+        let made = self.blanks().pop();
+        let blank = made.map_or_else(|| self.blank(), Ok)?;
+        Ok(Part(Arc::new(Unfinished { blank, promise })))
+    }
+
+    /// Can a file be had without waiting for the disk?
+    pub(super) fn has_blank(&self) -> bool {
+        !self.blanks().is_empty()
+    }
+
+    /// Makes as many files ahead as there should be.
+    pub(super) fn make_blanks(&self) -> io::Result<()> {
+        while self.blanks().len() < BLANKS {
+            let blank = self.blank()?;
+            self.blanks().push(blank);
+        }
+        Ok(())
+    }
+
+    /// Lets go of them: another daemon sweeps the folder.
+    pub(super) fn drop_blanks(&self) {
+        let dropped = std::mem::take(&mut *self.blanks());
+        drop(dropped);
+    }
+
+    fn blank(&self) -> io::Result<Blank> {
+        let path = self.folder.join(NEW).join(hex::encode(rand::random::<[u8; 8]>()));
         let mut options = OpenOptions::new();
         let file = options.create_new(true).read(true).write(true).mode(0o600).open(&path)?;
-        Ok(Part(Arc::new(Unfinished { file: BodyFile::new(file), path, promise })))
+        Ok(Blank { file: BodyFile::new(file), path })
+    }
+
+    fn blanks(&self) -> MutexGuard<'_, Vec<Blank>> {
+        self.blanks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a filled file an object: on disk with its record before it gets its name, so that no crash leaves half of
     /// one under it.
     pub(super) fn commit(&self, entry: &Entry, part: &Part, record: &Record) -> io::Result<()> {
-        part.0.file.write_all_at(&record.encode()?, entry.size)?;
-        part.0.file.sync_data()?;
-        let finished = self.path(entry, OBJECT);
-        fs::rename(&part.0.path, &finished)?;
+        let Blank { file, path } = &part.0.blank;
+        file.write_all_at(&record.encode()?, entry.size)?;
+        file.sync_data()?;
+        let finished = self.path(entry);
+        fs::rename(path, &finished)?;
         finished.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     }
 
     /// Opens a complete object.
     pub(super) fn load(&self, entry: &Entry) -> io::Result<(Record, File)> {
-        let file = File::open(self.path(entry, OBJECT))?;
+        let file = File::open(self.path(entry))?;
         let record = read_record(&file, entry.size)?;
         if self.ids.version(&record.meta.version) != entry.version || record.meta.size != entry.size {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the record is another object's"));
@@ -216,7 +264,7 @@ impl Store {
 
     /// Removes an object's file.
     pub(super) fn remove(&self, entry: &Entry) {
-        remove(&self.path(entry, OBJECT));
+        remove(&self.path(entry));
     }
 
     /// Every complete object, least recently used first as far as is known; removes whatever is not one.
@@ -238,8 +286,8 @@ impl Store {
     }
 
     fn entries(&self) -> io::Result<Vec<Entry>> {
-        let shards: Mutex<Vec<PathBuf>> =
-            Mutex::new((0..=u8::MAX).map(|first| self.folder.join(hex::encode([first]))).collect());
+        let shards = (0..=u8::MAX).map(|first| hex::encode([first])).chain([NEW.to_owned()]);
+        let shards: Mutex<Vec<PathBuf>> = Mutex::new(shards.map(|shard| self.folder.join(shard)).collect());
         let read = || -> io::Result<_> {
             let mut entries = Vec::new();
             loop {
@@ -363,14 +411,14 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 impl Part {
     pub(super) fn file(&self) -> Arc<BodyFile> {
-        self.0.file.clone()
+        self.0.blank.file.clone()
     }
 
     /// Takes the disk that it was promised, in one piece if there is one. That may have to wait for what others write,
     /// and not every file system can: should the disk be full, those who write will be told.
     pub(super) fn allocate(&self) {
         let length = i64::try_from(self.0.promise.bytes.load(Ordering::Relaxed)).unwrap_or_default();
-        if length > 0 && fallocate(&**self.0.file, FallocateFlags::empty(), 0, length).is_ok() {
+        if length > 0 && fallocate(&**self.0.blank.file, FallocateFlags::empty(), 0, length).is_ok() {
             self.0.promise.is_kept();
         }
     }
@@ -381,7 +429,7 @@ impl Part {
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for Blank {
     fn drop(&mut self) {
         remove(&self.path);
     }
@@ -399,5 +447,6 @@ impl Entry {
 
 #[cfg(test)]
 pub(super) fn tests_files(folder: &Path) -> Vec<PathBuf> {
-    files(&folder.join(FORMAT)).unwrap_or_default()
+    let is_blank = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.len() == 0);
+    files(&folder.join(FORMAT)).unwrap_or_default().into_iter().filter(|path| !is_blank(path)).collect()
 }

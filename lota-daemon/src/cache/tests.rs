@@ -125,6 +125,7 @@ async fn a_restart_finds_what_was_complete_and_sweeps_the_rest() {
     put(&cache, "whole", "e", 2 * MIB + 1).await;
     // A crash in the middle of a fill. `forget` skips the orderly end.
     let fill = lead(&cache, &meta("half", "e", 2 * MIB)).await;
+    fill.object().file().write_all_at(b"half", 0).unwrap();
     std::mem::forget(fill);
     drop(cache);
     let locked = Cache::open(&[disk(&folder, 100 * MIB)], "http://gateway", &PLAN, &[]);
@@ -134,8 +135,11 @@ async fn a_restart_finds_what_was_complete_and_sweeps_the_rest() {
         std::process::Command::new("cp").arg("-r").arg(folder.path().join(".")).arg(image.path()).status();
     assert!(copied.unwrap().success());
     assert_eq!(files_in(&image), 2);
+    let made_ahead = || fs::read_dir(image.path().join("v2/new")).unwrap().count();
+    let left = made_ahead();
     let cache = open(&image, 100 * MIB);
     assert_eq!(files_in(&image), 1);
+    assert!((1..=left).contains(&made_ahead()), "those of the daemon before are swept");
     assert!(cache.find(&name("half")).await.is_none());
     let object = cache.find(&name("whole")).await.unwrap();
     assert!(read(object, None).await.unwrap() == content(2 * MIB + 1, 2 * MIB + 1));

@@ -40,8 +40,9 @@ use tokio::{io::Interest, net::TcpStream};
 
 use super::splice::Pipe;
 
-/// Most bytes in one token, and so between two looks at other connections.
-pub const MAX_SLICE: usize = 1 << 20;
+/// Most bytes in one token. A socket's buffer holds less, as a rule: that bounds what is sent between two looks at other
+/// connections.
+pub const MAX_SLICE: usize = 4 << 20;
 
 /// Never written, never read: its pages are never even backed by memory.
 static TOKENS: LazyLock<&'static [u8]> = LazyLock::new(|| Box::leak(vec![0; MAX_SLICE].into_boxed_slice()));

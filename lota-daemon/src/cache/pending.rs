@@ -1,0 +1,97 @@
+//! Bytes between the network and the disk.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+/// Shorter pieces are not worth a system call of their own.
+const SMALL: usize = 16 << 10;
+
+/// What has come and is not written yet, as it came; only small pieces are copied together.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    pieces: VecDeque<Bytes>,
+    /// What comes after them.
+    small: BytesMut,
+    bytes: usize,
+}
+
+impl Pending {
+    /// More has come.
+    pub(super) fn push(&mut self, piece: Bytes) {
+        self.bytes += piece.len();
+        if piece.len() < SMALL {
+            self.small.extend_from_slice(&piece);
+        }
+        if piece.len() >= SMALL || self.small.len() >= SMALL {
+            self.settle();
+        }
+        if piece.len() >= SMALL {
+            self.pieces.push_back(piece);
+        }
+    }
+
+    /// Bytes that have come.
+    pub(super) fn length(&self) -> usize {
+        self.bytes
+    }
+
+    fn settle(&mut self) {
+        if !self.small.is_empty() {
+            self.pieces.push_back(self.small.split().freeze());
+        }
+    }
+
+    /// The first so many bytes, of which there must be as many.
+    pub(super) fn take(&mut self, bytes: usize) -> Vec<Bytes> {
+        self.settle();
+        let (mut taken, mut left) = (Vec::new(), bytes);
+        while left > 0
+            && let Some(mut piece) = self.pieces.pop_front()
+        {
+            if piece.len() > left {
+                self.pieces.push_front(piece.split_off(left));
+            }
+            left -= piece.len();
+            taken.push(piece);
+        }
+        self.bytes -= bytes - left;
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn single_bytes_are_not_written_one_by_one() {
+        let mut pending = Pending::default();
+        (0..100_000).for_each(|_| pending.push(Bytes::from_static(b"x")));
+        let taken = pending.take(100_000);
+        assert_eq!(taken.concat().len(), 100_000);
+        assert!(taken.len() <= 100_000 / SMALL + 1, "{} pieces", taken.len());
+    }
+
+    proptest! {
+        #[test]
+        fn what_comes_in_goes_out_in_order(
+            steps in prop::collection::vec((prop_oneof![1..99usize, SMALL - 2..SMALL + 2, 1..100_000usize], 0..=100u8), 1..50),
+        ) {
+            let (mut pending, mut model) = (Pending::default(), Vec::new());
+            let mut next = 0u8;
+            for (length, percent) in steps {
+                let piece: Vec<u8> = (0..length).map(|_| { next = next.wrapping_add(41); next }).collect();
+                model.extend_from_slice(&piece);
+                pending.push(piece.into());
+                prop_assert_eq!(pending.length(), model.len());
+                let rest = model.split_off(model.len() * usize::from(percent) / 100);
+                let taken = pending.take(model.len());
+                prop_assert!(taken.concat() == model, "other bytes");
+                model = rest;
+            }
+        }
+    }
+}
