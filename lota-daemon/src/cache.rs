@@ -37,7 +37,7 @@ pub use evict::{Gone, Which};
 pub use fill::{Fill, FillError, How, Source, SourceError};
 pub use fscrypt::{Encryption, can_encrypt};
 pub use object::Object;
-pub use reader::{Broken, Reader};
+pub use reader::{Broken, Piece, Reader};
 pub use store::{Listed, list};
 
 use self::{

@@ -62,8 +62,10 @@ struct Server {
 struct Turn {
     requests_per_second: f64,
     bytes_per_second: f64,
-    /// Of the server's CPUs.
+    /// Of the server.
     cpu_seconds_per_gib: f64,
+    /// Of everyone on this machine: what the kernel does for a receiver counts as whoever's it interrupts.
+    all_cpu_seconds_per_gib: f64,
     p99_milliseconds: f64,
 }
 
@@ -188,12 +190,14 @@ fn large(stage: &Stage, report: &mut Report) -> Result<()> {
         let turns = take_turns(&stage.local(LARGE)?, connections)?;
         let title = format!("64 MiB, {connections} connections");
         let (speed, cpu) = (|turn: &Turn| turn.bytes_per_second, |turn: &Turn| turn.cpu_seconds_per_gib);
+        let all_cpu = |turn: &Turn| turn.all_cpu_seconds_per_gib;
         show(report, &title, "GB/s", &turns, |turn| turn.bytes_per_second / 1e9);
         for (what, goal, ratios) in [
             ("LOTA / nginx, anyone", Goal::AtLeast(1.0), ratios(&turns, 0, 1, speed)),
             ("LOTA / bare sendfile", Goal::AtLeast(0.9), ratios(&turns, 0, 3, speed)),
             ("CPU per GiB / bare sendfile", Goal::AtMost(1.1), ratios(&turns, 0, 3, cpu)),
             ("CPU per GiB / nginx, anyone", Goal::None, ratios(&turns, 0, 1, cpu)),
+            ("the machine's CPU per GiB / bare sendfile", Goal::AtMost(1.1), ratios(&turns, 0, 3, all_cpu)),
         ] {
             report.add(format!("{title}: {what}"), "x", goal, ratios);
         }
@@ -325,6 +329,7 @@ fn take_turns(servers: &[Server], connections: usize) -> Result<Vec<(&'static st
 
 fn turn(server: &Server, connections: usize, time: Duration) -> Result<Turn> {
     let before: Vec<_> = server.pids.iter().map(|pid| cpu_seconds(*pid)).collect();
+    let all_before = all_cpu_seconds()?;
     let mut wrk = server.client.command("wrk");
     let threads = connections.min(2);
     wrk.args([format!("-t{threads}"), format!("-c{connections}"), format!("-d{}s", time.as_secs())]);
@@ -333,6 +338,7 @@ fn turn(server: &Server, connections: usize, time: Duration) -> Result<Turn> {
     // A process that has ended meanwhile (nginx has one that does) had nothing to do with it.
     let used = |(pid, before): (&u32, &Option<f64>)| Some(cpu_seconds(*pid)? - (*before)?);
     let cpu: f64 = server.pids.iter().zip(&before).filter_map(used).sum();
+    let all_cpu = all_cpu_seconds()? - all_before;
     if said.contains("Non-2xx") || said.contains("Socket errors") {
         bail!("{} does not serve:\n{said}", server.name);
     }
@@ -344,10 +350,12 @@ fn turn(server: &Server, connections: usize, time: Duration) -> Result<Turn> {
     let total = said.lines().find(|line| line.contains(" requests in ")).context("no total")?;
     let read =
         total.rsplit(", ").next().and_then(|read| bytes(read.strip_suffix(" read")?)).context("no bytes")?;
+    let gib = read / f64::from(1 << 30);
     Ok(Turn {
         requests_per_second: value("Requests/sec:")?.parse()?,
         bytes_per_second: bytes(value("Transfer/sec:")?).context("no rate")?,
-        cpu_seconds_per_gib: cpu / (read / f64::from(1 << 30)),
+        cpu_seconds_per_gib: cpu / gib,
+        all_cpu_seconds_per_gib: all_cpu / gib,
         p99_milliseconds: milliseconds(value("99%")?).context("no p99")?,
     })
 }
@@ -384,6 +392,16 @@ fn cpu_seconds(pid: u32) -> Option<f64> {
     // utime and stime, in hundredths.
     let ticks: f64 = [11, 12].iter().filter_map(|field| fields.get(*field)?.parse::<f64>().ok()).sum();
     Some(ticks / 100.0)
+}
+
+/// What all have used so far, kernel and interrupts included.
+fn all_cpu_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    // user, nice, system, idle, iowait, irq, softirq: in hundredths.
+    let fields: Vec<f64> =
+        stat.lines().next().unwrap_or_default().split_whitespace().skip(1).flat_map(str::parse).collect();
+    let busy: Option<f64> = [0, 1, 2, 5, 6].iter().map(|field| fields.get(*field)).sum();
+    Ok(busy.context("no CPUs in /proc/stat")? / 100.0)
 }
 
 fn show(

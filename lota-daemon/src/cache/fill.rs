@@ -254,24 +254,22 @@ impl Fill {
             }
             let ByteRange { start, end } = self.progress.bytes(chunk..chunk + 1);
             let length = usize::try_from(end - start).unwrap_or(usize::MAX);
-            let (mut written, mut checksum) = (0, 0);
-            while written + pending.length() < length {
-                // Someone may be waiting for the first bytes that were asked for.
-                if chunk == first && pending.length() > written && !self.progress.is_there(chunk) {
-                    let come = pending.length();
-                    checksum = self.write(start + written as u64, pending.take(come), checksum).await?;
-                    written += come;
-                    self.progress.arriving(chunk, u32::try_from(written).unwrap_or_default());
-                }
+            while pending.length() < length {
                 let piece = self.piece(&mut stream).await?;
-                pending.push(piece.ok_or_else(|| self.broke_off("it ended".into()))?);
+                let piece = piece.ok_or_else(|| self.broke_off("it ended".into()))?;
+                // Someone may be waiting for the first bytes that were asked for.
+                if chunk == first {
+                    let (before, after) = (pending.length(), length - pending.length());
+                    self.progress.arriving(chunk, before as u64, piece.slice(..after.min(piece.len())));
+                }
+                pending.push(piece);
             }
-            if end == all.end && written + pending.length() > length {
+            if end == all.end && pending.length() > length {
                 return Err(FillError::TooLong(all.length()));
             }
-            let rest = pending.take(length - written);
+            let pieces = pending.take(length);
             if !self.progress.is_there(chunk) {
-                checksum = self.write(start + written as u64, rest, checksum).await?;
+                let checksum = self.write(start, pieces).await?;
                 self.progress.arrived(chunk, checksum);
                 self.allocate().await;
             }
@@ -299,10 +297,11 @@ impl Fill {
         }
     }
 
-    /// Writes some bytes of a chunk; its CRC-32C up to their end, given that of what was before.
-    async fn write(&self, mut offset: u64, pieces: Vec<Bytes>, mut checksum: u32) -> io::Result<u32> {
+    /// Writes a chunk; its CRC-32C.
+    async fn write(&self, mut offset: u64, pieces: Vec<Bytes>) -> io::Result<u32> {
         let (disk, file) = (self.disk.clone(), self.object.file().clone());
         let checksum = tokio::task::spawn_blocking(move || {
+            let mut checksum = 0;
             for piece in pieces {
                 file.write_all_at(&piece, offset).inspect_err(|error| disk.notice(error))?;
                 offset += piece.len() as u64;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    progress::Progress,
+    progress::{Here, Progress},
     reader::{Broken, FIRST},
 };
 use crate::{
@@ -75,15 +75,15 @@ impl Object {
         }
         if let Ok(range) = range.resolve(self.meta.size) {
             let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: self.meta.size });
-            self.file.read_ahead(start, (end - start).min(FIRST));
+            self.file.read_ahead(start, (end - start).min(FIRST as u64));
         }
     }
 
-    /// Where the bytes end that are here from `position` on; waits for the first of them.
-    pub(super) async fn available(&self, position: u64) -> Result<u64, Broken> {
+    /// What is here from `position` on; waits for the first byte.
+    pub(super) async fn available(&self, position: u64) -> Result<Here, Broken> {
         match &self.progress {
             Some(progress) => progress.available(position).await,
-            None => Ok(self.meta.size),
+            None => Ok(Here::File(self.meta.size)),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! How far a growing object has come: which of its chunks are there, which are on their way, which are waited for.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::{reader::Broken, record::CHUNK};
@@ -16,6 +17,15 @@ const MOST_AT_ONCE: usize = 64;
 
 /// One chunk, by its place in the object.
 pub(super) type Index = usize;
+
+/// What is there of an object from some byte on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Here {
+    /// It is in the file, up to this byte.
+    File(u64),
+    /// It has only just come, and is not in the file yet.
+    Memory(Bytes),
+}
 
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -30,6 +40,8 @@ pub(super) struct Progress {
 #[derive(Debug)]
 struct State {
     chunks: Vec<Chunk>,
+    /// What has come of chunks that someone may be waiting for, until they are whole and in the file.
+    early: HashMap<Index, Early>,
     /// Chunks that are there.
     there: usize,
     /// Before it, every chunk is there or on its way.
@@ -42,10 +54,39 @@ struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chunk {
     Missing,
-    /// Someone brings it, and its first so many bytes are there.
-    Coming(u32),
+    /// Someone brings it.
+    Coming,
     /// It has this CRC-32C.
     There(u32),
+}
+
+/// The first bytes of a chunk.
+#[derive(Debug, Default)]
+struct Early {
+    pieces: Vec<Bytes>,
+    bytes: u64,
+}
+
+impl Early {
+    /// Adds what comes at `offset`; of two who bring the chunk, one is ahead.
+    fn add(&mut self, offset: u64, mut piece: Bytes) {
+        let known = self.bytes.checked_sub(offset).and_then(|known| usize::try_from(known).ok());
+        if let Some(known) = known.filter(|known| *known < piece.len()) {
+            let new = piece.split_off(known);
+            self.bytes += new.len() as u64;
+            self.pieces.push(new);
+        }
+    }
+
+    /// What there is from `offset` on, of one piece.
+    fn at(&self, offset: u64) -> Option<Bytes> {
+        let mut start = 0;
+        self.pieces.iter().find_map(|piece| {
+            let skip = usize::try_from(offset.checked_sub(start)?).ok()?;
+            start += piece.len() as u64;
+            (skip < piece.len()).then(|| piece.slice(skip..))
+        })
+    }
 }
 
 impl Progress {
@@ -53,6 +94,7 @@ impl Progress {
         let chunks = usize::try_from(size.div_ceil(CHUNK.into())).unwrap_or(usize::MAX);
         let state = State {
             chunks: vec![Chunk::Missing; chunks],
+            early: HashMap::new(),
             there: 0,
             first_missing: 0,
             wanted: VecDeque::new(),
@@ -61,33 +103,30 @@ impl Progress {
         Self { size, state: Mutex::new(state), grown: Notify::new(), wanted: Notify::new() }
     }
 
-    /// Where the bytes end that are there from `position` on, or from there on for a while; waits for the first.
-    pub(super) async fn available(&self, position: u64) -> Result<u64, Broken> {
+    /// What is there from `position` on, or some of it; waits for the first byte.
+    pub(super) async fn available(&self, position: u64) -> Result<Here, Broken> {
         loop {
             let grown = self.grown.notified();
             let mut grown = std::pin::pin!(grown);
             // From here on nothing is missed.
             grown.as_mut().enable();
-            if let Some(end) = self.look(position)? {
-                return Ok(end);
+            if let Some(here) = self.look(position)? {
+                return Ok(here);
             }
             grown.await;
         }
     }
 
-    fn look(&self, position: u64) -> Result<Option<u64>, Broken> {
+    fn look(&self, position: u64) -> Result<Option<Here>, Broken> {
         let mut state = self.state();
         let first = usize::try_from(position / u64::from(CHUNK)).map_err(|_| Broken)?;
         let there = state.chunks.iter().skip(first).take(MOST_AT_ONCE);
         let there = there.take_while(|chunk| matches!(chunk, Chunk::There(_))).count();
         if there > 0 {
-            return Ok(Some(self.bytes(first..first + there).end));
+            return Ok(Some(Here::File(self.bytes(first..first + there).end)));
         }
-        if let Some(Chunk::Coming(bytes)) = state.chunks.get(first) {
-            let end = self.bytes(first..first).start + u64::from(*bytes);
-            if end > position {
-                return Ok(Some(end));
-            }
+        if let Some(bytes) = state.early.get(&first).and_then(|early| early.at(position % u64::from(CHUNK))) {
+            return Ok(Some(Here::Memory(bytes)));
         }
         if state.ended {
             return Err(Broken);
@@ -130,7 +169,7 @@ impl Progress {
         let first = first?;
         let run =
             state.chunks[first..].iter().take(most).take_while(|chunk| **chunk == Chunk::Missing).count();
-        state.chunks[first..first + run].fill(Chunk::Coming(0));
+        state.chunks[first..first + run].fill(Chunk::Coming);
         Some(first..first + run)
     }
 
@@ -140,7 +179,7 @@ impl Progress {
         let end = chunks.end.min(state.chunks.len());
         let missing: Vec<Index> =
             (chunks.start..end).filter(|chunk| state.chunks[*chunk] == Chunk::Missing).collect();
-        missing.iter().for_each(|chunk| state.chunks[*chunk] = Chunk::Coming(0));
+        missing.iter().for_each(|chunk| state.chunks[*chunk] = Chunk::Coming);
         missing
     }
 
@@ -148,8 +187,9 @@ impl Progress {
     pub(super) fn give_back(&self, chunks: impl Iterator<Item = Index>) {
         let mut state = self.state();
         for chunk in chunks {
-            if matches!(state.chunks[chunk], Chunk::Coming(_)) {
+            if state.chunks[chunk] == Chunk::Coming {
                 state.chunks[chunk] = Chunk::Missing;
+                state.early.remove(&chunk);
                 state.first_missing = state.first_missing.min(chunk);
             }
         }
@@ -158,13 +198,14 @@ impl Progress {
         self.grown.notify_waiters();
     }
 
-    /// The first so many bytes of a chunk are in its file; readers may go on to there.
-    pub(super) fn arriving(&self, chunk: Index, bytes: u32) {
-        if let Chunk::Coming(before) = &mut self.state().chunks[chunk] {
-            // Another may bring it, too.
-            *before = bytes.max(*before);
+    /// Some bytes of a chunk have come, at `offset` in it: readers need not wait until they are in the file.
+    pub(super) fn arriving(&self, chunk: Index, offset: u64, piece: Bytes) {
+        let mut state = self.state();
+        if state.chunks[chunk] == Chunk::Coming {
+            state.early.entry(chunk).or_default().add(offset, piece);
+            drop(state);
+            self.grown.notify_waiters();
         }
-        self.grown.notify_waiters();
     }
 
     /// A chunk is in its file; its readers may go on.
@@ -174,13 +215,17 @@ impl Progress {
             state.there += 1;
         }
         state.chunks[chunk] = Chunk::There(checksum);
+        state.early.remove(&chunk);
         drop(state);
         self.grown.notify_waiters();
     }
 
     /// Nothing more will come.
     pub(super) fn end(&self) {
-        self.state().ended = true;
+        let mut state = self.state();
+        state.ended = true;
+        state.early.clear();
+        drop(state);
         self.grown.notify_waiters();
     }
 

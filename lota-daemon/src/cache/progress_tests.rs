@@ -24,15 +24,15 @@ async fn what_is_waited_for_comes_first() {
     assert_eq!(progress.claim(100, false), Some(16..21));
     assert_eq!(progress.claim(100, false), None);
     progress.arrived(0, 1);
-    assert_eq!(early.await.unwrap(), Ok(MIB));
+    assert_eq!(early.await.unwrap(), Ok(Here::File(MIB)));
     progress.arrived(13, 1);
     progress.arrived(12, 1);
-    assert_eq!(late.await.unwrap(), Ok(14 * MIB));
+    assert_eq!(late.await.unwrap(), Ok(Here::File(14 * MIB)));
     progress.arrived(20, 1);
-    assert_eq!(progress.available(20 * MIB).await, Ok(20 * MIB + 1));
+    assert_eq!(progress.available(20 * MIB).await, Ok(Here::File(20 * MIB + 1)));
     progress.end();
     assert_eq!(progress.available(5 * MIB).await, Err(Broken));
-    assert_eq!(progress.available(12 * MIB).await, Ok(14 * MIB), "what has come is there");
+    assert_eq!(progress.available(12 * MIB).await, Ok(Here::File(14 * MIB)), "what has come is there");
 }
 
 #[tokio::test]
@@ -43,21 +43,30 @@ async fn the_first_bytes_of_a_chunk_are_not_held_back() {
         tokio::time::timeout(std::time::Duration::from_millis(20), look)
     };
     assert_eq!(progress.claim(2, false), Some(0..2));
-    progress.arriving(1, 1000);
-    progress.arriving(1, 400);
-    assert_eq!(available(MIB).await.unwrap(), Ok(MIB + 1000), "another brings less of it");
-    assert_eq!(available(MIB + 999).await.unwrap(), Ok(MIB + 1000));
-    assert!(available(MIB + 1000).await.is_err(), "the next are not there");
+    let content = Bytes::from_iter((0..2000).map(|at| at as u8));
+    let memory = |range: Range<usize>| Ok(Here::Memory(content.slice(range)));
+    progress.arriving(1, 0, content.slice(..1000));
+    progress.arriving(1, 0, content.slice(..400));
+    progress.arriving(1, 400, content.slice(400..1200));
+    progress.arriving(1, 1500, content.slice(1500..));
+    assert_eq!(available(MIB).await.unwrap(), memory(0..1000));
+    assert_eq!(available(MIB + 999).await.unwrap(), memory(999..1000));
+    assert_eq!(available(MIB + 1000).await.unwrap(), memory(1000..1200), "what another brings beyond");
+    assert!(available(MIB + 1200).await.is_err(), "there is a gap");
     assert!(available(0).await.is_err());
-    progress.arriving(2, 1000);
+    progress.arriving(2, 0, content.clone());
     assert!(available(2 * MIB).await.is_err(), "nobody was to bring it");
     progress.arrived(0, 0);
-    assert_eq!(available(5).await.unwrap(), Ok(MIB), "a reader asks again there");
+    assert_eq!(available(5).await.unwrap(), Ok(Here::File(MIB)), "a reader asks again there");
     progress.give_back(1..2);
     assert!(available(MIB).await.is_err(), "who brings it begins anew");
     progress.arrived(1, 0);
-    progress.arriving(1, 10);
-    assert_eq!(available(MIB + 20).await.unwrap(), Ok(2 * MIB), "all of it is there");
+    progress.arriving(1, 0, content.clone());
+    assert_eq!(available(MIB + 20).await.unwrap(), Ok(Here::File(2 * MIB)), "all of it is there");
+    assert_eq!(progress.claim(1, false), Some(2..3));
+    progress.arriving(2, 0, content.clone());
+    progress.end();
+    assert_eq!(available(2 * MIB).await.unwrap(), Err(Broken));
     assert_eq!(progress.so_far(), 2 * MIB);
 }
 
@@ -76,7 +85,7 @@ async fn what_is_given_back_is_asked_for_again() {
     progress.wanted().await;
     assert_eq!(progress.claim(1, true), Some(2..3));
     progress.arrived(2, 9);
-    assert_eq!(reader.await.unwrap(), Ok(3 * MIB));
+    assert_eq!(reader.await.unwrap(), Ok(Here::File(3 * MIB)));
     assert_eq!(progress.checksums(), None);
     assert_eq!(progress.claim(4, false), Some(1..2));
     assert_eq!(progress.claim_in(0..9), vec![3]);

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use thiserror::Error;
 
-use super::Object;
+use super::{Object, progress::Here};
 use crate::{
     gateway::Grant,
     http::{FileSlice, MAX_SLICE},
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Most bytes of a reader's first piece: it may have to be read from disk before any of it is sent.
-pub(super) const FIRST: u64 = 1 << 20;
+pub(super) const FIRST: usize = 1 << 20;
 
 /// The fill that a reader followed has ended before the object did.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub struct Reader {
     position: u64,
     end: u64,
     /// Most bytes of the next piece.
-    most: u64,
+    most: usize,
 }
 
 impl Reader {
@@ -53,19 +54,60 @@ impl Reader {
     ///
     /// # Errors
     /// [`Broken`] if the fill broke off before it.
-    pub async fn next(&mut self) -> Result<Option<FileSlice>, Broken> {
+    pub async fn next(&mut self) -> Result<Option<Piece>, Broken> {
         if self.position == self.end {
             return Ok(None);
         }
-        let available = self.object.available(self.position).await?;
-        let length = (available.min(self.end) - self.position).min(self.most);
-        let slice = FileSlice {
-            file: self.object.file().clone(),
-            offset: self.position,
-            length: usize::try_from(length).unwrap_or(usize::MAX),
+        let left = self.end - self.position;
+        let piece = match self.object.available(self.position).await? {
+            Here::File(end) => Piece::File(FileSlice {
+                file: self.object.file().clone(),
+                offset: self.position,
+                length: shorter(left.min(end - self.position), self.most),
+            }),
+            Here::Memory(bytes) => Piece::Memory(bytes.slice(..shorter(left, bytes.len()))),
         };
-        self.position += length;
-        self.most = MAX_SLICE as u64;
-        Ok(Some(slice))
+        self.position += piece.length() as u64;
+        self.most = MAX_SLICE;
+        Ok(Some(piece))
     }
+}
+
+/// Some bytes of an object.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// They are in its file.
+    File(FileSlice),
+    /// They have only just come.
+    Memory(Bytes),
+}
+
+impl Piece {
+    /// How many bytes it has.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        match self {
+            Self::File(slice) => slice.length,
+            Self::Memory(bytes) => bytes.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Piece {
+    pub(super) fn read_for_tests(&self) -> Vec<u8> {
+        use std::os::unix::fs::FileExt as _;
+        match self {
+            Self::File(slice) => {
+                let mut bytes = vec![0; slice.length];
+                slice.file.read_exact_at(&mut bytes, slice.offset).unwrap();
+                bytes
+            }
+            Self::Memory(bytes) => bytes.to_vec(),
+        }
+    }
+}
+
+fn shorter(one: u64, other: usize) -> usize {
+    usize::try_from(one).map_or(other, |one| one.min(other))
 }

@@ -9,7 +9,7 @@ use hyper::{
 };
 
 use crate::{
-    cache::Reader,
+    cache::{Piece, Reader},
     gateway::Grant,
     http::{Body, BodyError, Slice, Slices, full, incoming},
     metrics::{Outcome, SentFrom, Value as _},
@@ -74,13 +74,17 @@ pub(super) fn object(
 
 /// The body of an answer that follows a cached file, by `sendfile(2)`; `read` is told how many bytes go.
 pub(super) fn file_body(reader: Reader, slices: Slices, read: impl FnMut(u64) + Send + 'static) -> Body {
-    let frames = stream::unfold((reader, slices, read), |(mut reader, slices, mut read)| async move {
-        let slice = reader.next().await.map_err(BodyError::new).transpose()?;
-        if let Ok(slice) = &slice {
-            slice.file.warm(slice.offset, slice.length as u64).await;
-            read(slice.length as u64);
-        }
-        Some((slice.map(|slice| Frame::data(slices.queue(Slice::File(slice)))), (reader, slices, read)))
+    let frames = stream::try_unfold((reader, slices, read), async |(mut reader, slices, mut read)| {
+        let Some(piece) = reader.next().await.map_err(BodyError::new)? else { return Ok(None) };
+        read(piece.length() as u64);
+        let bytes = match piece {
+            Piece::File(slice) => {
+                slice.file.warm(slice.offset, slice.length as u64).await;
+                slices.queue(Slice::File(slice))
+            }
+            Piece::Memory(bytes) => bytes,
+        };
+        Ok(Some((Frame::data(bytes), (reader, slices, read))))
     });
     StreamBody::new(frames).boxed_unsync()
 }
