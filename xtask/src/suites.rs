@@ -2,8 +2,10 @@
 
 use std::{
     fs,
+    num::NonZero,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
+    thread,
     time::Instant,
 };
 
@@ -62,10 +64,22 @@ pub(crate) fn test(names: &[&str]) -> Result<(), String> {
         [] => SUITES.iter().collect(),
         names => suites().filter(|(name, _)| names.contains(name)).collect(),
     };
+    let mut ahead = match wanted.iter().position(|(name, _)| *name == "kubernetes") {
+        Some(1..) => kubernetes::Ahead::begin().unwrap_or_else(|error| {
+            eprintln!("xtask: {error}");
+            None
+        }),
+        _ => None,
+    };
     let mut all = Counts::default();
     let mut table = format!("\n{:<16}{:>8}{:>8}{:>9}", "suite", "passed", "failed", "seconds");
     for (name, run) in wanted {
         println!("\n===== {name} =====");
+        if *name == "kubernetes"
+            && let Some(ahead) = ahead.take()
+        {
+            ahead.end();
+        }
         let (began, mut counts) = (Instant::now(), Counts::default());
         if let Err(error) = run(&mut counts) {
             eprintln!("xtask: {name}: {error}");
@@ -160,32 +174,45 @@ fn fuzz(counts: &mut Counts) -> Result<(), String> {
         fs::read_dir(Path::new(ROOT).join("tests/fuzz/targets")).map_err(|error| error.to_string())?;
     let mut targets: Vec<PathBuf> = targets.flatten().map(|target| target.path()).collect();
     targets.sort();
-    for target in targets.iter().filter_map(|target| target.file_stem()?.to_str()) {
-        let found = format!("target/fuzz/{target}");
-        fs::create_dir_all(Path::new(ROOT).join(&found)).map_err(|error| error.to_string())?;
-        let mut fuzz = cargo(&["fuzz", "run"]);
-        fuzz.args(common).args([target, &found]);
-        let seeds = format!("tests/fuzz/seeds/{target}");
-        if Path::new(ROOT).join(&seeds).exists() {
-            fuzz.arg(seeds);
+    let names: Vec<&str> = targets.iter().filter_map(|target| target.file_stem()?.to_str()).collect();
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+    for some in names.chunks(at_once) {
+        eprintln!("==> fuzzing {} for {seconds} s", some.join(", "));
+        let fuzzed: Vec<_> = thread::scope(|scope| {
+            let fuzzing: Vec<_> =
+                some.iter().map(|target| scope.spawn(|| fuzz_target(target, &common, seconds))).collect();
+            fuzzing.into_iter().map(|fuzzing| fuzzing.join().map_err(|_| "a thread panicked")).collect()
+        });
+        for (target, output) in some.iter().zip(fuzzed) {
+            let output = output??;
+            let said = String::from_utf8_lossy(&output.stderr);
+            if output.status.success() {
+                let done = said.lines().rfind(|line| line.starts_with("Done"));
+                eprintln!("    {target}: {}", done.unwrap_or_default());
+            } else {
+                // A long way back from its end it says what went wrong.
+                eprintln!("{said}");
+            }
+            counts.one(target, output.status.success());
         }
-        fuzz.args(["--", "-max_len=4096", "-timeout=10"]);
-        fuzz.arg(format!("-max_total_time={seconds}"));
-        // What it fails on stays there; add it to the seeds when it is mended.
-        fuzz.arg(format!("-artifact_prefix=target/fuzz/{target}-"));
-        eprintln!("==> fuzzing {target} for {seconds} s");
-        let output = fuzz.output().map_err(|error| format!("cannot run {fuzz:?}: {error}"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        if output.status.success() {
-            let done = said.lines().rfind(|line| line.starts_with("Done"));
-            eprintln!("    {}", done.unwrap_or_default());
-        } else {
-            // A long way back from its end it says what went wrong.
-            eprintln!("{said}");
-        }
-        counts.one(target, output.status.success());
     }
     Ok(())
+}
+
+fn fuzz_target(target: &str, common: &[&str], seconds: u32) -> Result<Output, String> {
+    let found = format!("target/fuzz/{target}");
+    fs::create_dir_all(Path::new(ROOT).join(&found)).map_err(|error| error.to_string())?;
+    let mut fuzz = cargo(&["fuzz", "run"]);
+    fuzz.args(common).args([target, &found]);
+    let seeds = format!("tests/fuzz/seeds/{target}");
+    if Path::new(ROOT).join(&seeds).exists() {
+        fuzz.arg(seeds);
+    }
+    fuzz.args(["--", "-max_len=4096", "-timeout=10"]);
+    fuzz.arg(format!("-max_total_time={seconds}"));
+    // What it fails on stays there; add it to the seeds when it is mended.
+    fuzz.arg(format!("-artifact_prefix=target/fuzz/{target}-"));
+    fuzz.output().map_err(|error| format!("cannot run {fuzz:?}: {error}"))
 }
 
 /// The programs, run by the kernel.
@@ -338,14 +365,15 @@ impl Counts {
 
     /// A check of ours: says how it went.
     pub(crate) fn check(&mut self, what: &str, result: Result<(), String>) {
-        match &result {
+        let passed = result.is_ok();
+        match result {
             Ok(()) => println!("ok      {what}"),
             Err(error) => {
                 println!("FAILED  {what}: {error}");
-                self.wrong.push(error.clone());
+                self.wrong.push(error);
             }
         }
-        self.one(what, result.is_ok());
+        self.one(what, passed);
     }
 
     /// A check that is a command.
