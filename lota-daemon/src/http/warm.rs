@@ -10,7 +10,7 @@ use super::sendfile::BodyFile;
 /// Bytes read at once, to be forgotten: that they are in the page cache is all that is wanted.
 const PIECE: usize = 128 << 10;
 /// Between two bytes that are looked for in the page cache.
-const STRIDE: u64 = 1 << 20;
+const STRIDE: usize = 1 << 20;
 
 impl BodyFile {
     /// Reads a piece into the page cache, on a thread that may wait, unless it is there already. What cannot be read
@@ -42,8 +42,7 @@ impl BodyFile {
         };
         let others = if length <= PIECE as u64 { 0 } else { length };
         length == 0
-            || is_warm(offset + length - 1)
-                && (0..others).step_by(STRIDE as usize).all(|at| is_warm(offset + at))
+            || is_warm(offset + length - 1) && (0..others).step_by(STRIDE).all(|at| is_warm(offset + at))
     }
 
     fn read_through(&self, offset: u64, length: u64) {
