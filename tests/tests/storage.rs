@@ -342,12 +342,9 @@ fn cannot_encrypt() -> Result<()> {
 }
 
 fn only_file(folder: &Path) -> Result<PathBuf> {
-    for shard in fs::read_dir(folder.join("v2"))?.flatten().filter(|shard| shard.path().is_dir()) {
-        if let Some(file) = fs::read_dir(shard.path())?.flatten().next() {
-            return Ok(file.path());
-        }
-    }
-    Err(anyhow!("there is no file in {}", folder.display()))
+    let listed = list(folder)?;
+    ensure!(listed.len() == 1, "{} objects in {}", listed.len(), folder.display());
+    Ok(listed[0].file.clone())
 }
 
 /// What `sendfile(2)` makes of a file.
@@ -361,7 +358,7 @@ fn sent(file: &Path, length: usize) -> Result<Bytes> {
     let (mut offset, end) = (0, i64::try_from(length)?);
     while offset < end {
         let left = usize::try_from(end - offset)?;
-        sendfile(from.0.as_fd(), to.as_fd(), Some(&mut offset), left)?;
+        ensure!(sendfile(from.0.as_fd(), to.as_fd(), Some(&mut offset), left)? > 0, "it is shorter");
     }
     from.0.flush()?;
     Ok(reader.join().map_err(|_| anyhow!("the reader panicked"))??.into())

@@ -1,6 +1,7 @@
 //! A client's connection as hyper sees it: sound requests only, no endless waiting, and an end that is heard.
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
     io::{self, IoSlice},
     pin::{Pin, pin},
@@ -28,6 +29,11 @@ const READ: usize = 16 << 10;
 /// How long a client may go on sending after the last answer, and be silent meanwhile; nginx' defaults.
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_SILENCE: Duration = Duration::from_secs(5);
+
+thread_local! {
+    /// Where this thread's connections read to, in turn: one for each read would have to be zeroed each time.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
+}
 
 /// Why a connection's last request was refused.
 pub(super) type Refusal = Arc<OnceLock<S3Error>>;
@@ -104,25 +110,24 @@ impl ClientStream {
 
     /// Reads once, and lets go on what may.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut buffer = [0; READ];
-        let read = ready!(self.io.poll_receive(cx, &mut buffer))?;
-        if read == 0 {
-            self.deaf = true;
-            return Poll::Ready(Ok(()));
-        }
-        match self.framing.take(&buffer[..read], &mut self.passed) {
-            Ok(()) => {}
+        let taken: Poll<io::Result<_>> = BUFFER.with_borrow_mut(|buffer| {
+            let read = ready!(self.io.poll_receive(cx, buffer))?;
+            self.deaf = read == 0;
+            Poll::Ready(Ok(self.framing.take(&buffer[..read], &mut self.passed)))
+        });
+        match ready!(taken)? {
+            Ok(()) => Poll::Ready(Ok(())),
             Err(Wrong::Head(error)) => {
                 let _ = self.refusal.set(error);
                 self.passed.extend_from_slice(REFUSED_HEAD);
                 self.deaf = true;
+                Poll::Ready(Ok(()))
             }
             Err(Wrong::Body(what)) => {
                 self.deaf = true;
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)))
             }
         }
-        Poll::Ready(Ok(()))
     }
 }
 

@@ -61,6 +61,9 @@ pub(crate) fn odd_keys(tour: &mut Tour) -> Result<()> {
             let is_id = |field: &str| field.len() == 32 && hex::decode(field).is_ok();
             ensure!(fields.len() == 3 && is_id(fields[0]) && is_id(fields[1]), "{name}");
         }
+        for made_ahead in fs::read_dir(node.cache_folder().join("v2/new"))? {
+            ensure!(made_ahead?.metadata()?.len() == 0, "a fill left something behind");
+        }
         let outside = fs::read_dir(node.cache_folder())?.count();
         ensure!(outside == 2, "{outside} things beside `v2` and `lock` in the cache folder");
     }
@@ -115,7 +118,7 @@ fn object_files(cache: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for shard in fs::read_dir(cache.join("v2"))? {
         let shard = shard?.path();
-        if shard.is_dir() {
+        if shard.is_dir() && !shard.ends_with("new") {
             for file in fs::read_dir(shard)? {
                 files.push(file?.path());
             }
