@@ -51,8 +51,8 @@ type Test = fn(&mut Tour) -> Result<()>;
 type OwnLab = fn() -> Result<()>;
 type MakeOrigin = fn(&Lab) -> Result<Origin>;
 
-/// Beyond the tour. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 39] = [
+/// Beyond the tour, with each gateway. The last ones restart nodes in other ways.
+const MORE: [(&str, Test); 22] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("malformed HTTP is answered or closed, never worse", http::malformed),
@@ -64,13 +64,22 @@ const MORE: [(&str, Test); 39] = [
     ("nor is one that hangs", failover::hanging),
     ("what a crowd wants gets more owners, which fill from the first", hot::crowd),
     ("requests sent all at once are answered in order", connection::pipelined),
-    ("who stands still is let go, who is slow is not", connection::slow),
     ("a client's Lota-* headers are its own business", http::stripped_headers),
     ("parallel multipart uploads pass byte-exact", bad_input::multipart),
     ("100-continue is the gateway's to say", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("a HEAD of the first byte stages the whole object", requests::staging),
     ("what is prefetched is there, and is not asked for twice", requests::prefetch),
+    ("requests signed anew, for who may", resign::signed_anew),
+    ("chunks signed anew, and none that is wrong", resign::chunks),
+    ("damaged cache files are misses", bad_input::damaged_cache),
+    ("a gateway that 304s anyone is distrusted and proxied", trial::cache_in_front),
+    ("a gateway behind TLS, with a certificate that is trusted and one that is not", tls::gateway),
+];
+
+/// What is LOTA's own, whichever gateway is behind it: with one of them.
+const OWN: [(&str, Test); 17] = [
+    ("who stands still is let go, who is slow is not", connection::slow),
     ("one connection too many is told to slow down", requests::connections),
     ("one byte of everything is not a weapon", requests::first_bytes_only),
     ("5 GiB go up in constant memory", requests::endless_uploads),
@@ -79,11 +88,6 @@ const MORE: [(&str, Test); 39] = [
     ("a probe hears about its own daemon", status::ready),
     ("status tells that the gateway is gone", status::gateway_gone),
     ("a support bundle has everything but secrets", status::support_bundle),
-    ("requests signed anew, for who may", resign::signed_anew),
-    ("chunks signed anew, and none that is wrong", resign::chunks),
-    ("damaged cache files are misses", bad_input::damaged_cache),
-    ("a gateway that 304s anyone is distrusted and proxied", trial::cache_in_front),
-    ("a gateway behind TLS, with a certificate that is trusted and one that is not", tls::gateway),
     ("no gateway, no bytes", bad_input::gateway_down),
     ("each request has one line in the log, if that is asked for", logs::requests),
     ("no signature, token or secret is ever logged", logs::secrets),
@@ -100,14 +104,10 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let origins: [(&str, MakeOrigin); 2] = [
-        ("embedded", |lab| Origin::embedded(lab.folder())),
-        ("seaweedfs", |lab| Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())),
-    ];
-    let mut failed = false;
-    for (name, origin) in origins {
-        failed |= run(&arguments, name, origin);
-    }
+    let embedded: MakeOrigin = |lab| Origin::embedded(lab.folder());
+    let seaweedfs: MakeOrigin = |lab| Origin::seaweed(&tool("LOTA_WEED")?, lab.folder());
+    let mut failed = run(&arguments, "embedded", embedded, MORE.iter().chain(&OWN));
+    failed |= run(&arguments, "seaweedfs", seaweedfs, MORE.iter());
     let last: [(&str, OwnLab); 2] =
         [("10 Ctrl-C takes everything down", start::interrupted), ("10 lab up, exec, down", start::kept_lab)];
     let trials = last.map(|(name, test)| {
@@ -119,7 +119,12 @@ fn main() -> ExitCode {
 }
 
 /// One origin's tests, in one lab that is gone afterwards.
-fn run(arguments: &Arguments, name: &str, origin: MakeOrigin) -> bool {
+fn run(
+    arguments: &Arguments,
+    name: &str,
+    origin: MakeOrigin,
+    tests: impl Iterator<Item = &'static (&'static str, Test)>,
+) -> bool {
     let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
     let mut trials = Vec::new();
     let made = lab.clone();
@@ -135,7 +140,7 @@ fn run(arguments: &Arguments, name: &str, origin: MakeOrigin) -> bool {
             Box::new(run) as Box<dyn Fn(&mut Tour) -> Result<()> + Send>,
         )
     });
-    let more = MORE.iter().map(|(title, test)| {
+    let more = tests.map(|(title, test)| {
         ((*title).to_owned(), Box::new(*test) as Box<dyn Fn(&mut Tour) -> Result<()> + Send>)
     });
     for (title, test) in steps.chain(more) {

@@ -260,7 +260,7 @@ impl Fill {
                 // Someone may be waiting for the first bytes that were asked for.
                 if chunk == first {
                     let (before, after) = (pending.length(), length - pending.length());
-                    self.progress.arriving(chunk, before as u64, piece.slice(..after.min(piece.len())));
+                    self.progress.arriving(chunk, before, piece.slice(..after.min(piece.len())));
                 }
                 pending.push(piece);
             }

@@ -36,6 +36,18 @@ impl Pending {
         self.bytes
     }
 
+    /// What there is from `offset` on, of one piece.
+    pub(super) fn at(&self, offset: usize) -> Option<Bytes> {
+        let mut start = 0;
+        for piece in &self.pieces {
+            if offset < start + piece.len() {
+                return Some(piece.slice(offset - start..));
+            }
+            start += piece.len();
+        }
+        self.small.get(offset - start..).filter(|rest| !rest.is_empty()).map(Bytes::copy_from_slice)
+    }
+
     fn settle(&mut self) {
         if !self.small.is_empty() {
             self.pieces.push_back(self.small.split().freeze());
@@ -87,6 +99,10 @@ mod tests {
                 model.extend_from_slice(&piece);
                 pending.push(piece.into());
                 prop_assert_eq!(pending.length(), model.len());
+                let at = model.len() * usize::from(percent) / 101;
+                let seen = pending.at(at).unwrap_or_default();
+                prop_assert!(!seen.is_empty() && model[at..].starts_with(&seen), "seen from {}", at);
+                prop_assert_eq!(pending.at(model.len()), None);
                 let rest = model.split_off(model.len() * usize::from(percent) / 100);
                 let taken = pending.take(model.len());
                 prop_assert!(taken.concat() == model, "other bytes");

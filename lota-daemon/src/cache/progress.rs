@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::{reader::Broken, record::CHUNK};
+use super::{pending::Pending, reader::Broken, record::CHUNK};
 use crate::s3::ByteRange;
 
 /// Most chunks that a reader is told of at once: it asks again when it has sent them.
@@ -41,7 +41,7 @@ pub(super) struct Progress {
 struct State {
     chunks: Vec<Chunk>,
     /// What has come of chunks that someone may be waiting for, until they are whole and in the file.
-    early: HashMap<Index, Early>,
+    early: HashMap<Index, Pending>,
     /// Chunks that are there.
     there: usize,
     /// Before it, every chunk is there or on its way.
@@ -58,35 +58,6 @@ enum Chunk {
     Coming,
     /// It has this CRC-32C.
     There(u32),
-}
-
-/// The first bytes of a chunk.
-#[derive(Debug, Default)]
-struct Early {
-    pieces: Vec<Bytes>,
-    bytes: u64,
-}
-
-impl Early {
-    /// Adds what comes at `offset`; of two who bring the chunk, one is ahead.
-    fn add(&mut self, offset: u64, mut piece: Bytes) {
-        let known = self.bytes.checked_sub(offset).and_then(|known| usize::try_from(known).ok());
-        if let Some(known) = known.filter(|known| *known < piece.len()) {
-            let new = piece.split_off(known);
-            self.bytes += new.len() as u64;
-            self.pieces.push(new);
-        }
-    }
-
-    /// What there is from `offset` on, of one piece.
-    fn at(&self, offset: u64) -> Option<Bytes> {
-        let mut start = 0;
-        self.pieces.iter().find_map(|piece| {
-            let skip = usize::try_from(offset.checked_sub(start)?).ok()?;
-            start += piece.len() as u64;
-            (skip < piece.len()).then(|| piece.slice(skip..))
-        })
-    }
 }
 
 impl Progress {
@@ -125,7 +96,8 @@ impl Progress {
         if there > 0 {
             return Ok(Some(Here::File(self.bytes(first..first + there).end)));
         }
-        if let Some(bytes) = state.early.get(&first).and_then(|early| early.at(position % u64::from(CHUNK))) {
+        let offset = usize::try_from(position % u64::from(CHUNK)).map_err(|_| Broken)?;
+        if let Some(bytes) = state.early.get(&first).and_then(|early| early.at(offset)) {
             return Ok(Some(Here::Memory(bytes)));
         }
         if state.ended {
@@ -199,10 +171,16 @@ impl Progress {
     }
 
     /// Some bytes of a chunk have come, at `offset` in it: readers need not wait until they are in the file.
-    pub(super) fn arriving(&self, chunk: Index, offset: u64, piece: Bytes) {
+    pub(super) fn arriving(&self, chunk: Index, offset: usize, mut piece: Bytes) {
         let mut state = self.state();
-        if state.chunks[chunk] == Chunk::Coming {
-            state.early.entry(chunk).or_default().add(offset, piece);
+        if state.chunks[chunk] != Chunk::Coming {
+            return;
+        }
+        let early = state.early.entry(chunk).or_default();
+        // Two may bring it, of whom one is ahead.
+        let known = early.length().checked_sub(offset);
+        if let Some(known) = known.filter(|known| *known < piece.len()) {
+            early.push(piece.split_off(known));
             drop(state);
             self.grown.notify_waiters();
         }
