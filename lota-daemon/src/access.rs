@@ -76,11 +76,13 @@ impl Access {
         self.config = config;
     }
 
-    /// Takes over what an earlier daemon's operators had said, and whom Kubernetes had allowed.
-    pub fn adopt(&mut self, table: &Table) {
+    /// Takes over what an earlier daemon's operators had said, and whom Kubernetes had allowed. `interfaces` are those
+    /// that there are, so many seconds past the epoch.
+    pub fn adopt(&mut self, table: &Table, interfaces: &Interfaces, at: i64) {
         let of_kubernetes =
             table.addresses.iter().filter(|(_, entry)| entry.source == Source::Kubernetes && entry.allow);
-        self.kubernetes.adopt(of_kubernetes.map(|(address, entry)| (*address, entry.ifindex)));
+        let let_in = of_kubernetes.map(|(address, entry)| (*address, entry.ifindex));
+        self.kubernetes.find(let_in, interfaces, at);
         let addresses = table.addresses.iter().map(|(address, entry)| (Subject::Address(*address), *entry));
         let prefixes = table.prefixes.iter().map(|(prefix, entry)| (Subject::Prefix(*prefix), *entry));
         self.command.extend(addresses.chain(prefixes).filter(|(_, entry)| entry.source == Source::Command));

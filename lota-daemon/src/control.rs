@@ -94,9 +94,10 @@ impl Control {
         let vips = config.endpoint.vips();
         let mut access = Access::new(config.access.clone(), vips.clone());
         let datapath = Datapath::load(&config.datapath, settings(&config, &access), lock, loaded)?;
-        access.adopt(&datapath.access()?);
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let interfaces = netlink.interfaces().await?;
+        access.adopt(&datapath.access()?, &interfaces, now);
         let (table, _) = watch::channel(Arc::default());
-        let interfaces = Interfaces::default();
         let peers = config.peers.iter().flat_map(|peers| &peers.nodes).map(|peer| peer.address).collect();
         let mut control = Self { config, netlink, datapath, access, interfaces, table, peers, told: None };
         // Before there is an address to translate.
@@ -165,10 +166,10 @@ impl Control {
     /// # Errors
     /// If the kernel refuses.
     pub async fn set_pods(&mut self, told: Told) -> Result<()> {
-        self.access.kubernetes.set(told.pods);
-        self.told = Some(told.at);
         // Not as they were when netlink last told: an address must not be bound to one that is gone.
         self.interfaces = self.netlink.interfaces().await?;
+        self.access.kubernetes.set(told.pods, &self.interfaces);
+        self.told = Some(told.at);
         self.follow_pods().await
     }
 

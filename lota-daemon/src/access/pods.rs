@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use crate::datapath::Interfaces;
@@ -20,34 +21,46 @@ pub struct Pod {
     pub addresses: BTreeSet<IpAddr>,
     /// Do the rules select it?
     pub allowed: bool,
-    /// When it was made, in seconds: of two with one address, the later one has it.
-    pub created: i64,
+    /// When what runs in it last started, in seconds.
+    pub started: i64,
 }
 
 /// Every pod of this node.
 #[derive(Clone, Debug, Default)]
 pub struct Pods {
     pods: BTreeMap<Uid, Known>,
-    /// How many pods have been told of, ever.
+    /// How often has been told of pods.
     told: u64,
-    /// What an earlier daemon had let in, until the API server tells.
-    adopted: BTreeMap<IpAddr, u32>,
+    /// What was found at the start, until the API server tells.
+    found: Option<Found>,
+}
+
+/// What a daemon finds when it starts.
+#[derive(Clone, Debug)]
+struct Found {
+    /// Whom an earlier daemon had let in, and from which interface.
+    let_in: BTreeMap<IpAddr, u32>,
+    interfaces: Arc<BTreeSet<u32>>,
+    /// When that was, in seconds.
+    at: i64,
 }
 
 /// A pod, and where it is.
 #[derive(Clone, Debug)]
 struct Known {
     pod: Pod,
-    /// How many had been told of before: an API server's times are whole seconds.
-    place: u64,
+    since: Since,
     bindings: BTreeMap<IpAddr, Binding>,
 }
 
+/// Since when a pod's addresses are its own: by when they were told of, then by when the pod started.
+type Since = (u64, i64);
+
 /// Where an address of a pod is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Binding {
-    /// Nowhere yet.
-    Unbound,
+    /// Behind one of the interfaces that there were when it was told of: an address is told after its network is made.
+    OneOf(Arc<BTreeSet<u32>>),
     /// Behind the interface of this index.
     At(u32),
     /// Its interface is gone.
@@ -55,38 +68,74 @@ enum Binding {
 }
 
 impl Pods {
-    /// What an earlier daemon had let in: it holds until the API server tells, for interfaces that live.
-    pub fn adopt(&mut self, addresses: impl IntoIterator<Item = (IpAddr, u32)>) {
-        self.adopted.extend(addresses);
+    /// What a daemon finds when it starts: whom an earlier one had let in, which holds until the API server tells; and
+    /// which interfaces there are, when it is so many seconds past the epoch.
+    pub fn find(
+        &mut self,
+        let_in: impl IntoIterator<Item = (IpAddr, u32)>,
+        interfaces: &Interfaces,
+        at: i64,
+    ) {
+        self.found =
+            Some(Found { let_in: let_in.into_iter().collect(), interfaces: indices(interfaces), at });
     }
 
-    /// All pods that there are now. Those that were there keep what they are bound to.
-    pub fn set(&mut self, mut now: BTreeMap<Uid, Pod>) {
-        let adopted = std::mem::take(&mut self.adopted);
+    /// All pods that there are now, and these interfaces. Those that were there keep what they are bound to, until they
+    /// start anew.
+    pub fn set(&mut self, mut now: BTreeMap<Uid, Pod>, interfaces: &Interfaces) {
+        self.forget_what_is_gone(interfaces);
+        self.told += 1;
+        let (found, interfaces) = (self.found.take(), indices(interfaces));
         self.pods.retain(|uid, known| match now.remove(uid) {
             Some(told) => {
+                // Its network may have been made anew, with the address that it had.
+                if told.started > known.pod.started {
+                    known.since = (self.told, told.started);
+                    known.bindings.retain(|_, binding| matches!(binding, Binding::At(_)));
+                }
+                known.bindings.retain(|address, _| told.addresses.contains(address));
                 known.pod = told;
-                known.bindings.retain(|address, _| known.pod.addresses.contains(address));
                 true
             }
             None => false,
         });
         self.pods.extend(now.into_iter().map(|(uid, pod)| {
-            self.told += 1;
-            (uid, Known { pod, place: self.told, bindings: BTreeMap::new() })
+            let since = (self.told, pod.started);
+            (uid, Known { pod, since, bindings: BTreeMap::new() })
         }));
         for known in self.pods.values_mut() {
+            // Who has its address since the daemon started, did not start before it.
+            let was_found = found.as_ref().filter(|found| known.pod.started < found.at);
+            let there = was_found.map_or(&interfaces, |found| &found.interfaces);
             for address in &known.pod.addresses {
-                let binding = adopted.get(address).map_or(Binding::Unbound, |index| Binding::At(*index));
-                known.bindings.entry(*address).or_insert(binding);
+                known.bindings.entry(*address).or_insert_with(|| Binding::OneOf(there.clone()));
+            }
+        }
+        for (address, index) in found.into_iter().flat_map(|found| found.let_in) {
+            self.bind(address, index);
+        }
+        self.take_from_the_earlier();
+    }
+
+    /// Of several pods with one address, those before the last have lost it for good.
+    fn take_from_the_earlier(&mut self) {
+        let holders = self.holders().into_iter();
+        let last: BTreeMap<IpAddr, Since> =
+            holders.map(|(address, uid)| (address, self.pods[uid].since)).collect();
+        for known in self.pods.values_mut() {
+            for (address, binding) in &mut known.bindings {
+                // Those that were told of together and started in one second cannot be told apart.
+                if known.since < last[address] {
+                    *binding = Binding::Gone;
+                }
             }
         }
     }
 
-    /// Who has each address: of several, who was made last.
+    /// Who has each address: of several, who got it last.
     fn holders(&self) -> BTreeMap<IpAddr, &Uid> {
         let mut claims: Vec<_> = self.pods.iter().collect();
-        claims.sort_by_key(|(_, known)| (known.pod.created, known.place));
+        claims.sort_by_key(|(_, known)| known.since);
         let mut holders = BTreeMap::new();
         for (uid, known) in claims {
             holders.extend(known.pod.addresses.iter().map(|address| (*address, uid)));
@@ -98,31 +147,26 @@ impl Pods {
     #[must_use]
     pub fn unbound(&self) -> Vec<IpAddr> {
         let is_unbound =
-            |(address, uid): &(IpAddr, &Uid)| self.pods[*uid].bindings[address] == Binding::Unbound;
+            |(address, uid): &(IpAddr, &Uid)| matches!(self.pods[*uid].bindings[address], Binding::OneOf(_));
         self.holders().into_iter().filter(is_unbound).map(|(address, _)| address).collect()
     }
 
-    /// The pod that has this address now is behind the interface of this index.
+    /// The pod that has this address now is behind the interface of this index, if it can be.
     pub fn bind(&mut self, address: IpAddr, index: u32) {
         let holder = self.holders().get(&address).map(|uid| (*uid).clone());
         let pod = holder.and_then(|uid| self.pods.get_mut(&uid));
-        if let Some(binding @ Binding::Unbound) = pod.and_then(|pod| pod.bindings.get_mut(&address)) {
+        if let Some(binding) = pod.and_then(|pod| pod.bindings.get_mut(&address))
+            && let Binding::OneOf(interfaces) = binding
+            && interfaces.contains(&index)
+        {
             *binding = Binding::At(index);
         }
     }
 
     /// Who may, from which interface, given those that there are.
     pub fn entries(&mut self, interfaces: &Interfaces) -> BTreeMap<IpAddr, u32> {
-        let lives = |index: &u32| interfaces.0.contains_key(index);
-        self.adopted.retain(|_, index| lives(index));
-        for binding in self.pods.values_mut().flat_map(|known| known.bindings.values_mut()) {
-            if let Binding::At(index) = binding
-                && !lives(index)
-            {
-                *binding = Binding::Gone;
-            }
-        }
-        let mut entries = self.adopted.clone();
+        self.forget_what_is_gone(interfaces);
+        let mut entries = self.found.as_ref().map(|found| found.let_in.clone()).unwrap_or_default();
         entries.extend(self.holders().into_iter().filter_map(|(address, uid)| {
             let known = &self.pods[uid];
             match known.bindings[&address] {
@@ -132,139 +176,24 @@ impl Pods {
         }));
         entries
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::datapath::Interface;
-
-    fn interfaces(indices: impl IntoIterator<Item = u32>) -> Interfaces {
-        let veth = |index| Interface { name: format!("veth{index}"), kind: "veth".into(), controller: None };
-        Interfaces(indices.into_iter().map(|index| (index, veth(index))).collect())
-    }
-
-    fn address(last: u8) -> IpAddr {
-        IpAddr::from([10, 0, 0, last])
-    }
-
-    fn pod(last: u8, created: i64) -> Pod {
-        Pod { addresses: BTreeSet::from([address(last)]), allowed: true, created }
-    }
-
-    fn told(pods: &[(&str, Pod)]) -> BTreeMap<Uid, Pod> {
-        pods.iter().map(|(uid, pod)| ((*uid).to_owned(), pod.clone())).collect()
-    }
-
-    #[test]
-    fn a_reused_address_begins_without_access() {
-        let mut pods = Pods::default();
-        pods.set(told(&[("a", pod(2, 1))]));
-        assert_eq!(pods.unbound(), [address(2)]);
-        pods.bind(address(2), 7);
-        assert_eq!(pods.entries(&interfaces([7])), BTreeMap::from([(address(2), 7)]));
-        // Its interface goes, another comes; the API server has not heard of either.
-        assert!(pods.entries(&interfaces([8])).is_empty());
-        pods.set(told(&[("a", pod(2, 1))]));
-        assert!(pods.unbound().is_empty() && pods.entries(&interfaces([7, 8])).is_empty());
-        // The next pod with the address has been told of, too, beside the one that is going.
-        pods.set(told(&[("a", pod(2, 1)), ("b", pod(2, 2))]));
-        pods.bind(address(2), 8);
-        assert_eq!(pods.entries(&interfaces([8])), BTreeMap::from([(address(2), 8)]));
-        pods.set(told(&[("a", pod(2, 1)), ("b", Pod { allowed: false, ..pod(2, 2) })]));
-        assert!(pods.entries(&interfaces([8])).is_empty(), "the older one has no claim to it");
-    }
-
-    #[test]
-    fn a_pod_that_loses_and_regains_access_stays_where_it_was() {
-        let mut pods = Pods::default();
-        pods.set(told(&[("a", Pod { allowed: false, ..pod(2, 1) })]));
-        pods.bind(address(2), 7);
-        assert!(pods.entries(&interfaces([7, 8])).is_empty());
-        pods.set(told(&[("a", pod(2, 1))]));
-        assert!(pods.unbound().is_empty());
-        assert_eq!(pods.entries(&interfaces([7, 8])), BTreeMap::from([(address(2), 7)]));
-    }
-
-    #[test]
-    fn what_an_earlier_daemon_let_in_holds_until_the_api_server_tells() {
-        let mut pods = Pods::default();
-        pods.adopt([(address(2), 7), (address(3), 8)]);
-        assert_eq!(pods.entries(&interfaces([7, 9])), BTreeMap::from([(address(2), 7)]));
-        assert_eq!(pods.entries(&interfaces([7, 8])), BTreeMap::from([(address(2), 7)]), "8 is another now");
-        pods.set(told(&[("a", pod(2, 1)), ("b", pod(4, 1))]));
-        assert_eq!(pods.unbound(), [address(4)]);
-        assert_eq!(pods.entries(&interfaces([7])), BTreeMap::from([(address(2), 7)]));
-    }
-
-    /// What happens to a node: pods come and go, get and lose access, at interfaces that come and go.
-    #[derive(Clone, Debug)]
-    enum Event {
-        Come { uid: u8, last: u8, allowed: bool },
-        Go { uid: u8 },
-        Relabel { uid: u8, allowed: bool },
-        LinkGone { index: u32 },
-        Look,
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            (0u8..6, 0u8..3, any::<bool>()).prop_map(|(uid, last, allowed)| Event::Come {
-                uid,
-                last,
-                allowed
-            }),
-            (0u8..6).prop_map(|uid| Event::Go { uid }),
-            (0u8..6, any::<bool>()).prop_map(|(uid, allowed)| Event::Relabel { uid, allowed }),
-            (0u32..12).prop_map(|index| Event::LinkGone { index }),
-            Just(Event::Look),
-        ]
-    }
-
-    proptest! {
-        /// Nobody is let in but pods that are allowed, the last to have their address, where they were first seen.
-        #[test]
-        fn nobody_else_is_let_in(events in prop::collection::vec(event(), 0..60)) {
-            let (mut pods, mut api) = (Pods::default(), BTreeMap::<Uid, Pod>::new());
-            let (mut links, mut next, mut clock) = (BTreeSet::new(), 0u32, 0);
-            // Where each was bound, by a model that keeps nothing else.
-            let mut homes = BTreeMap::<Uid, u32>::new();
-            for event in events {
-                match event {
-                    Event::Come { uid, last, allowed } => {
-                        (next, clock) = (next + 1, clock + 1);
-                        links.insert(next);
-                        let uid = format!("{uid}-{clock}");
-                        api.insert(uid.clone(), Pod { allowed, ..pod(last, clock) });
-                        pods.set(api.clone());
-                        prop_assert_eq!(pods.unbound(), [address(last)]);
-                        pods.bind(address(last), next);
-                        homes.insert(uid, next);
-                    }
-                    Event::Go { uid } => {
-                        api.retain(|name, _| !name.starts_with(&format!("{uid}-")));
-                        pods.set(api.clone());
-                    }
-                    Event::Relabel { uid, allowed } => {
-                        let of_it = api.iter_mut().filter(|(name, _)| name.starts_with(&format!("{uid}-")));
-                        of_it.for_each(|(_, pod)| pod.allowed = allowed);
-                        pods.set(api.clone());
-                    }
-                    Event::LinkGone { index } => drop(links.remove(&index)),
-                    Event::Look => pods.set(api.clone()),
-                }
-                let mut expected = BTreeMap::new();
-                for last in 0..3 {
-                    let holder = api.iter().filter(|(_, pod)| pod.addresses.contains(&address(last)))
-                        .max_by_key(|(_, pod)| pod.created);
-                    if let Some((uid, pod)) = holder && pod.allowed && links.contains(&homes[uid]) {
-                        expected.insert(address(last), homes[uid]);
-                    }
-                }
-                prop_assert_eq!(pods.entries(&interfaces(links.iter().copied())), expected);
+    fn forget_what_is_gone(&mut self, interfaces: &Interfaces) {
+        let lives = |index: &u32| interfaces.0.contains_key(index);
+        if let Some(found) = &mut self.found {
+            found.let_in.retain(|_, index| lives(index));
+        }
+        for binding in self.pods.values_mut().flat_map(|known| known.bindings.values_mut()) {
+            if matches!(binding, Binding::At(index) if !lives(index)) {
+                *binding = Binding::Gone;
             }
         }
     }
 }
+
+fn indices(interfaces: &Interfaces) -> Arc<BTreeSet<u32>> {
+    Arc::new(interfaces.0.keys().copied().collect())
+}
+
+#[cfg(test)]
+#[path = "pods_tests.rs"]
+mod tests;

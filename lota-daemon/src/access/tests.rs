@@ -50,9 +50,9 @@ fn later_sources_override_earlier_ones() {
     let mut access = access(config::Access { pods: vec![pod("10.0.0.2", "veth1")], ..Default::default() });
     let told = |last: u8| {
         let addresses = BTreeSet::from([IpAddr::from([10, 0, 0, last])]);
-        (format!("uid-{last}"), pods::Pod { addresses, allowed: true, created: 0 })
+        (format!("uid-{last}"), pods::Pod { addresses, allowed: true, started: 0 })
     };
-    access.kubernetes.set(BTreeMap::from([told(2), told(3)]));
+    access.kubernetes.set(BTreeMap::from([told(2), told(3)]), &there);
     access.kubernetes.bind(address("10.0.0.2"), 8);
     access.kubernetes.bind(address("10.0.0.3"), 8);
     let table = access.table(&there);
@@ -141,7 +141,7 @@ proptest! {
         }
         let table = before.table(&there);
         let mut after = access(config::Access::default());
-        after.adopt(&table);
+        after.adopt(&table, &there, 0);
         prop_assert_eq!(after.table(&there), table);
     }
 }

@@ -31,7 +31,7 @@ struct Facts {
     namespace: String,
     labels: Labels,
     addresses: BTreeSet<IpAddr>,
-    created: i64,
+    started: i64,
 }
 
 /// A namespace's name and labels.
@@ -71,9 +71,23 @@ fn facts(pod: &v1::Pod) -> Option<Facts> {
     let several = status.pod_ips.iter().flatten().map(|address| &address.ip);
     let addresses: BTreeSet<IpAddr> =
         several.chain(&status.pod_ip).filter_map(|address| address.parse().ok()).collect();
-    let created = pod.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
     let namespace = pod.namespace().unwrap_or_default();
-    (!addresses.is_empty()).then(|| Facts { namespace, labels: pod.labels().clone(), addresses, created })
+    (!addresses.is_empty()).then(|| Facts {
+        namespace,
+        labels: pod.labels().clone(),
+        addresses,
+        started: started(pod, status),
+    })
+}
+
+/// When the last of its containers started; before the first did, when the node took it on. Containers start after
+/// their pod's network is made: where kubelet makes that anew, they start anew.
+fn started(pod: &v1::Pod, status: &v1::PodStatus) -> i64 {
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let running =
+        containers.filter_map(|container| container.state.as_ref()?.running.as_ref()?.started_at.as_ref());
+    let taken_on = status.start_time.as_ref().or(pod.metadata.creation_timestamp.as_ref());
+    running.chain(taken_on).map(|time| time.0.as_second()).max().unwrap_or_default()
 }
 
 fn select(
@@ -88,7 +102,7 @@ fn select(
         let of_namespace = namespaces.get(facts.namespace.as_str()).copied();
         let selects = |rule: &Rule| rule.selects(&facts.labels, &facts.namespace, of_namespace, home);
         let allowed = rules.iter().any(selects);
-        Pod { addresses: facts.addresses.clone(), allowed, created: facts.created }
+        Pod { addresses: facts.addresses.clone(), allowed, started: facts.started }
     };
     pods.iter().map(|(uid, facts)| (uid.clone(), pod(facts))).collect()
 }
@@ -113,7 +127,7 @@ mod tests {
         let both = json!({ "phase": "Running", "podIP": "10.1.0.2", "podIPs": [{"ip": "10.1.0.2"}, {"ip": "fd00::2"}] });
         let known = facts(&pod(&spec, &both)).unwrap();
         assert_eq!(known.addresses, ["10.1.0.2", "fd00::2"].map(|ip| ip.parse().unwrap()).into());
-        assert_eq!((known.namespace.as_str(), known.created), ("team", 1_767_225_610));
+        assert_eq!((known.namespace.as_str(), known.started), ("team", 1_767_225_610));
         for (spec, status) in [
             (json!({ "containers": [], "hostNetwork": true }), both.clone()),
             (spec.clone(), json!({ "phase": "Pending" })),
@@ -124,6 +138,25 @@ mod tests {
             assert_eq!(facts(&pod(&spec, &status)), None, "{status}");
         }
         assert!(facts(&pod(&spec, &json!({ "podIP": "10.1.0.2" }))).is_some(), "an older server's");
+    }
+
+    #[test]
+    fn a_pod_starts_with_the_last_of_its_containers() {
+        let state = |at: &str| {
+            json!({ "name": "c", "ready": true, "restartCount": 0, "image": "", "imageID": "",
+            "state": { "running": { "startedAt": at } } })
+        };
+        let waits = json!({ "name": "c", "ready": false, "restartCount": 1, "image": "", "imageID": "",
+            "state": { "waiting": { "reason": "CrashLoopBackOff" } } });
+        let second = |status: Value| {
+            let mut status = status;
+            status["podIP"] = "10.1.0.2".into();
+            facts(&pod(&json!({ "containers": [] }), &status)).unwrap().started - 1_767_225_600
+        };
+        assert_eq!(second(json!({})), 10, "when it was made");
+        assert_eq!(second(json!({ "startTime": "2026-01-01T00:00:12Z", "containerStatuses": [waits] })), 12);
+        let both = [state("2026-01-01T00:00:20Z"), state("2026-01-01T00:00:30Z")];
+        assert_eq!(second(json!({ "startTime": "2026-01-01T00:00:12Z", "containerStatuses": both })), 30);
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! What the tests say to the API server.
 
 use anyhow::Result;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Pod},
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -72,6 +76,16 @@ pub(crate) async fn relabel(client: &Client, namespace: &str, name: &str, allowe
     let labels = json!({ "metadata": { "labels": { "app": label(allowed) } } });
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     pods.patch(name, &PatchParams::default(), &Patch::Merge(labels)).await?;
+    Ok(())
+}
+
+/// What runs in a pod starts, now.
+pub(crate) async fn start(client: &Client, namespace: &str, name: &str) -> Result<()> {
+    let state = json!({ "running": { "startedAt": Time(Timestamp::now()) } });
+    let container = json!({ "name": "c", "ready": true, "restartCount": 1, "image": "none", "imageID": "", "state": state });
+    let status = json!({ "status": { "containerStatuses": [container] } });
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
     Ok(())
 }
 

@@ -76,6 +76,13 @@ impl Model {
         entries.filter_map(|(address, pod)| Some((address.to_owned(), pod.interface.clone()?))).collect()
     }
 
+    /// Has no later pod its address, and is it old enough to be told apart from one that gets it now? An API server's
+    /// times are whole seconds.
+    fn can_lose(&self, pod: &Pod) -> bool {
+        let is_later = |other: &Pod| other.told.address == pod.told.address && other.number > pod.number;
+        !pod.told.host_network && pod.made.elapsed() > 2 * SECOND && !self.pods.values().any(is_later)
+    }
+
     fn any(&self, random: &mut StdRng, of: impl Fn(&Pod) -> bool) -> Option<String> {
         let names: Vec<&String> = self.pods.iter().filter(|(_, pod)| of(pod)).map(|(name, _)| name).collect();
         (!names.is_empty()).then(|| names[random.random_range(0..names.len())].clone())
@@ -132,8 +139,11 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
     let mut done = Vec::new();
     while model.made < PODS {
         steps += 1;
+        if std::env::var_os("LOTA_TRACE").is_some() {
+            eprintln!("{steps}: {:?}", done.last());
+        }
         let mut calm = true;
-        match random.random_range(0..20) {
+        match random.random_range(0..21) {
             // Some pods come.
             0..8 if model.pods.len() < MOST => {
                 let pods: Vec<Pod> =
@@ -174,9 +184,7 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
             }
             // Its network goes, and its address is another's, before anyone is told that it is gone.
             12 | 13 => {
-                // An API server's times are whole seconds: who was made in the same one is not told apart.
-                let is_older = |pod: &Pod| pod.interface.is_some() && pod.made.elapsed() > 2 * SECOND;
-                let Some(name) = model.any(&mut random, is_older) else { continue };
+                let Some(name) = model.any(&mut random, |pod| model.can_lose(pod)) else { continue };
                 done.push(format!("{name}'s address is another's"));
                 let old = model.pods.get_mut(&name).context("a pod")?;
                 disconnect(place, std::slice::from_ref(old))?;
@@ -190,7 +198,20 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                 model.pods.insert(next.told.name.clone(), next);
                 server.call(async move |client| api::add(&client, &told).await)?;
             }
-            14 | 15 => {
+            // Its network is made anew, as kubelet does when a sandbox has died: with the address it had.
+            14 => {
+                let is_there = |pod: &Pod| !pod.ended && model.can_lose(pod);
+                let Some(name) = model.any(&mut random, is_there) else { continue };
+                done.push(format!("{name}'s network is made anew"));
+                let pod = model.pods.get_mut(&name).context("a pod")?;
+                disconnect(place, std::slice::from_ref(pod))?;
+                pod.interface = Some(format!("veth-a{steps}"));
+                pod.made = Instant::now();
+                connect(place, std::slice::from_ref(pod))?;
+                let told = pod.told.clone();
+                server.call(async move |client| api::start(&client, told.namespace, &told.name).await)?;
+            }
+            15 | 16 => {
                 let Some(name) = model.any(&mut random, |_| true) else { continue };
                 done.push(format!("{name} is relabelled"));
                 let pod = model.pods.get_mut(&name).context("a pod")?;
@@ -200,7 +221,7 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                     api::relabel(&client, told.namespace, &told.name, told.allowed).await
                 })?;
             }
-            16 => {
+            17 => {
                 let namespace = NAMESPACES[random.random_range(1..NAMESPACES.len())];
                 let labelled = model.labelled.entry(namespace).or_default();
                 *labelled = !*labelled;
@@ -209,7 +230,7 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                 server
                     .call(async move |client| api::relabel_namespace(&client, namespace, labelled).await)?;
             }
-            17 => {
+            18 => {
                 let Some(name) = model.any(&mut random, |pod| !pod.ended) else { continue };
                 done.push(format!("{name} ends"));
                 let pod = model.pods.get_mut(&name).context("a pod")?;
@@ -218,7 +239,7 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                 server.call(async move |client| api::end(&client, told.namespace, &told.name).await)?;
             }
             // The API server is away; meanwhile, interfaces go, or the daemon is started anew.
-            18 if steps % 3 == 0 => {
+            19 if steps % 3 == 0 => {
                 calm = false;
                 server.pause()?;
                 done.push("the API server is away".to_owned());
@@ -232,11 +253,11 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                     0 => {
                         done.push("the daemon is killed".to_owned());
                         node.stop(Signal::SIGKILL)?;
-                        node.start()?;
+                        start(node)?;
                     }
                     1 => {
                         done.push("the daemon hands over".to_owned());
-                        node.start()?;
+                        start(node)?;
                     }
                     _ => {}
                 }
@@ -247,10 +268,10 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                 }
                 server.resume()?;
             }
-            19 if steps % 3 == 0 => {
+            20 if steps % 3 == 0 => {
                 calm = false;
                 done.push("the daemon hands over".to_owned());
-                node.start()?;
+                start(node)?;
             }
             _ => continue,
         }
@@ -266,6 +287,14 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
     }
     disconnect(place, &model.pods.into_values().collect::<Vec<_>>())?;
     eprintln!("{} pods in {steps} steps; slowest to agree {slowest:?}, asking included", model.made);
+    Ok(())
+}
+
+/// Starts the daemon in a second after the one that the last pod started in, and leaves that before another does.
+fn start(node: &mut Node) -> Result<()> {
+    std::thread::sleep(SECOND);
+    node.start()?;
+    std::thread::sleep(SECOND);
     Ok(())
 }
 
@@ -288,7 +317,9 @@ fn agree(node: &Node, model: &Model) -> Result<Duration> {
             return Ok(begun.elapsed());
         }
         if begun.elapsed() > PATIENCE {
-            bail!("expected {expected:?}\nlisted   {listed:?}");
+            let differs = |address: &str| expected.get(address) != listed.get(address);
+            let about: Vec<&Pod> = model.pods.values().filter(|pod| differs(&pod.told.address)).collect();
+            bail!("expected {expected:?}\nlisted   {listed:?}\nwhere they differ: {about:#?}");
         }
         std::thread::sleep(Duration::from_millis(10));
     }
