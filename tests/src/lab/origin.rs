@@ -48,6 +48,7 @@ pub enum Origin {
 pub struct Seaweed {
     process: Child,
     address: SocketAddr,
+    ports: [u16; 5],
 }
 
 impl Origin {
@@ -182,7 +183,7 @@ impl Seaweed {
             .stdout(log)
             .spawn()
             .with_context(|| format!("running {}", weed.display()))?;
-        let seaweed = Self { process, address: SocketAddr::from(([127, 0, 0, 1], ports[3])) };
+        let seaweed = Self { process, address: SocketAddr::from(([127, 0, 0, 1], ports[3])), ports };
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(seaweed.address).is_err() {
             if Instant::now() > deadline {
@@ -201,10 +202,26 @@ impl Drop for Seaweed {
         // It takes its time over SIGTERM, and its files go with the lab.
         let _ = kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGKILL);
         let _ = self.process.wait();
+        self.remove_sockets();
     }
 }
 
-/// Ports that are free, each with its neighbour 10,000 above, which SeaweedFS takes for gRPC.
+impl Seaweed {
+    /// Those it leaves in `/tmp`, where it always makes them: `seaweedfs-s3-8333.sock`, `seaweedfs-s3-grpc-18333.sock`.
+    fn remove_sockets(&self) {
+        for port in self.ports {
+            for kind in ["s3", "filer", "master", "volume"] {
+                let _ = fs::remove_file(format!("/tmp/seaweedfs-{kind}-{port}.sock"));
+                let _ = fs::remove_file(format!("/tmp/seaweedfs-{kind}-grpc-{}.sock", port + GRPC));
+            }
+        }
+    }
+}
+
+/// What SeaweedFS adds to a port for its gRPC.
+const GRPC: u16 = 10_000;
+
+/// Ports that are free, each with the neighbour that SeaweedFS takes for gRPC.
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut held = Vec::new();
     let mut ports = [0; N];
@@ -212,7 +229,7 @@ fn free_ports<const N: usize>() -> Result<[u16; N]> {
         let found = (0..1000).find_map(|_| {
             let listener = TcpListener::bind("127.0.0.1:0").ok()?;
             let number = listener.local_addr().ok()?.port();
-            let grpc = number.checked_add(10_000)?;
+            let grpc = number.checked_add(GRPC)?;
             let neighbour = TcpListener::bind(("127.0.0.1", grpc)).ok()?;
             Some((number, [listener, neighbour]))
         });
