@@ -38,6 +38,7 @@ pub enum Command {
     /// Is the daemon ready? For probes: if LOTA_INSTANCE is set, it must be that daemon's, of two on one node.
     Ready,
     /// Have the daemon read its configuration again, as SIGHUP does: [access] holds at once; what else has changed is named.
+    /// A gateway that failed its trial is tried again.
     Reload,
     /// Show what happens on the node, live.
     Top(Top),

@@ -179,6 +179,11 @@ impl Gateway {
         servers.collect()
     }
 
+    /// Has servers that failed their trial tried again.
+    pub fn try_again(&self) {
+        self.trial.again();
+    }
+
     /// For how long it has not answered any request, and why, if so.
     pub fn silent(&self) -> Option<(Duration, String)> {
         self.trouble.now()

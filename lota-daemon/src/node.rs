@@ -283,12 +283,13 @@ impl Node {
         Ok(())
     }
 
-    /// Takes up what has changed in the configuration, as far as a daemon that runs can.
-    /// What has changed, and holds only with the next daemon.
+    /// Takes up what has changed in the configuration, as far as a daemon that runs can, and has a gateway that failed its
+    /// trial tried again. What has changed, and holds only with the next daemon.
     ///
     /// # Errors
     /// If it cannot be read, and nothing has changed; or if the kernel refuses.
     async fn reload(&mut self, reload: &Reload) -> Result<Vec<String>, String> {
+        self.door.proxy.gateway.try_again();
         let Reloaded { access, later } = reload.read().map_err(|error| {
             tracing::error!(%error, "the configuration is not read again; what it said before holds");
             error.to_string()

@@ -1,6 +1,9 @@
 //! What becomes of whatever a gateway may answer.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -169,6 +172,26 @@ async fn a_304_for_everyone_is_worth_nothing() {
     let Standing::Distrusted(why) = gateway.standing() else { panic!("{:?}", gateway.standing()) };
     assert!(why.contains("broken signature"), "{why}");
     assert!(!heads.lock().unwrap().last().unwrap().contains("if-none-match"), "it is only proxied now");
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_mended_is_trusted_once_it_is_tried_again() {
+    let mended = Arc::<AtomicBool>::default();
+    let is_mended = mended.clone();
+    let (gateway, _) = gateway(Protocol::S3, move |head| match is_mended.load(Ordering::Relaxed) {
+        false if head.contains("if-none-match") => "HTTP/1.1 304 Not Modified\r\n\r\n".to_owned(),
+        _ => honest(head, HELD, ""),
+    })
+    .await;
+    ask(&gateway, CLIENT).await.unwrap();
+    mended.store(true, Ordering::Relaxed);
+    assert!(
+        !matches!(ask(&gateway, CLIENT).await.unwrap(), Answer::Fresh(_)),
+        "nobody has said that it is mended"
+    );
+    gateway.try_again();
+    assert!(matches!(ask(&gateway, CLIENT).await.unwrap(), Answer::Fresh(_)));
+    assert_eq!(gateway.standing(), Standing::Trusted);
 }
 
 #[tokio::test]

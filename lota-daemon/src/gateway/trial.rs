@@ -71,6 +71,11 @@ impl Trial {
         fronts.entry(front.clone()).or_insert(Standing::Untried).clone()
     }
 
+    /// Forgets who failed, since they may have been mended: they will be tried as if never met.
+    pub(super) fn again(&self) {
+        self.fronts().retain(|_, standing| !matches!(standing, Standing::Distrusted(_)));
+    }
+
     /// Judges by the answers to a broken signature and to an ETag that no object has, and by who gave them.
     pub(super) fn judge(&self, refused: (&Front, StatusCode), changed: (&Front, StatusCode)) {
         let ((refuser, refused), (changer, changed)) = (refused, changed);

@@ -67,6 +67,16 @@ fn each_server_is_tried_for_itself() {
 }
 
 #[test]
+fn who_failed_is_tried_again_and_who_passed_stays() {
+    let trial = Trial::default();
+    trial.judge((&front(1), status(403)), (&front(1), status(200)));
+    trial.judge((&front(2), status(200)), (&front(2), status(200)));
+    trial.again();
+    assert_eq!(trial.standing_of(&front(1)), Standing::Trusted);
+    assert_eq!(trial.standing_of(&front(2)), Standing::Untried);
+}
+
+#[test]
 fn every_place_of_a_signature_is_found() {
     let broken = |target: &str, authorization| {
         let mut request = request(target, authorization);

@@ -103,7 +103,8 @@ fn gateway(gateway: &Gateway) -> Judged {
         None => ok(format!("{endpoint} can be reached; not tried yet: the first hit does that{resigned}")),
         Some(false) => warn(
             format!("{endpoint} is NOT trusted: {}", why.as_deref().unwrap_or("it failed its trial")),
-            "nothing is served from the cache: point LOTA at the S3 server itself, not at a cache before it",
+            "nothing is served from the cache: point LOTA at the S3 server itself, not at a cache before it; if it is mended, \
+             `lota reload`",
         ),
     }
 }
