@@ -1,19 +1,26 @@
-//! Who says that an address has access, or has none.
+//! Sources of access entries.
 
-/// Where an access entry comes from. A later one overrides those before it.
+/// Source of an access entry. A later source overrides the previous ones.
+///
+/// ```
+/// use lota_common::Source;
+///
+/// assert!(Source::Command > Source::Kubernetes);
+/// assert_eq!(Source::of(2).map(Source::label), Some("config"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Source {
-    /// Kubernetes: a pod of this node that the rules select.
+    /// Kubernetes: a pod of this node that a rule selects.
     Kubernetes = 1,
     /// The configuration file.
     Config = 2,
-    /// An operator, by `lota access`.
+    /// The command `lota access`.
     Command = 3,
 }
 
 impl Source {
-    /// Its name in tables and JSON.
+    /// Returns the name in tables and JSON.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -23,7 +30,7 @@ impl Source {
         }
     }
 
-    /// The source of this number.
+    /// Returns the source with this number.
     #[must_use]
     pub const fn of(number: u32) -> Option<Self> {
         match number {

@@ -1,15 +1,33 @@
-//! May this pod talk to LOTA?
+//! Access control for pods.
 
 use lota_common::Settings;
 
-use crate::maps::Known;
+use crate::maps::AddressMaps;
 
-/// Does `pod` have access, sending from this interface? An entry of its own decides, else the rule for the
-/// longest prefix that it is in, else the default.
+/// Returns whether `pod` has access from this interface: by its own entry, else by the rule with the longest matching
+/// prefix, else by default.
 #[inline(always)]
-pub(crate) fn allowed(settings: &Settings, pod: impl Known, ifindex: u32) -> bool {
-    match pod.access().or_else(|| pod.rule()) {
+pub(crate) fn allowed(settings: &Settings, pod: impl AddressMaps, ifindex: u32) -> bool {
+    match pod.access() {
+        Some(access) => access.admits(ifindex),
+        None => allowed_by_rule(settings, pod, ifindex),
+    }
+}
+
+/// Like [`allowed`], for an address without an entry of its own.
+#[inline(always)]
+pub(crate) fn allowed_by_rule(settings: &Settings, pod: impl AddressMaps, ifindex: u32) -> bool {
+    match pod.rule() {
         Some(access) => access.admits(ifindex),
         None => settings.default_allow == 1,
+    }
+}
+
+/// Like [`allowed`], at a port of the bridge that access is bound to.
+#[inline(always)]
+pub(crate) fn allowed_at_port(settings: &Settings, pod: impl AddressMaps, port: u32) -> bool {
+    match pod.access() {
+        Some(access) => access.allow == 1 && !access.is_behind_another_port(port),
+        None => allowed_by_rule(settings, pod, port),
     }
 }

@@ -1,4 +1,4 @@
-//! Answering a name query where it stands: the packet is turned into its own answer and sent back.
+//! Answers DNS queries in the kernel: rewrites the packet into the response and sends it back.
 
 use aya_ebpf::{
     helpers::{bpf_csum_diff, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
@@ -6,80 +6,124 @@ use aya_ebpf::{
 };
 use lota_common::{SCRATCH, Settings, Verdict};
 use lota_ebpf::{
-    names::{self, Query, Records},
-    packet::{Bytes as _, IPV4, IPV6, Packet},
+    dns::{self, DnsQuery, Records},
+    packet::{IPV4, IPV6, Packet},
 };
 
 use crate::{
     access,
-    kernel_bytes::Skb,
-    maps::{self, Known},
+    kernel_bytes::bounded,
+    maps::{self, AddressMaps},
+    message::CopiedMessage,
+    steer::ifindex,
 };
 
 const UDP: usize = 8;
 const PROTOCOL: u16 = 17;
 const HOPS: u8 = 64;
+/// Bytes for a UDP header and the longest response (a header, a question of 255 + 4 bytes, and at most 47 bytes of
+/// records), rounded up to a power of two.
+const RESPONSE: usize = 512;
+const _: () = assert!(RESPONSE <= SCRATCH);
 
-/// Answers a query for the zone, if an allowed pod asks; all else is not ours.
+/// A packet with a DNS query, without IP options.
+pub(crate) struct QueryPacket {
+    /// Offset of the IP header.
+    pub(crate) network: usize,
+    /// Address family.
+    pub(crate) is_v6: bool,
+}
+
+/// Where a program sees queries of pods.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At the interface that access is bound to.
+    Pods,
+    /// At a port of the bridge that access is bound to.
+    BridgePort,
+}
+
+impl QueryPacket {
+    /// Returns a packet to port 53 as one; `None` if it has IP options, since such queries are left to the resolver.
+    #[inline(always)]
+    pub(crate) fn of<A: Answerable>(packet: &Packet<A>) -> Option<Self> {
+        let has_options = packet.transport - packet.network != A::HEADER;
+        (!has_options).then_some(Self { network: packet.network, is_v6: A::HEADER == IPV6 })
+    }
+
+    /// Returns the offset of the UDP header.
+    #[inline(always)]
+    const fn udp(&self) -> usize {
+        self.network + if self.is_v6 { IPV6 } else { IPV4 }
+    }
+
+    /// Returns the offset of the DNS message.
+    #[inline(always)]
+    const fn message(&self) -> usize {
+        self.udp() + UDP
+    }
+}
+
+/// A query that is for LOTA to answer.
+struct OurQuery {
+    query: DnsQuery,
+    /// Sum of the addresses of the packet.
+    addresses: u32,
+}
+
+/// Answers a query of an allowed pod for a name of the endpoint; any other query continues to its resolver.
 ///
-/// Others' queries go on to their resolver. So do those of a cluster's own resolver, which must not learn an
-/// address that is right on this node only and hand it out elsewhere: give it no access.
+/// The cluster's own resolver must not have access: it would cache an address that is valid only on this node and
+/// return it to other nodes.
 #[inline(always)]
-pub(crate) fn name<A: Known + Answerable>(
-    ctx: &TcContext,
-    settings: &Settings,
-    packet: &Packet<A>,
-    ifindex: u32,
-) -> Verdict {
-    // Options are not worth turning around.
-    if packet.transport - packet.network != A::HEADER {
-        return Verdict::NotOurs;
+pub(crate) fn name(ctx: &TcContext, settings: &Settings, packet: &QueryPacket, place: Place) -> Verdict {
+    let Some(query) = our_query(ctx, settings, packet, place) else { return Verdict::NotOurs };
+    if query.query.name.needs_daemon && !maps::daemon_lives() {
+        return Verdict::Bypassed;
     }
-    let Some(query) = names::query(&Skb(ctx), packet.transport + UDP, settings) else {
-        return Verdict::NotOurs;
-    };
-    if !access::allowed(settings, packet.source, ifindex) {
-        return Verdict::NotOurs;
-    }
-    match turn_around(ctx, settings, packet, &query) {
+    match answer(ctx, settings, packet, &query) {
         Some(()) => {
-            // SAFETY: only notes where the packet goes when the program returns.
-            unsafe { bpf_redirect(ifindex, 0) };
+            // SAFETY: only records the target interface for the return of the program.
+            unsafe { bpf_redirect(ifindex(ctx), 0) };
             Verdict::Answered
         }
         None => Verdict::NotOurs,
     }
 }
 
-/// What differs between the families when a packet is turned around.
-pub(crate) trait Answerable: Sized {
+/// Differences between the address families in a response.
+pub(crate) trait Answerable: AddressMaps {
     /// Length of the IP header.
     const HEADER: usize;
+    /// Offset of the addresses in the IP header.
+    const ADDRESSES: usize;
 
-    /// Rewrites the IP header for a payload of `length` bytes from `source` to `destination`.
-    fn rewrite(ctx: &TcContext, at: usize, source: Self, destination: Self, length: u16) -> Option<()>;
+    /// Rewrites the IP header for a payload of `length` bytes in the opposite direction.
+    fn turn_around(ctx: &TcContext, network: usize, length: u16) -> Option<()>;
 
-    /// The sum of the address' 16-bit words.
+    /// Returns the sum of the address's 16-bit words.
     fn sum(&self) -> u32;
 }
 
 impl Answerable for [u8; 4] {
     const HEADER: usize = IPV4;
+    const ADDRESSES: usize = 12;
 
     #[inline(always)]
-    fn rewrite(ctx: &TcContext, at: usize, source: Self, destination: Self, length: u16) -> Option<()> {
-        let mut header: [u8; IPV4] = ctx.load(at).ok()?;
+    fn turn_around(ctx: &TcContext, network: usize, length: u16) -> Option<()> {
+        let mut header: [u8; IPV4] = ctx.load(network).ok()?;
         [header[2], header[3]] = (IPV4 as u16 + length).to_be_bytes();
         header[8] = HOPS;
         [header[10], header[11]] = [0; 2];
-        [header[12], header[13], header[14], header[15]] = source;
-        [header[16], header[17], header[18], header[19]] = destination;
+        let [.., s0, s1, s2, s3, d0, d1, d2, d3] = header;
+        [header[12], header[13], header[14], header[15]] = [d0, d1, d2, d3];
+        [header[16], header[17], header[18], header[19]] = [s0, s1, s2, s3];
         let mut sum = 0;
         for pair in header.as_chunks::<2>().0 {
             sum += u32::from(u16::from_ne_bytes(*pair));
         }
         [header[10], header[11]] = (!fold(sum)).to_ne_bytes();
-        ctx.store(at, &header, 0).ok()
+        ctx.store(network, &header, 0).ok()
     }
 
     #[inline(always)]
@@ -91,13 +135,15 @@ impl Answerable for [u8; 4] {
 
 impl Answerable for [u8; 16] {
     const HEADER: usize = IPV6;
+    const ADDRESSES: usize = 8;
 
     #[inline(always)]
-    fn rewrite(ctx: &TcContext, at: usize, source: Self, destination: Self, length: u16) -> Option<()> {
-        ctx.store(at + 4, &length.to_be_bytes(), 0).ok()?;
-        ctx.store(at + 7, &HOPS, 0).ok()?;
-        ctx.store(at + 8, &source, 0).ok()?;
-        ctx.store(at + 24, &destination, 0).ok()
+    fn turn_around(ctx: &TcContext, network: usize, length: u16) -> Option<()> {
+        let (source, destination): (Self, Self) = addresses(ctx, network)?;
+        ctx.store(network + 4, &length.to_be_bytes(), 0).ok()?;
+        ctx.store(network + 7, &HOPS, 0).ok()?;
+        ctx.store(network + 8, &destination, 0).ok()?;
+        ctx.store(network + 24, &source, 0).ok()
     }
 
     #[inline(always)]
@@ -110,42 +156,75 @@ impl Answerable for [u8; 16] {
     }
 }
 
-/// Makes the packet its own answer.
+/// Returns the source and destination of a packet.
 #[inline(always)]
-fn turn_around<A: Known + Answerable>(
-    ctx: &TcContext,
-    settings: &Settings,
-    packet: &Packet<A>,
-    query: &Query,
-) -> Option<()> {
-    let udp = packet.transport;
-    let message = udp + UDP;
-    let records = names::records(query, settings);
+fn addresses<A: Answerable>(ctx: &TcContext, network: usize) -> Option<(A, A)> {
+    let at = network + A::ADDRESSES;
+    Some((ctx.load(at).ok()?, ctx.load(at + size_of::<A>()).ok()?))
+}
+
+/// Returns the sum of the addresses of a packet; `None` if its source has no access.
+#[inline(always)]
+fn admit<A: Answerable>(ctx: &TcContext, settings: &Settings, network: usize, place: Place) -> Option<u32> {
+    let (source, destination): (A, A) = addresses(ctx, network)?;
+    let allowed = match place {
+        Place::Pods => access::allowed(settings, source, ifindex(ctx)),
+        Place::BridgePort => access::allowed_at_port(settings, source, ifindex(ctx)),
+    };
+    allowed.then(|| source.sum() + destination.sum())
+}
+
+/// Returns the query in the packet; `None` if it is not for LOTA to answer.
+#[inline(always)]
+fn our_query(ctx: &TcContext, settings: &Settings, packet: &QueryPacket, place: Place) -> Option<OurQuery> {
+    let &QueryPacket { network, is_v6 } = packet;
+    let query = dns::query(&CopiedMessage::copy(ctx, packet.message())?, settings)?;
+    if !query.is_ours(settings, is_v6) {
+        return None;
+    }
+    let addresses = if is_v6 {
+        admit::<[u8; 16]>(ctx, settings, network, place)?
+    } else {
+        admit::<[u8; 4]>(ctx, settings, network, place)?
+    };
+    Some(OurQuery { query, addresses })
+}
+
+/// Rewrites the packet into the response; `None` if that is not possible.
+#[inline(always)]
+fn answer(ctx: &TcContext, settings: &Settings, packet: &QueryPacket, query: &OurQuery) -> Option<()> {
+    let &QueryPacket { network, is_v6 } = packet;
+    let &OurQuery { ref query, addresses } = query;
+    let (udp, message) = (packet.udp(), packet.message());
+    let records = dns::records(query, settings);
     let length = (UDP + query.length + records.length) as u16;
-    let pseudo = packet.source.sum() + packet.destination.sum() + u32::from(PROTOCOL.to_be());
-    let [q1, q0, check @ ..]: [u8; 4] = ctx.load(udp + 4).ok()?;
+    let [s1, s0, d1, d0, q1, q0, check @ ..]: [u8; UDP] = ctx.load(udp).ok()?;
     if udp + usize::from(u16::from_be_bytes([q1, q0])) > ctx.len() as usize {
         return None;
     }
+    let pseudo = addresses + u32::from(PROTOCOL.to_be());
     let partial = fold(pseudo + u32::from(u16::from_ne_bytes([q1, q0]))).to_ne_bytes() == check;
 
     resize(ctx, udp + usize::from(length))?;
     let macs: [u8; 12] = ctx.load(0).ok()?;
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = macs;
-    ctx.store(0, &[s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5], 0).ok()?;
-    A::rewrite(ctx, packet.network, packet.destination, packet.source, length)?;
-    let ([s1, s0], [d1, d0]) = (packet.payload.ports.destination, packet.payload.ports.source);
+    let [m0, m1, m2, m3, m4, m5, n0, n1, n2, n3, n4, n5] = macs;
+    ctx.store(0, &[n0, n1, n2, n3, n4, n5, m0, m1, m2, m3, m4, m5], 0).ok()?;
+    if is_v6 {
+        <[u8; 16]>::turn_around(ctx, network, length)?;
+    } else {
+        <[u8; 4]>::turn_around(ctx, network, length)?;
+    }
     let [l1, l0] = length.to_be_bytes();
-    ctx.store(udp, &[s1, s0, d1, d0, l1, l0, 0, 0], 0).ok()?;
-    ctx.store(message + 2, &names::header(query, &records), 0).ok()?;
+    ctx.store(udp, &[d1, d0, s1, s0, l1, l0, 0, 0], 0).ok()?;
+    ctx.store(message + 2, &dns::header(query, &records), 0).ok()?;
     store_records(ctx, message + query.length, &records)?;
 
     let pseudo = pseudo + u32::from(length.to_be());
-    // A pod's kernel leaves the sum to the network card, and only puts the addresses' share there
-    // (CHECKSUM_PARTIAL): so must the answer, whose sum is then never looked at. (One right sum in 65,536 looks
-    // like that, and its client asks again.)
+    // A pod's kernel leaves the checksum to the network card and stores only the sum of the pseudo-header
+    // (CHECKSUM_PARTIAL). The response must do the same; its checksum is then not verified. (One complete checksum in
+    // 65,536 looks like a partial one; its client retries.)
     let check = if partial { fold(pseudo) } else { !fold(pseudo + sum(ctx, udp, length)?) };
-    // RFC 768: zero would say that there is no sum.
+    // RFC 768: zero means no checksum.
     let check = if check == 0 { u16::MAX } else { check };
     ctx.store(udp + 6, &check.to_ne_bytes(), 0).ok()
 }
@@ -163,34 +242,32 @@ fn store_records(ctx: &TcContext, at: usize, records: &Records) -> Option<()> {
         return None;
     }
     let from = records.words.as_ptr().cast();
-    // SAFETY: reads `length` bytes of an array that is not shorter, as just compared.
+    // SAFETY: reads `length` bytes of an array that is not shorter, as compared above.
     let result = unsafe { bpf_skb_store_bytes(ctx.skb.skb, at as u32, from, records.length as u32, 0) };
     (result == 0).then_some(())
 }
 
-/// The sum of the 16-bit words of `length` bytes at `at`.
+/// Returns the sum of the 16-bit words of `length` bytes at `at`.
 #[inline(always)]
 fn sum(ctx: &TcContext, at: usize, length: u16) -> Option<u32> {
     let room = maps::scratch()?;
-    // Between 1 and the size of the room, as every answer's is; said so that older verifiers (6.1), which lose sight
-    // of what was compared, see it too.
-    let length = (Skb(ctx).opaque(usize::from(length) - 1) & (SCRATCH - 1)) + 1;
-    // SAFETY: the room is this CPU's own; at most its size is read into it.
+    let length = bounded::<RESPONSE>(room, usize::from(length));
+    // SAFETY: the buffer belongs to this CPU; at most its size is read into it.
     let sum = unsafe {
-        // Volatile, or the compiler makes a loop of it, which the verifier takes only with CAP_PERFMON.
-        for word in 0..SCRATCH / 8 {
-            room.cast::<u64>().add(word).write_volatile(0);
+        // Volatile, or the compiler emits a loop or a subprogram, which cost the verifier more.
+        for word in 0..RESPONSE / 8 {
+            room.add(word).write_volatile(0);
         }
         if bpf_skb_load_bytes(ctx.skb.skb.cast(), at as u32, room.cast(), length as u32) != 0 {
             return None;
         }
-        bpf_csum_diff(core::ptr::null_mut(), 0, room.cast(), SCRATCH as u32, 0)
+        bpf_csum_diff(core::ptr::null_mut(), 0, room.cast(), RESPONSE as u32, 0)
     };
-    // Folded once, so that it can be added to.
+    // Folded once, so that further sums do not overflow.
     Some((sum as u32 >> 16) + (sum as u32 & 0xffff))
 }
 
-/// A sum of 16-bit words, with its carries, as one word (RFC 1071).
+/// Folds the carries of a sum of 16-bit words into one word (RFC 1071).
 #[inline(always)]
 fn fold(sum: u32) -> u16 {
     let sum = (sum >> 16) + (sum & 0xffff);

@@ -1,74 +1,85 @@
-//! What to do about a packet, given this node's settings. Pure: lookups in maps and sockets come after.
+//! Decisions about packets by this node's settings. Pure; lookups of maps and sockets come later.
 
 use lota_common::{Settings, Verdict};
 
-use crate::packet::{Address, Kind, Packet};
+use crate::packet::{Address, Packet, PacketKind};
 
-/// What the pod-side program does with a packet.
+/// Decision of the program on pod interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pod {
-    /// Nothing to look up: this is the verdict.
+pub enum PodDecision {
+    /// The verdict is final, without lookups.
     Settled(Verdict),
-    /// HTTP to the VIP: steer it if the source has access.
+    /// TCP to a redirected port of the VIP: redirect it if the source has access.
     Steer,
-    /// A name query to some resolver: answer it if it is for the zone and the source has access.
+    /// A DNS query to any resolver: answer it if it is for a name of the endpoint and the source has access.
     Name,
-    /// To a port that pods must not reach on any node, as far as one can tell: drop it if the destination is
-    /// a node.
+    /// Possibly to a port that pods must not reach on any node: drop it if the destination is a node.
     Protect,
+    /// With further destinations in a routing header: drop it.
+    Forbid,
+    /// TCP to a port of the VIP that may stand for a target. Pods do not address it themselves.
+    StandIn,
 }
 
-/// What the uplink's guard does with a packet.
+/// Decision of the guard on the uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
-    /// Nothing to look up: this is the verdict.
+    /// The verdict is final, without lookups.
     Settled(Verdict),
-    /// To the peer port, as far as one can tell: if the destination is this node, only peers may.
+    /// Possibly to the peer port: admit only peers if the destination is this node.
     PeersOnly,
 }
 
-/// Decides about a packet that a pod sent.
+/// Decides about a packet from a pod.
 #[inline(always)]
-pub fn from_pod<A: Address>(settings: &Settings, packet: &Packet<A>) -> Pod {
-    let port = packet.payload.ports.destination;
+pub fn from_pod<A: Address>(settings: &Settings, packet: &Packet<A>) -> PodDecision {
+    let port = u16::from_be_bytes(packet.payload.ports.destination);
     if !is_vip(settings, packet.destination) {
         return match packet.payload.kind {
-            Kind::Tcp | Kind::FirstFragment if port == settings.peer_port || port == settings.admin_port => {
-                Pod::Protect
+            PacketKind::Tcp | PacketKind::FirstFragment
+                if port == settings.peer_port || port == settings.admin_port =>
+            {
+                PodDecision::Protect
             }
-            // Could be hiding such a port.
-            Kind::Opaque => Pod::Protect,
-            Kind::Udp if port == settings.dns_port && settings.answer_names == 1 => Pod::Name,
-            _ => Pod::Settled(Verdict::NotOurs),
+            // It may hide such a port.
+            PacketKind::Opaque => PodDecision::Protect,
+            // It may go to such a port of any node.
+            PacketKind::Routed => PodDecision::Forbid,
+            PacketKind::Udp if port == settings.dns_port && settings.answer_dns == 1 => PodDecision::Name,
+            _ => PodDecision::Settled(Verdict::NotOurs),
         };
     }
-    Pod::Settled(match packet.payload.kind {
-        Kind::Tcp if port == settings.http_port => return Pod::Steer,
-        Kind::Tcp | Kind::Udp if port == settings.dns_port => Verdict::Dns,
-        Kind::FirstFragment | Kind::Fragment => Verdict::Fragment,
-        Kind::Opaque => Verdict::Malformed,
-        Kind::Tcp | Kind::Udp | Kind::Other => Verdict::VipOther,
+    PodDecision::Settled(match packet.payload.kind {
+        PacketKind::Tcp if settings.redirects(port) => return PodDecision::Steer,
+        PacketKind::Tcp if A::HAS_STAND_INS && settings.is_stand_in(port) => return PodDecision::StandIn,
+        PacketKind::Tcp | PacketKind::Udp if port == settings.dns_port => Verdict::Dns,
+        PacketKind::FirstFragment | PacketKind::Fragment => Verdict::Fragment,
+        PacketKind::Opaque | PacketKind::Routed => Verdict::Malformed,
+        PacketKind::Tcp | PacketKind::Udp | PacketKind::Other => Verdict::VipOther,
     })
 }
 
-/// Decides about a packet that came in over the uplink.
+/// Decides about a packet from the uplink.
 #[inline(always)]
 pub fn from_outside<A: Address>(settings: &Settings, packet: &Packet<A>) -> Guard {
     if is_vip(settings, packet.destination) {
-        return Guard::Settled(Verdict::Outside);
+        return Guard::Settled(Verdict::External);
     }
     match packet.payload.kind {
-        Kind::Tcp | Kind::FirstFragment if packet.payload.ports.destination == settings.peer_port => {
+        PacketKind::Tcp | PacketKind::FirstFragment
+            if u16::from_be_bytes(packet.payload.ports.destination) == settings.peer_port =>
+        {
             Guard::PeersOnly
         }
-        // Could be hiding that port.
-        Kind::Opaque => Guard::PeersOnly,
+        // It may hide that port.
+        PacketKind::Opaque | PacketKind::Routed => Guard::PeersOnly,
         _ => Guard::Settled(Verdict::NotOurs),
     }
 }
 
+/// Returns whether an address is the VIP of its family.
 #[inline(always)]
-fn is_vip<A: Address>(settings: &Settings, destination: A) -> bool {
+pub fn is_vip<A: Address>(settings: &Settings, destination: A) -> bool {
     destination == A::vip(settings) && !destination.is_unset()
 }
 

@@ -1,32 +1,32 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::packet::{Payload, Ports, SYN, TcpFlags};
+use crate::packet::{Ports, SYN, TcpFlags, TransportPayload};
 
 const SETTINGS: Settings = Settings {
     vip4: [169, 254, 77, 80],
     vip6: [0; 16],
-    http_port: [0, 80],
-    dns_port: [0, 53],
-    peer_port: [0x1d, 0x38],
-    admin_port: [0x1d, 0x39],
-    zone: [0; lota_common::MAX_ZONE],
-    zone_length: 0,
-    answer_names: 1,
+    ports: [80, 9000, 443, 0, 0, 0, 0, 0],
+    dns_port: 53,
+    peer_port: 7480,
+    admin_port: 7481,
+    longest_name: 0,
+    answer_dns: 1,
     default_allow: 0,
     lookups: 0,
+    targets: 0,
 };
 const VIP: [u8; 4] = SETTINGS.vip4;
 
-fn to<A: Address>(destination: A, payload: Payload) -> Packet<A> {
+fn to<A: Address>(destination: A, payload: TransportPayload) -> Packet<A> {
     Packet { source: destination, destination, payload, network: 14, transport: 34 }
 }
 
 #[test]
 fn an_unset_vip_matches_nothing() {
     let ports = Ports { source: [0; 2], destination: [0, 80] };
-    let packet = to([0; 16], Payload { kind: Kind::Tcp, ports, flags: TcpFlags(SYN) });
-    assert_eq!(from_pod(&SETTINGS, &packet), Pod::Settled(Verdict::NotOurs));
+    let packet = to([0; 16], TransportPayload { kind: PacketKind::Tcp, ports, flags: TcpFlags(SYN) });
+    assert_eq!(from_pod(&SETTINGS, &packet), PodDecision::Settled(Verdict::NotOurs));
     assert_eq!(from_outside(&SETTINGS, &packet), Guard::Settled(Verdict::NotOurs));
 }
 
@@ -34,54 +34,66 @@ fn any_ip() -> impl Strategy<Value = [u8; 4]> {
     prop_oneof![Just(VIP), any::<[u8; 4]>()]
 }
 
-fn any_payload() -> impl Strategy<Value = Payload> {
+fn any_payload() -> impl Strategy<Value = TransportPayload> {
     let port = prop_oneof![
-        Just(SETTINGS.http_port),
-        Just(SETTINGS.dns_port),
-        Just(SETTINGS.peer_port),
-        Just(SETTINGS.admin_port),
+        prop::sample::select(vec![0, 80, 443, 9000, 53, 7480, 7481, 65_471, 65_472, 65_535])
+            .prop_map(u16::to_be_bytes),
         any::<[u8; 2]>()
     ];
     let kind = prop::sample::select(vec![
-        Kind::Tcp,
-        Kind::Udp,
-        Kind::FirstFragment,
-        Kind::Fragment,
-        Kind::Other,
-        Kind::Opaque,
+        PacketKind::Tcp,
+        PacketKind::Udp,
+        PacketKind::FirstFragment,
+        PacketKind::Fragment,
+        PacketKind::Other,
+        PacketKind::Opaque,
+        PacketKind::Routed,
     ]);
-    (kind, port, any::<u8>()).prop_map(|(kind, destination, flags)| Payload {
+    (kind, port, any::<u8>()).prop_map(|(kind, destination, flags)| TransportPayload {
         kind,
         ports: Ports { source: [0x9c, 0x40], destination },
         flags: TcpFlags(flags),
     })
 }
 
+#[test]
+fn targets_have_only_ports_of_the_ipv4_vip() {
+    let settings = Settings { targets: 1, vip6: [1; 16], ..SETTINGS };
+    let ports = Ports { source: [0; 2], destination: 65_500u16.to_be_bytes() };
+    let payload = TransportPayload { kind: PacketKind::Tcp, ports, flags: TcpFlags(SYN) };
+    assert_eq!(from_pod(&settings, &to(VIP, payload)), PodDecision::StandIn);
+    let v6 = Packet { source: [2; 16], destination: [1; 16], payload, network: 14, transport: 54 };
+    assert_eq!(from_pod(&settings, &v6), PodDecision::Settled(Verdict::VipOther));
+}
+
 proptest! {
-    /// The rules, said once more and in another way.
+    /// Compares the decisions with an independent formulation of the rules.
     #[test]
-    fn decisions_equal_the_reference(destination in any_ip(), payload in any_payload()) {
+    fn decisions_equal_the_reference(destination in any_ip(), payload in any_payload(), targets in 0..3u16) {
+        let settings = Settings { targets, ..SETTINGS };
         let packet = to(destination, payload);
         let port = u16::from_be_bytes(payload.ports.destination);
         let kind = payload.kind;
         let vip = destination == VIP;
         let protected = |ports: &[u16]| {
-            kind == Kind::Opaque || (matches!(kind, Kind::Tcp | Kind::FirstFragment) && ports.contains(&port))
+            kind == PacketKind::Opaque || (matches!(kind, PacketKind::Tcp | PacketKind::FirstFragment) && ports.contains(&port))
         };
         let expected = match (vip, kind, port) {
-            (false, ..) if protected(&[7480, 7481]) => Pod::Protect,
-            (false, Kind::Udp, 53) => Pod::Name,
-            (false, ..) => Pod::Settled(Verdict::NotOurs),
-            (true, Kind::Opaque, _) => Pod::Settled(Verdict::Malformed),
-            (true, Kind::Fragment | Kind::FirstFragment, _) => Pod::Settled(Verdict::Fragment),
-            (true, Kind::Tcp, 80) => Pod::Steer,
-            (true, Kind::Tcp | Kind::Udp, 53) => Pod::Settled(Verdict::Dns),
-            (true, ..) => Pod::Settled(Verdict::VipOther),
+            (false, PacketKind::Routed, _) => PodDecision::Forbid,
+            (false, ..) if protected(&[7480, 7481]) => PodDecision::Protect,
+            (false, PacketKind::Udp, 53) => PodDecision::Name,
+            (false, ..) => PodDecision::Settled(Verdict::NotOurs),
+            (true, PacketKind::Opaque | PacketKind::Routed, _) => PodDecision::Settled(Verdict::Malformed),
+            (true, PacketKind::Fragment | PacketKind::FirstFragment, _) => PodDecision::Settled(Verdict::Fragment),
+            (true, PacketKind::Tcp, 80 | 443 | 9000) => PodDecision::Steer,
+            (true, PacketKind::Tcp, 65_472..) if targets > 0 => PodDecision::StandIn,
+            (true, PacketKind::Tcp | PacketKind::Udp, 53) => PodDecision::Settled(Verdict::Dns),
+            (true, ..) => PodDecision::Settled(Verdict::VipOther),
         };
-        prop_assert_eq!(from_pod(&SETTINGS, &packet), expected);
+        prop_assert_eq!(from_pod(&settings, &packet), expected);
         let expected = match vip {
-            true => Guard::Settled(Verdict::Outside),
-            false if protected(&[7480]) => Guard::PeersOnly,
+            true => Guard::Settled(Verdict::External),
+            false if kind == PacketKind::Routed || protected(&[7480]) => Guard::PeersOnly,
             false => Guard::Settled(Verdict::NotOurs),
         };
         prop_assert_eq!(from_outside(&SETTINGS, &packet), expected);

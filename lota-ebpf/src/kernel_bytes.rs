@@ -1,4 +1,4 @@
-//! [`Bytes`] over the kernel's two kinds of packet.
+//! Implementations of [`Bytes`] for the packets of TC and XDP.
 
 use core::mem::MaybeUninit;
 
@@ -8,9 +8,7 @@ use aya_ebpf::{
 };
 use lota_ebpf::packet::Bytes;
 
-use crate::maps;
-
-/// A packet at TC, which may lie in several pieces: read by helper.
+/// A packet at TC. It may be non-linear, so it is read by a helper.
 pub(crate) struct Skb<'a>(pub(crate) &'a TcContext);
 
 impl Bytes for Skb<'_> {
@@ -18,37 +16,47 @@ impl Bytes for Skb<'_> {
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.0.load::<[u8; N]>(offset).ok()
     }
+}
 
-    #[inline(always)]
-    fn opaque(&self, number: usize) -> usize {
-        let Some(room) = maps::scratch() else { return number };
-        // SAFETY: this CPU's own room; volatile, or the compiler would see through it.
-        unsafe {
-            room.cast::<u64>().write_volatile(number as u64);
-            room.cast::<u64>().read_volatile() as usize
-        }
+/// Returns the same number as one of which the verifier knows nothing: it does not track values in maps. `room` is the
+/// buffer of this CPU.
+#[inline(always)]
+pub(crate) fn opaque(room: *mut u64, number: usize) -> usize {
+    // SAFETY: the buffer belongs to this CPU, and nothing else is kept in its first word. Volatile, or the compiler would
+    // remove the round trip.
+    unsafe {
+        room.write_volatile(number as u64);
+        room.read_volatile() as usize
     }
 }
 
-/// The first bytes of a packet, read already.
-pub(crate) struct Head<'a, const LENGTH: usize>(pub(crate) &'a [u8; LENGTH]);
+/// Returns the same number, of at least 1 and at most `MAX` (a power of two), as one that the verifier knows to be in this
+/// range. Expressed with a mask, since older verifiers (6.1) lose the bounds of a comparison.
+#[inline(always)]
+pub(crate) fn bounded<const MAX: usize>(room: *mut u64, number: usize) -> usize {
+    const { assert!(MAX.is_power_of_two()) };
+    (opaque(room, number - 1) & (MAX - 1)) + 1
+}
 
-impl<const LENGTH: usize> Bytes for Head<'_, LENGTH> {
+/// The first bytes of a packet, already loaded.
+pub(crate) struct HeadBytes<'a, const LENGTH: usize>(pub(crate) &'a [u8; LENGTH]);
+
+impl<const LENGTH: usize> Bytes for HeadBytes<'_, LENGTH> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.0.get(offset..offset + N)?.try_into().ok()
     }
 }
 
-/// A packet at XDP: read by helper too (kernel 5.18). In place, the verifier takes variable offsets only from
-/// those with CAP_PERFMON, which nothing else needs.
+/// A packet at XDP, read by a helper (kernel 5.18): the compiler moves the checks of direct access to where the verifier
+/// does not follow them.
 pub(crate) struct Frame<'a>(pub(crate) &'a XdpContext);
 
 impl Bytes for Frame<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: writes the `N` bytes if it succeeds, and only then are they looked at.
+        // SAFETY: the helper initializes all `N` bytes if it succeeds, and only then are they read.
         unsafe {
             let result = bpf_xdp_load_bytes(self.0.ctx, offset as u32, bytes.as_mut_ptr().cast(), N as u32);
             (result == 0).then(|| bytes.assume_init())

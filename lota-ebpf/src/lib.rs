@@ -1,8 +1,9 @@
-//! The half of the kernel side that has no kernel in it: what a packet is, and what to do about it.
+//! The pure part of the eBPF programs: packet parsing and decisions, without helpers or maps.
 //!
-//! It builds for the host too, where property tests run it on every packet they can think of.
+//! It also builds for the host, where property tests run it.
 #![cfg_attr(target_arch = "bpf", no_std)]
 
 pub mod decide;
-pub mod names;
+pub mod dns;
 pub mod packet;
+pub mod sender;

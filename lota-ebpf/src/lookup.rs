@@ -1,18 +1,18 @@
-//! At socket lookup: the backstop, and steering where TC does not or cannot.
+//! Programs at socket lookup: the backstop, and the redirect where TC does not or cannot redirect.
 //!
-//! Whatever reaches the VIP without having been steered is refused, so that a foreign listener on `0.0.0.0:80`
-//! never sees a pod's signed request, daemon up or down.
+//! Packets to the VIP that were not redirected are refused, so that another listener on `0.0.0.0:80` never receives a
+//! pod's signed request, whether the daemon runs or not.
 
 use aya_ebpf::programs::SkLookupContext;
-use lota_common::{Interface, Settings, Verdict};
+use lota_common::{RawInterface, Settings, Verdict};
 use lota_ebpf::{
-    decide::{Pod, from_pod},
-    packet::{Kind, Packet, Payload, Ports, TcpFlags},
+    decide::{PodDecision, from_pod},
+    packet::{Packet, PacketKind, Ports, TcpFlags, TransportPayload},
 };
 
 use crate::{
-    access,
-    maps::{self, Known},
+    identity::{self, HeldAddress},
+    maps,
     steer::LOOPBACK,
 };
 
@@ -20,63 +20,95 @@ const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 const TCP: u32 = 6;
 
-/// Refuses everything for the VIP but names; `None`: not ours.
+/// Outcome of a lookup.
+#[derive(Clone, Copy)]
+pub(crate) enum LookupOutcome {
+    /// The lookup continues, or finds the listener that was selected.
+    Passed,
+    /// As the verdict says, which is counted.
+    Counted(Verdict),
+    /// Refused, and not counted: to a port that stands for a target. The TC program, which drops packets that pods send
+    /// there themselves, looks for sockets of such connections, and so causes lookups for packets that it leaves alone.
+    Refused,
+}
+
+impl LookupOutcome {
+    /// Returns whether the lookup continues; else it is refused.
+    #[inline(always)]
+    pub(crate) fn passes(self) -> bool {
+        matches!(self, Self::Passed | Self::Counted(Verdict::Redirected))
+    }
+}
+
+/// Refuses packets to the VIP except DNS.
 #[inline(always)]
-pub(crate) fn backstop(ctx: &SkLookupContext) -> Option<Verdict> {
-    let settings = maps::settings()?;
+pub(crate) fn backstop(ctx: &SkLookupContext) -> LookupOutcome {
+    let Some(settings) = maps::settings() else { return LookupOutcome::Passed };
     let refuse = |decision| match decision {
-        Pod::Steer | Pod::Settled(Verdict::VipOther) => Some(Verdict::Backstop),
-        _ => None,
+        PodDecision::StandIn => LookupOutcome::Refused,
+        PodDecision::Steer | PodDecision::Settled(Verdict::VipOther) => {
+            LookupOutcome::Counted(Verdict::Backstop)
+        }
+        _ => LookupOutcome::Passed,
     };
     match family(ctx) {
         AF_INET => refuse(from_pod(settings, &packet_v4(ctx))),
         AF_INET6 => refuse(from_pod(settings, &packet_v6(ctx))),
-        _ => None,
+        _ => LookupOutcome::Passed,
     }
 }
 
-/// The same, and steers what comes from allowed pods: all of it where no TC program is, else what that one has left
-/// to the stack.
+/// Refuses like [`backstop`], but redirects connections of allowed pods: all where no TC program is attached, else
+/// those that it left to the stack.
 #[inline(always)]
-pub(crate) fn steer(ctx: &SkLookupContext) -> Option<Verdict> {
-    let settings = maps::settings()?;
+pub(crate) fn steer(ctx: &SkLookupContext) -> LookupOutcome {
+    let Some(settings) = maps::settings() else { return LookupOutcome::Passed };
     match family(ctx) {
-        AF_INET => judge(ctx, settings, &packet_v4(ctx)),
-        AF_INET6 => judge(ctx, settings, &packet_v6(ctx)),
-        _ => None,
+        AF_INET => decide_connection(ctx, settings, &packet_v4(ctx)),
+        AF_INET6 => decide_connection(ctx, settings, &packet_v6(ctx)),
+        _ => LookupOutcome::Passed,
     }
 }
 
-/// May the lookup go on? Else it is refused.
 #[inline(always)]
-pub(crate) fn passes(verdict: Option<Verdict>) -> bool {
-    matches!(verdict, None | Some(Verdict::Steered))
-}
-
-#[inline(always)]
-fn judge<A: Known>(ctx: &SkLookupContext, settings: &Settings, packet: &Packet<A>) -> Option<Verdict> {
+fn decide_connection<A: HeldAddress>(
+    ctx: &SkLookupContext,
+    settings: &Settings,
+    packet: &Packet<A>,
+) -> LookupOutcome {
     // SAFETY: the context the kernel called us with.
     let ifindex = unsafe { (*ctx.lookup).ingress_ifindex };
-    let steered = maps::interface(ifindex).map_or(0, |interface| interface.steered);
-    let by_lookup = steered == Interface::BY_LOOKUP;
-    match from_pod(settings, packet) {
-        Pod::Steer if steered != 0 && access::allowed(settings, packet.source, ifindex) => {
-            Some(match maps::LISTENER_SOCKETS.redirect_sk_lookup(ctx, A::LISTENER, 0) {
-                Ok(()) => Verdict::Steered,
-                Err(_) if by_lookup => Verdict::NoListener,
-                Err(_) => Verdict::Backstop,
-            })
-        }
-        Pod::Steer if by_lookup => {
+    let interface = maps::interface(ifindex);
+    let steered = interface.map_or(0, |interface| interface.steered);
+    let intercepts = interface.is_some_and(|interface| interface.intercepts == 1);
+    let by_lookup = steered == RawInterface::BY_LOOKUP;
+    let decision = from_pod(settings, packet);
+    let redirects = match decision {
+        PodDecision::Steer => steered != 0,
+        PodDecision::StandIn => intercepts,
+        _ => false,
+    };
+    // Packets on connections find their sockets without a lookup.
+    let (source, ports) = (packet.source, packet.payload.ports);
+    let redirected = (redirects && identity::allows_connection(settings, source, ports, ifindex))
+        .then(|| maps::LISTENER_SOCKETS.redirect_sk_lookup(ctx, A::LISTENER, 0).is_ok());
+    LookupOutcome::Counted(match (decision, redirected) {
+        (PodDecision::StandIn, Some(true)) => return LookupOutcome::Passed,
+        (PodDecision::StandIn, _) if intercepts => return LookupOutcome::Refused,
+        (PodDecision::Steer, Some(true)) => Verdict::Redirected,
+        (PodDecision::Steer, Some(false)) if by_lookup => Verdict::NoListener,
+        (PodDecision::Steer, None) if by_lookup => {
             packet.source.refused(Verdict::Denied, ifindex);
-            Some(Verdict::Denied)
+            Verdict::Denied
         }
-        // What a TC program has refused is refused here, too, and counted there.
-        Pod::Steer | Pod::Settled(Verdict::VipOther) => Some(Verdict::Backstop),
-        // It would not be looked up here if it were not for this node.
-        Pod::Protect if by_lookup && ifindex != LOOPBACK => Some(Verdict::Protected),
-        _ => None,
-    }
+        // Packets that a TC program refused are refused here, too; that program counted them.
+        (PodDecision::Steer | PodDecision::StandIn | PodDecision::Settled(Verdict::VipOther), _) => {
+            Verdict::Backstop
+        }
+        // The packet is for this node, whatever destination the pod used: TC saw it before address translation.
+        (PodDecision::Protect, _) if steered != 0 && ifindex != LOOPBACK => Verdict::Protected,
+        _ => return LookupOutcome::Passed,
+    })
 }
 
 #[inline(always)]
@@ -85,8 +117,8 @@ fn family(ctx: &SkLookupContext) -> u32 {
     unsafe { (*ctx.lookup).family }
 }
 
-// Addresses in the context are in network order, so native-endian bytes are the wire's; so is the remote
-// port, while the local one is in host order.
+// Addresses and the remote port in the context are in network order, so their native-endian bytes are those on the
+// wire. The local port is in host order.
 
 #[inline(always)]
 fn packet_v4(ctx: &SkLookupContext) -> Packet<[u8; 4]> {
@@ -97,7 +129,7 @@ fn packet_v4(ctx: &SkLookupContext) -> Packet<[u8; 4]> {
 
 #[inline(always)]
 fn packet_v6(ctx: &SkLookupContext) -> Packet<[u8; 16]> {
-    // Word by word: the kernel lets no other reads through.
+    // The verifier allows only reads of single words.
     // SAFETY: the context the kernel called us with.
     let (source, destination) =
         unsafe { (&raw const (*ctx.lookup).remote_ip6, &raw const (*ctx.lookup).local_ip6) };
@@ -117,9 +149,10 @@ fn address(words: *const [u32; 4]) -> [u8; 16] {
 #[inline(always)]
 fn packet<A>(ctx: &SkLookupContext, source: A, destination: A) -> Packet<A> {
     // SAFETY: the context the kernel called us with.
-    let (protocol, port) = unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).local_port) };
-    let kind = if protocol == TCP { Kind::Tcp } else { Kind::Udp };
-    let ports = Ports { source: [0; 2], destination: (port as u16).to_be_bytes() };
-    let payload = Payload { kind, ports, flags: TcpFlags(0) };
+    let (protocol, port, remote) =
+        unsafe { ((*ctx.lookup).protocol, (*ctx.lookup).local_port, (*ctx.lookup).remote_port) };
+    let kind = if protocol == TCP { PacketKind::Tcp } else { PacketKind::Udp };
+    let ports = Ports { source: remote.to_ne_bytes(), destination: (port as u16).to_be_bytes() };
+    let payload = TransportPayload { kind, ports, flags: TcpFlags(0) };
     Packet { source, destination, payload, network: 0, transport: 0 }
 }

@@ -1,4 +1,4 @@
-//! The entry points. Each program has one verdict per packet, counted and turned into an action here.
+//! Entry points. Each program computes one verdict per packet, which is counted and mapped to an action here.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -8,13 +8,19 @@ mod answer;
 #[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]
+mod identity;
+#[cfg(target_arch = "bpf")]
 mod kernel_bytes;
 #[cfg(target_arch = "bpf")]
 mod lookup;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod message;
+#[cfg(target_arch = "bpf")]
 mod steer;
+#[cfg(target_arch = "bpf")]
+mod target;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
@@ -26,25 +32,64 @@ mod programs {
     use lota_common::Verdict;
 
     use crate::{
-        guard,
+        guard, identity,
         kernel_bytes::{Frame, Skb},
-        lookup, maps, steer,
+        lookup::{self, LookupOutcome},
+        maps, steer, target,
     };
 
     /// TC ingress on a pod's interface.
     #[classifier]
+    #[inline(always)]
     pub(crate) fn lota_pod(ctx: TcContext) -> i32 {
         let verdict = steer::verdict(&ctx);
         maps::count(verdict, ctx.len());
         log_refusal(&ctx, verdict);
         match verdict {
-            // "Next": other programs on this interface keep seeing what is not ours.
-            Verdict::NotOurs => TC_ACT_UNSPEC,
+            // Continue with the next program on this interface.
+            Verdict::NotOurs | Verdict::Bypassed => TC_ACT_UNSPEC,
             Verdict::Answered => TC_ACT_REDIRECT,
-            Verdict::Revoked | Verdict::Fragment | Verdict::Malformed | Verdict::Protected => TC_ACT_SHOT,
-            // Refusals pass too: without an assigned socket the stack itself answers with a reset.
+            Verdict::Revoked
+            | Verdict::Fragment
+            | Verdict::Malformed
+            | Verdict::Protected
+            | Verdict::Spoofed => TC_ACT_SHOT,
+            // Refused packets pass, too: without an assigned socket, the stack answers with a reset.
             _ => TC_ACT_OK,
         }
+    }
+
+    /// TC egress on a pod's interface.
+    #[classifier]
+    pub(crate) fn lota_restore(ctx: TcContext) -> i32 {
+        // At ingress, too, no further program sees packets of LOTA's connections.
+        if target::restore(&ctx) { TC_ACT_OK } else { TC_ACT_UNSPEC }
+    }
+
+    /// TC ingress on a port of a bridge.
+    #[classifier]
+    #[inline(always)]
+    pub(crate) fn lota_port(ctx: TcContext) -> i32 {
+        let verdict = identity::port_verdict(&ctx);
+        match verdict {
+            // The program at the bridge counts these.
+            Verdict::NotOurs | Verdict::Bypassed => return TC_ACT_UNSPEC,
+            _ => maps::count(verdict, ctx.len()),
+        }
+        if verdict == Verdict::Answered { TC_ACT_REDIRECT } else { TC_ACT_SHOT }
+    }
+
+    /// TC egress on `lo`.
+    #[classifier]
+    pub(crate) fn lota_local(ctx: TcContext) -> i32 {
+        dropped(&ctx, identity::drops_local(&ctx).then_some(Verdict::Revoked))
+    }
+
+    #[inline(always)]
+    fn dropped(ctx: &TcContext, verdict: Option<Verdict>) -> i32 {
+        let Some(verdict) = verdict else { return TC_ACT_UNSPEC };
+        maps::count(verdict, ctx.len());
+        TC_ACT_SHOT
     }
 
     /// XDP on the uplink.
@@ -55,7 +100,7 @@ mod programs {
         if guard::drops(verdict) { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
     }
 
-    /// TC ingress on an uplink that takes no XDP.
+    /// TC ingress on an uplink without support for XDP.
     #[classifier]
     pub(crate) fn lota_guard_tc(ctx: TcContext) -> i32 {
         let verdict = guard::verdict(&Skb(&ctx));
@@ -69,21 +114,21 @@ mod programs {
         settle(lookup::backstop(&ctx))
     }
 
-    /// Socket lookup that steers, too.
+    /// Socket lookup with redirects.
     #[sk_lookup]
     pub(crate) fn lota_lookup(ctx: SkLookupContext) -> u32 {
         settle(lookup::steer(&ctx))
     }
 
     #[inline(always)]
-    fn settle(verdict: Option<Verdict>) -> u32 {
-        if let Some(verdict) = verdict {
+    fn settle(outcome: LookupOutcome) -> u32 {
+        if let LookupOutcome::Counted(verdict) = outcome {
             maps::count(verdict, 0);
         }
-        if lookup::passes(verdict) { sk_action::SK_PASS } else { sk_action::SK_DROP }
+        if outcome.passes() { sk_action::SK_PASS } else { sk_action::SK_DROP }
     }
 
-    /// What benchmarks compare with.
+    /// Baseline of benchmarks.
     #[classifier]
     pub(crate) fn lota_nothing(_: TcContext) -> i32 {
         TC_ACT_UNSPEC
@@ -94,11 +139,12 @@ mod programs {
         if !matches!(
             verdict,
             Verdict::NotOurs
-                | Verdict::Steered
+                | Verdict::Redirected
                 | Verdict::Established
-                | Verdict::Passed
+                | Verdict::Delivered
                 | Verdict::Dns
                 | Verdict::Answered
+                | Verdict::Bypassed
         ) {
             aya_log_ebpf::debug!(ctx, "refused: verdict {}", verdict as u32);
         }
@@ -113,8 +159,8 @@ mod programs {
         loop {}
     }
 
-    // The kernel only lends bpf_sk_assign and friends to GPL-compatible programs; Apache-2.0 users get the
-    // object under either licence.
+    // The kernel restricts helpers such as bpf_sk_assign to programs with a GPL-compatible license, so the object is
+    // dual-licensed.
     #[unsafe(link_section = "license")]
     #[unsafe(no_mangle)]
     static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,4 @@
-//! From bytes to what matters of a packet: two addresses and what is inside.
+//! Packet parsing: addresses, ports, flags and kind of payload.
 
 use lota_common::Settings;
 
@@ -13,41 +13,54 @@ pub const IPV6: usize = 40;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// Extension headers that can hide a transport header from us (RFC 8200, section 4). Not ESP and AH: without
-/// a security association the stack itself drops those.
+/// Extension headers that can precede a transport header (RFC 8200, section 4). ESP and AH are left out: without a
+/// security association, the stack drops them.
 const EXTENSIONS: [u8; 5] = [0, 43, 44, 60, 135];
+/// The routing header, which names further destinations after that of the IP header (RFC 8200, section 4.4).
+const ROUTING: u8 = 43;
+/// Extension headers that may precede a routing header.
+const BEFORE_ROUTING: [u8; 2] = [0, 60];
 
+/// TCP's FIN flag.
+pub const FIN: u8 = 0x01;
 /// TCP's SYN flag.
 pub const SYN: u8 = 0x02;
+/// TCP's RST flag.
+pub const RST: u8 = 0x04;
 /// TCP's ACK flag.
 pub const ACK: u8 = 0x10;
 
 /// Bounds-checked access to a packet, from its Ethernet header on.
 pub trait Bytes {
-    /// The `N` bytes at `offset`, unless the packet is shorter.
+    /// Returns the `N` bytes at `offset`, or `None` if the packet is shorter.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
-    /// The same number. In the kernel, one that the verifier knows nothing about any more: it then checks what
-    /// follows a loop once, rather than once for each way out of the loop.
+    /// Returns the same number. In the kernel, the verifier loses its bounds, and so checks the code after a loop once
+    /// instead of once for each exit of the loop.
     fn opaque(&self, number: usize) -> usize {
         number
     }
 }
 
-/// An IP address as on the wire. The two families are types, not variants: the verifier wants every byte it
-/// sees moved to have been written, and a four-byte variant of a sixteen-byte enum is not.
+/// An IP address as on the wire. The two families are types, not variants: the verifier rejects copies of uninitialized
+/// bytes, which a four-byte variant of a sixteen-byte enum has.
 pub trait Address: Copy + Eq {
-    /// This node's virtual address in this family; all zeros if it has none.
+    /// Whether ports of the VIP of this family can stand for targets.
+    const HAS_STAND_INS: bool;
+
+    /// Returns the VIP of this family; all zeros if there is none.
     fn vip(settings: &Settings) -> Self;
 
-    /// No address at all.
+    /// Returns whether the address is all zeros.
     fn is_unset(self) -> bool;
 
-    /// An address that only processes of the node itself may use.
+    /// Returns whether only processes of the node itself can use the address.
     fn is_loopback(self) -> bool;
 }
 
 impl Address for [u8; 4] {
+    const HAS_STAND_INS: bool = true;
+
     #[inline(always)]
     fn vip(settings: &Settings) -> Self {
         settings.vip4
@@ -65,6 +78,8 @@ impl Address for [u8; 4] {
 }
 
 impl Address for [u8; 16] {
+    const HAS_STAND_INS: bool = false;
+
     #[inline(always)]
     fn vip(settings: &Settings) -> Self {
         settings.vip6
@@ -77,70 +92,72 @@ impl Address for [u8; 16] {
 
     #[inline(always)]
     fn is_loopback(self) -> bool {
-        // The stack drops ::1 from any interface but its own (RFC 4291, section 2.5.3).
+        // The stack drops ::1 from any interface but `lo` (RFC 4291, section 2.5.3).
         false
     }
 }
 
-/// What an Ethernet frame carries.
+/// Network protocol of an Ethernet frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
     /// IPv4.
     V4,
     /// IPv6.
     V6,
-    /// Something else.
+    /// Any other.
     Other,
-    /// Behind more VLAN tags than are looked through.
+    /// Unknown, behind more VLAN tags than are parsed.
     Hidden,
 }
 
 /// An IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<A> {
-    /// Who sent it, as it says itself.
+    /// Source address, which may be forged.
     pub source: A,
-    /// Whom it is for.
+    /// Destination address.
     pub destination: A,
-    /// What it carries.
-    pub payload: Payload,
-    /// Where its own header begins, from the frame's beginning.
+    /// Payload.
+    pub payload: TransportPayload,
+    /// Offset of the IP header in the frame.
     pub network: usize,
-    /// Where the payload begins, likewise.
+    /// Offset of the payload in the frame.
     pub transport: usize,
 }
 
-/// What an IP packet carries, as far as it matters here. Flat for the verifier's sake, as [`Address`] explains:
-/// fields that a kind does not have are zeros.
+/// Payload of an IP packet. A flat struct, not an enum, for the reason given at [`Address`]; fields that a kind does
+/// not have are zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Payload {
-    /// What it is.
-    pub kind: Kind,
-    /// The ports of TCP and UDP.
+pub struct TransportPayload {
+    /// Kind of payload.
+    pub kind: PacketKind,
+    /// Ports of TCP and UDP.
     pub ports: Ports,
-    /// The flags of TCP.
+    /// Flags of TCP.
     pub flags: TcpFlags,
 }
 
 /// Kinds of payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum PacketKind {
     /// A TCP segment.
     Tcp,
     /// A UDP datagram.
     Udp,
-    /// The first fragment of a TCP segment: it has the ports.
+    /// The first fragment of a TCP segment, which contains the ports.
     FirstFragment,
     /// Any other fragment.
     Fragment,
-    /// Something else.
+    /// Any other.
     Other,
     /// Too short for its own headers, or behind IPv6 extension headers.
     Opaque,
+    /// Behind an IPv6 routing header, or behind extension headers that may include one.
+    Routed,
 }
 
-impl Payload {
-    const fn bare(kind: Kind) -> Self {
+impl TransportPayload {
+    const fn bare(kind: PacketKind) -> Self {
         Self { kind, ports: Ports { source: [0; 2], destination: [0; 2] }, flags: TcpFlags(0) }
     }
 }
@@ -159,17 +176,31 @@ pub struct Ports {
 pub struct TcpFlags(pub u8);
 
 impl TcpFlags {
-    /// Does this segment open a connection?
+    /// Returns whether the segment opens a connection.
     #[inline(always)]
     #[must_use]
     pub fn opens(self) -> bool {
         self.0 & (SYN | ACK) == SYN
     }
+
+    /// Returns whether the sender has nothing more to send.
+    #[inline(always)]
+    #[must_use]
+    pub fn ends(self) -> bool {
+        self.0 & FIN != 0
+    }
+
+    /// Returns whether the segment may complete a handshake, as its third one.
+    #[inline(always)]
+    #[must_use]
+    pub fn may_complete(self) -> bool {
+        self.0 & (SYN | ACK | RST) == ACK
+    }
 }
 
-/// What a frame carries, and where that begins. The kernel takes off any number of priority tags before it looks
-/// further, so up to two tags are looked through, whatever their VLAN: what is behind them is judged as if
-/// they were not there.
+/// Returns the network protocol of a frame and the offset of its header. The kernel removes any number of priority
+/// tags, so up to two VLAN tags are skipped, whatever their VLAN ID, and the packet is handled as if it were
+/// untagged.
 #[inline(always)]
 pub fn network(bytes: &impl Bytes) -> (Network, usize) {
     let mut tags = 0;
@@ -196,8 +227,7 @@ pub fn parse_v4(bytes: &impl Bytes, network: usize) -> Option<Packet<[u8; 4]>> {
     Some(packet_v4(bytes, &header, network, network + length, sound))
 }
 
-/// The same for the plainest of frames, and `None` for all others: no tags, no options, and as long as a TCP header.
-/// Everything in it is at a place that is known when this is compiled.
+/// Parses an IPv4 packet without VLAN tags and IP options; `None` for any other frame. All offsets are constants.
 #[inline(always)]
 pub fn parse_plain_v4(bytes: &impl Bytes) -> Option<Packet<[u8; 4]>> {
     let [ether_type @ .., version] = bytes.load::<3>(ETHERNET - 2)?;
@@ -216,13 +246,13 @@ fn packet_v4(
 ) -> Packet<[u8; 4]> {
     let source = [header[12], header[13], header[14], header[15]];
     let destination = [header[16], header[17], header[18], header[19]];
-    // RFC 791: a flag for "more fragments", then thirteen bits of offset.
+    // RFC 791: the flag "more fragments", then an offset of 13 bits.
     let more = header[6] & 0x20 != 0;
     let offset = header[6] & 0x1f != 0 || header[7] != 0;
     let payload = if !sound {
-        Payload::bare(Kind::Opaque)
+        TransportPayload::bare(PacketKind::Opaque)
     } else if offset {
-        Payload::bare(Kind::Fragment)
+        TransportPayload::bare(PacketKind::Fragment)
     } else {
         parse_transport(bytes, header[9], transport, more)
     };
@@ -237,7 +267,10 @@ pub fn parse_v6(bytes: &impl Bytes, network: usize) -> Option<Packet<[u8; 16]>> 
     let destination = bytes.load(network + 24)?;
     let transport = network + IPV6;
     let payload = if EXTENSIONS.contains(&next) {
-        Payload::bare(Kind::Opaque)
+        let second = bytes.load::<1>(transport);
+        let is_routed = next == ROUTING
+            || matches!(second, Some([second]) if second == ROUTING || BEFORE_ROUTING.contains(&second));
+        TransportPayload::bare(if is_routed { PacketKind::Routed } else { PacketKind::Opaque })
     } else {
         parse_transport(bytes, next, transport, false)
     };
@@ -245,22 +278,26 @@ pub fn parse_v6(bytes: &impl Bytes, network: usize) -> Option<Packet<[u8; 16]>> 
 }
 
 #[inline(always)]
-fn parse_transport(bytes: &impl Bytes, protocol: u8, offset: usize, fragment: bool) -> Payload {
+fn parse_transport(bytes: &impl Bytes, protocol: u8, offset: usize, fragment: bool) -> TransportPayload {
     if protocol != TCP && protocol != UDP {
-        return Payload::bare(if fragment { Kind::Fragment } else { Kind::Other });
+        return TransportPayload::bare(if fragment { PacketKind::Fragment } else { PacketKind::Other });
     }
-    let Some([s0, s1, d0, d1]) = bytes.load::<4>(offset) else { return Payload::bare(Kind::Opaque) };
+    let Some([s0, s1, d0, d1]) = bytes.load::<4>(offset) else {
+        return TransportPayload::bare(PacketKind::Opaque);
+    };
     let ports = Ports { source: [s0, s1], destination: [d0, d1] };
     let kind = match (protocol, fragment) {
-        (TCP, false) => Kind::Tcp,
-        // It may be as short as eight bytes: the ports are there, the flags need not be.
-        (TCP, true) => return Payload { kind: Kind::FirstFragment, ports, flags: TcpFlags(0) },
-        (_, false) => return Payload { kind: Kind::Udp, ports, flags: TcpFlags(0) },
-        (_, true) => return Payload::bare(Kind::Fragment),
+        (TCP, false) => PacketKind::Tcp,
+        // It may be only eight bytes long: with the ports, but without the flags.
+        (TCP, true) => {
+            return TransportPayload { kind: PacketKind::FirstFragment, ports, flags: TcpFlags(0) };
+        }
+        (_, false) => return TransportPayload { kind: PacketKind::Udp, ports, flags: TcpFlags(0) },
+        (_, true) => return TransportPayload::bare(PacketKind::Fragment),
     };
     match bytes.load::<1>(offset + 13) {
-        Some([flags]) => Payload { kind, ports, flags: TcpFlags(flags) },
-        None => Payload::bare(Kind::Opaque),
+        Some([flags]) => TransportPayload { kind, ports, flags: TcpFlags(flags) },
+        None => TransportPayload::bare(PacketKind::Opaque),
     }
 }
 

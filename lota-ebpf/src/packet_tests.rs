@@ -30,14 +30,14 @@ fn tcp(flags: u8) -> Vec<u8> {
     header
 }
 
-fn segment(flags: u8) -> Payload {
-    Payload { kind: Kind::Tcp, ports: PORTS, flags: TcpFlags(flags) }
+fn segment(flags: u8) -> TransportPayload {
+    TransportPayload { kind: PacketKind::Tcp, ports: PORTS, flags: TcpFlags(flags) }
 }
 
 const PORTS: Ports = Ports { source: [0x9c, 0x40], destination: [0, 80] };
 
 #[test]
-fn a_syn_opens_a_connection_and_an_answer_does_not() {
+fn a_syn_opens_a_connection_and_a_syn_ack_does_not() {
     for (flags, opens) in [(SYN, true), (SYN | ACK, false), (ACK, false), (0, false)] {
         let packet = parse_v4(&&ipv4(5, [0x40, 0], TCP, &tcp(flags))[..], ETHERNET).unwrap();
         assert_eq!(packet.payload, segment(flags));
@@ -52,23 +52,26 @@ fn options_move_the_transport_header() {
 }
 
 #[test]
-fn any_fragment_is_a_fragment() {
+fn fragments_are_recognized() {
     for fragment in [[0, 1], [0x20, 1], [0x1f, 0xff]] {
         assert_eq!(
             parse_v4(&&ipv4(5, fragment, TCP, &tcp(SYN))[..], ETHERNET).unwrap().payload.kind,
-            Kind::Fragment
+            PacketKind::Fragment
         );
     }
     for length in 8..=20 {
         let first = ipv4(5, [0x20, 0], TCP, &tcp(SYN)[..length]);
         let payload = parse_v4(&&first[..], ETHERNET).unwrap().payload;
-        assert_eq!((payload.kind, payload.ports), (Kind::FirstFragment, PORTS), "{length}");
+        assert_eq!((payload.kind, payload.ports), (PacketKind::FirstFragment, PORTS), "{length}");
     }
 }
 
 #[test]
-fn a_header_shorter_than_a_header_is_opaque() {
-    assert_eq!(parse_v4(&&ipv4(4, [0, 0], TCP, &tcp(SYN))[..], ETHERNET).unwrap().payload.kind, Kind::Opaque);
+fn a_header_length_below_the_minimum_is_opaque() {
+    assert_eq!(
+        parse_v4(&&ipv4(4, [0, 0], TCP, &tcp(SYN))[..], ETHERNET).unwrap().payload.kind,
+        PacketKind::Opaque
+    );
 }
 
 #[test]
@@ -78,10 +81,28 @@ fn extension_headers_are_opaque() {
         header[0] = 0x60;
         header[6] = next;
         header.extend_from_slice(&tcp(SYN));
-        assert_eq!(
-            parse_v6(&&frame([0x86, 0xdd], &header)[..], ETHERNET).unwrap().payload.kind,
-            Kind::Opaque
-        );
+        let kind = if next == ROUTING { PacketKind::Routed } else { PacketKind::Opaque };
+        assert_eq!(parse_v6(&&frame([0x86, 0xdd], &header)[..], ETHERNET).unwrap().payload.kind, kind);
+    }
+}
+
+/// Routing headers are found behind any other extension header.
+#[test]
+fn routing_headers_are_detected() {
+    for first in EXTENSIONS {
+        for (second, kind) in [
+            (43, PacketKind::Routed),
+            (0, PacketKind::Routed),
+            (60, PacketKind::Routed),
+            (TCP, PacketKind::Opaque),
+        ] {
+            let mut header = vec![0; 48];
+            (header[0], header[6], header[40]) = (0x60, first, second);
+            header.extend_from_slice(&tcp(SYN));
+            let kind = if first == ROUTING { PacketKind::Routed } else { kind };
+            let parsed = parse_v6(&&frame([0x86, 0xdd], &header)[..], ETHERNET).unwrap();
+            assert_eq!(parsed.payload.kind, kind, "{first}, {second}");
+        }
     }
 }
 
@@ -92,7 +113,7 @@ fn truncation_never_invents_ports() {
         let parsed = parse_v4(&&whole[..length], ETHERNET);
         match length {
             0..34 => assert_eq!(parsed, None, "{length}"),
-            34..48 => assert_eq!(parsed.unwrap().payload.kind, Kind::Opaque, "{length}"),
+            34..48 => assert_eq!(parsed.unwrap().payload.kind, PacketKind::Opaque, "{length}"),
             _ => assert_eq!(parsed.unwrap().payload, segment(SYN), "{length}"),
         }
     }
@@ -102,12 +123,15 @@ proptest! {
     #[test]
     fn any_bytes_parse_without_reading_past_the_end(bytes: Vec<u8>) {
         let (_, at) = network(&&bytes[..]);
-        let _ = (parse_v4(&&bytes[..], at), parse_v6(&&bytes[..], at));
+        // The fixed headers of RFC 791 and RFC 8200.
+        let (v4, v6) = (parse_v4(&&bytes[..], at), parse_v6(&&bytes[..], at));
+        prop_assert!(v4.is_none() || bytes.len() >= at + 20);
+        prop_assert!(v6.is_none() || bytes.len() >= at + 40);
     }
 }
 
 #[test]
-fn up_to_two_tags_are_looked_through() {
+fn up_to_two_vlan_tags_are_parsed() {
     let tagged = |tags: usize, inner: [u8; 2]| {
         let tags: Vec<u8> =
             (0..tags).flat_map(|tag| [[0x81, 0x00, 0, 0], [0x88, 0xa8, 0, 7]][tag % 2]).collect();
@@ -125,7 +149,7 @@ fn up_to_two_tags_are_looked_through() {
 }
 
 proptest! {
-    /// The short way to a packet ends where the long one does.
+    /// The parser for plain packets gives the same result as the general one.
     #[test]
     fn plain_packets_are_parsed_alike(
         first in prop_oneof![Just(0x45u8), any::<u8>()],

@@ -1,4 +1,4 @@
-//! Cold reads, side by side: directly from an origin that is far away, and through LOTA, which has nothing of them yet.
+//! Cold reads of a distant origin: directly, and through LOTA with an empty cache.
 
 use std::{
     fs,
@@ -26,26 +26,26 @@ const NAME: &str = "lota-bench-cold";
 const ROUNDS: usize = 10;
 const DELAYS: [u64; 3] = [1, 10, 50];
 const MIB: u64 = 1 << 20;
-/// Read whole, and read a mebibyte of.
+/// Names and sizes of the objects that are read completely.
 const WHOLE: [(&str, u64); 2] = [("64 MiB", 64 * MIB), ("1 GiB", 1024 * MIB)];
-/// Of every node, in GiB: all of one delay fits.
+/// Capacity of each node's cache in GiB; the objects of one delay fit.
 const CAPACITY: u64 = 12;
 const HUGE: u64 = 4096 * MIB;
-/// Longest wait for bytes.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Timeout for bytes to arrive.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     bench::ended("cold", measure())
 }
 
-/// How long an answer took.
+/// Duration of a response.
 #[derive(Clone, Copy, Debug)]
 struct Took {
     first_byte: f64,
     all: f64,
 }
 
-/// One read: of an object that nobody has read before.
+/// A read of an object that was not read before.
 struct Read {
     request: Request,
     bytes: u64,
@@ -56,7 +56,7 @@ fn measure() -> Result<bool> {
     let lab = Lab::up(NAME)?;
     let relayed = SocketAddr::from((GATEWAY, GATEWAY_PORT));
     let mut objects = Objects::new(lab.folder(), &format!("http://{relayed}"))?;
-    let trial = Read { request: objects.make(MIB)?, bytes: MIB };
+    let warm_up = Read { request: objects.make(MIB)?, bytes: MIB };
     let mut whole = Vec::new();
     for (title, size) in WHOLE {
         for delay in DELAYS {
@@ -72,7 +72,7 @@ fn measure() -> Result<bool> {
         let reads = (0..2 * ROUNDS).map(|_| read()).collect::<Result<Vec<_>>>()?;
         parts.push((delay, reads));
     }
-    // Beside this process, which relays.
+    // The origin is a process of its own; this one relays.
     let origin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let config = nginx::gateway(origin, objects.root(), &objects.urls);
     let _origin = Nginx::start(None, &nginx::folder(lab.folder(), "origin"), origin, &config)?;
@@ -83,12 +83,12 @@ fn measure() -> Result<bool> {
     node.edit("capacity = \"4GiB\"", &format!("capacity = \"{CAPACITY}GiB\""));
     node.configure(Mode::ClientOnly)?;
     let pod = lab.pod(Pod(1, 1));
-    // Pods have no other way out.
+    // Pods have no route to the origin.
     let direct = (lab.node(1), relayed);
     let mut report = Report::new("cold");
     for (title, delay, reads) in whole {
         relay.set_delay(Duration::from_millis(delay));
-        restart(&mut node, &pod, &trial)?;
+        restart(&mut node, &pod, &warm_up)?;
         let title = format!("{title}, origin {delay} ms away");
         let turns = take_turns(&title, &pod, &direct, reads, || Ok(()))?;
         show(&mut report, &title, &turns);
@@ -108,8 +108,8 @@ fn measure() -> Result<bool> {
     for (delay, reads) in parts {
         relay.set_delay(Duration::from_millis(delay));
         let title = format!("1 MiB of 4 GiB, origin {delay} ms away");
-        // The rest of the object is not waited for.
-        let turns = take_turns(&title, &pod, &direct, reads, || restart(&mut node, &pod, &trial))?;
+        // The measurement ends with the range, not with the fill of the whole object.
+        let turns = take_turns(&title, &pod, &direct, reads, || restart(&mut node, &pod, &warm_up))?;
         show(&mut report, &title, &turns);
         report.add(
             format!("{title}: first byte, LOTA / direct"),
@@ -129,8 +129,8 @@ fn show(report: &mut Report, title: &str, turns: &[(Took, Took)]) {
     report.add(format!("{title}: first byte, LOTA"), "ms", Goal::None, lota);
 }
 
-/// A node that has nothing under way, an empty cache, and a gateway that it trusts.
-fn restart(node: &mut Node, pod: &Namespace, trial: &Read) -> Result<()> {
+/// Restarts the node with an empty cache, and waits until it trusts the gateway.
+fn restart(node: &mut Node, pod: &Namespace, warm_up: &Read) -> Result<()> {
     if node.pid().is_some() {
         node.stop(Signal::SIGKILL)?;
     }
@@ -140,12 +140,12 @@ fn restart(node: &mut Node, pod: &Namespace, trial: &Read) -> Result<()> {
     }
     node.start()?;
     for _ in 0..3 {
-        read(pod, (VIP, 80).into(), trial)?;
+        read(pod, (VIP, 80).into(), warm_up)?;
     }
     Ok(())
 }
 
-/// Reads by turns, each object once; every pair of turns.
+/// Reads each object once, directly and through LOTA in turn; returns the pairs.
 fn take_turns(
     title: &str,
     pod: &Namespace,
@@ -178,7 +178,7 @@ fn read(pod: &Namespace, from: SocketAddr, read: &Read) -> Result<Took> {
     pod.run(move || {
         let mut stream = TcpStream::connect(from)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(READ_TIMEOUT))?;
         let since = Instant::now();
         stream.write_all(head.as_bytes())?;
         let mut buffer = vec![0; 1 << 20];

@@ -1,7 +1,8 @@
-//! What the kernel side costs, beside an empty program and a plain listener in the same run. `cargo xtask bench
-//! datapath`.
+//! Costs of the eBPF programs, compared with an empty program and a plain listener in the same run:
+//! `cargo xtask bench datapath`.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -26,15 +27,14 @@ use hickory_proto::{
     rr::{Name, RecordType},
 };
 use kernel::Kernel;
-use lota_common::{Source, program};
-use lota_daemon::{
-    access::{Entry, Table},
-    config,
-    datapath::{Datapath, Interface, Interfaces},
+use lota_common::{MAX_NAMES, Source, program};
+use lota_datapath::{
+    AccessEntry, AccessTable, AddressHolder, CgroupHierarchy, Datapath, EndpointName, EndpointNames,
+    IdentifiedPod, IdentityTable, Interface, Interfaces, Targets, WhenDown,
 };
 use lota_tests::{
     bench::{self, Goal, Report},
-    lab::{Lab, Namespace, Origin, Pod, clean_up_on_signal},
+    lab::{CgroupRoot, Lab, Namespace, Origin, Pod, PodClass, clean_up_on_signal},
     tool,
     tour::{Tools, Tour},
 };
@@ -48,6 +48,8 @@ use socket2::{Domain, Socket, Type};
 #[path = "../tests/packet/cases.rs"]
 #[expect(dead_code, reason = "the packet suite uses the rest")]
 mod cases;
+#[path = "../tests/packet/daemon.rs"]
+mod daemon;
 #[path = "../tests/packet/kernel.rs"]
 #[expect(dead_code, reason = "the packet suite uses the rest")]
 mod kernel;
@@ -59,11 +61,13 @@ const NAME: &str = "lota-bench";
 const ROUNDS: usize = 9;
 /// Runs of a program per round.
 const REPEAT: u32 = 200_000;
-/// Runs of a program that changes its packet, which must be given a new one each time.
+/// Runs per round of a program that changes its packet: each run needs a new packet.
 const SINGLE: u32 = 10_000;
 /// Connections per round.
 const CONNECTIONS: u32 = 1_000;
-/// Where the node listens without any steering, for comparison.
+/// UID of the pod whose cgroup the clients have.
+const UID: &str = "3f2c9a1e-0b6d-4a57-9f55-2d1f0c7b8a90";
+/// Port on which the node listens without redirection, for comparison.
 const PLAIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1)), 8080);
 
 fn main() -> ExitCode {
@@ -78,7 +82,7 @@ fn main() -> ExitCode {
     bench::ended("datapath", run())
 }
 
-/// By `BPF_PROG_TEST_RUN`: nanoseconds per packet beyond the empty program, each measured beside it.
+/// Measures nanoseconds per packet by `BPF_PROG_TEST_RUN`, less those of an empty program.
 fn packets_alone(report: &mut Report) -> Result<()> {
     let place = Namespace::named("lota-bench-packets");
     let home = std::fs::File::open("/proc/self/ns/net")?;
@@ -93,7 +97,7 @@ fn packets_alone(report: &mut Report) -> Result<()> {
 }
 
 fn measure_packets(report: &mut Report) -> Result<()> {
-    let kernel = Kernel::load(if_nametoindex("pod")?)?;
+    let mut kernel = Kernel::load(if_nametoindex("pod")?)?;
     let syn = |port| Transport::Tcp { port, flags: 0x02 };
     let query = |name: &str| -> Result<Transport> {
         let mut message = Message::query();
@@ -119,21 +123,78 @@ fn measure_packets(report: &mut Report) -> Result<()> {
         report.add(format!("{what}, beyond an empty program"), "ns", Goal::None, beyond);
     }
     let ours = Packet::v4(POD, STRANGER, query("bucket.cwlota.com.")?).bytes();
+    let beyond = answered(&kernel, &ours)?;
+    report.add("a query for LOTA's name, answered, beyond an empty program", "ns", Goal::None, beyond);
+
+    let many = many_names()?;
+    let own = many[..1].to_vec();
+    let _listener = kernel.open_listener()?;
+    for name in ["www.example.com.", "sts.eu-central-1.amazonaws.com."] {
+        let packet = Packet::v4(POD, STRANGER, query(name)?).bytes();
+        let (mut beyond, mut more) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            // The heartbeat stays valid during a round.
+            kernel.set_heartbeat(Some(Duration::ZERO))?;
+            let empty = time(&kernel, program::NOTHING, &packet, REPEAT)?;
+            kernel.set_names(&own)?;
+            let without = time(&kernel, program::POD, &packet, REPEAT)?;
+            kernel.set_names(&many)?;
+            let with = time(&kernel, program::POD, &packet, REPEAT)?;
+            beyond.push(with - empty);
+            more.push(with - without);
+        }
+        report.add(
+            format!("64 names: a query for {name}, beyond an empty program"),
+            "ns",
+            Goal::None,
+            beyond,
+        );
+        report.add("… beyond the same without intercepted names", "ns", Goal::AtMost(50.0), more);
+    }
+    kernel.set_heartbeat(Some(Duration::ZERO))?;
+    let beyond = answered(&kernel, &ours)?;
+    report.add("64 names: a query for LOTA's name, answered", "ns", Goal::None, beyond);
+    let intercepted = query("bucket.s3.eu-central-1.amazonaws.com.")?;
+    let intercepted = Packet::v4(POD, STRANGER, intercepted).bytes();
     let mut beyond = Vec::new();
     for _ in 0..ROUNDS {
-        let mut rounds = [0.0; 2];
-        for (sum, program) in rounds.iter_mut().zip([program::NOTHING, program::POD]) {
-            for _ in 0..SINGLE {
-                *sum += time(&kernel, program, &ours, 1)?;
-            }
-        }
-        beyond.push((rounds[1] - rounds[0]) / f64::from(SINGLE));
+        kernel.set_heartbeat(Some(Duration::ZERO))?;
+        beyond.extend(answered_in_rounds(&kernel, &intercepted, 1)?);
     }
-    report.add("a query for the zone, answered, beyond an empty program", "ns", Goal::None, beyond);
+    report.add("64 names: a query for a name of the gateway, answered", "ns", Goal::None, beyond);
     Ok(())
 }
 
-/// Nanoseconds of one run of a program, on average over as many.
+/// Returns the maximum number of names: LOTA's own, and those of S3 in many regions.
+fn many_names() -> Result<Vec<EndpointName>> {
+    let regions = (1..).flat_map(|number| {
+        ["us-east", "us-west", "eu-central", "eu-west", "ap-south"].map(|area| format!("{area}-{number}"))
+    });
+    let names = regions.map(|region| EndpointName::intercepted(&format!("s3.{region}.amazonaws.com")));
+    let names = [EndpointName::own("cwlota.com", WhenDown::Refuse)].into_iter().chain(names);
+    names.take(MAX_NAMES).collect::<Result<_, _>>().map_err(anyhow::Error::msg)
+}
+
+/// Measures nanoseconds for an answered query, less those of an empty program.
+fn answered(kernel: &Kernel, packet: &[u8]) -> Result<Vec<f64>> {
+    answered_in_rounds(kernel, packet, ROUNDS)
+}
+
+fn answered_in_rounds(kernel: &Kernel, packet: &[u8], rounds: usize) -> Result<Vec<f64>> {
+    let mut beyond = Vec::new();
+    for _ in 0..rounds {
+        let mut sums = [0.0; 2];
+        for (sum, program) in sums.iter_mut().zip([program::NOTHING, program::POD]) {
+            for _ in 0..SINGLE {
+                *sum += time(kernel, program, packet, 1)?;
+            }
+        }
+        beyond.push((sums[1] - sums[0]) / f64::from(SINGLE));
+    }
+    Ok(beyond)
+}
+
+/// Measures a program's nanoseconds per run: the mean of `repeat` runs.
 fn time(kernel: &Kernel, program: &str, packet: &[u8], repeat: u32) -> Result<f64> {
     let mut options = TestRunOptions::new();
     options.data_in = Some(packet);
@@ -148,7 +209,8 @@ fn time(kernel: &Kernel, program: &str, packet: &[u8], repeat: u32) -> Result<f6
     Ok(result.duration.as_nanos() as f64)
 }
 
-/// Through the steering, and beside it to a plain listener over an interface with an empty program.
+/// Measures connections that are redirected, and for comparison connections to a plain listener over an interface with
+/// an empty program.
 fn connections(report: &mut Report) -> Result<()> {
     let (node, pod) = (Namespace::named("lota-bench-n"), Namespace::named("lota-bench-p"));
     let pins = PathBuf::from("/sys/fs/bpf/lota-bench");
@@ -175,23 +237,32 @@ fn measure_connections(report: &mut Report, node: &Namespace, pod: &Namespace, p
     }
     node.ip(&format!("addr add {VIP}/32 dev lo"))?;
     pod.ip(&format!("route add {VIP}/32 via 10.1.0.1"))?;
+    let cgroups = CgroupRoot::make("lotabench")?;
+    cgroups.make_pod(UID, PodClass::Burstable)?;
+    let identities = identities(&cgroups)?;
     let pins = pins.to_owned();
+    let names = EndpointNames::new(many_names()?).map_err(anyhow::Error::msg)?;
     let (hidden, plain, _datapath, _empty) = node.run(move || -> Result<_> {
         let hidden = listener((Ipv4Addr::LOCALHOST, 0).into())?;
         let plain = listener(PLAIN)?;
-        let config = config::Datapath { pins, ..config::Datapath::default() };
-        let config = config::Datapath { pod_interfaces: vec!["pod".to_owned()], ..config };
-        let mut datapath = Datapath::load(&config, settings(), None, None)?;
+        let config =
+            lota_datapath::DatapathConfig { bpffs_path: pins, ..lota_datapath::DatapathConfig::default() };
+        let config = lota_datapath::DatapathConfig { pod_interfaces: vec!["pod".to_owned()], ..config };
+        let mut datapath = Datapath::load(&config, settings(), (&names, &Targets::default()), None, None)?;
         let index = if_nametoindex("pod")?;
-        let interface = Interface { name: "pod".to_owned(), kind: "veth".to_owned(), controller: None };
+        let interface =
+            Interface { name: "pod".to_owned(), kind: "veth".to_owned(), controller: None, peer: None };
         let interfaces = Interfaces([(index, interface)].into());
-        for (name, attached) in datapath.set_interfaces(&interfaces, &interfaces.plan(&config, false)) {
+        for (name, attached) in
+            datapath.set_interfaces(&interfaces, &interfaces.plan(&config, false, &BTreeSet::new()))
+        {
             attached.with_context(|| format!("attaching to {name}"))?;
         }
-        let entry = Entry { allow: true, ifindex: index, source: Source::Config };
-        datapath.set_access(&Table { addresses: [(POD.into(), entry)].into(), ..Table::default() })?;
+        let entry = AccessEntry { allow: true, ifindex: index, port: 0, source: Source::Config };
+        let access = AccessTable { addresses: [(POD.into(), entry)].into(), ..AccessTable::default() };
+        datapath.set_access(&access, Some(&identities))?;
         datapath.set_listener(&hidden)?;
-        let mut empty = EbpfLoader::new().load(lota_daemon::datapath::OBJECT)?;
+        let mut empty = EbpfLoader::new().load(lota_datapath::OBJECT)?;
         let program: &mut SchedClassifier =
             empty.program_mut(program::NOTHING).context("no program")?.try_into()?;
         program.load()?;
@@ -211,7 +282,9 @@ fn measure_connections(report: &mut Report, node: &Namespace, pod: &Namespace, p
         })
     });
     let vip = SocketAddr::from((VIP, 80));
-    let rate = |to: SocketAddr| -> Result<f64> { pod.run(move || connect_often(to))? };
+    let rate = |to: SocketAddr| {
+        cgroups.within(UID, PodClass::Burstable, || pod.run(move || connect_often(to)))??
+    };
     let (mut ratios, mut steered, mut beyond, mut looked_up) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     rate(vip)?;
@@ -222,10 +295,10 @@ fn measure_connections(report: &mut Report, node: &Namespace, pod: &Namespace, p
         steered.push(through);
         ratios.push(through / beside);
     }
-    report.add("connections per second through the steering", "1/s", Goal::None, steered);
+    report.add("connections per second, redirected", "1/s", Goal::None, steered);
     report.add("the same, as a ratio to a plain listener", "x", Goal::AtLeast(0.95), ratios);
 
-    // The kernel's own account of every packet of those connections; it costs a little, so not above.
+    // The kernel's statistics of each run; they have a cost, and therefore are off in the measurements above.
     let _stats: OwnedFd = enable_stats(Stats::RunTime)?;
     for _ in 0..ROUNDS {
         let programs = [program::POD, program::NOTHING, program::LOOKUP];
@@ -241,13 +314,34 @@ fn measure_connections(report: &mut Report, node: &Namespace, pod: &Namespace, p
         beyond.push(per_packet(0) - per_packet(1));
         looked_up.push(per_packet(2));
     }
-    report.add("an allowed pod's packet, beyond an empty program", "ns", Goal::AtMost(100.0), beyond);
-    report.add("a lookup of a listener, steered or not, the program itself", "ns", Goal::None, looked_up);
+    report.add(
+        "an allowed pod's packet, by cgroup and with 64 names, beyond an empty program",
+        "ns",
+        Goal::AtMost(100.0),
+        beyond,
+    );
+    report.add("a lookup of a listener, redirected or not, the program itself", "ns", Goal::None, looked_up);
     stop.store(true, Ordering::Relaxed);
     for accepting in accepting {
         accepting.join().map_err(|_| anyhow::anyhow!("an accepting thread panicked"))?;
     }
     Ok(())
+}
+
+/// Returns the identity of the pod whose cgroup the clients have.
+fn identities(cgroups: &CgroupRoot) -> Result<IdentityTable> {
+    let found = CgroupHierarchy::open(cgroups.folder())?.pods()?;
+    let cgroup = *found.by_uid.get(UID).context("the pod has no cgroup")?;
+    let (name, uid) = ("bench/pod".to_owned(), UID.to_owned());
+    let pod = IdentifiedPod { name: name.clone(), uid: uid.clone(), allowed: true, forwards: false };
+    let holder = AddressHolder { name, uid, cgroup: Some(cgroup) };
+    Ok(IdentityTable {
+        pods: [(cgroup.id, pod)].into(),
+        holders: [(POD.into(), holder)].into(),
+        kubepods: found.kubepods,
+        levels: found.levels,
+        ..IdentityTable::default()
+    })
 }
 
 fn listener(address: SocketAddr) -> Result<TcpListener> {
@@ -258,7 +352,7 @@ fn listener(address: SocketAddr) -> Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Connections per second, one after the other. They end by reset, so that no tuple waits.
+/// Measures sequential connections per second. A reset ends each, so that no address pair remains in TIME_WAIT.
 fn connect_often(to: SocketAddr) -> Result<f64> {
     let started = Instant::now();
     for _ in 0..CONNECTIONS {
@@ -268,7 +362,7 @@ fn connect_often(to: SocketAddr) -> Result<f64> {
     Ok(f64::from(CONNECTIONS) / started.elapsed().as_secs_f64())
 }
 
-/// Nanoseconds and runs of the newest program of this name.
+/// Returns the total nanoseconds and the number of runs of the newest program of this name.
 fn run_time(name: &str) -> Result<(u64, u64)> {
     let newest = loaded_programs()
         .flatten()
@@ -278,7 +372,7 @@ fn run_time(name: &str) -> Result<(u64, u64)> {
     Ok((u64::try_from(newest.run_time().as_nanos())?, newest.run_count()))
 }
 
-/// From the moment a pod's interface is there to its first connection, with the daemon as it runs.
+/// Measures the time from the creation of a pod's interface to its first connection, with a running daemon.
 fn first_connection(report: &mut Report) -> Result<()> {
     let lab = Lab::up(NAME)?;
     let origin = Origin::embedded(lab.folder())?;
@@ -287,7 +381,7 @@ fn first_connection(report: &mut Report) -> Result<()> {
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         tour.lab.node(1).ip(&format!("link del {}", pod.interface()))?;
-        // The old entry must be gone, or it would not be a start.
+        // Gives the daemon time to remove the entry of the previous interface.
         thread::sleep(Duration::from_millis(200));
         tour.lab.connect_pod(pod)?;
         let after = tour.lab.pod(pod).run(|| -> Result<Duration> {

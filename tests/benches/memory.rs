@@ -1,5 +1,5 @@
-//! What a node's daemon takes of memory when it has a million objects and a thousand connections, each in the middle of
-//! an answer that its client does not take.
+//! Memory of a daemon with a million cached objects and a thousand connections, whose clients do not read the rest of
+//! their responses.
 
 use std::{
     io::{Read as _, Write as _},
@@ -28,9 +28,9 @@ const NAME: &str = "lota-bench-memory";
 const STUB: u16 = 9100;
 const OBJECTS: u64 = 1_000_000;
 const CONNECTIONS: u64 = 1000;
-/// Of the object that all of them read.
+/// Size of the object that all connections read.
 const SIZE: u64 = 256 << 20;
-/// The goal: so much, and for each connection, and for each object.
+/// Goal in bytes: a base, plus an amount per connection and per object.
 const BASE: u64 = 64 << 20;
 const PER_CONNECTION: u64 = 16 << 10;
 const PER_OBJECT: u64 = 200;
@@ -50,8 +50,8 @@ fn measure() -> Result<bool> {
     let folder = nginx::folder(lab.folder(), "gateway");
     let _gateway = Nginx::start(Some(&lab.switch()), &folder, stub, &gateway)?;
     let mut node = Node::new(&lab, 1, &Program(tool("LOTA_BIN")?));
-    // The files are empty, which a scrub would see.
-    node.edit("min_free = \"64MiB\"", "min_free = \"64MiB\"\nscrub = \"0\"");
+    // The files are empty, which a scrub would report as corrupt.
+    node.edit("min_free = \"64MiB\"", "min_free = \"64MiB\"\nscrub_rate = \"0\"");
     node.configure_gateway(Mode::ClientOnly, &format!("http://{stub}"))?;
     let mut report = Report::new("memory");
     let mut figure = |what: &str, goal, bytes: u64| report.add(what, "MiB", goal, vec![mebibytes(bytes)]);
@@ -70,14 +70,14 @@ fn measure() -> Result<bool> {
     ensure!(found >= OBJECTS as f64, "the node has found {found} objects");
     figure("1 M objects", Goal::AtMost(mebibytes(BASE + OBJECTS * PER_OBJECT)), resident(&node)?);
     let held = hold(&pod, &url, CONNECTIONS)?;
-    let most = BASE + CONNECTIONS * PER_CONNECTION + OBJECTS * PER_OBJECT;
-    figure("… and 1,000 connections", Goal::AtMost(mebibytes(most)), resident(&node)?);
+    let limit = BASE + CONNECTIONS * PER_CONNECTION + OBJECTS * PER_OBJECT;
+    figure("… and 1,000 connections", Goal::AtMost(mebibytes(limit)), resident(&node)?);
     drop(held);
     drop(node);
     report.write()
 }
 
-/// Connections from a pod that each have read a little of an answer, until they are dropped.
+/// Opens connections from a pod that read the beginning of a response, and holds them until the sender is dropped.
 fn hold(pod: &Namespace, url: &str, connections: u64) -> Result<mpsc::Sender<()>> {
     let request = format!("GET {url} HTTP/1.1\r\nhost: cwlota.com\r\n\r\n");
     let (held, until) = mpsc::channel::<()>();
@@ -110,9 +110,9 @@ fn hold(pod: &Namespace, url: &str, connections: u64) -> Result<mpsc::Sender<()>
     }
 }
 
-/// Bytes of memory that the daemon has.
+/// Returns the daemon's resident memory in bytes.
 fn resident(node: &Node) -> Result<u64> {
-    // What is only about to be given back.
+    // The allocator returns free memory with a delay.
     thread::sleep(Duration::from_secs(2));
     bench::resident(node.pid().context("the node does not run")?)
 }

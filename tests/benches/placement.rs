@@ -1,7 +1,7 @@
-//! Placement, by the code that places: how evenly objects lie, what moves when nodes come and go, what a decision costs,
-//! what is lost against one cache of the same size, and what becomes of scans.
+//! Simulation of placement with LOTA's own code: balance, objects that move when nodes join and leave, cost of a
+//! decision, hit ratio compared with a single cache of the same total size, and scans.
 //!
-//! Objects have 8 to 64 MiB, evenly spread. A simulation: no network, no disk.
+//! Object sizes are uniformly distributed from 8 to 64 MiB. There is no network and no disk.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,22 +11,20 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lota_daemon::{
-    placement::{NodeName, Placement},
-    s3::ObjectName,
-};
+use lota_cache::placement::{NodeName, Placement};
+use lota_s3::ObjectName;
 use lota_tests::bench::{self, Goal, Report};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 const MIB: u64 = 1 << 20;
-/// Objects in a thousand nodes' caches; fewer nodes hold fewer.
+/// Objects per node.
 const OBJECTS_PER_NODE: usize = 1000;
-/// Of them, so many are looked at again when nodes come and go.
+/// Number of objects whose owners are compared when nodes join or leave.
 const CHURNED: usize = 100_000;
 const READS: usize = 1_000_000;
-/// Nodes that a decision is about: owners, and some to spare.
+/// Number of candidate nodes per decision.
 const OWNERS: usize = 5;
-/// The data set is so many times as large as the caches together.
+/// Ratio of the data set's size to the total size of the caches.
 const DATA_TO_CACHE: u64 = 10;
 
 fn main() -> ExitCode {
@@ -54,7 +52,8 @@ fn objects(count: usize) -> Result<Vec<Object>> {
     let mut random = StdRng::seed_from_u64(1);
     (0..count)
         .map(|number| {
-            let name = ObjectName::from_parts("bucket", &format!("shards/{number:07}.tar"), None);
+            let name =
+                ObjectName::from_parts("http://gateway", "bucket", &format!("shards/{number:07}.tar"), None);
             let bytes = random.random_range(8 * MIB..=64 * MIB);
             Ok(Object { name: name.context("no name")?, bytes })
         })
@@ -62,15 +61,15 @@ fn objects(count: usize) -> Result<Vec<Object>> {
 }
 
 fn cluster(nodes: impl Iterator<Item = usize>) -> Placement {
-    Placement::new("http://gateway", nodes.map(|node| (NodeName(format!("node-{node}")), 1 << 40)))
+    Placement::new(nodes.map(|node| (NodeName(format!("node-{node}")), 1 << 40)))
 }
 
 fn spread(bytes: &BTreeMap<NodeName, u64>, nodes: usize) -> f64 {
-    let most = bytes.values().max().copied().unwrap_or_default() as f64;
-    most / (bytes.values().sum::<u64>() as f64 / nodes as f64)
+    let largest = bytes.values().max().copied().unwrap_or_default() as f64;
+    largest / (bytes.values().sum::<u64>() as f64 / nodes as f64)
 }
 
-/// The first two nodes of each object.
+/// Returns the first two nodes of each object.
 fn owners(placement: &Placement, objects: &[Object]) -> Vec<[NodeName; 2]> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let first_two = |object: &Object| {
@@ -86,7 +85,7 @@ fn owners(placement: &Placement, objects: &[Object]) -> Vec<[NodeName; 2]> {
     })
 }
 
-/// Bytes at the fullest node, against the mean.
+/// Reports the ratio of the fullest node's bytes to the mean.
 fn balance(report: &mut Report, nodes: usize, objects: &[Object], owners: &[[NodeName; 2]]) {
     let (mut first, mut of_two) = (BTreeMap::new(), BTreeMap::<NodeName, u64>::new());
     for (object, [one, other]) in objects.iter().zip(owners) {
@@ -101,7 +100,7 @@ fn balance(report: &mut Report, nodes: usize, objects: &[Object], owners: &[[Nod
     report.add(what, "x mean", Goal::AtMost(1.10), vec![spread(&of_two, nodes)]);
 }
 
-/// Keys that move when a node goes, and when one comes, against those that must.
+/// Reports the ratio of keys that move when a node leaves or joins to the minimum that has to move.
 fn churn(report: &mut Report, nodes: usize, objects: &[Object], before: &[[NodeName; 2]]) {
     let objects = &objects[..objects.len().min(CHURNED)];
     let gone = NodeName(format!("node-{}", nodes / 2));
@@ -131,7 +130,7 @@ fn decisions(report: &mut Report, nodes: usize, objects: &[Object]) {
     report.add(format!("{nodes} nodes: a decision"), "us", Goal::None, measured.collect());
 }
 
-/// Zipf reads through a hundred nodes' caches, and through one of the same size.
+/// Reports the hit ratio of reads with a Zipf distribution: a hundred nodes' caches, and one cache of the same size.
 fn hits(report: &mut Report) -> Result<()> {
     const NODES: usize = 100;
     let objects = objects(NODES * OBJECTS_PER_NODE)?;
@@ -162,8 +161,7 @@ fn hits(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Epoch after epoch, everything in the same order: each object is read when it has just gone. Admission keeps what is
-/// there instead.
+/// Reports the hit ratio of repeated scans in the same order, the worst case for an LRU, with and without admission.
 fn scans(report: &mut Report, objects: &[Object], owners: &[[NodeName; 2]], capacity: u64) {
     for (what, by_frequency) in [
         ("epochs of the same data: hits of 100 nodes", false),
@@ -180,7 +178,7 @@ fn scans(report: &mut Report, objects: &[Object], owners: &[[NodeName; 2]], capa
                     || cache.has_room(bytes)
                     || cache.oldest().is_none_or(|oldest| reads[object] > reads[oldest]);
                 let hit = if admitted { cache.read(object, bytes) } else { cache.touch(object) };
-                // The first fills.
+                // The first epoch fills the caches.
                 hits += usize::from(hit && epoch > 0);
                 counted += usize::from(epoch > 0);
             }
@@ -189,7 +187,7 @@ fn scans(report: &mut Report, objects: &[Object], owners: &[[NodeName; 2]], capa
     }
 }
 
-/// Least recently used, by bytes.
+/// A cache with a capacity in bytes that evicts the least recently used object.
 struct Lru {
     left: u64,
     clock: u64,
@@ -210,13 +208,13 @@ impl Lru {
         self.by_age.first_key_value().map(|(_, object)| *object)
     }
 
-    /// Is it there?
+    /// Reads an object if it is cached. Returns whether it is.
     fn touch(&mut self, object: usize) -> bool {
         let bytes = self.held.get(&object).map(|(_, bytes)| *bytes);
         bytes.is_some_and(|bytes| self.read(object, bytes))
     }
 
-    /// Was it there? It is now.
+    /// Reads an object and caches it. Returns whether it was cached before.
     fn read(&mut self, object: usize, bytes: u64) -> bool {
         self.clock += 1;
         let before = self.held.insert(object, (self.clock, bytes));

@@ -1,5 +1,5 @@
-//! Warm reads, side by side: LOTA, nginx as an S3 cache without authorization and with it, and a bare sendfile loop. All
-//! of them on node 1, the client in a pod of it; the gateway is one that costs next to nothing.
+//! Warm reads from LOTA, nginx as an S3 cache without and with authorization, and a bare sendfile loop. All servers are
+//! on node 1, and the client is in a pod of node 1. The gateway has a negligible cost.
 
 use std::{fs, net::SocketAddr, path::Path, process::ExitCode, thread, time::Duration};
 
@@ -27,13 +27,13 @@ mod open;
 use bare::Bare;
 
 const NAME: &str = "lota-bench";
-/// Turns that everyone has for each figure, and how long one takes.
+/// Measurements per server and figure, and the duration of each.
 const ROUNDS: usize = 10;
 const TURN: Duration = Duration::from_secs(2);
-/// What is read, in bytes.
+/// Sizes of the objects in bytes.
 const LARGE: u64 = 64 << 20;
 const SMALL: [(&str, u64); 2] = [("4 KiB", 4 << 10), ("100 KiB", 100 << 10)];
-/// Ports on node 1, and of the gateway.
+/// Ports of the other servers on node 1, and of the gateway.
 const OPEN: u16 = 8080;
 const AUTHORIZING: u16 = 8081;
 const BARE: u16 = 8082;
@@ -41,42 +41,42 @@ const FORWARD: u16 = 8083;
 const STUB: u16 = 9100;
 
 fn main() -> ExitCode {
-    if let Err(error) = bare::serve_if_asked() {
+    if let Err(error) = bare::serve_if_spawned() {
         eprintln!("the bare loop: {error:#}");
         return ExitCode::FAILURE;
     }
     bench::ended("serving", measure())
 }
 
-/// Someone who serves.
+/// A server under test.
 struct Server {
     name: &'static str,
-    /// Where its client is.
+    /// Network namespace of the client.
     client: Namespace,
     url: String,
     pids: Vec<u32>,
 }
 
-/// What a turn showed.
+/// Result of one measurement.
 #[derive(Clone, Copy, Debug)]
 struct Turn {
     requests_per_second: f64,
     bytes_per_second: f64,
-    /// Of the server.
+    /// CPU time of the server's processes.
     cpu_seconds_per_gib: f64,
-    /// Of everyone on this machine: what the kernel does for a receiver counts as whoever's it interrupts.
+    /// CPU time of all processes on this machine: the kernel's work for a receiver counts for the process that it interrupts.
     all_cpu_seconds_per_gib: f64,
     p99_milliseconds: f64,
 }
 
-/// All that is compared, up and running; what another thing needs to live ends after it.
+/// The running servers. Fields are dropped in order: a server before those that it depends on.
 struct Stage {
     nodes: Vec<Node>,
     bare: Bare,
     forward: Nginx,
     cache: Nginx,
     _gateway: Nginx,
-    /// What reads an object of so many bytes.
+    /// URL of the object of each size.
     urls: Vec<(u64, String)>,
     lab: Lab,
 }
@@ -100,7 +100,7 @@ impl Stage {
         let program = Program(tool("LOTA_BIN")?);
         let mut nodes: Vec<Node> = (1..=NODES).map(|number| Node::new(&lab, number, &program)).collect();
         for node in &mut nodes {
-            // XDP makes every packet travel a veth alone, nginx' too; a network card joins them after it.
+            // XDP on a veth disables GRO, for nginx too; a network card aggregates packets after XDP.
             node.edit("uplink = \"uplink\"\n", "");
             node.configure_gateway(Mode::ClientOnly, &format!("http://{}", stub()))?;
             node.start()?;
@@ -108,7 +108,7 @@ impl Stage {
         Ok(Self { nodes, bare, forward, cache, _gateway: gateway, urls, lab })
     }
 
-    /// All that serve what is on node 1, from there.
+    /// Returns all servers, with a client on node 1.
     fn local(&self, object: u64) -> Result<Vec<Server>> {
         let nginx = self.cache.pids()?;
         let from = Pod(1, 1);
@@ -120,7 +120,7 @@ impl Stage {
         ])
     }
 
-    /// Those that serve it from node 2.
+    /// Returns the servers for a client on node 2.
     fn remote(&self, object: u64) -> Result<Vec<Server>> {
         let nginx = [self.cache.pids()?, self.forward.pids()?].concat();
         let from = Pod(2, 1);
@@ -167,7 +167,7 @@ fn measure() -> Result<bool> {
     clean_up_on_signal(NAME)?;
     let stage = Stage::set()?;
     let mut report = Report::new("serving");
-    // `cargo bench … -- small latency`: a part of it.
+    // `cargo bench … -- small latency` runs only these parts.
     let named: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
     let is_wanted = |name: &str| named.is_empty() || named.iter().any(|named| named == name);
     for (_, part) in PARTS.iter().filter(|(name, _)| is_wanted(name)) {
@@ -180,7 +180,7 @@ fn measure() -> Result<bool> {
     report.write()
 }
 
-/// What is measured.
+/// A part of the benchmark.
 type Part = fn(&Stage, &mut Report) -> Result<()>;
 const PARTS: [(&str, Part); 4] =
     [("large", large), ("small", small), ("latency", latency), ("remote", remote)];
@@ -218,9 +218,9 @@ fn small(stage: &Stage, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// At half of what LOTA can do, at times that nobody's slowness puts off; against the gateway's own `304`.
+/// Measures latency at half of LOTA's maximum rate with an open-loop load, compared with the gateway's own `304`.
 fn latency(stage: &Stage, report: &mut Report) -> Result<()> {
-    // Pods have no other way to the gateway.
+    // Pods have no route to the gateway.
     let (pod, node) = (stage.lab.pod(Pod(1, 1)), stage.lab.node(1));
     for (title, object) in SMALL {
         let lota = stage.server(Pod(1, 1), "LOTA", (VIP, 80).into(), &[stage.lota(0)?], object);
@@ -270,8 +270,7 @@ fn remote(stage: &Stage, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// With a gateway that does what gateways do (SeaweedFS, in a lab of its own): hits, every one authorized there, against
-/// its own answers to the same requests.
+/// Compares hits, each authorized by SeaweedFS, with SeaweedFS's own responses to the same requests.
 fn gateway(report: &mut Report) -> Result<()> {
     let lab = Lab::up(NAME)?;
     let origin = Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())?;
@@ -294,7 +293,7 @@ fn gateway(report: &mut Report) -> Result<()> {
         };
         let servers = [
             server("LOTA", tour.pod(owner, 1), (VIP, 80).into()),
-            // Pods have no other way to it.
+            // Pods have no route to the gateway.
             server("the gateway", tour.lab.node(owner), (GATEWAY, GATEWAY_PORT).into()),
         ];
         let connections = if size == LARGE { 8 } else { 64 };
@@ -305,11 +304,11 @@ fn gateway(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Everyone serves in turn, again and again; one list of turns for each.
+/// Measures the servers in turn, [`ROUNDS`] times; returns the results of each.
 fn take_turns(servers: &[Server], connections: usize) -> Result<Vec<(&'static str, Vec<Turn>)>> {
     let mut turns: Vec<_> = servers.iter().map(|server| (server.name, Vec::new())).collect();
     for server in servers {
-        // The first brings it into the cache; LOTA has the gateway on trial with the second.
+        // The first read fills the cache; LOTA verifies the gateway with the second.
         for _ in 0..3 {
             turn(server, connections.min(4), Duration::from_secs(1))?;
             thread::sleep(Duration::from_millis(200));
@@ -318,7 +317,7 @@ fn take_turns(servers: &[Server], connections: usize) -> Result<Vec<(&'static st
     for round in 0..ROUNDS {
         eprint!("\r    {connections} connections: round {} of {ROUNDS} ", round + 1);
         for place in 0..servers.len() {
-            // Nobody always comes after the same.
+            // The order rotates, so that no server always follows the same one.
             let place = (place + round) % servers.len();
             turns[place].1.push(turn(&servers[place], connections, TURN)?);
         }
@@ -334,20 +333,20 @@ fn turn(server: &Server, connections: usize, time: Duration) -> Result<Turn> {
     let threads = connections.min(2);
     wrk.args([format!("-t{threads}"), format!("-c{connections}"), format!("-d{}s", time.as_secs())]);
     wrk.args(["--latency", "--timeout", "20s", "-H", "Host: cwlota.com", &server.url]);
-    let said = lota_tests::lab::run(&mut wrk)?;
-    // A process that has ended meanwhile (nginx has one that does) had nothing to do with it.
+    let output = lota_tests::lab::run(&mut wrk)?;
+    // Processes that ended meanwhile (nginx has one) do not serve.
     let used = |(pid, before): (&u32, &Option<f64>)| Some(cpu_seconds(*pid)? - (*before)?);
     let cpu: f64 = server.pids.iter().zip(&before).filter_map(used).sum();
     let all_cpu = all_cpu_seconds()? - all_before;
-    if said.contains("Non-2xx") || said.contains("Socket errors") {
-        bail!("{} does not serve:\n{said}", server.name);
+    if output.contains("Non-2xx") || output.contains("Socket errors") {
+        bail!("{} does not serve:\n{output}", server.name);
     }
     let value = |label: &str| -> Result<&str> {
-        let line = said.lines().find_map(|line| line.trim().strip_prefix(label));
-        line.map(str::trim).with_context(|| format!("wrk says no `{label}`:\n{said}"))
+        let line = output.lines().find_map(|line| line.trim().strip_prefix(label));
+        line.map(str::trim).with_context(|| format!("no `{label}` in wrk's output:\n{output}"))
     };
     // `1234 requests in 2.01s, 3.45GB read`
-    let total = said.lines().find(|line| line.contains(" requests in ")).context("no total")?;
+    let total = output.lines().find(|line| line.contains(" requests in ")).context("no total")?;
     let read =
         total.rsplit(", ").next().and_then(|read| bytes(read.strip_suffix(" read")?)).context("no bytes")?;
     let gib = read / f64::from(1 << 30);
@@ -360,7 +359,7 @@ fn turn(server: &Server, connections: usize, time: Duration) -> Result<Turn> {
     })
 }
 
-/// `1.5GB`, as wrk writes it: by 1024.
+/// Parses a size of wrk, such as `1.5GB`; units are powers of 1024.
 fn bytes(text: &str) -> Option<f64> {
     let digits = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
     let factor = match &text[digits.len()..] {
@@ -373,7 +372,7 @@ fn bytes(text: &str) -> Option<f64> {
     digits.parse::<f64>().ok().map(|number| number * factor)
 }
 
-/// `1.5ms`, as wrk writes it.
+/// Parses a duration of wrk, such as `1.5ms`.
 fn milliseconds(text: &str) -> Option<f64> {
     let digits = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
     let factor = match &text[digits.len()..] {
@@ -385,19 +384,19 @@ fn milliseconds(text: &str) -> Option<f64> {
     digits.parse::<f64>().ok().map(|number| number * factor)
 }
 
-/// What a process has used so far, if it still runs.
+/// Returns the CPU time of a running process in seconds.
 fn cpu_seconds(pid: u32) -> Option<f64> {
     let stat = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
     let fields: Vec<&str> = stat.rsplit(") ").next()?.split(' ').collect();
-    // utime and stime, in hundredths.
+    // utime and stime, in hundredths of a second.
     let ticks: f64 = [11, 12].iter().filter_map(|field| fields.get(*field)?.parse::<f64>().ok()).sum();
     Some(ticks / 100.0)
 }
 
-/// What all have used so far, kernel and interrupts included.
+/// Returns the CPU time of the whole machine in seconds, including kernel and interrupts.
 fn all_cpu_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/stat")?;
-    // user, nice, system, idle, iowait, irq, softirq: in hundredths.
+    // user, nice, system, idle, iowait, irq, softirq, in hundredths of a second.
     let fields: Vec<f64> =
         stat.lines().next().unwrap_or_default().split_whitespace().skip(1).flat_map(str::parse).collect();
     let busy: Option<f64> = [0, 1, 2, 5, 6].iter().map(|field| fields.get(*field)).sum();
@@ -416,7 +415,7 @@ fn show(
     }
 }
 
-/// One against another, round by round.
+/// Returns the ratio of two servers' figures in each round.
 fn ratios(turns: &[(&str, Vec<Turn>)], one: usize, other: usize, figure: impl Fn(&Turn) -> f64) -> Vec<f64> {
     turns[one].1.iter().zip(&turns[other].1).map(|(one, other)| figure(one) / figure(other)).collect()
 }

@@ -1,6 +1,6 @@
-//! A restart with a million objects: how long until all of them are found, and what memory the index takes.
+//! Restart with a million objects: time to rebuild the index, and its memory.
 //!
-//! The files are empty, since a restart reads names alone; what an index of full ones takes is the same.
+//! The files are empty: a restart reads only their names, and the size of the index does not depend on their contents.
 
 use std::{
     fs,
@@ -10,11 +10,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lota_daemon::cache::{Cache, DiskPlan, Encryption, Plan};
+use lota_cache::{Cache, CachePlan, DiskPlan, Encryption};
 use lota_tests::bench::{self, Goal, Report};
 
 const OBJECTS: usize = 1_000_000;
-const PLAN: Plan = Plan { min_free: 0, encryption: Encryption::Off, scrub: 0, ..Plan::DEFAULT };
+const PLAN: CachePlan =
+    CachePlan { min_free: 0, encryption: Encryption::Off, scrub: 0, ..CachePlan::DEFAULT };
 
 fn main() -> ExitCode {
     let folder = PathBuf::from("/var/tmp").join(format!("lota-bench-storage-{}", process::id()));
@@ -52,7 +53,7 @@ fn measure(folder: &Path) -> Result<bool> {
 
 fn open(folder: &Path, objects: usize) -> Result<Cache> {
     let disk = DiskPlan { folder: folder.to_owned(), capacity: 1 << 50 };
-    let cache = Cache::open(&[disk], "http://gateway", &PLAN, &[])?;
+    let cache = Cache::open(&[disk], &PLAN, &[])?;
     ensure!(cache.usage().objects == objects, "{} objects were found", cache.usage().objects);
     Ok(cache)
 }

@@ -1,4 +1,4 @@
-//! What benchmarks write: one JSON file of the same shape each, a plot, and a table for whoever looks on.
+//! Reports of benchmarks: a JSON file, a plot, and a table on standard output.
 
 pub mod nginx;
 mod objects;
@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 
 pub use objects::{BUCKET, Objects, name_objects};
 
-/// A benchmark's results.
+/// Results of a benchmark.
 #[derive(Debug, Serialize)]
 pub struct Report {
     bench: &'static str,
@@ -19,7 +19,7 @@ pub struct Report {
     rows: Vec<Row>,
 }
 
-/// Where it ran.
+/// Machine on which it ran.
 #[derive(Debug, Serialize)]
 struct Machine {
     kernel: String,
@@ -27,7 +27,7 @@ struct Machine {
     cpus: usize,
 }
 
-/// One figure.
+/// One result.
 #[derive(Debug, Serialize)]
 struct Row {
     what: String,
@@ -35,21 +35,21 @@ struct Row {
     goal: Goal,
     value: f64,
     unit: &'static str,
-    /// From the least to the most.
+    /// Minimum and maximum.
     spread: [f64; 2],
-    /// Of the median, at 95 %, by order statistics.
+    /// Confidence interval of the median at 95 %, by order statistics.
     interval: [f64; 2],
     holds: bool,
 }
 
-/// What a figure should be.
+/// Goal of a result.
 #[derive(Clone, Copy, Debug)]
 pub enum Goal {
-    /// No more than this.
+    /// Upper bound.
     AtMost(f64),
-    /// No less than this.
+    /// Lower bound.
     AtLeast(f64),
-    /// For comparison only.
+    /// None; the result is for comparison only.
     None,
 }
 
@@ -63,7 +63,7 @@ impl Goal {
 
     fn holds(self, value: f64) -> bool {
         match self {
-            Self::AtMost(most) => value <= most,
+            Self::AtMost(limit) => value <= limit,
             Self::AtLeast(least) => value >= least,
             Self::None => true,
         }
@@ -73,7 +73,7 @@ impl Goal {
 impl fmt::Display for Goal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AtMost(most) => write!(f, "at most {most}"),
+            Self::AtMost(limit) => write!(f, "at most {limit}"),
             Self::AtLeast(least) => write!(f, "at least {least}"),
             Self::None => Ok(()),
         }
@@ -84,17 +84,17 @@ fn in_words<S: Serializer>(goal: &Goal, serializer: S) -> Result<S::Ok, S::Error
     serializer.collect_str(goal)
 }
 
-/// Bytes of memory that a process has.
+/// Returns the resident memory of a process, in bytes.
 ///
 /// # Errors
-/// If there is no such process.
+/// If the process does not exist.
 pub fn resident(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
 }
 
-/// What a benchmark's process ends with, once it has measured.
+/// Returns the exit status of a benchmark.
 #[must_use]
 pub fn ended(bench: &str, measured: Result<bool>) -> ExitCode {
     match measured {
@@ -106,7 +106,7 @@ pub fn ended(bench: &str, measured: Result<bool>) -> ExitCode {
 }
 
 impl Report {
-    /// An empty report.
+    /// Creates an empty report.
     #[must_use]
     pub fn new(bench: &'static str) -> Self {
         let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
@@ -120,7 +120,7 @@ impl Report {
         Self { bench, machine, rows: Vec::new() }
     }
 
-    /// Adds a figure: the median of these measurements, and how far they spread. It is shown at once.
+    /// Adds the median and the spread of measurements, and prints them.
     pub fn add(&mut self, what: impl Into<String>, unit: &'static str, goal: Goal, mut measured: Vec<f64>) {
         measured.sort_by(f64::total_cmp);
         let median = measured.get(measured.len() / 2).copied().unwrap_or(f64::NAN);
@@ -136,7 +136,7 @@ impl Report {
         self.rows.push(Row { what, goal, value: median, unit, spread, interval, holds });
     }
 
-    /// Writes `target/bench/<name>.json` and `.svg`; did every figure hold?
+    /// Writes `target/bench/<name>.json` and `.svg`; returns whether every goal was met.
     ///
     /// # Errors
     /// If the file cannot be written.

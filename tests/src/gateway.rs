@@ -1,9 +1,8 @@
 //! The embedded gateway: a small S3 server for the demo and the end-to-end tests.
 //!
-//! It verifies every signature (`SigV4`), checks permissions, keeps object bytes in files and
-//! everything else in memory. With [`Direct`] set it also speaks LOTA's gateway protocol: an
-//! authorized `GetObject` that carries `Lota-Accept: direct` is answered by a redirect to a
-//! presigned URL of the backend.
+//! It verifies every signature (`SigV4`), checks permissions, and keeps object bytes in files and everything else in
+//! memory. With [`Direct`], it also implements LOTA's gateway protocol: the response to an authorized `GetObject` with
+//! `Lota-Accept: direct` is a redirect to a presigned URL of the backend.
 
 mod access;
 mod blob;
@@ -38,33 +37,33 @@ use store::Store;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// What a gateway serves, and to whom.
+/// Settings of a gateway.
 #[derive(Clone)]
 pub struct Settings {
-    /// The domain of virtual-host requests, such as `cwlota.com`: a request for
-    /// `bucket.<zone>` names its bucket in the host. Any other host means path style.
+    /// Domain of virtual-host requests, such as `cwlota.com`: a request for `bucket.<zone>` has its bucket in the
+    /// host. Any other host means path style.
     pub zone: String,
-    /// Everyone who may sign a request.
+    /// Users that may sign requests.
     pub users: Vec<User>,
-    /// Where authorized reads of LOTA are sent; `None` makes this a plain S3 server.
+    /// Backend for authorized reads of LOTA; `None` for a plain S3 server.
     pub direct: Option<Direct>,
-    /// Where object bytes are kept, in files with generated names. Created if missing; the
-    /// files go away with the gateway, as the metadata does.
+    /// Folder for object bytes, in files with generated names. Created if missing; the files are removed with the
+    /// gateway.
     pub data_dir: PathBuf,
 }
 
-/// One pair of keys and what it opens.
+/// A credential with its permissions.
 #[derive(Clone)]
 pub struct User {
-    /// The public half, sent with each request.
+    /// Access key.
     pub access_key: String,
-    /// The secret half, which signs.
+    /// Secret key.
     pub secret_key: String,
-    /// What a request signed by this user may do.
+    /// Permissions of the user.
     pub may: Permission,
 }
 
-/// What a user may do. All that is not permitted is answered by 403 `AccessDenied`.
+/// Permissions of a user. Anything else fails with 403 `AccessDenied`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permission {
     /// Every operation on every bucket.
@@ -73,21 +72,21 @@ pub enum Permission {
     ReadOnly,
     /// No operation at all, although the signature is accepted.
     Nothing,
-    /// Every operation on these buckets only; listing all buckets shows these only.
+    /// Every operation on these buckets; the list of buckets contains only these.
     Buckets(Vec<String>),
 }
 
-/// The backend to which LOTA is redirected, and how its URLs are signed.
+/// The backend to which LOTA is redirected, and the credential for its URLs.
 #[derive(Clone)]
 pub struct Direct {
     /// Scheme and authority, such as `http://10.77.0.100:9001`.
     pub backend: String,
-    /// The access key that signs. The backend must know it: if the backend is this very
-    /// gateway, it has to be one of [`Settings::users`].
+    /// Access key that signs. The backend must know it: if the backend is this gateway, it must be one of
+    /// [`Settings::users`].
     pub access_key: String,
-    /// Its secret key.
+    /// Secret key.
     pub secret_key: String,
-    /// How long a URL stays valid, in whole seconds from 1 second to 7 days.
+    /// Validity of a URL, in whole seconds from 1 second to 7 days.
     pub expires: Duration,
 }
 
@@ -120,20 +119,20 @@ impl Gateway {
         Ok(Gateway { address, shared, accepting })
     }
 
-    /// The address the gateway listens on.
+    /// Returns the address on which the gateway listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The value of the last `Lota-Node` header seen in any request, authorized or not.
+    /// Returns the last `Lota-Node` header of any request, authorized or not.
     #[must_use]
     pub fn last_seen_node(&self) -> Option<String> {
         let last = self.shared.last_node.lock();
         last.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Sets where reads of LOTA are sent from now on; `None` turns redirects off.
+    /// Sets the backend for reads of LOTA; `None` turns redirects off.
     pub fn set_direct(&self, direct: Option<Direct>) {
         let current = self.shared.direct.write();
         *current.unwrap_or_else(PoisonError::into_inner) = direct;
@@ -153,7 +152,7 @@ impl Drop for Gateway {
     }
 }
 
-/// All that the requests of one gateway share.
+/// State that all requests of a gateway share.
 struct Shared {
     zone: String,
     users: Users,

@@ -1,22 +1,28 @@
-//! A cluster in a box: nodes and pods as network namespaces, a bridge between the nodes, and a counted way to
-//! the gateway. Nothing of it touches the machine's own network.
+//! The lab: a cluster on one machine. Nodes and pods are network namespaces, a bridge connects the nodes, and counting
+//! relays lead to the gateway. The machine's own network is not touched.
 
+mod cgroup;
 pub mod chunked;
 mod client;
 mod knock;
+mod kubelet_cgroups;
 pub mod kubernetes;
 mod namespace;
 mod node;
 mod origin;
+mod pod_api;
 pub mod raw;
 mod relay;
+mod rgw;
 mod signals;
+mod udp_server;
 
 use std::{
     fs,
+    io::Write as _,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Output, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -24,35 +30,41 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 
+pub use lota_scripted as scripted;
+
+pub use cgroup::{CgroupRoot, PodClass};
 pub use client::{Client, Credential, Got, Style};
 pub use knock::{AT_ONCE, LONG_ENOUGH, Reached, knock};
 pub use namespace::Namespace;
 pub use node::{ADMIN_PORT, Mode, Node, PEER_PORT, Program};
 pub use origin::{ADMIN, NOBODY, Origin, POD_ONLY, READER};
+pub use pod_api::{ApiPod, PodApi};
 pub use relay::Relay;
 pub use signals::{clean_up_on_signal, still_wanted};
+pub use udp_server::UdpServer;
 
-/// Nodes in the lab.
+/// Number of nodes.
 pub const NODES: u8 = 3;
-/// Pods on each node. The last pod of the last node has no access.
+/// Number of pods on each node. The last pod of the last node has no access.
 pub const PODS: u8 = 2;
-/// The virtual address of the endpoint.
+/// The IPv4 VIP of the endpoint.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 80);
-/// The same for IPv6.
+/// The IPv6 VIP of the endpoint.
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0xface, 0, 0, 0, 0, 0, 0x80);
-/// Where nodes find the gateway, and the backend behind it.
+/// Address of the gateway and its backend, as seen by the nodes.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
-/// The gateway's port at [`GATEWAY`].
+/// Port of the gateway at [`GATEWAY`].
 pub const GATEWAY_PORT: u16 = 9000;
-/// The backend's port at [`GATEWAY`].
+/// Port of the backend at [`GATEWAY`].
 pub const BACKEND_PORT: u16 = 9001;
 
-/// A pod, by its node's number and its own, both from 1.
+/// A pod, by the number of its node and its own number, both from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pod(pub u8, pub u8);
 
-/// The pod that no access entry names.
+/// The pod without an access entry.
 pub const DENIED: Pod = Pod(NODES, PODS);
 
 /// A namespace of a lab.
@@ -73,7 +85,7 @@ impl Place {
     }
 }
 
-/// The namespaces, and the folder that goes with them.
+/// The namespaces and the folder of a lab.
 #[derive(Debug)]
 pub struct Lab {
     name: String,
@@ -81,65 +93,76 @@ pub struct Lab {
 }
 
 impl Pod {
-    /// Every pod of the lab.
+    /// Returns every pod of the lab.
     pub fn all() -> impl Iterator<Item = Self> {
         (1..=NODES).flat_map(|node| (1..=PODS).map(move |pod| Self(node, pod)))
     }
 
-    /// Its address.
+    /// Returns its IPv4 address.
     #[must_use]
     pub fn address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, 10 + self.0, 10 + self.1)
     }
 
-    /// Its IPv6 address.
+    /// Returns its IPv6 address.
     #[must_use]
     pub fn address6(self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd77, 10 + u16::from(self.0), 0, 0, 0, 0, 0, 10 + u16::from(self.1))
     }
 
-    /// The node's interface it is behind.
+    /// Returns the name of its interface on the node.
     #[must_use]
     pub fn interface(self) -> String {
         format!("veth-p{}", self.1)
     }
 }
 
-/// A node's address on the bridge.
+/// Returns a node's IPv4 address on the bridge.
 #[must_use]
 pub fn node_address(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, node)
 }
 
-/// A node's IPv6 address on the bridge.
+/// Returns a node's IPv6 address on the bridge.
 #[must_use]
 pub fn node_address6(node: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(node))
 }
 
 impl Lab {
-    /// Makes the lab; one of the same name is taken down first.
+    /// Creates the lab; removes an existing one of the same name first.
     ///
     /// # Errors
-    /// If the kernel or `ip` refuses, as it does without root.
+    /// If the kernel or `ip` refuses, for example without root.
     pub fn up(name: &str) -> Result<Self> {
+        let lab = Self::up_without_pods(name)?;
+        for pod in Pod::all() {
+            lab.make_pod(pod).with_context(|| format!("making pod {} of node {}", pod.1, pod.0))?;
+        }
+        Ok(lab)
+    }
+
+    /// Creates a lab whose pods are made by others; removes an existing one of the same name first.
+    ///
+    /// # Errors
+    /// If the kernel or `ip` refuses, for example without root.
+    pub fn up_without_pods(name: &str) -> Result<Self> {
+        // During the removal of a lab on a signal, no further test may create another.
+        still_wanted();
         Self::down(name)?;
         let lab = Self { name: name.to_owned(), folder: folder(name) };
         fs::create_dir_all(&lab.folder).with_context(|| format!("creating {}", lab.folder.display()))?;
         lab.make_switch().context("making the switch")?;
         for node in 1..=NODES {
             lab.make_node(node).with_context(|| format!("making node {node}"))?;
-            for pod in 1..=PODS {
-                lab.make_pod(Pod(node, pod)).with_context(|| format!("making pod {pod} of node {node}"))?;
-            }
         }
         Ok(lab)
     }
 
-    /// Takes down whatever there is of a lab of this name: processes, namespaces, pins, files.
+    /// Removes all processes, namespaces, cgroups, pins and files of a lab.
     ///
     /// # Errors
-    /// If something of it cannot be removed.
+    /// If something cannot be removed.
     pub fn down(name: &str) -> Result<()> {
         for namespace in Self::namespaces(name) {
             namespace.delete()?;
@@ -147,16 +170,19 @@ impl Lab {
         for node in 1..=NODES {
             remove_folder(&pins(name, node))?;
         }
+        kubelet_cgroups::remove(name)?;
         remove_folder(&folder(name))
     }
 
-    /// What is left of a lab; empty once it is down.
+    /// Returns the remaining processes and files of a lab; empty once it is removed.
     #[must_use]
     pub fn leftovers(name: &str) -> Vec<String> {
         let namespaces = Self::namespaces(name).into_iter().flat_map(|namespace| namespace.traces());
         let folders = (1..=NODES).map(|node| pins(name, node)).chain([folder(name)]);
-        let mut left: Vec<PathBuf> = namespaces.chain(folders).filter(|path| path.exists()).collect();
-        // A daemon's command line names its configuration, which is in the folder.
+        let cgroups = kubelet_cgroups::paths(name);
+        let mut left: Vec<PathBuf> =
+            namespaces.chain(folders).chain(cgroups).filter(|path| path.exists()).collect();
+        // Daemons are found by their command line, which contains the path of their configuration.
         let folder = folder(name).display().to_string();
         left.extend(
             fs::read_dir("/proc").into_iter().flatten().flatten().map(|process| process.path()).filter(
@@ -168,54 +194,62 @@ impl Lab {
         left.into_iter().map(|path| path.display().to_string()).collect()
     }
 
-    /// Every namespace that a lab of this name may have, and no other's.
+    /// Returns every namespace that a lab of this name may have.
     fn namespaces(name: &str) -> Vec<Namespace> {
         let nodes = (1..=NODES).map(Place::Node);
         let pods = Pod::all().map(Place::Pod);
         nodes.chain(pods).chain([Place::Switch]).map(|place| place.namespace(name)).collect()
     }
 
-    /// The lab's name.
+    /// Returns the name of the lab.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A folder of its own, on disk.
+    /// Returns the folder of the lab, on disk.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The namespace of the switch, where the gateway's address is.
+    /// Returns the namespace of the switch, which has the gateway's address.
     #[must_use]
     pub fn switch(&self) -> Namespace {
         Place::Switch.namespace(&self.name)
     }
 
-    /// A node's namespace.
+    /// Lets the gateway's host send packets to the pods of a node directly.
+    ///
+    /// # Errors
+    /// If the route cannot be added.
+    pub fn route_to_pods(&self, node: u8) -> Result<()> {
+        self.switch().ip(&format!("route replace 10.77.{}.0/24 via {}", 10 + node, node_address(node)))
+    }
+
+    /// Returns a node's namespace.
     #[must_use]
     pub fn node(&self, node: u8) -> Namespace {
         Place::Node(node).namespace(&self.name)
     }
 
-    /// A pod's namespace.
+    /// Returns a pod's namespace.
     #[must_use]
     pub fn pod(&self, pod: Pod) -> Namespace {
         Place::Pod(pod).namespace(&self.name)
     }
 
-    /// Where a node's daemon pins its maps.
+    /// Returns the folder in which a node's daemon pins its maps.
     #[must_use]
     pub fn pins(&self, node: u8) -> PathBuf {
         pins(&self.name, node)
     }
 
-    /// A counting relay from an address of the switch to `target`, which is reached from this process' own
-    /// namespace.
+    /// Starts a counting relay from a port of [`GATEWAY`] to `target`, which is connected to from this process's own
+    /// network namespace.
     ///
     /// # Errors
-    /// If the address is taken.
+    /// If the port is in use.
     pub fn relay(&self, port: u16, target: SocketAddr) -> Result<Relay> {
         let listener = self.switch().run(move || std::net::TcpListener::bind((GATEWAY, port)))??;
         Relay::start(listener, target)
@@ -255,12 +289,33 @@ impl Lab {
     /// Gives a pod its interface, address and routes.
     ///
     /// # Errors
-    /// If `ip` refuses, as it does when the pod has them.
+    /// If `ip` refuses, for example because the pod has them already.
     pub fn connect_pod(&self, pod: Pod) -> Result<()> {
+        self.connect_pod_at(pod, "type veth")
+    }
+
+    /// Replaces a pod by another one with its address, whose interface has the same name and index.
+    ///
+    /// # Errors
+    /// If `ip` refuses.
+    pub fn replace_pod(&self, pod: Pod) -> Result<()> {
+        let (node, interface) = (self.node(pod.0), pod.interface());
+        let shown = run(node.command("ip").args(["-o", "link", "show", "dev", &interface]))?;
+        let index = shown.split(':').next().unwrap_or_default();
+        node.ip(&format!("link del {interface}"))?;
+        let namespace = self.pod(pod);
+        namespace.delete()?;
+        namespace.create()?;
+        namespace.set_resolver(VIP, "")?;
+        self.connect_pod_at(pod, &format!("index {index} type veth"))
+    }
+
+    /// Like [`Lab::connect_pod`], with these arguments of `ip link add`.
+    fn connect_pod_at(&self, pod: Pod, link: &str) -> Result<()> {
         let (namespace, node) = (self.pod(pod), self.node(pod.0));
         let (address, interface) = (pod.address(), pod.interface());
         let router = Ipv4Addr::new(10, 77, 10 + pod.0, 1);
-        node.ip(&format!("link add {interface} type veth peer name eth0 netns {}", namespace.name()))?;
+        node.ip(&format!("link add {interface} {link} peer name eth0 netns {}", namespace.name()))?;
         node.ip(&format!("addr add {router}/32 dev {interface}"))?;
         node.ip(&format!("link set {interface} up"))?;
         node.ip(&format!("route add {address}/32 dev {interface}"))?;
@@ -281,7 +336,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if let Err(error) = Self::down(&self.name) {
-            eprintln!("the lab {} is not all gone: {error:#}", self.name);
+            eprintln!("cannot remove the lab {}: {error:#}", self.name);
         }
     }
 }
@@ -303,22 +358,48 @@ fn remove_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Ends a process as Ctrl-C does, and waits for it.
+/// Sends SIGINT to a process and waits for its end.
 ///
 /// # Errors
-/// If it cannot be signalled.
+/// If the signal cannot be sent.
 pub fn interrupt(process: &mut Child) -> Result<()> {
     kill(Pid::from_raw(process.id().cast_signed()), Signal::SIGINT)?;
     process.wait()?;
     Ok(())
 }
 
-/// Runs a command to its end; what it printed.
+/// Runs a command; returns its standard output.
 ///
 /// # Errors
-/// If it fails, with what it said.
+/// If it fails, with its standard error.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("running {command:?}"))?;
+    output_of(command, &output)
+}
+
+/// Returns the entries of a pinned map as `bpftool` formats them by the map's types.
+///
+/// # Errors
+/// If `bpftool` fails or prints something else.
+pub fn dump_map(path: &Path) -> Result<Vec<Value>> {
+    let dump = run(Command::new("bpftool").args(["--json", "map", "dump", "pinned"]).arg(path))?;
+    let entries: Vec<Value> =
+        serde_json::from_str(&dump).with_context(|| format!("unexpected output of bpftool: {dump}"))?;
+    Ok(entries.into_iter().map(|mut entry| entry["formatted"].take()).collect())
+}
+
+/// Runs a command with this standard input; returns its standard output.
+///
+/// # Errors
+/// If it fails, with its standard error.
+pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().with_context(|| format!("running {command:?}"))?;
+    process.stdin.take().context("no input")?.write_all(input.as_bytes())?;
+    output_of(command, &process.wait_with_output()?)
+}
+
+fn output_of(command: &Command, output: &Output) -> Result<String> {
     if !output.status.success() {
         bail!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -1,4 +1,4 @@
-//! The lab, the embedded gateway, and the tour that is both the demo and the end-to-end suite.
+//! The lab, the embedded gateway, and the tour, which is both the demo and part of the end-to-end suite.
 
 use anyhow::Context as _;
 
@@ -8,10 +8,10 @@ pub mod lab;
 pub mod suite;
 pub mod tour;
 
-/// A path that `cargo xtask` hands over to what it runs.
+/// Returns a path that `cargo xtask` passes in an environment variable.
 ///
 /// # Errors
-/// If it has not.
+/// If the variable is not set.
 pub fn tool(variable: &str) -> anyhow::Result<std::path::PathBuf> {
     let path = std::env::var_os(variable);
     Ok(path

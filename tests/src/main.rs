@@ -1,4 +1,4 @@
-//! `lota-lab`: shows the tour, or keeps a lab to play in. Run by `cargo xtask demo` and `cargo xtask lab`.
+//! `lota-lab`: shows the tour, or keeps a lab for experiments. Run by `cargo xtask demo` and `cargo xtask lab`.
 
 use std::{
     fs,
@@ -21,11 +21,11 @@ use nix::{
     unistd::Pid,
 };
 
-/// The tour's lab, and the one that `lab up` keeps.
+/// Names of the tour's lab and of the lab of `lab up`.
 const DEMO: &str = "lota-demo";
 const KEPT: &str = "lota-kept";
-/// Longest wait for a lab in the background.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout for a background lab to start or stop.
+const LAB_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
 #[command(name = "lota-lab")]
@@ -36,35 +36,35 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum LabCommand {
-    /// Show the main job, step by step.
+    /// Show the main features, step by step.
     Tour {
         #[command(flatten)]
         parts: Parts,
-        /// Leave the lab up afterwards, until Ctrl-C.
+        /// Keep the lab afterwards, until Ctrl-C.
         #[arg(long)]
         keep: bool,
-        /// One JSON object per line of the table, for scripts.
+        /// Print one JSON object per line of the table.
         #[arg(long)]
         json: bool,
     },
-    /// Make a lab and keep it in the background.
+    /// Start a lab in the background.
     Up {
         #[command(flatten)]
         parts: Parts,
     },
-    /// What `up` leaves in the background.
+    /// The background process of `up`.
     #[command(hide = true)]
     Hold {
         #[command(flatten)]
         parts: Parts,
     },
-    /// Take the lab down.
+    /// Stop and remove the lab.
     Down,
-    /// Run a command in a pod (`n1p1`), a node (`n1`) or at the gateway's place (`switch`) of the lab.
+    /// Run a command in a pod (`n1p1`), a node (`n1`) or the gateway's namespace (`switch`) of the lab.
     Exec {
-        /// Where.
+        /// Pod, node or `switch`.
         place: String,
-        /// What.
+        /// Command with its arguments.
         #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
@@ -72,13 +72,13 @@ enum LabCommand {
 
 #[derive(Args, Clone)]
 struct Parts {
-    /// The built daemon.
+    /// Path of the built daemon.
     #[arg(long)]
     lota: PathBuf,
-    /// A Python with boto3.
+    /// Python interpreter with boto3.
     #[arg(long)]
     python: PathBuf,
-    /// An S3 endpoint to use instead of the embedded gateway: `http://host:port`.
+    /// S3 endpoint to use instead of the embedded gateway: `http://host:port`.
     #[arg(long)]
     gateway: Option<String>,
 }
@@ -121,12 +121,12 @@ fn tour(parts: &Parts, keep: bool, json: bool) -> Result<()> {
     }
     show_access_map(&tour, &table)?;
     if keep && failed == 0 {
-        hint(&tour.lab, "Ctrl-C takes the lab down.");
+        hint(&tour.lab, "Ctrl-C removes the lab.");
         loop {
             thread::park();
         }
     }
-    table.step(10, "everything it made is gone");
+    table.step(STEPS.last().map_or(1, |step| step.number + 1), "the lab is removed completely");
     drop(tour);
     let left = Lab::leftovers(DEMO);
     table.line(&plain("namespaces, pins, processes, files left", &left.len().to_string()));
@@ -145,7 +145,7 @@ fn start(name: &str, parts: &Parts) -> Result<Tour> {
     Tour::start(lab, origin, &tools)
 }
 
-/// The access entries as an operator sees them.
+/// Prints the access entries with `bpftool`.
 fn show_access_map(tour: &Tour, table: &Table) -> Result<()> {
     if table.json {
         return Ok(());
@@ -160,7 +160,7 @@ fn hint(lab: &Lab, end: &str) {
     let pod = lab.pod(Pod(1, 1));
     println!(
         "\nThe lab {name} is up. Enter a pod and try:\n    ip netns exec {pod} bash\n    getent hosts \
-         my-bucket.cwlota.com\n    curl -i http://cwlota.com/          # 403: the gateway wants a signature\n\
+         my-bucket.cwlota.com\n    curl -i http://cwlota.com/          # 403: the gateway requires a signature\n\
          The pod {denied} has no access:\n    ip netns exec {denied} curl -i http://cwlota.com/   # refused\n{end}",
         name = lab.name(),
         pod = pod.name(),
@@ -168,7 +168,7 @@ fn hint(lab: &Lab, end: &str) {
     );
 }
 
-/// The state of the lab in the background: the process that holds it.
+/// Returns the path of the file with the id of the background process.
 fn holder() -> PathBuf {
     PathBuf::from(format!("/run/lota-lab-{KEPT}.pid"))
 }
@@ -181,15 +181,15 @@ fn up(parts: &Parts) -> Result<()> {
     if let Some(url) = &parts.gateway {
         command.args(["--gateway", url]);
     }
-    // A group of its own: Ctrl-C in this terminal must not reach it.
+    // In a process group of its own, so that Ctrl-C in this terminal does not reach it.
     let mut process = command.stdout(log.try_clone()?).stderr(log).process_group(0).spawn()?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + LAB_TIMEOUT;
     while !holder().exists() {
         if process.try_wait()?.is_some() || Instant::now() > deadline {
             let _ = process.kill();
-            let said = fs::read_to_string(format!("/run/lota-lab-{KEPT}.log")).unwrap_or_default();
+            let log = fs::read_to_string(format!("/run/lota-lab-{KEPT}.log")).unwrap_or_default();
             Lab::down(KEPT)?;
-            bail!("the lab did not come up: {said}");
+            bail!("the lab did not start: {log}");
         }
         thread::sleep(Duration::from_millis(50));
     }
@@ -200,7 +200,7 @@ fn up(parts: &Parts) -> Result<()> {
 fn hold(parts: &Parts) -> Result<()> {
     clean_up_on_signal(KEPT)?;
     let tour = start(KEPT, parts)?;
-    hint(&tour.lab, "`cargo xtask lab down` takes the lab down.");
+    hint(&tour.lab, "`cargo xtask lab down` removes the lab.");
     fs::write(holder(), std::process::id().to_string())?;
     loop {
         thread::park();
@@ -210,12 +210,12 @@ fn hold(parts: &Parts) -> Result<()> {
 fn down() -> Result<()> {
     if let Ok(pid) = fs::read_to_string(holder()) {
         let pid: i32 = pid.trim().parse().context("reading the holder's process id")?;
-        // The number may be another process' by now.
+        // The id may have been reused by another process.
         let holds =
             fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("lota-lab"));
         if holds {
             kill(Pid::from_raw(pid), Signal::SIGTERM)?;
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + LAB_TIMEOUT;
             while Path::new(&format!("/proc/{pid}")).exists() && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(50));
             }
@@ -229,13 +229,13 @@ fn down() -> Result<()> {
 fn exec(place: &str, command: &[String]) -> Result<()> {
     let namespace = lota_tests::lab::Namespace::named(&format!("{KEPT}-{place}"));
     let (program, arguments) = command.split_first().context("no command")?;
-    // A pod sees its own resolver; a node sees the machine's bpffs.
+    // Pods need their own resolv.conf; nodes need the machine's bpffs.
     let pod = place.contains('p');
     let mut command = if pod { namespace.pod_command(program) } else { namespace.command(program) };
     Err(command.args(arguments).exec()).with_context(|| format!("running {program} in {place}"))
 }
 
-/// The tour's table, as it grows.
+/// Output of the tour.
 struct Table {
     json: bool,
     started: Instant,

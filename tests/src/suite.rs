@@ -13,12 +13,41 @@ use crate::{
     tour::{Tools, Tour},
 };
 
-/// What a test says.
-type Said = anyhow::Result<()>;
-/// A test, and its name.
-pub type Test = (String, Box<dyn Fn(&mut Tour) -> Said + Send>);
+/// Environment variable with the maximum number of attempts per test, by default 1. Tests of a lab depend on how soon
+/// three nodes and their servers get the CPU.
+const ATTEMPTS: &str = "LOTA_TEST_ATTEMPTS";
+/// Beginning of the line about a test that failed at first. `cargo xtask test` counts these.
+const FLAKY: &str = "flaky: ";
 
-/// A suite that runs.
+/// Result of a test.
+type TestResult = anyhow::Result<()>;
+/// A test without its name.
+pub type TestFn<T = Tour> = fn(&mut T) -> TestResult;
+/// A test with its name.
+pub type Test<T = Tour> = (String, Box<dyn Fn(&mut T) -> TestResult + Send>);
+
+/// Returns the tests of a table.
+#[must_use]
+pub fn tests<T: 'static>(table: &[(&str, TestFn<T>)]) -> Vec<Test<T>> {
+    table.iter().map(|(name, test)| ((*name).to_owned(), Box::new(*test) as Box<_>)).collect()
+}
+
+/// State that the tests of a suite share.
+pub trait Shared: Send + 'static {
+    /// Restores what a previous test may have stopped.
+    ///
+    /// # Errors
+    /// If it cannot be restored.
+    fn revive(&mut self) -> TestResult;
+}
+
+impl Shared for Tour {
+    fn revive(&mut self) -> TestResult {
+        Self::revive(self)
+    }
+}
+
+/// A running suite.
 #[derive(Debug)]
 pub struct Suite {
     lab: &'static str,
@@ -27,13 +56,13 @@ pub struct Suite {
 }
 
 impl Suite {
-    /// Runs a suite whose labs have this name; a signal takes them down.
+    /// Runs a suite whose labs have this name. SIGINT, SIGTERM and SIGHUP remove the lab.
     pub fn run(lab: &'static str, tests: impl FnOnce(&mut Self)) -> ExitCode {
         if let Err(error) = clean_up_on_signal(lab) {
             eprintln!("{lab}: {error:#}");
             return ExitCode::FAILURE;
         }
-        // One at a time: they share the lab.
+        // Tests run one at a time because they share the lab.
         let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
         let mut suite = Self { lab, arguments, failed: false };
         tests(&mut suite);
@@ -41,31 +70,32 @@ impl Suite {
         if suite.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 
-    /// Runs tests in one lab, which the first of them makes and which is gone after the last.
-    pub fn in_lab(
+    /// Runs tests in one lab, which is created before the first test and removed after the last.
+    pub fn in_lab<T: Shared>(
         &mut self,
-        make: impl Fn() -> anyhow::Result<Tour> + Send + Clone + 'static,
-        tests: Vec<Test>,
+        make: impl Fn() -> anyhow::Result<T> + Send + Clone + 'static,
+        tests: Vec<Test<T>>,
     ) {
-        let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
+        let lab: Arc<Mutex<Option<T>>> = Arc::default();
         let trials = tests.into_iter().map(|(name, test)| {
             let (lab, make) = (lab.clone(), make.clone());
-            Trial::test(name, move || {
+            Trial::test(name.clone(), move || {
                 let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-                let tested = match &mut *lab {
-                    // Tests before may have ended a node.
-                    Some(tour) => tour.revive().and_then(|()| test(tour)),
-                    none => make().and_then(|tour| test(none.insert(tour))),
-                };
-                if tested.is_err() {
-                    // Whatever it left half-changed is not the next one's.
-                    *lab = None;
-                }
-                tested.map_err(|error| Failed::from(format!("{error:#}")))
+                attempt(&name, attempts(), || {
+                    let tested = match &mut *lab {
+                        Some(tour) => tour.revive().and_then(|()| test(tour)),
+                        none => make().and_then(|tour| test(none.insert(tour))),
+                    };
+                    if tested.is_err() {
+                        // The next test must not inherit its changes.
+                        *lab = None;
+                    }
+                    tested
+                })
             })
         });
         let (ended, name) = (lab.clone(), self.lab);
-        let gone = Trial::test("everything it made is gone afterwards", move || {
+        let gone = Trial::test("the lab is removed completely", move || {
             drop(ended.lock().unwrap_or_else(PoisonError::into_inner).take());
             let left = Lab::leftovers(name);
             if left.is_empty() { Ok(()) } else { Err(format!("left behind: {}", left.join(", ")).into()) }
@@ -74,22 +104,82 @@ impl Suite {
         self.failed |= libtest_mimic::run(&self.arguments, trials).has_failed();
     }
 
-    /// Runs one test that needs no lab.
-    pub fn alone(&mut self, name: &str, test: fn() -> Said) {
-        let test = move || test().map_err(|error| Failed::from(format!("{error:#}")));
-        self.failed |= libtest_mimic::run(&self.arguments, vec![Trial::test(name, test)]).has_failed();
+    /// Runs one test without a lab.
+    pub fn alone(&mut self, name: &str, test: fn() -> TestResult) {
+        let title = name.to_owned();
+        let trial = Trial::test(name, move || attempt(&title, attempts(), test));
+        self.failed |= libtest_mimic::run(&self.arguments, vec![trial]).has_failed();
     }
 }
 
-/// A lab of this name with running nodes, and the named gateway behind them: `embedded` or `seaweedfs`.
+fn attempts() -> usize {
+    std::env::var(ATTEMPTS).ok().and_then(|number| number.parse().ok()).unwrap_or(1)
+}
+
+/// Runs a test until it passes, at most `attempts` times. The failures of one that passes later are printed behind
+/// [`FLAKY`].
+fn attempt(name: &str, attempts: usize, mut test: impl FnMut() -> TestResult) -> Result<(), Failed> {
+    let mut failures = Vec::new();
+    while failures.len() < attempts {
+        match test() {
+            Ok(()) => {
+                failures.iter().for_each(|failure| println!("\n{FLAKY}{name}: {failure}"));
+                return Ok(());
+            }
+            Err(error) => failures.push(format!("{error:#}").replace('\n', " ")),
+        }
+    }
+    Err(failures.join("\nand again: ").into())
+}
+
+/// Creates a lab with running nodes and the gateway `embedded`, `rgw` or `seaweedfs`.
 ///
 /// # Errors
-/// If any of it fails.
+/// If the lab, the gateway or a node does not start.
 pub fn lab_with(name: &str, origin: &str) -> anyhow::Result<Tour> {
     let lab = Lab::up(name)?;
     let origin = match origin {
         "embedded" => Origin::embedded(lab.folder())?,
+        "rgw" => Origin::rgw(&tool("LOTA_RGW")?, lab.folder())?,
         _ => Origin::seaweed(&tool("LOTA_WEED")?, lab.folder())?,
     };
     Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })
+}
+
+/// Returns the gateways that a suite runs with: those in `LOTA_GATEWAYS` (`embedded,seaweedfs,rgw`); by default all.
+///
+/// # Panics
+/// If `LOTA_GATEWAYS` names another one.
+#[must_use]
+pub fn gateways() -> Vec<&'static str> {
+    let mut all = vec!["embedded", "seaweedfs", "rgw"];
+    if let Ok(named) = std::env::var("LOTA_GATEWAYS") {
+        let named: Vec<&str> = named.split(',').map(str::trim).collect();
+        let unknown = named.iter().find(|named| !all.contains(named));
+        assert!(unknown.is_none(), "LOTA_GATEWAYS: {unknown:?} is not one of {}", all.join(", "));
+        all.retain(|gateway| named.contains(gateway));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_is_repeated_until_it_passes_or_attempts_are_used_up() {
+        let run = |attempts, failures| {
+            let mut runs = 0;
+            let result = attempt("it", attempts, || {
+                runs += 1;
+                anyhow::ensure!(runs > failures, "run {runs}");
+                Ok(())
+            });
+            (runs, result.map_err(|failed| failed.message().unwrap_or_default().to_owned()))
+        };
+        assert_eq!(run(1, 0), (1, Ok(())));
+        assert_eq!(run(2, 1), (2, Ok(())));
+        assert_eq!(run(1, 1), (1, Err("run 1".to_owned())));
+        assert_eq!(run(2, 2), (2, Err("run 1\nand again: run 2".to_owned())));
+    }
 }

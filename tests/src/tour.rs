@@ -1,4 +1,4 @@
-//! The main job, step by step. `cargo xtask demo` shows it; the `e2e` suite fails where a step does.
+//! The main features, step by step. `cargo xtask demo` shows the steps; the `e2e` suite runs them as tests.
 
 mod access;
 mod cache_control;
@@ -6,6 +6,7 @@ mod fill;
 mod freshness;
 mod recovery;
 mod road;
+mod unchanged;
 
 use std::{
     path::PathBuf,
@@ -20,18 +21,21 @@ use crate::lab::{
     Pod, Program, Relay,
 };
 
-/// One megabyte, as S3's tools count them.
+/// One mebibyte, in bytes.
 pub const MIB: u64 = 1 << 20;
-/// The size of the tour's objects.
+/// Size of the tour's objects, in bytes.
 pub const SIZE: u64 = 64 * MIB;
 
-/// Longest wait for what must come about: machines may be slow, and their disks.
+/// Age at which an object's date proves that it is unchanged. Reads of younger objects are authorized by full requests.
+const SETTLED_AGE: Duration = Duration::from_secs(2);
+
+/// Timeout for a condition; it allows for slow machines and disks.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// What the tour needs that was built or installed before.
+/// Programs that the tour needs.
 #[derive(Clone, Debug)]
 pub struct Tools {
-    /// The built `lota`.
+    /// Path of the built `lota`.
     pub lota: PathBuf,
     /// A Python with boto3.
     pub python: PathBuf,
@@ -40,55 +44,56 @@ pub struct Tools {
 /// A lab with a gateway and running nodes.
 #[derive(Debug)]
 pub struct Tour {
-    // Nodes before the lab: they end before their namespaces go.
-    /// The nodes, first to last.
+    // Fields are dropped in this order: nodes must stop before the lab removes their namespaces.
+    /// The nodes, in order.
     pub nodes: Vec<Node>,
-    /// What came from the gateway.
+    /// Counting relay to the gateway.
     pub gateway: Relay,
-    /// What came from the backend.
+    /// Counting relay to the backend.
     pub backend: Relay,
-    /// The gateway itself.
+    /// The gateway.
     pub origin: Origin,
-    /// An S3 client that may do everything.
+    /// An S3 client with full permissions.
     pub client: Client,
-    /// The built `lota`.
+    /// Path of the built `lota`.
     pub program: Program,
-    /// The namespaces.
+    /// The lab.
     pub lab: Lab,
 }
 
-/// A line of the tour's table.
+/// A line of the tour's output.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// What was done.
+    /// Description of the action.
     pub what: String,
-    /// What was seen.
+    /// Observation.
     pub seen: String,
-    /// How long the transfer itself took, if there was one.
+    /// Duration of the transfer in seconds, if there was one.
     pub seconds: Option<f64>,
 }
 
 /// A step of the tour.
 #[derive(Clone, Copy)]
 pub struct Step {
-    /// Its number, as in the issue that asked for it.
+    /// Number of the step.
     pub number: u8,
-    /// What it shows.
+    /// Title.
     pub title: &'static str,
-    /// Does it and says what was seen, or what was wrong.
+    /// Runs the step; returns its observations.
     pub run: fn(&mut Tour) -> Result<Vec<Line>>,
 }
 
-/// Every step but the last, which is the lab's end.
-pub const STEPS: [Step; 8] = [
-    Step { number: 2, title: "nodes run: steered, guarded, named", run: road::nodes },
+/// All steps between the start and the removal of the lab.
+pub const STEPS: [Step; 9] = [
+    Step { number: 2, title: "nodes run: redirect, guard, DNS", run: road::nodes },
     Step { number: 3, title: "an unmodified client writes and reads", run: road::client },
-    Step { number: 4, title: "a range of a cold object fills the whole, once", run: fill::ranges },
-    Step { number: 5, title: "overwritten anywhere, current everywhere", run: freshness::overwrites },
-    Step { number: 6, title: "the gateway's no is final, cached or not", run: freshness::refusals },
-    Step { number: 7, title: "who may not talk is refused in the kernel", run: access::refusals },
-    Step { number: 8, title: "no-store and no-cache", run: cache_control::directives },
-    Step { number: 9, title: "an owner dies and comes back", run: recovery::owner },
+    Step { number: 4, title: "a range of a cold object fills the whole object, once", run: fill::ranges },
+    Step { number: 5, title: "reads after an overwrite return the new content", run: freshness::overwrites },
+    Step { number: 6, title: "refusals of the gateway apply to cached objects", run: freshness::refusals },
+    Step { number: 7, title: "pods without access are refused in the kernel", run: access::refusals },
+    Step { number: 8, title: "Cache-Control: no-store and no-cache", run: cache_control::directives },
+    Step { number: 9, title: "an owner fails and recovers", run: recovery::owner },
+    Step { number: 10, title: "a pod that changes nothing reads through LOTA", run: unchanged::pods },
 ];
 
 impl Line {
@@ -103,7 +108,7 @@ impl Line {
 }
 
 impl Tour {
-    /// Makes the lab, puts `origin` behind it, and starts the nodes.
+    /// Starts relays to `origin`, and the nodes.
     ///
     /// # Errors
     /// If any of it fails.
@@ -119,29 +124,37 @@ impl Tour {
         let mode = if tour.origin.has_users() { Mode::OwnCredential } else { Mode::ClientOnly };
         for node in &mut tour.nodes {
             node.configure(mode)?;
-            node.start()?;
         }
+        tour.revive()?;
         Ok(tour)
     }
 
-    /// Starts every node again, in another mode.
+    /// Restarts every node in a mode.
     ///
     /// # Errors
-    /// If one does not end or start.
+    /// If one does not stop or start.
     pub fn restart(&mut self, mode: Mode) -> Result<()> {
+        self.restart_each(|node| node.configure(mode))
+    }
+
+    /// Restarts every node after calling `configure` with it, and waits until all nodes see each other: objects of a
+    /// node that is considered lost would be filled elsewhere.
+    ///
+    /// # Errors
+    /// If one does not stop or start, or is not seen by the others.
+    pub fn restart_each(&mut self, mut configure: impl FnMut(&mut Node) -> Result<()>) -> Result<()> {
         for node in &mut self.nodes {
             node.stop(Signal::SIGTERM)?;
-            node.configure(mode)?;
+            configure(node)?;
             node.start()?;
         }
-        // A node that is taken for lost would have its objects filled elsewhere.
         self.revive()
     }
 
-    /// The same, with something else in this one's configuration in place of `from`.
+    /// Restarts every node with `from` in its configuration replaced by `to`.
     ///
     /// # Errors
-    /// Likewise.
+    /// If one does not stop or start.
     pub fn restart_with(&mut self, mode: Mode, from: &str, to: &str) -> Result<()> {
         self.nodes.iter_mut().for_each(|node| node.edit(from, to));
         let restarted = self.restart(mode);
@@ -149,10 +162,10 @@ impl Tour {
         restarted
     }
 
-    /// Starts the nodes that do not run, and waits until all know of each other.
+    /// Starts the nodes that do not run, and waits until all nodes see each other.
     ///
     /// # Errors
-    /// If one does not start, or is not seen.
+    /// If one does not start or is not seen by the others.
     pub fn revive(&mut self) -> Result<()> {
         self.nodes.iter_mut().filter(|node| node.pid().is_none()).try_for_each(Node::start)?;
         wait_until("every node to see every other", || {
@@ -161,21 +174,21 @@ impl Tour {
         })
     }
 
-    /// The namespace of a pod.
+    /// Returns the namespace of a pod.
     #[must_use]
     pub fn pod(&self, node: u8, pod: u8) -> Namespace {
         self.lab.pod(Pod(node, pod))
     }
 
-    /// The first pod of each node.
+    /// Returns the first pod of each node, with the number of the node.
     pub fn one_pod_per_node(&self) -> impl Iterator<Item = (u8, Namespace)> {
         (1..=NODES).map(|node| (node, self.pod(node, 1)))
     }
 
-    /// Waits until some node's cache holds the whole object; which node.
+    /// Waits until a node has cached the whole object; returns the name of the node.
     ///
     /// # Errors
-    /// If none does within a few seconds.
+    /// After [`LONGEST`].
     pub fn wait_cached(&self, key: &str) -> Result<String> {
         let name = self.client.name(key);
         let mut holder = None;
@@ -186,7 +199,7 @@ impl Tour {
         Ok(holder.unwrap_or_default())
     }
 
-    /// The nodes whose caches hold the object.
+    /// Returns the names of the nodes that have cached the object.
     ///
     /// # Errors
     /// If a cache cannot be listed.
@@ -201,7 +214,7 @@ impl Tour {
         Ok(holders)
     }
 
-    /// Bytes that came from gateway and backend so far.
+    /// Returns the bytes received from gateway and backend so far.
     #[must_use]
     pub fn fetched(&self) -> u64 {
         self.gateway.received() + self.backend.received()
@@ -216,17 +229,30 @@ fn from_environment() -> Result<Credential> {
     }
 }
 
-/// Asks again and again, for half a minute at most: whoever must be quicker is timed where it matters.
+/// Polls a condition for up to [`LONGEST`]. Tests with tighter limits measure the time themselves.
 ///
 /// # Errors
-/// The condition's own, or that it never held.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + LONGEST;
+/// The error of the condition, or the timeout.
+pub fn wait_until(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait_within(LONGEST, what, condition)
+}
+
+/// Polls a condition, for `longest` at most.
+///
+/// # Errors
+/// The error of the condition, or the timeout.
+pub fn wait_within(longest: Duration, what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + longest;
     while !condition()? {
-        ensure!(Instant::now() < deadline, "waited {LONGEST:?} for {what}");
+        ensure!(Instant::now() < deadline, "waited {longest:?} for {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+/// Waits until objects that are stored now have reached [`SETTLED_AGE`].
+pub fn wait_settled() {
+    std::thread::sleep(SETTLED_AGE);
 }
 
 fn expect(got: &Got, status: u16, cache: &str, what: &str) -> Result<()> {
@@ -241,6 +267,6 @@ fn expect(got: &Got, status: u16, cache: &str, what: &str) -> Result<()> {
 }
 
 fn same(got: &Got, sha256: &str, what: &str) -> Result<()> {
-    ensure!(got.sha256 == sha256, "{what}: other bytes ({} of them) than were written", got.size);
+    ensure!(got.sha256 == sha256, "{what}: {} bytes that differ from those written", got.size);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Real clients, unmodified: each writes, reads, reads a range, and moves a bigger object in parallel parts both ways,
-//! through LOTA from a pod; then reads it all again on another node.
+//! Unmodified S3 clients: through LOTA from a pod, each writes, reads, reads a range, and transfers a larger object
+//! in parallel parts in both directions; then it reads everything again on another node.
 
 use std::{
     fs,
@@ -25,15 +25,15 @@ use lota_tests::{
 const NAME: &str = "lota-clients";
 const BUCKET: &str = "clients";
 const SMALL: usize = 3000;
-/// Five parts of five mebibytes, the last one shorter.
+/// Five parts of five mebibytes; the last one is shorter.
 const BIG: usize = 24 << 20;
 
-/// What runs a client.
+/// Way to run a client.
 #[derive(Clone, Copy)]
 enum How {
-    /// A command line, in `commands.sh`.
+    /// A command line in `commands.sh`.
     Command,
-    /// A library, in `libraries.py`.
+    /// A library in `libraries.py`.
     Library,
 }
 
@@ -53,7 +53,7 @@ const CLIENTS: [(&str, How); 10] = [
 fn main() -> ExitCode {
     Suite::run(NAME, |suite| {
         for (mode, credential, suffix) in
-            [(Mode::OwnCredential, ADMIN, ""), (Mode::Resign, POD_ONLY, ", signed anew")]
+            [(Mode::OwnCredential, ADMIN, ""), (Mode::ReSign, POD_ONLY, ", re-signed")]
         {
             let tests = CLIENTS.map(|(name, how)| {
                 let credential = credential.clone();
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// A client, and what it signs with.
+/// A client and its credential.
 struct Real<'a> {
     name: &'static str,
     how: How,
@@ -104,7 +104,7 @@ impl Real<'_> {
             let read = |file| fs::read(work(tour).join(file));
             ensure!(read("small.out")? == content(SMALL), "{temperature}: other bytes of the small object");
             ensure!(read("big.out")? == content(BIG), "{temperature}: other bytes of the big object");
-            // Not every client has ranges of its own.
+            // Not every client supports ranges.
             if let Ok(range) = read("range.out") {
                 ensure!(range == content(SMALL)[100..200], "{temperature}: other bytes of the range");
             }
@@ -121,14 +121,14 @@ impl Real<'_> {
         Ok(())
     }
 
-    /// Runs it in a pod.
+    /// Runs the client in a pod.
     fn run(&self, tour: &Tour, pod: &Namespace, way: &str) -> Result<()> {
         let python = tool("LOTA_PYTHON")?;
         let (program, script, text) = match self.how {
             How::Command => (Path::new("sh"), "commands.sh", include_str!("clients/commands.sh")),
             How::Library => (&*python, "libraries.py", include_str!("clients/libraries.py")),
         };
-        let (work, venv) = (work(tour), python.parent().context("python is nowhere")?);
+        let (work, venv) = (work(tour), python.parent().context("cannot find python's folder")?);
         fs::write(work.join(script), text)?;
         let path = format!("{}:/usr/local/bin:/usr/bin:/bin", venv.display());
         let mut command = pod.pod_command("timeout");
@@ -142,7 +142,7 @@ impl Real<'_> {
     }
 }
 
-/// Asks the gateway itself; the status and the body.
+/// Sends a request to the gateway itself. Returns the status and the body.
 fn at_gateway(tour: &Tour, method: Method, path: &str) -> Result<(u16, Vec<u8>)> {
     let request =
         Request::new(method, "cwlota.com", &format!("/{BUCKET}{path}")).sign(&ADMIN, Signing::Header)?;

@@ -1,12 +1,12 @@
-//! The kernel side with the daemon around it: how it steers, whom it lets in, what it survives, and how one daemon
-//! follows another. Needs root and what `cargo xtask test datapath` installs.
+//! Tests of the datapath with the daemon: redirect, access control, disturbances, and handover between daemons. They
+//! require root and the tools that `cargo xtask test datapath` installs.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use lota_tests::{
-    lab::{Node, run},
-    suite::{Suite, lab_with},
+    lab::{Node, dump_map, run},
+    suite::{Suite, TestFn, lab_with, tests},
     tool,
     tour::Tour,
 };
@@ -14,10 +14,24 @@ use serde_json::Value;
 
 #[path = "datapath/access.rs"]
 mod access;
+#[path = "datapath/cgroup_cluster.rs"]
+mod cgroup_cluster;
+#[path = "datapath/cgroup_model.rs"]
+mod cgroup_model;
+#[path = "datapath/cgroups.rs"]
+mod cgroups;
+#[path = "packet/forge.rs"]
+mod forge;
 #[path = "datapath/guard.rs"]
 mod guard;
 #[path = "datapath/handover.rs"]
 mod handover;
+#[path = "datapath/host_rules.rs"]
+mod host_rules;
+#[path = "datapath/identity.rs"]
+mod identity;
+#[path = "datapath/intercepted.rs"]
+mod intercepted;
 #[path = "datapath/layout.rs"]
 mod layout;
 #[path = "datapath/model.rs"]
@@ -28,49 +42,77 @@ mod names;
 mod privileges;
 #[path = "datapath/steering.rs"]
 mod steering;
+#[path = "datapath/surroundings.rs"]
+mod surroundings;
 #[path = "datapath/survival.rs"]
 mod survival;
 
 const NAME: &str = "lota-path";
 
-type Test = fn(&mut Tour) -> Result<()>;
-
-const TESTS: [(&str, Test); 29] = [
-    ("the hidden listener serves nobody who finds it", steering::hidden_listener),
-    ("clsact steers as tcx does, and detaches", steering::clsact),
-    ("an interface that comes later is steered, one that goes takes its entry", steering::interfaces),
-    ("socket lookup steers, refuses and protects", steering::lookup),
-    ("a bridge is steered in its ports' place", steering::bridge),
-    ("host-networked clients, if configured", steering::host_network),
-    ("IPv6 from the pod to the other nodes", steering::ipv6),
-    ("status says what is where, and why not", steering::status),
-    ("a tuple in TIME_WAIT reconnects at once, whatever the sysctls", survival::sysctls),
-    ("other programs before and after ours", survival::neighbours),
-    ("a host port 80 leads nobody elsewhere", survival::host_port),
-    ("killed, the daemon leaves no more pins than before", survival::killed),
+const TESTS: [(&str, TestFn); 55] = [
+    ("the hidden listener resets direct connections", steering::hidden_listener),
+    ("clsact redirects like tcx, and detaches", steering::clsact),
+    ("clsact filters that others remove or precede are restored", steering::clsact_disturbed),
+    ("new interfaces are attached, and removed ones lose their entries", steering::interfaces),
+    ("socket lookup redirects, refuses and protects", steering::lookup),
+    ("a bridge is attached instead of its ports", steering::bridge),
+    ("host-network clients have access if configured", steering::host_network),
+    ("IPv6 from pods and between nodes", steering::ipv6),
+    ("status reports interfaces, guard and reasons", steering::status),
+    ("a tuple in TIME_WAIT reconnects at once with any sysctls", survival::sysctls),
+    ("other programs before and after LOTA's", survival::neighbours),
+    ("a hostPort 80 does not hijack the VIP", survival::host_port),
+    ("a killed daemon leaves no additional pins", survival::killed),
     ("access: allow, deny, forget, list", access::commands),
-    ("access: losing it ends open connections", access::revocation),
-    ("access: who was denied", access::denied),
-    ("access: the default can be to allow", access::default_allow),
-    ("access: SIGHUP, and what it cannot change", access::reload),
-    ("access: random changes, as the model says", model::random),
-    ("names: any resolver, without its cluster knowing", names::resolvers),
-    ("names: what the cluster's own DNS answers", names::cluster_answers),
-    ("handover: ten restarts, fifty busy connections, no failure", handover::restarts),
-    ("handover: a daemon that fails hands nothing on", handover::failed),
-    ("handover: a daemon killed after taking over leaves nothing locked", handover::killed),
-    ("handover: a stranger cannot take over", handover::stranger),
-    ("layouts: another build's pins are replaced, never misread", layout::others),
-    ("privileges: three capabilities, and none where requests are handled", privileges::minimal),
-    ("guard: by TC where XDP is taken", guard::taken),
-    ("guard: in the stack where the driver has no XDP", guard::generic),
-    ("everything still works", steering::works),
+    ("access: revocation ends open connections", access::revocation),
+    ("access: list of denied addresses", access::denied),
+    ("identity: a pod is found whatever the routes are", identity::covering_route),
+    ("identity: an address that several pods have is no pod's", identity::claimed_twice),
+    ("identity: a reused interface index gives no access", identity::reused_index),
+    ("identity: a hundred interfaces that end at once are followed", identity::many_removed),
+    ("cgroups: a pod that sends as another pod is refused", cgroups::spoofed),
+    ("cgroups: pods behind a bridge cannot send as each other", cgroups::bridge),
+    ("cgroups: a reused address is the next pod's once it is reported", cgroups::reused_address),
+    ("cgroups: pods on the host network have access by rules", cgroups::host_network),
+    ("cgroups: identity is configured each way", cgroups::configured),
+    ("cgroups: bpftool shows pods as text", cgroups::text),
+    ("cgroups: random changes agree with the model", cgroup_model::random),
+    ("a VIP that is removed from lo comes back, and does not leak", identity::vip_removed),
+    ("surroundings: strict reverse-path filters", surroundings::reverse_path),
+    ("surroundings: policy routing before local addresses", surroundings::policy_routing),
+    ("surroundings: a subnet that contains the VIP", surroundings::masquerade_subnet),
+    ("surroundings: an IPv6 cluster with IPv4 egress", surroundings::ipv6_cluster),
+    ("surroundings: interfaces with any names", surroundings::interface_names),
+    ("access: allow by default", access::default_allow),
+    ("access: reload, and changes that need a restart", access::reload),
+    ("access: random changes agree with the model", model::random),
+    ("DNS: queries to any resolver are answered on the node", names::resolvers),
+    ("DNS: queries that the cluster's own DNS answers", names::cluster_answers),
+    ("DNS: search lists, caches and processes of the node", names::search_lists_and_caches),
+    ("DNS: queries to a Service where netfilter comes first", names::at_bridge),
+    ("DNS: names of the gateway while the daemon lives, is stopped and down", intercepted::daemon),
+    ("a gateway's address is intercepted while the daemon lives", intercepted::by_address),
+    ("a gateway's address is not intercepted where netfilter comes first", intercepted::at_bridge),
+    ("a firewall that drops connections to a gateway's address is named", host_rules::of_targets),
+    ("DNS: names and ports as bpftool and status show them", intercepted::shown),
+    ("handover: ten restarts under load without failures", handover::restarts),
+    ("handover: a daemon that fails to start does not take over", handover::failed),
+    ("handover: a daemon killed after taking over leaves no lock", handover::killed),
+    ("handover: other programs and users cannot take over", handover::stranger),
+    ("handover: a peer message that the previous daemon accepted is refused", handover::replayed),
+    ("layouts: pins of another build are replaced, never read", layout::others),
+    ("privileges: four capabilities, none in request threads", privileges::minimal),
+    ("guard: TC where another XDP program is attached", guard::taken),
+    ("guard: generic XDP where the driver has none", guard::generic),
+    ("reads, writes and refusals still work", steering::works),
 ];
 
 fn main() -> ExitCode {
     Suite::run(NAME, |suite| {
-        let tests = TESTS.map(|(title, test)| (title.to_owned(), Box::new(test) as Box<_>));
-        suite.in_lab(make, tests.into());
+        let scenarios = host_rules::scenarios().map(|(title, at)| {
+            (title, Box::new(move |tour: &mut Tour| host_rules::scenario(tour, at)) as Box<_>)
+        });
+        suite.in_lab(make, tests(&TESTS).into_iter().chain(scenarios).collect());
     })
 }
 
@@ -81,20 +123,18 @@ fn make() -> Result<Tour> {
     Ok(tour)
 }
 
-/// A `lota` command on a node, with its configuration; what it printed.
+/// Runs a `lota` command on a node with its configuration; returns its output.
 fn lota(node: &Node, words: &[&str]) -> Result<String> {
     run(node.command().args(words).arg("--config").arg(node.config()))
 }
 
-/// The same, line by line of JSON.
+/// Runs a `lota` command with `--json`; returns the lines of its output.
 fn lota_json(node: &Node, words: &[&str]) -> Result<Vec<Value>> {
-    let told = run(node.command().args(words).arg("--json").arg("--config").arg(node.config()))?;
-    told.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    let output = run(node.command().args(words).arg("--json").arg("--config").arg(node.config()))?;
+    output.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-/// A pinned map's entries, as `bpftool` shows them to whoever looks.
+/// Returns the entries of a node's pinned map.
 fn dump(node: &Node, map: &str) -> Result<Vec<Value>> {
-    let told = run(Command::new("bpftool").args(["--json", "map", "dump", "pinned"]).arg(node.map(map)))?;
-    let entries: Vec<Value> = serde_json::from_str(&told)?;
-    Ok(entries.into_iter().map(|mut entry| entry["formatted"].take()).collect())
+    dump_map(&node.map(map))
 }

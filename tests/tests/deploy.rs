@@ -1,5 +1,5 @@
-//! What `deploy/` renders to: the chart and Kustomize say the same, Kubernetes' schemas and the daemon take it, wrong
-//! values are refused.
+//! Renderings of `deploy/`: the chart and Kustomize agree, Kubernetes' schemas and the daemon accept them, and
+//! invalid values are rejected.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read what it wants fails")]
 
@@ -7,5 +7,7 @@
 mod chart;
 #[path = "deploy/kustomize.rs"]
 mod kustomize;
+#[path = "deploy/preflight.rs"]
+mod preflight;
 #[path = "deploy/render.rs"]
 mod render;

@@ -1,19 +1,16 @@
-//! The road from the pod to the byte, on real parts: one test per step of the tour, and per kind of bad input,
-//! against the embedded gateway and against SeaweedFS. Needs root and what `cargo xtask test e2e` installs.
+//! The request path end to end, on real parts: one test per step of the tour and per kind of bad input, against the
+//! embedded gateway, SeaweedFS and Ceph RGW. Needs root and what `cargo xtask test e2e` installs.
 
-use std::{
-    process::{Command, ExitCode},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
 use lota_tests::{
-    lab::{Lab, Origin, clean_up_on_signal, still_wanted},
-    tool,
-    tour::{STEPS, Tools, Tour},
+    suite::{self, Suite, TestFn, lab_with},
+    tour::{STEPS, Step, Tour},
 };
 
+#[path = "e2e/admin.rs"]
+mod admin;
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
 #[path = "e2e/cold.rs"]
@@ -24,159 +21,150 @@ mod commands;
 mod connection;
 #[path = "e2e/failover.rs"]
 mod failover;
+#[path = "e2e/gateways.rs"]
+mod gateways;
 #[path = "e2e/hot.rs"]
 mod hot;
 #[path = "e2e/http.rs"]
 mod http;
+#[path = "e2e/intercepted.rs"]
+mod intercepted;
 #[path = "e2e/logs.rs"]
 mod logs;
+#[path = "e2e/misbehaviour.rs"]
+mod misbehaviour;
+#[path = "e2e/ports.rs"]
+mod ports;
+#[path = "e2e/public_cloud.rs"]
+mod public_cloud;
+#[path = "e2e/re_sign.rs"]
+mod re_sign;
 #[path = "e2e/requests.rs"]
 mod requests;
-#[path = "e2e/resign.rs"]
-mod resign;
 #[path = "e2e/start.rs"]
 mod start;
 #[path = "e2e/status.rs"]
 mod status;
 #[path = "e2e/tls.rs"]
 mod tls;
-#[path = "e2e/trial.rs"]
-mod trial;
+#[path = "e2e/verification.rs"]
+mod verification;
 
 /// The lab of this suite.
 const NAME: &str = "lota-e2e";
 
-type Test = fn(&mut Tour) -> Result<()>;
-/// A test with a lab of its own.
-type OwnLab = fn() -> Result<()>;
-type MakeOrigin = fn(&Lab) -> Result<Origin>;
+/// Steps of the tour that do not involve the gateway: the datapath, and failure of an owner. Run with one gateway.
+const OWN_STEPS: [u8; 2] = [7, 9];
+/// Steps of the tour whose outcome depends only on the gateway: signatures, freshness, refusals. Run with each gateway.
+const GATEWAY_STEPS: [u8; 3] = [3, 5, 6];
 
-/// Beyond the tour, with each gateway. The last ones restart nodes in other ways.
-const MORE: [(&str, Test); 22] = [
+/// Further tests whose outcome depends on the gateway. Run with each gateway.
+const GATEWAY: [(&str, TestFn); 8] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
-    ("malformed HTTP is answered or closed, never worse", http::malformed),
-    ("a far range of a cold object does not wait for what is before it", cold::far_ranges),
-    ("64 readers of a big cold object cost its bytes once", cold::crowds),
-    ("a source that breaks off is asked for the rest", cold::broken_sources),
-    ("an object that no cache can hold passes through, and is counted", cold::too_large),
-    ("an owner that is killed in the middle of an answer is not missed", failover::killed),
-    ("nor is one that hangs", failover::hanging),
-    ("what a crowd wants gets more owners, which fill from the first", hot::crowd),
-    ("requests sent all at once are answered in order", connection::pipelined),
-    ("a client's Lota-* headers are its own business", http::stripped_headers),
     ("parallel multipart uploads pass byte-exact", bad_input::multipart),
-    ("100-continue is the gateway's to say", requests::expectations),
-    ("an early error reaches a client that is still sending", requests::early_errors),
     ("a HEAD of the first byte stages the whole object", requests::staging),
-    ("what is prefetched is there, and is not asked for twice", requests::prefetch),
-    ("requests signed anew, for who may", resign::signed_anew),
-    ("chunks signed anew, and none that is wrong", resign::chunks),
-    ("damaged cache files are misses", bad_input::damaged_cache),
-    ("a gateway that 304s anyone is distrusted and proxied", trial::cache_in_front),
-    ("a gateway behind TLS, with a certificate that is trusted and one that is not", tls::gateway),
+    ("requests are re-signed for configured clients", re_sign::requests_are_re_signed),
+    ("valid chunks are re-signed, others rejected", re_sign::chunks),
+    ("status shows what the gateway's 304 proves by", verification::proves_by),
+    ("a gateway that answers 304 to anyone is distrusted and proxied", verification::cache_in_front),
 ];
 
-/// What is LOTA's own, whichever gateway is behind it: with one of them.
-const OWN: [(&str, Test); 17] = [
-    ("who stands still is let go, who is slow is not", connection::slow),
-    ("one connection too many is told to slow down", requests::connections),
-    ("one byte of everything is not a weapon", requests::first_bytes_only),
-    ("5 GiB go up in constant memory", requests::endless_uploads),
-    ("status tells a healthy node", status::healthy),
+/// Tests for which two different gateways are enough. The last ones restart nodes in other modes.
+const MORE: [(&str, TestFn); 14] = [
+    ("malformed HTTP is rejected or the connection is closed", http::malformed),
+    ("a far range of a cold object does not wait for what is before it", cold::far_ranges),
+    ("64 readers of a big cold object cost its bytes once", cold::hot_objects),
+    ("an interrupted fill requests only the rest", cold::broken_sources),
+    ("an object larger than any cache passes through and is counted", cold::too_large),
+    ("a response continues when its owner is killed", failover::killed),
+    ("a response continues when its owner hangs", failover::hanging),
+    ("a hot object gets more owners, which fill from the first", hot::hot_object),
+    ("pipelined requests are answered in order", connection::pipelined),
+    ("a client's Lota-* headers have no effect", http::stripped_headers),
+    ("prefetched objects are cached and not fetched twice", requests::prefetch),
+    ("damaged cache files are misses", bad_input::damaged_cache),
+    ("a gateway with TLS needs a trusted certificate", tls::gateway),
+    ("unchanged pods get hits from a public cloud's name over HTTPS", public_cloud::hits),
+];
+
+/// Tests that do not depend on the gateway. Run with one gateway.
+const OWN: [(&str, TestFn); 31] = [
+    ("100-continue comes from the gateway", requests::expectations),
+    ("an early error reaches a client that is still sending", requests::early_errors),
+    ("stalled connections time out, slow ones do not", connection::slow),
+    ("a connection beyond the limit receives SlowDown", requests::connections),
+    (
+        "3,000 hostile connections to each port are bounded in memory and do not affect service",
+        ports::hostile,
+    ),
+    ("one-byte reads of many objects are limited", requests::first_bytes_only),
+    ("canceled whole reads count against the overread limit", requests::given_up_reads),
+    ("a 404 evicts nothing", requests::not_found),
+    ("an upload of 5 GiB takes constant memory", requests::endless_uploads),
+    ("status reports a healthy node", status::healthy),
     ("top shows a node without a terminal", status::top),
-    ("a probe hears about its own daemon", status::ready),
-    ("status tells that the gateway is gone", status::gateway_gone),
-    ("a support bundle has everything but secrets", status::support_bundle),
-    ("no gateway, no bytes", bad_input::gateway_down),
-    ("each request has one line in the log, if that is asked for", logs::requests),
+    ("the admin socket and port answer with the right status", admin::statuses),
+    ("a probe reports its own daemon", status::ready),
+    ("status reports an unreachable gateway", status::gateway_gone),
+    ("a support bundle contains everything but secrets", status::support_bundle),
+    ("without the gateway nothing is served", bad_input::gateway_down),
+    ("each request has one log line at level debug", logs::requests),
+    ("a request is counted and logged if its client goes away", logs::abandoned_requests),
     ("no signature, token or secret is ever logged", logs::secrets),
-    ("a configuration is checked, line by line", commands::check),
-    ("the cache is measured, emptied and mended by commands", commands::cache),
-    ("bad configuration names the key and the nearest valid one", start::bad_configuration),
-    ("missing privileges are named", start::missing_privileges),
+    ("a pod with nothing changed reads through LOTA at the gateway's own name", intercepted::by_name),
+    ("an unchanged pod that uses the gateway's address reads hits through LOTA", intercepted::by_address),
+    ("HTTPS at the gateway's own name ends at LOTA or is passed on", intercepted::https),
+    ("several gateways have their own names, objects and failures", gateways::several),
+    ("a misbehaving gateway is relayed or refused, and not cached", misbehaviour::gateways),
+    ("bytes that a gateway sends after a 304 are not taken for a response", misbehaviour::stray_bytes),
+    ("a backend with another content is reported, a replaced object is not", misbehaviour::other_content),
+    ("check reports every problem of a configuration", commands::check),
+    ("commands inspect, evict and repair the cache", commands::cache),
+    ("errors of the configuration name the key and the closest valid one", start::bad_configuration),
+    ("errors name missing privileges", start::missing_privileges),
     ("a second daemon on the same cache folder is refused", start::second_daemon),
 ];
 
 fn main() -> ExitCode {
-    if let Err(error) = clean_up_on_signal(NAME) {
-        eprintln!("e2e: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let embedded: MakeOrigin = |lab| Origin::embedded(lab.folder());
-    let seaweedfs: MakeOrigin = |lab| Origin::seaweed(&tool("LOTA_WEED")?, lab.folder());
-    let mut failed = run(&arguments, "embedded", embedded, MORE.iter().chain(&OWN));
-    failed |= run(&arguments, "seaweedfs", seaweedfs, MORE.iter());
-    let last: [(&str, OwnLab); 2] =
-        [("10 Ctrl-C takes everything down", start::interrupted), ("10 lab up, exec, down", start::kept_lab)];
-    let trials = last.map(|(name, test)| {
-        Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
-    });
-    failed |= libtest_mimic::run(&arguments, trials.into()).has_failed();
-    still_wanted();
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    Suite::run(NAME, |suite| {
+        for gateway in suite::gateways() {
+            let tests: Vec<&(&str, TestFn)> = match gateway {
+                "embedded" => GATEWAY.iter().chain(&MORE).chain(&OWN).collect(),
+                "rgw" => GATEWAY.iter().collect(),
+                _ => GATEWAY.iter().chain(&MORE).collect(),
+            };
+            suite.in_lab(move || make(gateway), with_steps(gateway, &tests));
+        }
+        suite.alone("10 Ctrl-C removes everything", start::interrupted);
+        suite.alone("10 lab up, exec, down", start::kept_lab);
+    })
 }
 
-/// One origin's tests, in one lab that is gone afterwards.
-fn run(
-    arguments: &Arguments,
-    name: &str,
-    origin: MakeOrigin,
-    tests: impl Iterator<Item = &'static (&'static str, Test)>,
-) -> bool {
-    let lab: Arc<Mutex<Option<Tour>>> = Arc::default();
-    let mut trials = Vec::new();
-    let made = lab.clone();
-    trials.push(Trial::test(format!("{name}: 1 the lab comes up"), move || {
-        *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(make(origin)?);
-        Ok(())
+/// Returns the steps of the tour that are run with a gateway, and then these tests.
+fn with_steps(gateway: &str, tests: &[&(&'static str, TestFn)]) -> Vec<suite::Test> {
+    let is_run = |step: &&Step| match gateway {
+        "embedded" => true,
+        "rgw" => GATEWAY_STEPS.contains(&step.number),
+        _ => !OWN_STEPS.contains(&step.number),
+    };
+    let mut all: Vec<suite::Test> = vec![(format!("{gateway}: 1 the lab starts"), Box::new(|_| Ok(())))];
+    all.extend(STEPS.iter().filter(is_run).map(|step| {
+        let (run, name) = (step.run, format!("{gateway}: {} {}", step.number, step.title));
+        (name, Box::new(move |tour: &mut Tour| run(tour).map(drop)) as _)
     }));
-    let steps = STEPS.iter().map(|step| {
-        let run = step.run;
-        let run = move |tour: &mut Tour| run(tour).map(|_| ());
-        (
-            format!("{} {}", step.number, step.title),
-            Box::new(run) as Box<dyn Fn(&mut Tour) -> Result<()> + Send>,
-        )
-    });
-    let more = tests.map(|(title, test)| {
-        ((*title).to_owned(), Box::new(*test) as Box<dyn Fn(&mut Tour) -> Result<()> + Send>)
-    });
-    for (title, test) in steps.chain(more) {
-        let lab = lab.clone();
-        trials.push(Trial::test(format!("{name}: {title}"), move || {
-            let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-            // Made here if only some tests are run.
-            if lab.is_none() {
-                let tour = make(origin)?;
-                tour.client.create_bucket(&tour.pod(1, 1))?;
-                *lab = Some(tour);
-            }
-            let tour = lab.as_mut().ok_or("there is no lab")?;
-            // Tests before may have ended a node and failed.
-            tour.revive()?;
-            test(tour).map_err(|error| Failed::from(format!("{error:#}")))
-        }));
-    }
-    let ended = lab.clone();
-    trials.push(Trial::test(format!("{name}: 10 everything it made is gone afterwards"), move || {
-        drop(ended.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let left = Lab::leftovers(NAME);
-        if left.is_empty() { Ok(()) } else { Err(format!("left behind: {}", left.join(", ")).into()) }
-    }));
-    libtest_mimic::run(arguments, trials).has_failed()
+    all.extend(tests.iter().map(|(title, test)| (format!("{gateway}: {title}"), Box::new(*test) as _)));
+    all
 }
 
-fn make(origin: MakeOrigin) -> Result<Tour> {
-    let lab = Lab::up(NAME)?;
-    let origin = origin(&lab)?;
-    let tour = Tour::start(lab, origin, &Tools { lota: tool("LOTA_BIN")?, python: tool("LOTA_PYTHON")? })?;
+fn make(gateway: &str) -> Result<Tour> {
+    let tour = lab_with(NAME, gateway)?;
     ensure!(tour.nodes.len() == 3, "{} nodes", tour.nodes.len());
+    tour.client.create_bucket(&tour.pod(1, 1))?;
     Ok(tour)
 }
 
-/// The `lota-lab` that was built with this suite.
+/// Returns the `lota-lab` that was built with this suite.
 fn lota_lab() -> Command {
     Command::new(env!("CARGO_BIN_EXE_lota-lab"))
 }

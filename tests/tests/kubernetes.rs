@@ -1,5 +1,4 @@
-//! What a real API server tells becomes access and membership. Needs root and what `cargo xtask test kubernetes`
-//! installs.
+//! Access and membership with a real API server. Needs root and what `cargo xtask test kubernetes` installs.
 
 use std::process::ExitCode;
 
@@ -10,7 +9,7 @@ use lota_tests::{
         kubernetes::{ApiServer, Programs},
         run,
     },
-    suite::{Suite, lab_with},
+    suite::{Suite, TestFn, lab_with, tests},
     tool,
     tour::Tour,
 };
@@ -26,23 +25,20 @@ mod nodes;
 
 const NAME: &str = "lota-kube";
 
-type Test = fn(&mut Tour) -> Result<()>;
-
-const TESTS: [(&str, Test); 4] = [
-    ("manifests: a real API server takes them as they are", manifests::taken),
-    ("nodes: who is an endpoint of the service is a node of the cluster", nodes::members),
-    ("nodes: a taint is taken off once LOTA serves", nodes::taint),
-    ("access: a thousand pods come and go, as the model says", churn::random),
+const TESTS: [(&str, TestFn); 4] = [
+    ("manifests: a real API server accepts them unchanged", manifests::taken),
+    ("nodes: the endpoints of the service are the nodes of the cluster", nodes::members),
+    ("nodes: the startup taint is removed once LOTA serves", nodes::taint),
+    ("access: a thousand pods come and go, and access equals the model", churn::random),
 ];
 
 fn main() -> ExitCode {
     Suite::run(NAME, |suite| {
-        let tests = TESTS.map(|(title, test)| (title.to_owned(), Box::new(test) as Box<_>));
-        suite.in_lab(|| lab_with(NAME, "embedded"), tests.into());
+        suite.in_lab(|| lab_with(NAME, "embedded"), tests(&TESTS));
     })
 }
 
-/// An API server in the tour's lab, which knows what LOTA may see.
+/// Starts an API server in the tour's lab, with LOTA's RBAC rules.
 fn api_server(tour: &Tour) -> Result<ApiServer> {
     let programs = Programs { apiserver: tool("LOTA_APISERVER")?, etcd: tool("LOTA_ETCD")? };
     let server = ApiServer::start(&tour.lab, &programs)?;
@@ -55,7 +51,7 @@ fn api_server(tour: &Tour) -> Result<ApiServer> {
     Ok(server)
 }
 
-/// Has every node know its peers by its configuration again.
+/// Makes every node use the peers of its configuration again.
 fn restore(tour: &mut Tour) -> Result<()> {
     for node in tour.nodes.iter_mut().filter(|node| node.uses_kubernetes()) {
         node.use_kubernetes(None);

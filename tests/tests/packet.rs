@@ -1,11 +1,13 @@
-//! Packets in, verdicts out: the very programs the daemon embeds, run by the kernel (`BPF_PROG_TEST_RUN`).
+//! Verdicts on single packets: the programs that the daemon embeds, run by the kernel (`BPF_PROG_TEST_RUN`).
 //!
-//! What they decide is read from the verdict counters. A steered packet counts as `no_listener` here: the
-//! kernel lets no socket be assigned outside of TC ingress; the tests of steering make connections instead.
+//! Verdicts are read from their counters. A redirected packet counts as `no_listener` here, since the kernel does not
+//! allow socket assignment outside of TC ingress; the tests of redirects use connections instead.
+//!
+//! With `LOTA_HARDENED`, programs are loaded and attached with the capabilities of a hardened installation.
 
 use std::{
     fs::File,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -15,7 +17,7 @@ use kernel::{Kernel, Ran};
 use libtest_mimic::{Arguments, Failed, Trial};
 use lota_common::{Settings, Verdict, program};
 use lota_ebpf::{
-    decide::{Pod, from_pod},
+    decide::{PodDecision, from_pod},
     packet::{Bytes, Network, network, parse_v4, parse_v6},
 };
 use lota_tests::lab::Namespace;
@@ -28,6 +30,12 @@ use nix::{
 mod budget;
 #[path = "packet/cases.rs"]
 mod cases;
+#[path = "packet/daemon.rs"]
+mod daemon;
+#[path = "packet/forge.rs"]
+mod forge;
+#[path = "packet/identity.rs"]
+mod identity;
 #[path = "packet/kernel.rs"]
 mod kernel;
 #[path = "packet/names.rs"]
@@ -36,22 +44,31 @@ mod names;
 mod packets;
 #[path = "packet/steering.rs"]
 mod steering;
+#[path = "packet/targets.rs"]
+mod targets;
 
-/// Packets must come from an interface that is not `lo`: so there is one, in a namespace of its own.
+/// Namespace with the interface of the packets, which must not be `lo`.
 const NAMESPACE: &str = "lota-packet";
 
 type Test = fn(&mut Kernel) -> Result<()>;
-/// One that loads the programs itself.
+/// A test that loads the programs itself.
 type OwnTest = fn() -> Result<()>;
 
-const MORE: [(&str, Test); 7] = [
-    ("pod: every packet, cut at every length, as the model says", truncated),
-    ("pod: refusals are remembered", refusals),
-    ("pod: by default allowed, if configured so", default_allow),
-    ("pod: where socket lookup steers, the allowed pass", lookups),
-    ("names: the zone's addresses", names::addresses),
-    ("names: no data", names::no_data),
-    ("names: what is not the zone's is not touched", names::others),
+const MORE: [(&str, Test); 14] = [
+    ("pod: packets truncated at every length agree with the model", truncated),
+    ("pod: refusals are recorded", refusals),
+    ("pod: forged sources do not evict the record of a refused pod", forged_sources),
+    ("pod: allow by default", default_allow),
+    ("pod: allowed packets pass if socket lookup redirects", lookups),
+    ("targets: new connections are intercepted, and replies come from the target", targets::intercepted),
+    ("targets: other packets are not changed", targets::others),
+    ("DNS: names of each kind, with the daemon alive, stale and dead", names::kinds),
+    ("DNS: names of the gateway by address family", names::families),
+    ("DNS: 64 names, the longest decides", names::many),
+    ("DNS: addresses of the zone", names::addresses),
+    ("DNS: no data", names::no_data),
+    ("DNS: other queries are not changed", names::others),
+    ("DNS: at a bridge's port", names::at_bridge_port),
 ];
 
 fn main() {
@@ -69,10 +86,11 @@ fn main() {
     let tables = [
         ("pod", program::POD, pod_cases()),
         ("guard", program::GUARD, guard_cases()),
-        // The next program's, where XDP passes.
+        // A pass at XDP is a continuation with the next program at TC.
         ("guard at TC", program::GUARD_TC, guard_cases()),
     ];
-    for (title, program, cases) in tables {
+    let can_load = |program| kernel::can_load(program).unwrap_or(true);
+    for (title, program, cases) in tables.into_iter().filter(|(_, program, _)| can_load(program)) {
         for (name, packet, action, verdict) in cases {
             let kernel = kernel.clone();
             let next = program == program::GUARD_TC && action == cases::Action::Pass;
@@ -84,20 +102,30 @@ fn main() {
     }
     for (name, test) in MORE {
         let kernel = kernel.clone();
-        trials.push(Trial::test(name, move || told(test(&mut lock(&kernel)))));
+        trials.push(Trial::test(name, move || outcome(test(&mut lock(&kernel)))));
     }
-    trials.push(Trial::test("budget: instructions", move || told(budget::instructions(&lock(&kernel)))));
-    let steering: [(&str, OwnTest); 3] = [
-        ("steering: one connection, by TC", steering::by_tc),
-        ("steering: one connection, by clsact", steering::by_clsact),
-        ("steering: one connection, at socket lookup", steering::by_lookup),
+    trials.push(Trial::test("budget: instructions", move || outcome(budget::instructions(&lock(&kernel)))));
+    let steering: [(&str, &str, OwnTest); 13] = [
+        ("redirect: one connection, by TC", program::POD, steering::by_tc),
+        ("redirect: one connection, by clsact", program::POD, steering::by_clsact),
+        ("targets: connections to a server, by TC", program::POD, steering::by_address_and_tc),
+        ("targets: connections to a server, by clsact", program::POD, steering::by_address_and_clsact),
+        ("redirect: one connection, at socket lookup", program::LOOKUP, steering::by_lookup),
+        ("identity: a pod with another pod's address", program::PORT, identity::at_an_interface),
+        ("identity: the same, by clsact", program::PORT, identity::at_an_interface_by_clsact),
+        ("identity: the same, behind a bridge", program::PORT, identity::at_a_bridge),
+        ("identity: the same, behind a bridge, by clsact", program::PORT, identity::at_a_bridge_by_clsact),
+        ("identity: pods on the host network", program::LOCAL, identity::at_loopback),
+        ("identity: the same, by clsact", program::LOCAL, identity::at_loopback_by_clsact),
+        ("identity: the same, at socket lookup", program::LOOKUP, identity::at_loopback_by_lookup),
+        ("access: a full map gives no access", program::POD, identity::full_maps),
     ];
-    for (name, test) in steering {
-        trials.push(Trial::test(name, move || told(test())));
+    for (name, _, test) in steering.into_iter().filter(|(_, program, _)| can_load(program)) {
+        trials.push(Trial::test(name, move || outcome(test())));
     }
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let conclusion = libtest_mimic::run(&arguments, trials);
-    // Deleting it ends the processes that are in it.
+    // Its deletion kills the processes in it, so this one leaves first.
     let left = setns(home, CloneFlags::CLONE_NEWNET).map_err(anyhow::Error::from);
     if let Err(error) = left.and_then(|()| namespace.delete()) {
         eprintln!("packet: {error:#}");
@@ -106,16 +134,16 @@ fn main() {
     conclusion.exit();
 }
 
-/// Makes the namespace and moves this thread into it; the index of its interface.
+/// Creates the namespace and moves this thread into it; returns the index of its interface.
 fn enter(namespace: &Namespace) -> Result<u32> {
     namespace.delete()?;
     namespace.create()?;
     namespace.ip("link add pod type veth peer name other")?;
     namespace.enter()?;
-    if_nametoindex("pod").context("the interface just made is gone")
+    if_nametoindex("pod").context("the new interface does not exist")
 }
 
-fn told(result: Result<()>) -> Result<(), Failed> {
+fn outcome(result: Result<()>) -> Result<(), Failed> {
     result.map_err(|error| format!("{error:#}").into())
 }
 
@@ -123,7 +151,7 @@ fn lock(kernel: &Mutex<Kernel>) -> MutexGuard<'_, Kernel> {
     kernel.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Who was refused, how often, when and where.
+/// Refusals are recorded with count, time, verdict and interface.
 fn refusals(kernel: &mut Kernel) -> Result<()> {
     let syn = packets::Transport::Tcp { port: 80, flags: 0x02 };
     for (address, packet) in [
@@ -142,7 +170,19 @@ fn refusals(kernel: &mut Kernel) -> Result<()> {
     Ok(())
 }
 
-/// Where socket lookup steers, TC only says who may.
+/// More sources than the map holds, all from one interface.
+fn forged_sources(kernel: &mut Kernel) -> Result<()> {
+    let syn = packets::Transport::Tcp { port: 80, flags: 0x02 };
+    kernel.run(program::POD, &packets::Packet::v4(STRANGER, cases::VIP, syn.clone()).bytes())?;
+    for last in 0..6000u16 {
+        let [high, low] = last.to_be_bytes();
+        let forged = Ipv4Addr::new(10, 9, high, low);
+        kernel.run(program::POD, &packets::Packet::v4(forged, cases::VIP, syn.clone()).bytes())?;
+    }
+    kernel.denial(STRANGER.into()).context("its record was evicted").map(|_| ())
+}
+
+/// With redirects at socket lookup, TC only decides about access.
 fn lookups(kernel: &mut Kernel) -> Result<()> {
     kernel.set(Settings { lookups: 1, ..settings() })?;
     let mut decide = |address, flags| {
@@ -155,7 +195,7 @@ fn lookups(kernel: &mut Kernel) -> Result<()> {
         .map(|(a, f)| decide(a, f))
         .collect();
     kernel.set(settings())?;
-    let passed = (cases::Action::Pass, Verdict::Passed);
+    let passed = (cases::Action::Pass, Verdict::Delivered);
     let decided = decided?;
     ensure!(decided == [passed, passed, (cases::Action::Pass, Verdict::Denied)], "{decided:?}");
     Ok(())
@@ -175,7 +215,7 @@ fn default_allow(kernel: &mut Kernel) -> Result<()> {
     Ok(())
 }
 
-/// The kernel refuses test packets shorter than their IP header; the host's property tests cover those.
+/// The kernel rejects test packets shorter than their IP header; property tests on the host cover those.
 fn truncated(kernel: &mut Kernel) -> Result<()> {
     for (name, packet, ..) in pod_cases() {
         let whole = packet.bytes();
@@ -185,14 +225,14 @@ fn truncated(kernel: &mut Kernel) -> Result<()> {
             let Ran { action, verdict, .. } = kernel.run(program::POD, bytes)?;
             ensure!(
                 expected.contains(&verdict),
-                "{name}, cut to {length} bytes: {verdict:?} and {action:?}, where the model says {expected:?}"
+                "{name}, truncated to {length} bytes: {verdict:?} and {action:?}; the model expects {expected:?}"
             );
         }
     }
     Ok(())
 }
 
-/// The verdicts that the host's half allows, without the lookups that come after it.
+/// Returns the verdicts that are possible by the pure part, before lookups of maps.
 fn model(bytes: &[u8]) -> Vec<Verdict> {
     let settings = settings();
     let decision = match network(&Cut(bytes)) {
@@ -203,11 +243,12 @@ fn model(bytes: &[u8]) -> Vec<Verdict> {
     };
     match decision {
         None => vec![Verdict::NotOurs],
-        Some(Pod::Settled(verdict)) => vec![verdict],
-        Some(Pod::Steer) => vec![Verdict::NoListener, Verdict::Denied],
-        // Cut short, none is a query.
-        Some(Pod::Name) => vec![Verdict::NotOurs],
-        Some(Pod::Protect) => vec![Verdict::Protected, Verdict::NotOurs],
+        Some(PodDecision::Settled(verdict)) => vec![verdict],
+        Some(PodDecision::Steer) => vec![Verdict::NoListener, Verdict::Denied],
+        // No truncated packet is a valid query.
+        Some(PodDecision::Name) => vec![Verdict::NotOurs],
+        Some(PodDecision::Forbid | PodDecision::StandIn) => vec![Verdict::Protected],
+        Some(PodDecision::Protect) => vec![Verdict::Protected, Verdict::NotOurs],
     }
 }
 

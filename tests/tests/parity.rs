@@ -1,13 +1,12 @@
-//! To a client, LOTA is the gateway: the same signed requests, byte for byte, are sent to the gateway and through
-//! LOTA cold, warm, and from pods of every node; what comes back must be the same but for a short list.
+//! Responses of LOTA are those of the gateway: identical signed requests are sent to the gateway and through LOTA, cold
+//! and warm, from pods of every node. The responses must be equal except for a short list of differences.
 
 use std::{collections::BTreeMap, process::ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
     lab::raw::Reply,
-    suite::{Suite, lab_with},
-    tour::Tour,
+    suite::{Suite, TestFn, gateways, lab_with},
 };
 
 #[path = "parity/differences.rs"]
@@ -16,62 +15,66 @@ mod differences;
 mod reads;
 #[path = "parity/table.rs"]
 mod table;
+#[path = "parity/two_gateways.rs"]
+mod two_gateways;
 #[path = "parity/versions.rs"]
 mod versions;
 #[path = "parity/writes.rs"]
 mod writes;
 
-/// The lab of this suite.
+/// Name of the suite's lab.
 const NAME: &str = "lota-parity";
 
-/// One test's share of the requests.
-type Test = fn(&mut Tour) -> Result<()>;
-
-const TESTS: [(&str, Test); 8] = [
+const TESTS: [(&str, TestFn); 9] = [
     ("reads by LOTA's own credential", reads::own_credential),
     ("reads by direct path", reads::direct),
     ("reads by the client's own request", reads::client_only),
-    ("reads signed anew", reads::signed_anew),
-    ("one object, asked for in every way", reads::one_after_the_other),
+    ("re-signed reads", reads::signed_anew),
+    ("one object, read in different ways in turn", reads::one_after_the_other),
+    ("two gateways at once", two_gateways::at_once),
     ("versions", versions::all),
     ("writes", writes::as_they_are),
-    ("writes signed anew", writes::signed_anew),
+    ("re-signed writes", writes::signed_anew),
 ];
 
 fn main() -> ExitCode {
     Suite::run(NAME, |suite| {
-        for origin in ["embedded", "seaweedfs"] {
-            // Only the project's own gateway speaks its protocol, and it keeps no versions.
+        for origin in gateways() {
+            // Only the embedded gateway implements LOTA's protocol, and it does not support versions.
             let missing = if origin == "embedded" { "versions" } else { "direct" };
-            let tests = TESTS.iter().filter(|(name, _)| !name.contains(missing));
+            let is_there = |name: &str| {
+                // The second gateway is another server than the first: the embedded one.
+                !name.contains(missing) && (origin == "seaweedfs" || !name.contains("two gateways"))
+            };
+            let tests = TESTS.iter().filter(|(name, _)| is_there(name));
             let tests = tests.map(|(name, test)| (format!("{origin}: {name}"), Box::new(*test) as Box<_>));
             suite.in_lab(move || lab_with(NAME, origin), tests.collect());
         }
     })
 }
 
-/// Compares what came by two ways; every difference, by what was asked.
+/// Compares responses to the same requests from two sources; adds the differences by kind.
 fn compare(
-    asked: &[String],
+    labels: &[String],
     (one, ones): (&str, &[Reply]),
     (other, others): (&str, &[Reply]),
     differences: &mut BTreeMap<String, Vec<String>>,
 ) -> Result<()> {
-    ensure!(ones.len() == asked.len() && others.len() == asked.len(), "an answer is missing");
-    for ((asked, expected), got) in asked.iter().zip(ones).zip(others) {
+    ensure!(ones.len() == labels.len() && others.len() == labels.len(), "an answer is missing");
+    for ((label, expected), got) in labels.iter().zip(ones).zip(others) {
         for difference in differences::between(expected, got) {
             let kind = difference.split(':').next().context("nothing")?.to_owned();
             differences
                 .entry(kind)
                 .or_default()
-                .push(format!("{asked}: {other} is not as {one}: {difference}"));
+                .push(format!("{label}: {other} differs from {one}: {difference}"));
         }
     }
     Ok(())
 }
 
-/// Fails with a few differences of each kind.
-fn judge(differences: &BTreeMap<String, Vec<String>>) -> Result<()> {
+/// Fails with some differences of each kind, if there are any.
+fn fail_on_differences(differences: &BTreeMap<String, Vec<String>>) -> Result<()> {
     let shown: Vec<String> = differences
         .iter()
         .map(|(kind, found)| {

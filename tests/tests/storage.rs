@@ -1,10 +1,10 @@
-//! The cache on disks that fail, and processes that are killed: nothing half-written is ever found, and what was complete
-//! is.
+//! The cache with failing disks and killed processes: partial objects are never found, and complete ones are.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{BufRead as _, BufReader, Seek as _, Write as _},
+    net::Ipv4Addr,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
@@ -16,15 +16,14 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream, stream::BoxStream};
 use hyper::HeaderMap;
-use lota_daemon::{
-    cache::{Cache, DiskPlan, Encryption, How, Join, Plan, Source, SourceError, list},
-    http::BodyFile,
-    s3::{ByteRange, ObjectMeta, ObjectName, ObjectVersion, Validator},
+use lota_cache::{
+    BodyFile, Cache, CachePlan, DiskPlan, Encryption, FillOptions, FillSource, Join, SourceError, list,
 };
+use lota_s3::{ByteRange, Learned, ObjectMeta, ObjectName, ObjectVersion, Validator};
 use lota_tests::{lab::run, suite::Suite};
 use nix::{
     fcntl::{PosixFadviseAdvice, posix_fadvise},
-    sys::sendfile::sendfile,
+    sys::{sendfile::sendfile, statvfs::statvfs},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::runtime::Runtime;
@@ -34,13 +33,14 @@ mod disk;
 
 use disk::Disk;
 
-/// The lab of this suite, which needs none.
+/// Name of the suite, which has no lab.
 const NAME: &str = "lota-storage";
-/// Set for the process that is killed: the folder that it fills.
+/// Environment variable for the process that is killed: the folder that it fills.
 const VICTIM: &str = "LOTA_STORAGE_VICTIM";
 const KILLS: usize = 100;
 const CRASHES: usize = 10;
-const PLAN: Plan = Plan { min_free: 0, encryption: Encryption::Off, scrub: 0, ..Plan::DEFAULT };
+const PLAN: CachePlan =
+    CachePlan { min_free: 0, encryption: Encryption::Off, scrub: 0, ..CachePlan::DEFAULT };
 
 fn main() -> ExitCode {
     if let Some(folder) = std::env::var_os(VICTIM) {
@@ -53,16 +53,17 @@ fn main() -> ExitCode {
         };
     }
     Suite::run(NAME, |suite| {
-        suite.alone("kill -9 at any moment, a hundred times", killed);
-        suite.alone("power fails at any moment", power_fails);
-        suite.alone("a disk that fails is served around", a_disk_fails);
-        suite.alone("what is only on disk is read ahead, by a thread that may wait", read_ahead);
-        suite.alone("encrypted at rest, until the machine ends", encrypted);
-        suite.alone("encryption that is required and cannot be", cannot_encrypt);
+        suite.alone("a hundred kills at random times", killed);
+        suite.alone("power failures at random times", power_fails);
+        suite.alone("other disks replace a failed disk", a_disk_fails);
+        suite.alone("small objects leave inodes of the disk free", few_inodes);
+        suite.alone("bytes on disk are read ahead on a blocking thread", read_ahead);
+        suite.alone("encryption at rest, with a key that does not survive a reboot", encrypted);
+        suite.alone("required encryption without support of the file system", cannot_encrypt);
     })
 }
 
-/// What is cached and not in memory is known to be so, and is in memory before it is sent.
+/// Bytes that are not in the page cache are detected, and read into it before they are sent.
 fn read_ahead() -> Result<()> {
     let folder = Folder::new("ahead")?;
     let disk = Disk::make(&folder.0, 64)?;
@@ -71,12 +72,12 @@ fn read_ahead() -> Result<()> {
     for (offset, length) in [(0, 100), (1 << 20, 1 << 20), (5, 2 << 19)] {
         let file = on_disk_only(&path, offset, length)?;
         Runtime::new()?.block_on(file.warm(offset, length));
-        ensure!(file.is_warm(offset, length), "{offset}+{length} should be in memory");
+        ensure!(file.is_warm(offset, length), "{offset}+{length} is not in the page cache");
     }
     Ok(())
 }
 
-/// A file of which these bytes are not in memory. Being asked, the kernel may begin to read them; being read, they stay.
+/// Opens a file whose bytes are not in the page cache. The check may start a read by the kernel, so it retries.
 fn on_disk_only(path: &Path, offset: u64, length: u64) -> Result<Arc<BodyFile>> {
     for _ in 0..100 {
         let file = File::open(path)?;
@@ -88,12 +89,17 @@ fn on_disk_only(path: &Path, offset: u64, length: u64) -> Result<Arc<BodyFile>> 
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    bail!("{offset}+{length} stays in memory")
+    bail!("{offset}+{length} stays in the page cache")
 }
 
-/// An object's bytes: up to 3 MiB, which no other object has.
+/// Returns the size of an object: up to 3 MiB, different for each key.
+fn size(key: u64) -> usize {
+    usize::try_from((key * 37_813) % (3 << 20)).unwrap_or_default()
+}
+
+/// Returns the content of an object.
 fn content(key: u64) -> Bytes {
-    let size = usize::try_from((key * 37_813) % (3 << 20)).unwrap_or_default();
+    let size = size(key);
     let mut piece = vec![0; 5003];
     StdRng::seed_from_u64(key).fill(&mut *piece);
     let mut all = piece.repeat(size.div_ceil(piece.len()));
@@ -102,26 +108,26 @@ fn content(key: u64) -> Bytes {
 }
 
 fn name(key: u64) -> Result<ObjectName> {
-    ObjectName::from_parts("bucket", &key.to_string(), None).context("a name")
+    ObjectName::from_parts("http://gateway", "bucket", &key.to_string(), None).context("a name")
 }
 
 fn meta(key: u64) -> Result<ObjectMeta> {
     let validator = Validator { etag: format!("\"{key}\""), last_modified: None };
     let version = ObjectVersion { name: name(key)?, validator };
     let size = content(key).len() as u64;
-    Ok(ObjectMeta { version, size, headers: HeaderMap::new(), checksums_known: true })
+    Ok(ObjectMeta::restored(version, size, HeaderMap::new(), true, Learned::default()))
 }
 
 fn open(folders: &[&Path], encryption: Encryption) -> std::io::Result<Arc<Cache>> {
     let disk = |folder: &&Path| DiskPlan { folder: folder.to_path_buf(), capacity: 64 << 20 };
     let disks: Vec<_> = folders.iter().map(disk).collect();
-    Cache::open(&disks, "http://gateway", &Plan { encryption, ..PLAN }, &[]).map(Arc::new)
+    Cache::open(&disks, &CachePlan { encryption, ..PLAN }, &[]).map(Arc::new)
 }
 
-/// Has every object.
+/// A source with every object.
 struct Origin(u64);
 
-impl Source for Origin {
+impl FillSource for Origin {
     async fn fetch(
         &self,
         range: Option<ByteRange>,
@@ -134,16 +140,18 @@ impl Source for Origin {
     }
 }
 
-/// Brings an object; false if there is no room for it.
+/// Fills an object; returns false if there is no room for it.
 async fn fill(cache: &Arc<Cache>, key: u64) -> Result<bool> {
-    match cache.begin_fill(&meta(key)?).await {
-        Ok(Join::Lead(fill)) => fill.run(&Origin(key), How::Stream).await.map(|_| true).map_err(Into::into),
+    match cache.begin_fill(&meta(key)?, Ipv4Addr::LOCALHOST.into()).await {
+        Ok(Join::Lead(fill)) => {
+            fill.run(&Origin(key), FillOptions::Stream).await.map(|_| true).map_err(Into::into)
+        }
         Ok(Join::Follow(_)) => Ok(true),
         Err(_) => Ok(false),
     }
 }
 
-/// What is killed: fills, several at once, and says what is complete.
+/// Main function of the process that is killed: fills objects concurrently and prints the keys of complete ones.
 fn fill_forever(folder: &Path) -> Result<ExitCode> {
     Runtime::new()?.block_on(async {
         let cache = open(&[folder], Encryption::Off)?;
@@ -164,7 +172,7 @@ fn fill_forever(folder: &Path) -> Result<ExitCode> {
     })
 }
 
-/// Starts a victim; and where it says what is complete, in a file that does not fail.
+/// Starts a victim; returns it and the file with its output, which is on another disk.
 fn victim(cache: &Path, says: &Path) -> Result<(Child, File)> {
     let said = File::options().create(true).truncate(true).write(true).read(true).open(says)?;
     let mut child = Command::new(std::env::current_exe()?);
@@ -172,31 +180,31 @@ fn victim(cache: &Path, says: &Path) -> Result<(Child, File)> {
     Ok((child.spawn().context("starting the victim")?, said))
 }
 
-/// What it said was complete.
+/// Returns the keys that the victim reported as complete.
 fn complete(mut said: File) -> Result<Vec<u64>> {
     said.rewind()?;
     BufReader::new(said).lines().map(|line| Ok(line?.parse()?)).collect()
 }
 
-/// Every file is an object with the right bytes; those of the last `keep` complete ones are there, and found.
+/// Verifies that every file is an object with the expected bytes, and that the last `keep` complete objects are found.
 fn look(folder: &Path, complete: &[u64], keep: usize) -> Result<()> {
-    // With it ends whatever holds the cache's lock.
+    // The end of the runtime ends all tasks that hold the cache's lock.
     Runtime::new()?.block_on(look_into(folder, complete, keep))
 }
 
 async fn look_into(folder: &Path, complete: &[u64], keep: usize) -> Result<()> {
-    let cache = open(&[folder], Encryption::Off).context("opening what is left")?;
+    let cache = open(&[folder], Encryption::Off).context("opening the remaining cache")?;
     let mut there = BTreeMap::new();
     for object in list(folder)? {
         let key: u64 = object.meta.version.name.key.as_str().parse()?;
         let bytes = fs::read(&object.file)?;
-        ensure!(bytes.starts_with(&content(key)), "object {key} has other bytes");
+        ensure!(bytes.starts_with(&content(key)), "object {key} has wrong bytes");
         there.insert(key, object.file);
     }
     ensure!(cache.usage().objects == there.len(), "{} objects, {} files", cache.usage().objects, there.len());
     for key in complete.iter().rev().take(keep) {
-        ensure!(there.contains_key(key), "object {key} was complete and is gone");
-        ensure!(cache.find(&name(*key)?).await.is_some(), "object {key} is there and not found");
+        ensure!(there.contains_key(key), "object {key} was complete and is lost");
+        ensure!(cache.find(&name(*key)?).await.is_some(), "object {key} exists and is not found");
     }
     cache.close();
     Ok(())
@@ -213,7 +221,7 @@ fn killed() -> Result<()> {
         victim.wait()?;
         let complete = complete(said)?;
         seen += complete.len();
-        // 64 MiB hold about forty of them, and what is in flight takes room, too.
+        // 64 MiB hold about forty objects, including those in flight.
         look(&cache, &complete, 20)?;
     }
     ensure!(seen > KILLS / 5, "only {seen} objects were ever complete");
@@ -236,7 +244,7 @@ fn power_fails() -> Result<()> {
         disk.become_the_copy(&copy)?;
         let complete = complete(said)?;
         seen += complete.len();
-        // What it said last may have been said when the disk had failed: then it is a lie of the test, not of the cache.
+        // The last keys may have been reported after the failure of the disk, so only 20 are required.
         look(&cache, &complete, 20)?;
     }
     ensure!(seen > CRASHES, "only {seen} objects were ever complete");
@@ -252,7 +260,7 @@ fn a_disk_fails() -> Result<()> {
         for key in 1..=40 {
             ensure!(fill(&cache, key).await?, "no room for object {key}");
         }
-        // A daemon that has just started has none of them open.
+        // After a restart, no object is open.
         cache.close();
         drop(cache);
         let cache = open(&[&bad, &good], Encryption::Off)?;
@@ -261,7 +269,7 @@ fn a_disk_fails() -> Result<()> {
         for key in 1..=40 {
             if cache.find(&name(key)?).await.is_none() {
                 lost += 1;
-                // The one that finds out is not cached; every other is.
+                // Only the fill that detects the failure may be refused.
                 refused += usize::from(!fill(&cache, key).await.unwrap_or(false));
             }
         }
@@ -275,6 +283,53 @@ fn a_disk_fails() -> Result<()> {
     })
 }
 
+/// A disk that has bytes for all objects, but not inodes. Objects are evicted for others, and for other programs' files.
+fn few_inodes() -> Result<()> {
+    const INODES: u32 = 1024;
+    let folder = Folder::new("inodes")?;
+    let disk = Disk::with_inodes(&folder.0, 64, INODES)?;
+    let path = disk.mounted().join("cache");
+    let free = || Ok::<_, anyhow::Error>(statvfs(&disk.mounted())?.files_available());
+    Runtime::new()?.block_on(async {
+        let cache = open(&[&path], Encryption::Off)?;
+        let mut keys = (1..).filter(|key| size(*key) < 4096);
+        let mut fill_some = async |count: usize| -> Result<Vec<u64>> {
+            let keys: Vec<u64> = keys.by_ref().take(count).collect();
+            for key in &keys {
+                ensure!(fill(&cache, *key).await?, "no room for object {key}, with {} inodes free", free()?);
+            }
+            Ok(keys)
+        };
+        let found = async |keys: &[u64]| -> Result<usize> {
+            let mut found = 0;
+            for key in keys {
+                found += usize::from(cache.find(&name(*key)?).await.is_some());
+            }
+            Ok(found)
+        };
+        let filled = fill_some(INODES as usize + 256).await?;
+        let (objects, left) = (cache.usage().objects, free()?);
+        // One of 32 inodes is left to others, beside files that are created in advance or not removed yet.
+        let reserve = u64::from(INODES / 32);
+        ensure!(left >= reserve / 2, "{left} inodes are free with {objects} objects");
+        ensure!((INODES as usize / 4..INODES as usize).contains(&objects), "{objects} objects");
+        ensure!(found(&filled[filled.len() - 100..]).await? == 100, "recent objects were evicted");
+
+        // Other programs take all inodes.
+        let others = disk.mounted().join("others");
+        fs::create_dir(&others)?;
+        let taken = (0..).take_while(|number| File::create(others.join(number.to_string())).is_ok()).count();
+        ensure!(taken > 0 && free()? == 0, "{taken} files, {} inodes are free", free()?);
+        ensure!(cache.disks().all(|disk| disk.works), "the disk counts as failed");
+        let filled = fill_some(100).await?;
+        ensure!(found(&filled).await? == 100, "recent objects were evicted");
+        ensure!(cache.disks().all(|disk| disk.works), "the disk counts as failed");
+        ensure!(free()? > 0, "the reserve is not restored");
+        cache.close();
+        Ok(())
+    })
+}
+
 fn encrypted() -> Result<()> {
     let folder = Folder::new("encrypted")?;
     let disk = Disk::make(&folder.0, 192)?;
@@ -282,17 +337,14 @@ fn encrypted() -> Result<()> {
     let (runtime, key) = (Runtime::new()?, 70);
     runtime.block_on(async {
         let cache = open(&[&path], Encryption::Required)?;
-        ensure!(cache.disks().all(|disk| disk.encrypted), "it does not say that it is encrypted");
+        ensure!(cache.disks().all(|disk| disk.encrypted), "the disk is not reported as encrypted");
         ensure!(fill(&cache, key).await?, "no room");
         cache.close();
         drop(cache);
-        // A restart of the daemon finds it.
+        // A restart of the daemon finds the object.
         let cache = open(&[&path], Encryption::Required)?;
         ensure!(cache.find(&name(key)?).await.is_some(), "lost with the daemon");
-        ensure!(
-            sent(&only_file(&path)?, content(key).len())? == content(key),
-            "sendfile sends something else"
-        );
+        ensure!(sent(&only_file(&path)?, content(key).len())? == content(key), "sendfile sends other bytes");
         cache.close();
         Ok(())
     })?;
@@ -301,16 +353,19 @@ fn encrypted() -> Result<()> {
     let needle = &needle[4096..4096 + 64];
     ensure!(
         !image.windows(needle.len()).any(|window| window == needle),
-        "the bytes are on the disk in clear"
+        "the disk contains the bytes in plain text"
     );
-    // The key went with the mount, as it does with the machine.
+    // The key is lost with the mount, as with a reboot.
     disk.mount()?;
     let opens = only_file(&path).and_then(|file| Ok(File::open(file)?));
     ensure!(opens.is_err(), "it can be read without the key");
     runtime.block_on(async {
         let cache = open(&[&path], Encryption::Auto)?;
-        ensure!(cache.usage().objects == 0, "found what nobody can read");
-        ensure!(fill(&cache, key).await? && cache.disks().all(|disk| disk.encrypted), "not begun anew");
+        ensure!(cache.usage().objects == 0, "found an unreadable object");
+        ensure!(
+            fill(&cache, key).await? && cache.disks().all(|disk| disk.encrypted),
+            "no new encrypted cache"
+        );
         cache.close();
         Ok(())
     })
@@ -318,13 +373,13 @@ fn encrypted() -> Result<()> {
 
 fn cannot_encrypt() -> Result<()> {
     let folder = Folder::new("plain")?;
-    // The build's file system may be one that can.
+    // The file system of the build may support encryption; that of /dev/shm does not.
     let plain = Folder(PathBuf::from("/dev/shm").join(format!("{NAME}-{}", std::process::id())));
     fs::create_dir_all(&plain.0)?;
     match open(&[&plain.0], Encryption::Required) {
         Err(error) if error.to_string().contains("cache.encryption") => {}
-        Err(error) => bail!("it says only: {error}"),
-        Ok(_) => bail!("it starts"),
+        Err(error) => bail!("the error does not name the setting: {error}"),
+        Ok(_) => bail!("the cache opens without encryption"),
     }
     drop(folder);
     Runtime::new()?.block_on(async {
@@ -332,11 +387,11 @@ fn cannot_encrypt() -> Result<()> {
             let cache = open(&[&plain.0], Encryption::Auto)?;
             ensure!(
                 fill(&cache, 3).await? && !cache.disks().any(|disk| disk.encrypted),
-                "auto does not go on"
+                "auto does not continue without encryption"
             );
             cache.close();
         }
-        ensure!(list(&plain.0)?.len() == 1, "a restart has lost it");
+        ensure!(list(&plain.0)?.len() == 1, "a restart has lost the object");
         Ok(())
     })
 }
@@ -347,7 +402,7 @@ fn only_file(folder: &Path) -> Result<PathBuf> {
     Ok(listed[0].file.clone())
 }
 
-/// What `sendfile(2)` makes of a file.
+/// Returns the bytes that `sendfile(2)` sends of a file.
 fn sent(file: &Path, length: usize) -> Result<Bytes> {
     use std::{io::Read as _, os::unix::net::UnixStream};
     let (mut from, to) = (UnixStream::pair()?, File::open(file)?);
@@ -364,7 +419,7 @@ fn sent(file: &Path, length: usize) -> Result<Bytes> {
     Ok(reader.join().map_err(|_| anyhow!("the reader panicked"))??.into())
 }
 
-/// A folder that goes when it is dropped.
+/// A folder that is removed when it is dropped.
 struct Folder(PathBuf);
 
 impl Folder {

@@ -1,4 +1,4 @@
-//! The Kustomize side of `deploy/`, rendered from the chart, which alone is edited.
+//! Renders the Kustomize side of `deploy/` from the chart.
 
 use std::{
     fs,
@@ -6,11 +6,11 @@ use std::{
     process::Command,
 };
 
-use crate::{kubernetes, tell::ROOT};
+use crate::{kubernetes, process::ROOT};
 
-/// Folders with a `lota.toml` of their own, by their `values.yaml`.
+/// Overlays with their own `lota.toml`, which their `values.yaml` determines.
 const OVERLAYS: [&str; 4] = ["veth", "bridge", "sk-lookup", "coredns"];
-/// Components whose objects the chart has behind a switch.
+/// Components whose objects the chart renders with a value enabled.
 const COMPONENTS: [(&str, &str); 4] = [
     ("podmonitor", "podMonitor"),
     ("servicemonitor", "serviceMonitor"),
@@ -19,11 +19,11 @@ const COMPONENTS: [(&str, &str); 4] = [
 ];
 const HEADER: &str = "# Rendered from deploy/chart by `cargo xtask deploy-render`.\n";
 
-/// Renders everything anew.
+/// Renders all files again.
 pub(crate) fn render() -> Result<(), String> {
     let helm = kubernetes::clients()?.helm;
     let deploy = Path::new(ROOT).join("deploy");
-    // A chart reads only what is in it.
+    // A chart can only read files in its own folder.
     let alerts = deploy.join("monitoring/alerts.yaml");
     let text = fs::read_to_string(&alerts).map_err(|error| format!("{}: {error}", alerts.display()))?;
     let copy = deploy.join("chart/files/alerts.yaml");
@@ -51,7 +51,7 @@ pub(crate) fn render() -> Result<(), String> {
     Ok(())
 }
 
-/// What each of the chart's templates renders to, one object each, with the values of `base` and these arguments.
+/// Returns what each template of the chart renders to with the values of `base` and these arguments, one object each.
 fn templates(helm: &Path, arguments: &[&str]) -> Result<Vec<(String, String)>, String> {
     let mut command = Command::new(helm);
     command.current_dir(ROOT).args(["template", "lota", "deploy/chart", "--namespace", "cw-object-storage"]);
@@ -68,7 +68,7 @@ fn templates(helm: &Path, arguments: &[&str]) -> Result<Vec<(String, String)>, S
         .collect())
 }
 
-/// The file in a ConfigMap that has one of this name.
+/// Returns the `lota.toml` of a ConfigMap.
 fn lota_toml(text: &str) -> Option<String> {
     let (_, toml) = text.split_once("  lota.toml: |\n")?;
     Some(

@@ -1,5 +1,5 @@
-//! The container image: one static program from scratch, by buildah, which needs no engine. `docs/image.md` says what
-//! is in it, and what makes two builds the same.
+//! Builds the container image: one static program from scratch, with buildah, which needs no daemon. `docs/image.md`
+//! describes its contents and how builds are reproducible.
 
 mod licences;
 mod sbom;
@@ -15,30 +15,30 @@ use std::{
 
 use crate::{
     demo,
+    process::{ROOT, cargo, command, output_of, run},
     setup::{self, ImageTools},
-    tell::{ROOT, ask, cargo, command, run},
 };
 
 pub(crate) use self::suite::suite;
 
-/// The workspace's, which is LOTA's.
+/// Version of the workspace, which is LOTA's.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const STATIC: &str = "target-feature=+crt-static";
-/// Most bytes of a release's archive.
-const MOST: u64 = 40 << 20;
-/// What a container mounts something on.
+/// Maximum size of a release's archive, in bytes.
+const MAX_ARCHIVE: u64 = 40 << 20;
+/// Folders that a container mounts something on.
 const MOUNTED_ON: [&str; 6] = ["dev", "etc/lota", "proc", "run/lota", "sys", "var/cache/lota"];
 
-/// An image that was built.
+/// A built image.
 struct Image {
     archive: PathBuf,
-    /// Of its manifest.
+    /// Digest of its manifest.
     digest: String,
     tag: String,
 }
 
-/// `cargo xtask image`.
+/// Runs `cargo xtask image`.
 pub(crate) fn image(arguments: &[&str]) -> Result<(), String> {
     let (mut release, mut tag) = (true, format!("localhost/lota:{VERSION}"));
     let mut arguments = arguments.iter();
@@ -46,22 +46,24 @@ pub(crate) fn image(arguments: &[&str]) -> Result<(), String> {
         match *argument {
             "--release" => release = true,
             "--dev" => release = false,
-            "--tag" => (*arguments.next().ok_or("say which, after --tag")?).clone_into(&mut tag),
-            other => return Err(format!("`image` has no `{other}`; it has --release, --dev and --tag")),
+            "--tag" => (*arguments.next().ok_or("--tag needs a value")?).clone_into(&mut tag),
+            other => {
+                return Err(format!("unknown argument `{other}` of `image`; use --release, --dev or --tag"));
+            }
         }
     }
     let tools = setup::image_tools()?;
     let program = program(release)?;
     let Image { archive, digest, tag } = build(&tools, &program, &tag)?;
     let bytes = fs::metadata(&archive).map_err(|error| error.to_string())?.len();
-    if release && bytes > MOST {
-        return Err(format!("{} has {bytes} bytes, and may have {MOST}", archive.display()));
+    if release && bytes > MAX_ARCHIVE {
+        return Err(format!("{} has {bytes} bytes; the maximum is {MAX_ARCHIVE}", archive.display()));
     }
     println!("{tag}\n{digest}\n{:.1} MiB in {}", mebibytes(bytes), archive.display());
     Ok(())
 }
 
-/// An image of an unoptimized program; its archive.
+/// Builds an image of an unoptimized program, and returns its archive.
 pub(crate) fn for_tests() -> Result<PathBuf, String> {
     let tools = setup::image_tools()?;
     let program = program(false)?;
@@ -69,21 +71,22 @@ pub(crate) fn for_tests() -> Result<PathBuf, String> {
     fs::canonicalize(&archive).map_err(|error| format!("{}: {error}", archive.display()))
 }
 
-/// Builds the static program; where it is.
+/// Builds the static program, and returns its path.
 fn program(release: bool) -> Result<PathBuf, String> {
     setup::to_build()?;
     if !release {
-        // The flag at the last step only, for which everything else is as other builds left it: this links, and no
-        // more. (The standard library comes compiled without the flag, too, and is linked either way.)
+        // The flag is passed to the last step only, so that results of other builds of this package are reused. The
+        // suites' programs have other features: here, the daemon is built with those of releases. (The precompiled
+        // standard library is linked in either way.)
         let link = ["rustc", "--quiet", "--package", "lota-daemon", "--bin", "lota", "--", "-C", STATIC];
-        run("linking a static lota", &mut cargo(&link))?;
+        run("building a static lota", &mut cargo(&link))?;
         return Ok(demo::program("debug/lota").into());
     }
     let cargo_home =
         env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo")));
     let cargo_home = cargo_home.map_err(|_| "neither CARGO_HOME nor HOME is set")?;
     let root = fs::canonicalize(ROOT).map_err(|error| error.to_string())?;
-    // Where the sources happened to lie must not show: neither those in Rust, nor those in C and assembly.
+    // The paths of the sources, in Rust, C and assembly, must not be in the program.
     let places = [(root.display().to_string(), "/lota"), (cargo_home, "/cargo")];
     let mut flags = vec!["-C".to_owned(), STATIC.to_owned()];
     flags.extend(places.iter().map(|(place, name)| format!("--remap-path-prefix={place}={name}")));
@@ -92,13 +95,13 @@ fn program(release: bool) -> Result<PathBuf, String> {
     let mut build = cargo(&arguments);
     build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")).env_remove("RUSTFLAGS");
     build.env("CFLAGS", for_c.join(" "));
-    // The allocator's C code has its time of building in it. The commit's would go stale where nothing is built anew.
+    // The allocator's C code contains its build time. The commit's time would be outdated in incremental builds.
     build.env("SOURCE_DATE_EPOCH", "0");
     run("building a static lota, optimized (some minutes)", &mut build)?;
     Ok(demo::program(&format!("{TARGET}/release/lota")).into())
 }
 
-/// Puts the image together around a program.
+/// Builds the image of a program.
 fn build(tools: &ImageTools, program: &Path, tag: &str) -> Result<Image, String> {
     let folder = folder();
     let root = folder.join("root");
@@ -126,7 +129,7 @@ fn build(tools: &ImageTools, program: &Path, tag: &str) -> Result<Image, String>
     bud.args(["--identity-label=false", "--timestamp", &time]).arg("--signature-policy").arg(&tools.policy);
     bud.args(["--build-arg", &created, "--build-arg", &version, "--build-arg", &revision]);
     bud.args(["--tag", tag, "--file", "deploy/image/Containerfile"]).arg(&root);
-    run("putting the image together", bud.stdout(std::process::Stdio::null()))?;
+    run("building the image", bud.stdout(std::process::Stdio::null()))?;
 
     let layout = folder.join("oci");
     remove(&layout)?;
@@ -134,25 +137,25 @@ fn build(tools: &ImageTools, program: &Path, tag: &str) -> Result<Image, String>
     let mut push = buildah(tools, &folder)?;
     push.args(["push", "--quiet", "--signature-policy"]).arg(&tools.policy).arg("--digestfile").arg(&digest);
     push.arg(tag).arg(format!("oci:{}:{tag}", layout.display()));
-    run("writing it out", &mut push)?;
-    // buildah would write the archive with the time of day in it.
+    run("writing the image", &mut push)?;
+    // buildah would write the archive with the current time in it.
     let archive = folder.join("lota.oci.tar");
     let mut pack = command("tar", &["--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
     pack.args(["--format=gnu", "--mode=a+r,u+w,go-w"]).arg(format!("--mtime=@{time}")).arg("-C").arg(&layout);
     pack.arg("-cf").arg(&archive).args(["blobs", "index.json", "oci-layout"]);
-    run("packing it", &mut pack)?;
+    run("packing the image", &mut pack)?;
     remove(&layout)?;
     remove(&folder.join("store"))?;
     let digest = fs::read_to_string(digest).map_err(failed)?;
     Ok(Image { archive, digest, tag: tag.to_owned() })
 }
 
-/// buildah, with everything of its own in our folder.
+/// Returns a buildah command that keeps all its files in our folder.
 fn buildah(tools: &ImageTools, folder: &Path) -> Result<Command, String> {
     let store = folder.join("store");
     let elsewhere = store.join("var");
     fs::create_dir_all(&elsewhere).map_err(|error| format!("{}: {error}", elsewhere.display()))?;
-    // Whatever it is told, it keeps a cache of its own in /var/lib: it sees another one.
+    // buildah always has a cache in /var/lib, so it gets a private mount there.
     let mut buildah = command("unshare", &["--mount", "sh", "-c"]);
     buildah.arg("mount --bind \"$1\" /var/lib && shift && exec \"$@\"").arg("sh").arg(&elsewhere);
     buildah.arg(&tools.buildah).env("LD_LIBRARY_PATH", &tools.libraries);
@@ -161,7 +164,7 @@ fn buildah(tools: &ImageTools, folder: &Path) -> Result<Command, String> {
     Ok(buildah)
 }
 
-/// Debian's authorities, from its package: the machine may trust others.
+/// Returns Debian's certificates from its package, since the machine may trust other authorities.
 fn certificates(tools: &ImageTools) -> Result<Vec<u8>, String> {
     let folder = &tools.certificates;
     let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
@@ -187,8 +190,8 @@ fn put(root: &Path, name: &str, content: &[u8]) -> Result<(), String> {
         .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Takes away everybody's right to write files; the umask of whoever builds must not show either. Folders stay
-/// root's to write in: a runtime gives a tmpfs the mode of the folder under it.
+/// Removes write permission from all files, so that the builder's umask has no effect. Root can still write to
+/// folders, since a runtime gives a tmpfs the mode of the folder below it.
 fn close(path: &Path) -> std::io::Result<()> {
     let is_folder = path.is_dir();
     if is_folder {
@@ -205,7 +208,7 @@ fn close(path: &Path) -> std::io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// Where images are built.
+/// Returns the folder that images are built in.
 fn folder() -> PathBuf {
     demo::target().join("image")
 }
@@ -217,25 +220,25 @@ fn remove(folder: &Path) -> Result<(), String> {
     }
 }
 
-/// What everything in the image is dated: when the sources were committed, unless SOURCE_DATE_EPOCH says.
+/// Returns the time stamp of everything in the image: SOURCE_DATE_EPOCH, or else the time of the commit.
 fn time() -> Result<String, String> {
-    let said = env::var("SOURCE_DATE_EPOCH").ok();
-    let time = said.or_else(|| ask(&mut command("git", &["log", "-1", "--format=%ct"])).ok());
-    let time = time.ok_or("this is no git checkout: say in SOURCE_DATE_EPOCH what to date the image")?;
+    let epoch = env::var("SOURCE_DATE_EPOCH").ok();
+    let time = epoch.or_else(|| output_of(&mut command("git", &["log", "-1", "--format=%ct"])).ok());
+    let time = time.ok_or("this is not a git checkout; set SOURCE_DATE_EPOCH")?;
     match time.trim().parse::<u32>() {
         Ok(seconds) => Ok(seconds.to_string()),
-        Err(_) => Err(format!("SOURCE_DATE_EPOCH is not seconds since 1970: `{time}`")),
+        Err(_) => Err(format!("SOURCE_DATE_EPOCH must be seconds since 1970, not `{time}`")),
     }
 }
 
-/// The commit, marked if there are changes beside it.
+/// Returns the commit, marked if there are uncommitted changes.
 fn revision() -> String {
     let describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"];
-    ask(&mut command("git", &describe)).unwrap_or_else(|_| "unknown".to_owned())
+    output_of(&mut command("git", &describe)).unwrap_or_else(|_| "unknown".to_owned())
 }
 
 fn date(time: &str) -> Result<String, String> {
-    ask(&mut command("date", &["--utc", &format!("--date=@{time}"), "+%Y-%m-%dT%H:%M:%SZ"]))
+    output_of(&mut command("date", &["--utc", &format!("--date=@{time}"), "+%Y-%m-%dT%H:%M:%SZ"]))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "it is for showing")]

@@ -1,4 +1,4 @@
-//! Other kernels than this machine's: Debian's, booted by qemu without KVM, with the packet suite in the initramfs.
+//! Runs the packet suite on other kernels: Debian's, booted by qemu without KVM, with the suite in the initramfs.
 
 use std::{
     fs,
@@ -7,17 +7,37 @@ use std::{
 };
 
 use crate::{
+    process::{ROOT, command, run, tied, watch},
     setup,
-    tell::{ROOT, cargo, command, run, watch},
 };
 
-/// Debian's names of the kernels: clsact on the first, tcx on the second.
-pub(crate) const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"];
-/// In the order in which they need each other.
+/// A kernel of Debian's.
+pub(crate) struct DebianKernel {
+    /// Suite of Debian's archive; `None`: that of this machine.
+    suite: Option<&'static str>,
+    /// Metapackage.
+    package: &'static str,
+}
+
+/// From the oldest supported kernel to the newest: 5.10 and 6.1 with clsact, 6.12 and 7.x with tcx.
+pub(crate) const KERNELS: [DebianKernel; 4] = [
+    DebianKernel { suite: Some("bullseye"), package: "linux-image-cloud-amd64" },
+    DebianKernel { suite: None, package: "linux-image-cloud-amd64" },
+    DebianKernel { suite: None, package: "linux-image-6.12-cloud-amd64" },
+    DebianKernel { suite: Some("sid"), package: "linux-image-cloud-amd64" },
+];
+
+impl std::fmt::Display for DebianKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}", self.package, self.suite.unwrap_or("this machine's Debian"))
+    }
+}
+
+/// Kernel modules in the order of their dependencies.
 const MODULES: [&str; 6] = ["llc", "stp", "bridge", "veth", "sch_ingress", "cls_bpf"];
-/// Longest that a guest may take, in seconds.
-const PATIENCE: &str = "300";
-/// What the guest's last word begins with.
+/// Timeout for a guest, in seconds.
+const GUEST_TIMEOUT_SECONDS: &str = "300";
+/// Prefix of the guest's last line.
 const EXIT: &str = "GUEST-EXIT: ";
 
 const INIT: &str = r#"#!/bin/sh
@@ -30,26 +50,43 @@ mount -t bpf bpf /sys/fs/bpf
 while read -r module; do insmod /modules/$module.ko || { echo "no module $module"; poweroff -f; }; done < /modules/order
 /bin/ip link set lo up
 echo "kernel $(uname -r)"
+# As root, then with the capabilities of a hardened installation. 5.10 counts maps against this limit.
+ulimit -l unlimited
 /bin/packet --color never
-echo "GUEST-EXIT: $?"
+root=$?
+LOTA_HARDENED=1 /bin/packet --color never --skip forged
+echo "GUEST-EXIT: $((root + $?))"
 sync
 poweroff -f
 "#;
 
-/// Boots one kernel and runs the packet suite on it, showing each line to `look`; did it pass?
-pub(crate) fn boot(kernel: &str, look: impl FnMut(&str)) -> Result<bool, String> {
+/// Fetches everything that need not be built.
+pub(crate) fn prepare() -> Result<(), String> {
+    setup::to_run()?;
+    setup::qemu()?;
+    let folder = folder();
+    KERNELS.iter().try_for_each(|kernel| unpack(kernel, &folder).map(drop))
+}
+
+fn folder() -> PathBuf {
+    Path::new(ROOT).join("target/kernels")
+}
+
+/// Boots one kernel and runs the packet `suite` on it, as root and with few capabilities. Passes each line to `look`.
+/// Returns whether the suite passed both times.
+pub(crate) fn boot(kernel: &DebianKernel, suite: &Path, look: impl FnMut(&str)) -> Result<bool, String> {
     let tools = setup::qemu()?;
-    let folder = Path::new(ROOT).join("target/kernels");
-    let image = unpack(kernel, &folder)?;
-    let initramfs = initramfs(&image, &tools)?;
-    let vmlinuz = only(&image.join("boot"), "vmlinuz-")?;
-    let mut qemu = Command::new("timeout");
-    qemu.args(["-k", "5", PATIENCE]).arg(&tools.qemu).args(&tools.arguments);
+    let image = unpack(kernel, &folder())?;
+    let initramfs = initramfs(&image, &tools, suite)?;
+    let vmlinuz =
+        find_file(&image, &|name| name.starts_with("vmlinuz")).ok_or("the package has no kernel")?;
+    let mut qemu = tied("timeout");
+    qemu.args(["-k", "5", GUEST_TIMEOUT_SECONDS]).arg(&tools.qemu).args(&tools.arguments);
     qemu.args(["-accel", "tcg", "-m", "1024", "-smp", "1", "-nic", "none", "-vga", "none"]);
     qemu.arg("-kernel").arg(vmlinuz).arg("-initrd").arg(initramfs);
     qemu.args(["-append", "console=ttyS0 panic=-1 quiet", "-nographic", "-no-reboot"]);
     qemu.env("LD_LIBRARY_PATH", &tools.libraries);
-    // qemu's own exit says nothing of the guest's.
+    // qemu's exit status does not depend on the guest's.
     let (mut passed, mut look) = (false, look);
     watch(&format!("booting {kernel}"), qemu.stdin(Stdio::null()), |line| {
         passed |= line.trim_end().ends_with(&format!("{EXIT}0"));
@@ -58,29 +95,26 @@ pub(crate) fn boot(kernel: &str, look: impl FnMut(&str)) -> Result<bool, String>
     Ok(passed)
 }
 
-/// Fetches the package that a metapackage stands for, and unpacks it; where.
-fn unpack(metapackage: &str, folder: &Path) -> Result<PathBuf, String> {
-    setup::refresh_packages()?;
-    let mut ask = command("apt-cache", &["depends", "--no-recommends", "--no-suggests", metapackage]);
-    let told = ask.output().map_err(|error| format!("cannot run apt-cache: {error}"))?;
-    let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    let package = told
-        .lines()
-        .find_map(|line| {
-            line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("linux-image-"))
-        })
-        .ok_or_else(|| format!("Debian has no {metapackage} (is /etc/apt/sources.list complete?)"))?;
-    let place = folder.join(package);
-    if !place.exists() {
-        setup::unpack(&[package], &place)?;
+/// Fetches and unpacks a kernel. Returns its folder.
+fn unpack(kernel: &DebianKernel, folder: &Path) -> Result<PathBuf, String> {
+    if let Some(suite) = kernel.suite {
+        let place = folder.join(suite);
+        setup::unpacked_kernel(suite, kernel.package, &place)?;
+        return Ok(place);
     }
+    setup::refresh_packages()?;
+    let package = setup::dependencies(kernel.package, &[])?.into_iter().next();
+    let package =
+        package.ok_or_else(|| format!("Debian has no {kernel} (is /etc/apt/sources.list complete?)"))?;
+    let place = folder.join(&package);
+    setup::unpacked(&[&package], &place)?;
     Ok(place)
 }
 
-/// Everything the guest needs: busybox, `ip` and `tc`, modules, and the suite itself.
-fn initramfs(image: &Path, tools: &setup::Qemu) -> Result<PathBuf, String> {
+/// Builds the guest's initramfs: busybox, `ip` and `tc`, modules, and the suite.
+fn initramfs(image: &Path, tools: &setup::Qemu, suite: &Path) -> Result<PathBuf, String> {
     let root = setup::beside(image, "root");
-    let failed = |error: std::io::Error| format!("making the guest's files: {error}");
+    let failed = |error: std::io::Error| format!("cannot create the guest's files: {error}");
     if root.exists() {
         fs::remove_dir_all(&root).map_err(failed)?;
     }
@@ -91,26 +125,26 @@ fn initramfs(image: &Path, tools: &setup::Qemu) -> Result<PathBuf, String> {
     for applet in ["sh", "mount", "insmod", "uname", "sync", "poweroff"] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).map_err(failed)?;
     }
-    let suite = root.join("bin/packet");
-    run("stripping the suite", command("strip", &["-o"]).arg(&suite).arg(packet_suite()?))?;
+    let packet = root.join("bin/packet");
+    run("stripping the suite", command("strip", &["-o"]).arg(packet).arg(suite))?;
     for program in ["ip", "tc"] {
-        let found = setup::find(program).ok_or_else(|| format!("there is no `{program}`"))?;
+        let found = setup::find(program).ok_or_else(|| format!("cannot find `{program}`"))?;
         fs::copy(found, root.join("bin").join(program)).map_err(failed)?;
     }
     for program in ["ip", "tc", "packet"] {
-        let told = Command::new("ldd").arg(root.join("bin").join(program)).output().map_err(failed)?;
+        let output = Command::new("ldd").arg(root.join("bin").join(program)).output().map_err(failed)?;
         for library in
-            String::from_utf8_lossy(&told.stdout).split_whitespace().filter(|word| word.starts_with('/'))
+            String::from_utf8_lossy(&output.stdout).split_whitespace().filter(|word| word.starts_with('/'))
         {
             let copy = root.join(library.trim_start_matches('/'));
             fs::create_dir_all(copy.parent().unwrap_or(&root)).map_err(failed)?;
             fs::copy(library, copy).map_err(failed)?;
         }
     }
-    let modules = only(&image.join("lib/modules"), "")?;
     for module in MODULES {
         let found =
-            find_module(&modules, module).ok_or_else(|| format!("the kernel has no module {module}"))?;
+            find_file(image, &|name| ["ko", "ko.xz"].iter().any(|end| name == format!("{module}.{end}")));
+        let found = found.ok_or_else(|| format!("the kernel has no module {module}"))?;
         let copy = root.join("modules").join(format!("{module}.ko"));
         if found.extension().is_some_and(|extension| extension == "xz") {
             let plain = Command::new("xz").args(["-dc"]).arg(&found).output().map_err(failed)?;
@@ -132,36 +166,17 @@ fn initramfs(image: &Path, tools: &setup::Qemu) -> Result<PathBuf, String> {
     Ok(archive)
 }
 
-/// The built packet suite.
-fn packet_suite() -> Result<PathBuf, String> {
-    let mut build = cargo(&["test", "--package", "lota-tests", "--test", "packet", "--no-run"]);
-    let output = build.output().map_err(|error| format!("cannot run cargo: {error}"))?;
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    let path = told.lines().filter(|line| line.contains("Executable"));
-    let path = path.filter_map(|line| line.split_once('(')?.1.strip_suffix(')')).next();
-    let path =
-        path.filter(|_| output.status.success()).ok_or_else(|| format!("building it failed:\n{told}"))?;
-    Ok(Path::new(ROOT).join(path))
-}
-
-fn find_module(folder: &Path, module: &str) -> Option<PathBuf> {
+/// Returns a file whose name `accepts` returns true for.
+fn find_file(folder: &Path, accepts: &impl Fn(&str) -> bool) -> Option<PathBuf> {
     for entry in fs::read_dir(folder).ok()?.flatten() {
         let path = entry.path();
-        let name = entry.file_name().to_string_lossy().into_owned();
         if path.is_dir() && !path.is_symlink() {
-            if let Some(found) = find_module(&path, module) {
+            if let Some(found) = find_file(&path, accepts) {
                 return Some(found);
             }
-        } else if name == format!("{module}.ko") || name == format!("{module}.ko.xz") {
+        } else if path.is_file() && accepts(&entry.file_name().to_string_lossy()) {
             return Some(path);
         }
     }
     None
-}
-
-/// The one entry of a folder that begins so.
-fn only(folder: &Path, prefix: &str) -> Result<PathBuf, String> {
-    let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let mut found = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
-    found.next().map(|entry| entry.path()).ok_or_else(|| format!("nothing in {}", folder.display()))
 }

@@ -1,33 +1,35 @@
-//! The project's own commands. Each sets up what it needs first.
+//! The project's commands. Each installs what it needs first.
 
 mod demo;
 mod deploy;
 mod image;
 mod kernels;
 mod kubernetes;
+mod process;
+mod programs;
 mod setup;
 mod suites;
-mod tell;
 
 use std::process::ExitCode;
 
 const HELP: &str = "\
 cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
-                               show the main job: a lab of three nodes, a real gateway, a real client;
-                               --release: by an optimized build, which takes some minutes more at first
-cargo xtask test [SUITE…]      run the suites by name (lint, unit, fuzz, packet, kernels, datapath,
-                               storage, e2e, parity, clients, consistency, deploy, kubernetes, image, monitoring,
-                               page), or all of them; kubernetes-node runs only if it is named
-cargo xtask bench [NAME…]      measure (datapath, placement, serving, cold, memory, storage), and write
-                               target/bench/NAME.json
+                               run the guided demo: a lab with three nodes, a real gateway and a real client;
+                               --release: optimized build; the first build takes a few minutes longer
+cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, e2e, datapath, parity, consistency,
+                               clients, kernels, storage, deploy, monitoring, page, kubernetes, image, fuzz), or
+                               all of them; cluster runs only if it is named; lab suites run in parallel
+                               (LOTA_LANES, default 2) and print their output when done
+cargo xtask bench [NAME…]      run benchmarks (datapath, placement, serving, cold, memory, storage); results are
+                               in target/bench/NAME.json
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
-                               the lab without the tour, to play in
-cargo xtask docs               write the documents that are made from the code: docs/metrics.md, docs/configuration.md
-cargo xtask deploy-render      render deploy/'s Kustomize side from its chart
+                               start, stop or enter the lab without the demo
+cargo xtask docs               generate docs/metrics.md and docs/configuration.md from the code
+cargo xtask deploy-render      render the Kustomize files of deploy/ from the chart
 cargo xtask image [--dev] [--tag TAG]
-                               build the container image, target/image/lota.oci.tar, and its list of
-                               components, target/image/sbom.cdx.json
-cargo xtask setup              install what building and testing need (Debian 12, as root)";
+                               build the container image, target/image/lota.oci.tar, and its SBOM,
+                               target/image/sbom.cdx.json
+cargo xtask setup              install the build and test dependencies (Debian 12, as root)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,12 +43,13 @@ fn main() -> ExitCode {
         ["deploy-render"] => deploy::render(),
         ["image", rest @ ..] => image::image(rest),
         ["setup"] => setup::all(),
-        [kubernetes::AHEAD] => kubernetes::build_ahead(),
+        [suites::IN_LANE, name] => suites::run_here(name),
+        [setup::ahead::COMMAND, suites @ ..] => suites::prepare(suites),
         [] | ["help" | "--help" | "-h", ..] => {
             println!("{HELP}");
             return ExitCode::SUCCESS;
         }
-        [other, ..] => Err(format!("there is no command `{other}`\n{HELP}")),
+        [other, ..] => Err(format!("unknown command `{other}`\n{HELP}")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

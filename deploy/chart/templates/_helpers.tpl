@@ -24,7 +24,7 @@
 {{- define "lota.selector" -}}
 app.kubernetes.io/name: lota
 app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/component: node
+app.kubernetes.io/component: {{ ternary "preflight" "node" .Values.preflight.enabled }}
 {{- end }}
 
 {{- define "lota.labels" -}}

@@ -56,29 +56,32 @@
 {{- if kindIs "slice" . }}{{ if . }}{{ if kindIs "map" (first .) }}true{{ end }}{{ end }}{{ end -}}
 {{- end }}
 
-{{/* The daemon's whole configuration: what the values say, and where this chart puts things. */}}
+{{/* The daemon's configuration: the values of config, and the paths that this chart sets. */}}
 {{- define "lota.toml" -}}
 {{- $config := deepCopy .Values.config -}}
 {{- if not ($config.gateway).endpoint }}
 {{- $example := "--set config.gateway.endpoint=http://s3.internal:9000" }}
-{{- fail (printf "\n\nconfig.gateway.endpoint is missing: which S3 server authorizes every request?\n    %s\n" $example) }}
+{{- fail (printf "\n\nconfig.gateway.endpoint is missing; set it to the S3 gateway that authorizes every request:\n    %s\n" $example) }}
 {{- end }}
 {{- if ne (empty $config.backend) (empty .Values.backendCredential.existingSecret) }}
-{{- fail "\n\nconfig.backend and backendCredential.existingSecret: one needs the other\n" }}
+{{- fail "\n\nconfig.backend and backendCredential.existingSecret must be set together\n" }}
 {{- end }}
-{{- if ne (empty ($config.gateway).resign) (empty .Values.resignClients.existingSecret) }}
-{{- fail "\n\nconfig.gateway.resign and resignClients.existingSecret: one needs the other\n" }}
+{{- if ne (empty ($config.gateway).re_sign) (empty .Values.reSignClients.existingSecret) }}
+{{- fail "\n\nconfig.gateway.re_sign and reSignClients.existingSecret must be set together\n" }}
 {{- end }}
 {{- if $config.backend }}
 {{- $_ := set $config.backend "credential_file" "/etc/lota/credential.toml" }}
 {{- end }}
-{{- if ($config.gateway).resign }}
-{{- $_ := set $config.gateway.resign "clients_file" "/etc/lota/clients.toml" }}
+{{- if ($config.gateway).re_sign }}
+{{- $_ := set $config.gateway.re_sign "clients_file" "/etc/lota/clients.toml" }}
 {{- end }}
 {{- $_ := set $config "node" ($config.node | default dict) }}
 {{- $datapath := $config.datapath | default dict }}
-{{- $_ := set $datapath "pins" "/run/bpf/lota" }}
+{{- $_ := set $datapath "bpffs_path" "/run/bpf/lota" }}
 {{- $_ := set $config "datapath" $datapath }}
+{{- $access := $config.access | default dict }}
+{{- $_ := set $access "cgroup_path" (printf "/run/cgroup%s" .Values.kubeletCgroupRoot) }}
+{{- $_ := set $config "access" $access }}
 {{- $peers := $config.peers | default dict }}
 {{- $_ := set $peers "secret_file" "/etc/lota/cluster-secret" }}
 {{- $_ := set $config "peers" $peers }}

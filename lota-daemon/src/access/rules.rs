@@ -1,4 +1,4 @@
-//! Which pods and addresses are meant, in the peer schema of a Kubernetes NetworkPolicy
+//! Rules that select pods and addresses, in the peer schema of a Kubernetes NetworkPolicy
 //! (<https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/>). Pure: no I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,21 +11,21 @@ pub type Labels = BTreeMap<String, String>;
 
 /// One peer of a `from` list.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(try_from = "RuleSection")]
 pub enum Rule {
-    /// Pods with such labels, in namespaces with such labels. Without a namespace selector, those of LOTA's own
-    /// namespace; without a pod selector, all of the namespaces.
+    /// Pods selected by labels of the pod and its namespace. Without a namespace selector, only pods of LOTA's own
+    /// namespace are selected; without a pod selector, all pods of the selected namespaces.
     Pods {
-        /// Which namespaces.
+        /// Selector of namespaces.
         namespaces: Option<Selector>,
-        /// Which pods there.
+        /// Selector of pods in these namespaces.
         pods: Option<Selector>,
     },
-    /// Addresses, whoever has them.
+    /// All addresses of a block.
     Block(Block),
 }
 
-/// A label selector: all of it must hold. An empty one selects everything.
+/// A label selector. All requirements must match; an empty selector selects everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
@@ -33,7 +33,7 @@ pub struct Selector {
     match_expressions: Vec<Requirement>,
 }
 
-/// A prefix, without some that are in it.
+/// A prefix with exceptions.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Block {
@@ -42,7 +42,7 @@ pub struct Block {
     except: Vec<IpNet>,
 }
 
-/// What must hold of one label.
+/// Requirement on one label.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Expression")]
 enum Requirement {
@@ -52,16 +52,16 @@ enum Requirement {
     DoesNotExist(String),
 }
 
-/// A rule as it is written.
+/// A rule as written in the configuration.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Written {
+struct RuleSection {
     namespace_selector: Option<Selector>,
     pod_selector: Option<Selector>,
     ip_block: Option<Block>,
 }
 
-/// A match expression as it is written.
+/// A match expression as written in the configuration.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Expression {
@@ -79,12 +79,12 @@ enum Operator {
     DoesNotExist,
 }
 
-impl TryFrom<Written> for Rule {
+impl TryFrom<RuleSection> for Rule {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
+    fn try_from(written: RuleSection) -> Result<Self, String> {
         match written {
-            Written { namespace_selector: None, pod_selector: None, ip_block: Some(block) } => {
+            RuleSection { namespace_selector: None, pod_selector: None, ip_block: Some(block) } => {
                 let cidr = block.cidr.trunc();
                 match block.except.iter().find(|except| **except == cidr || !cidr.contains(*except)) {
                     Some(except) => Err(format!("`except`: {except} is not a part of {cidr}")),
@@ -94,11 +94,11 @@ impl TryFrom<Written> for Rule {
                     })),
                 }
             }
-            Written { ip_block: Some(_), .. } => Err("`ipBlock` stands alone in a rule, without selectors".into()),
-            Written { namespace_selector: None, pod_selector: None, ip_block: None } => {
+            RuleSection { ip_block: Some(_), .. } => Err("`ipBlock` stands alone in a rule, without selectors".into()),
+            RuleSection { namespace_selector: None, pod_selector: None, ip_block: None } => {
                 Err("a rule needs `namespaceSelector`, `podSelector` or `ipBlock`; `podSelector = {}` selects all".into())
             }
-            Written { namespace_selector: namespaces, pod_selector: pods, ip_block: None } => {
+            RuleSection { namespace_selector: namespaces, pod_selector: pods, ip_block: None } => {
                 Ok(Self::Pods { namespaces, pods })
             }
         }
@@ -123,8 +123,8 @@ impl TryFrom<Expression> for Requirement {
 }
 
 impl Rule {
-    /// Does it select a pod with these labels in `namespace`, which has those labels (`None`: not known yet)? `home`
-    /// is LOTA's own namespace.
+    /// Returns whether the rule selects a pod with these labels in `namespace`, whose labels are `its` (`None` if not
+    /// known yet). `home` is LOTA's own namespace.
     #[must_use]
     pub fn selects(&self, pod: &Labels, namespace: &str, its: Option<&Labels>, home: &str) -> bool {
         let Self::Pods { namespaces, pods } = self else { return false };
@@ -135,7 +135,7 @@ impl Rule {
         in_namespace && pods.as_ref().is_none_or(|selector| selector.matches(pod))
     }
 
-    /// Must pods be watched for it?
+    /// Returns whether the rule requires a watch of pods.
     #[must_use]
     pub fn is_about_pods(&self) -> bool {
         matches!(self, Self::Pods { .. })
@@ -150,7 +150,7 @@ impl Selector {
         self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
             && self.match_expressions.iter().all(|requirement| match requirement {
                 Requirement::In(key, values) => has(key, values),
-                // As Kubernetes has it: who lacks the label is not in.
+                // As in Kubernetes, `NotIn` also selects objects without the label.
                 Requirement::NotIn(key, values) => !has(key, values),
                 Requirement::Exists(key) => labels.contains_key(key),
                 Requirement::DoesNotExist(key) => !labels.contains_key(key),
@@ -164,8 +164,8 @@ impl Block {
     }
 }
 
-/// What the blocks among `rules` say about prefixes, so that the longest that an address is in decides: an address is
-/// allowed if one of the blocks has it.
+/// Returns, for the blocks among `rules`, prefixes of which the longest match decides. An address is allowed if at
+/// least one block contains it.
 #[must_use]
 pub fn prefixes(rules: &[Rule]) -> BTreeMap<IpNet, bool> {
     let blocks = || {
@@ -174,7 +174,7 @@ pub fn prefixes(rules: &[Rule]) -> BTreeMap<IpNet, bool> {
             Rule::Pods { .. } => None,
         })
     };
-    // Between these no block begins or ends: what holds for one as a whole holds for all of it but longer ones.
+    // No block begins or ends between these prefixes, so one decision holds for each, except for longer ones in it.
     let named = blocks().flat_map(|block| block.except.iter().chain([&block.cidr]));
     named.map(|prefix| (*prefix, blocks().any(|block| block.covers(prefix)))).collect()
 }
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn selectors_mean_what_they_mean_in_a_network_policy() {
+    fn selectors_match_as_in_a_network_policy() {
         let cases = [
             ("podSelector = {}", "", "home", "", true),
             ("podSelector = {}", "", "away", "", false),
@@ -285,14 +285,11 @@ mod tests {
             assert_eq!(seen, selected, "{rule} pod={pod} namespace={namespace}");
         }
         let any = &rules("[[from]]\nnamespaceSelector = {}").unwrap()[0];
-        assert!(
-            !any.selects(&Labels::new(), "x", None, "home"),
-            "a namespace that is not known is in no selection"
-        );
+        assert!(!any.selects(&Labels::new(), "x", None, "home"), "an unknown namespace is never selected");
     }
 
     #[test]
-    fn what_a_network_policy_would_not_be_is_refused() {
+    fn rules_that_a_network_policy_does_not_allow_are_refused() {
         for (rule, why) in [
             ("", "needs `namespaceSelector`"),
             ("podSelector = {}\nipBlock = { cidr = '10.0.0.0/8' }", "stands alone"),
@@ -312,7 +309,7 @@ mod tests {
         }
     }
 
-    /// A few neighbouring prefixes, so that blocks meet.
+    /// Returns neighboring prefixes, so that blocks overlap.
     fn prefix() -> impl Strategy<Value = IpNet> {
         (24u8..=32, 0u8..32).prop_map(|(length, last)| {
             IpNet::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)), length).unwrap().trunc()
@@ -321,7 +318,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_address_is_allowed_if_a_block_has_it(
+        fn an_address_is_allowed_if_a_block_contains_it(
             blocks in prop::collection::vec((prefix(), prop::collection::vec(prefix(), 0..4)), 0..5),
         ) {
             let blocks: Vec<Block> = blocks.into_iter().map(|(cidr, except)| Block {

@@ -1,22 +1,22 @@
-//! The status page: one document that asks for its numbers itself, and loads nothing else.
+//! The status page: a single document that requests its data itself and loads nothing else.
 
 use std::sync::LazyLock;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::{
-    Response, StatusCode,
+    Response,
     header::{self, HeaderName, HeaderValue},
 };
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    admin::{error::AdminError, node_status::NodeReport},
     http::{Body, full},
-    report::Report,
 };
 
 const PAGE: &str = include_str!("page.html");
 
-/// Its own script and style, by their hashes, and what this port answers.
+/// Content security policy: only the page's own script and style, by their hashes, and requests to this port.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |tag| STANDARD.encode(Sha256::digest(inside(tag)));
     format!(
@@ -27,13 +27,13 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// What the page has between the tags of its one element of this name.
+/// Returns the content of the page's only element with this tag.
 fn inside(tag: &str) -> &'static str {
     let inside = PAGE.split_once(&format!("<{tag}>")).map_or("", |(_, rest)| rest);
     inside.split_once(&format!("</{tag}>")).map_or("", |(inside, _)| inside)
 }
 
-/// The page.
+/// Returns the page.
 pub(super) fn page() -> Response<Body> {
     let mut answer = with_type(PAGE.into(), "text/html; charset=utf-8");
     let policy =
@@ -42,16 +42,9 @@ pub(super) fn page() -> Response<Body> {
     answer
 }
 
-/// What it shows.
-pub(super) fn status(report: &Report) -> Response<Body> {
-    match serde_json::to_vec(report) {
-        Ok(json) => with_type(json, "application/json"),
-        Err(error) => {
-            let mut answer = with_type(error.to_string().into_bytes(), "text/plain");
-            *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-            answer
-        }
-    }
+/// Returns the data of the page.
+pub(super) fn status(report: &NodeReport) -> Result<Response<Body>, AdminError> {
+    Ok(with_type(serde_json::to_vec(report)?, "application/json"))
 }
 
 fn with_type(body: Vec<u8>, content_type: &'static str) -> Response<Body> {
@@ -74,9 +67,10 @@ fn with_type(body: Vec<u8>, content_type: &'static str) -> Response<Body> {
 mod tests {
     use super::*;
 
-    /// With such a policy, a browser would not run what is missing in it; and nothing may need more.
+    /// Verifies that the policy contains the hashes of the page's script and style. The suite `page` verifies in a browser
+    /// that the page violates nothing of it.
     #[test]
-    fn the_page_keeps_to_its_policy() {
+    fn the_policy_allows_the_pages_script_and_style() {
         for tag in ["script", "style"] {
             assert_eq!(PAGE.matches(&format!("<{tag}")).count(), 1, "{tag}");
             assert!(inside(tag).len() > 1000, "{tag}");
@@ -88,11 +82,5 @@ mod tests {
                 .unwrap()
                 .starts_with("default-src 'none'; script-src")
         );
-        for forbidden in
-            ["src=", "href=", "style=", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("]
-        {
-            assert!(!PAGE.contains(forbidden), "{forbidden}");
-        }
-        assert_eq!(PAGE.matches("://").count(), 1, "the name of SVG is the only address");
     }
 }

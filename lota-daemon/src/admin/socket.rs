@@ -1,8 +1,13 @@
-//! The admin socket: HTTP with JSON bodies, for the commands that look at or change a daemon on the same node.
+//! The admin socket: HTTP with JSON bodies, for commands that read or change the daemon of the same node.
 
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::Arc,
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -11,157 +16,229 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use lota_cache::{DiskStatus, Gone, Which};
+use lota_datapath::DatapathStatus;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use thiserror::Error;
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{mpsc, oneshot},
 };
 
 use crate::{
-    cache::{DiskStatus, Gone, Which},
-    control::{AccessRequest, Command},
-    datapath::Status,
-    gateway::Server,
+    admin::{
+        error::AdminError,
+        node_status::{NodeReport, Presence, Reporter},
+        route::{self, Route},
+    },
+    gateway::GatewayServer,
+    http::Slots,
     metrics::Reads,
     proxy::Proxy,
-    report::{Presence, Report, Reporter},
+    reconciler::{AccessRequest, ControlCommand, ControlError},
 };
 
-/// Longer requests are nobody's.
-const MOST: usize = 64 << 10;
-/// Versions that one of them names, at most.
+/// Maximum size of a request body, in bytes.
+const MAX_BODY: usize = 64 << 10;
+/// Maximum number of concurrent connections to the socket.
+const CONNECTIONS: usize = 64;
+/// Maximum number of versions in one request.
 const VERSIONS: usize = 1000;
 
-/// The cache, as `lota cache stat` shows it.
+/// A server, as `lota gateway status` prints it.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct ServerOfGateway {
+    /// Name of the gateway that it has answered as.
+    pub gateway: String,
+    /// The server.
+    #[serde(flatten)]
+    pub server: GatewayServer,
+}
+
+/// State of the cache, as `lota cache stat` prints it.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct CacheReport {
-    /// Each disk.
+    /// State of each disk.
     pub disks: Vec<DiskStatus>,
-    /// How this node's pods were answered since the daemon began, by whichever node's cache.
+    /// Outcomes of the reads of this node's pods since the daemon started, from any node's cache.
     pub reads: Reads,
 }
 
-/// Serves for as long as it is polled.
+/// Serves the socket until the future is dropped.
 pub async fn serve(
     listener: UnixListener,
-    control: mpsc::Sender<Command>,
+    control: mpsc::Sender<ControlCommand>,
     proxy: Arc<Proxy>,
     reporter: Arc<Reporter>,
 ) {
+    // Only one user can connect, so all connections share one address.
+    let (slots, user) = (Slots::new(CONNECTIONS, CONNECTIONS), IpAddr::from(Ipv4Addr::LOCALHOST));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::error!(%error, "cannot accept a connection on the admin socket; trying again");
+                tracing::error!(%error, "cannot accept a connection on the admin socket; retrying");
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
             }
         };
+        let Some(slot) = slots.take(user) else { continue };
         let (control, proxy, reporter) = (control.clone(), proxy.clone(), reporter.clone());
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, &control, &proxy, &reporter));
+            let service = service_fn(async |request| {
+                let _busy = slot.marker().busy();
+                answer(request, &control, &proxy, &reporter).await
+            });
             let mut http = server::conn::http1::Builder::new();
             let connection = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the admin socket ended");
+            tokio::select! {
+                ended = connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection to the admin socket ended");
+                    }
+                }
+                () = slot.closed() => {}
             }
         });
     }
 }
 
+/// Operation of the admin socket.
+#[derive(Clone, Copy)]
+enum SocketTarget {
+    Reload,
+    Access,
+    Status,
+    Report,
+    Presence,
+    Gateway,
+    Cache,
+    Evict,
+    Repair,
+}
+
+const ROUTES: [Route<SocketTarget>; 9] = [
+    Route(Method::POST, "/reload", SocketTarget::Reload),
+    Route(Method::POST, "/access", SocketTarget::Access),
+    Route(Method::GET, "/status", SocketTarget::Status),
+    Route(Method::GET, "/report", SocketTarget::Report),
+    Route(Method::GET, "/presence", SocketTarget::Presence),
+    Route(Method::GET, "/gateway", SocketTarget::Gateway),
+    Route(Method::GET, "/cache", SocketTarget::Cache),
+    Route(Method::POST, "/cache/evict", SocketTarget::Evict),
+    Route(Method::POST, "/cache/repair", SocketTarget::Repair),
+];
+
 async fn answer(
     request: Request<Incoming>,
-    control: &mpsc::Sender<Command>,
+    control: &mpsc::Sender<ControlCommand>,
     proxy: &Proxy,
     reporter: &Reporter,
 ) -> Result<Response<Full<Bytes>>, io::Error> {
-    let answered = match (request.method().clone(), request.uri().path()) {
-        (Method::POST, "/reload") => {
-            let later = ask(control, Command::Reload).await.and_then(|read| read.map_err(anyhow::Error::msg));
-            later.and_then(|later| Ok(serde_json::to_vec(&later)?))
+    let done = execute(request, control, proxy, reporter).await;
+    Ok(match done {
+        Ok(body) => Response::new(Full::from(body)),
+        Err(error) => error.response(Full::from),
+    })
+}
+
+async fn execute(
+    request: Request<Incoming>,
+    control: &mpsc::Sender<ControlCommand>,
+    proxy: &Proxy,
+    reporter: &Reporter,
+) -> Result<Vec<u8>, AdminError> {
+    Ok(match route::find(&ROUTES, request.method(), request.uri().path())? {
+        SocketTarget::Reload => serde_json::to_vec(&ask(control, ControlCommand::Reload).await?)?,
+        SocketTarget::Access => {
+            let access_request: AccessRequest = read(request).await?;
+            ask(control, |answer| ControlCommand::Access(access_request, answer)).await?.into_bytes()
         }
-        (Method::POST, "/access") => change_access(request, control).await.map(String::into_bytes),
-        (Method::GET, "/status") => {
-            let status = status(control).await;
-            status.and_then(|status| Ok(serde_json::to_vec(&status)?))
+        SocketTarget::Status => serde_json::to_vec(&status(control).await?)?,
+        SocketTarget::Report => serde_json::to_vec(&reporter.report(true).await)?,
+        SocketTarget::Presence => serde_json::to_vec(&reporter.presence())?,
+        SocketTarget::Gateway => {
+            let servers = proxy.stores.each().flat_map(|store| {
+                let gateway = store.name.as_str();
+                let servers = store.gateway.servers().into_iter();
+                servers.map(|server| ServerOfGateway { gateway: gateway.to_owned(), server })
+            });
+            serde_json::to_vec(&servers.collect::<Vec<_>>())?
         }
-        (Method::GET, "/report") => serde_json::to_vec(&reporter.report(true).await).map_err(Into::into),
-        (Method::GET, "/presence") => serde_json::to_vec(&reporter.presence()).map_err(Into::into),
-        (Method::GET, "/gateway") => serde_json::to_vec(&proxy.gateway.servers()).map_err(Into::into),
-        (Method::GET, "/cache") => {
+        SocketTarget::Cache => {
             let report = CacheReport { disks: proxy.cache.disks().collect(), reads: proxy.metrics.reads() };
-            serde_json::to_vec(&report).map_err(Into::into)
+            serde_json::to_vec(&report)?
         }
-        (Method::POST, "/cache/evict") => evict(request, proxy).await,
-        (Method::POST, "/cache/repair") => repair(request, proxy).await,
-        (method, path) => Err(anyhow::anyhow!("there is no {method} {path} here")),
-    };
-    let (status, body) = match answered {
-        Ok(body) => (StatusCode::OK, body),
-        Err(error) => (StatusCode::BAD_REQUEST, format!("{error:#}").into_bytes()),
-    };
-    let mut answer = Response::new(Full::from(body));
-    *answer.status_mut() = status;
-    Ok(answer)
+        SocketTarget::Evict => evict(request, proxy).await?,
+        SocketTarget::Repair => {
+            let versions: Vec<String> = read(request).await?;
+            serde_json::to_vec(&proxy.cache.drop_corrupt(&versions).await)?
+        }
+    })
 }
 
-async fn change_access(request: Request<Incoming>, control: &mpsc::Sender<Command>) -> Result<String> {
-    let wanted: AccessRequest = read(request).await?;
-    ask(control, |answer| Command::Access(wanted, answer)).await?.map_err(anyhow::Error::msg)
-}
-
-async fn evict(request: Request<Incoming>, proxy: &Proxy) -> Result<Vec<u8>> {
+async fn evict(request: Request<Incoming>, proxy: &Proxy) -> Result<Vec<u8>, AdminError> {
     let which: Which = read(request).await?;
-    let gone = proxy.cache.evict(&which).await;
-    tracing::info!(?which, objects = gone.objects, bytes = gone.bytes, "evicted, as an operator asked");
+    let gone = proxy.cache.evict(&which, &proxy.stores.gateways()).await;
+    tracing::info!(
+        ?which,
+        objects = gone.objects,
+        bytes = gone.bytes,
+        "evicted objects on request of an operator"
+    );
     Ok(serde_json::to_vec(&gone)?)
 }
 
-async fn repair(request: Request<Incoming>, proxy: &Proxy) -> Result<Vec<u8>> {
-    let versions: Vec<String> = read(request).await?;
-    Ok(serde_json::to_vec(&proxy.cache.drop_corrupt(&versions).await)?)
+/// Parses the JSON body of a request.
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, AdminError> {
+    let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+    let body = body.map_err(|error| AdminError::InvalidBody(error.to_string()))?.to_bytes();
+    serde_json::from_slice(&body).map_err(|error| AdminError::InvalidBody(error.to_string()))
 }
 
-/// What a request's body says.
-async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T> {
-    let body = Limited::new(request.into_body(), MOST).collect().await;
-    let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
-    Ok(serde_json::from_slice(&body)?)
-}
-
-/// Has the control part do something; what it answers.
+/// Sends a command to the control thread and returns its result.
 ///
 /// # Errors
-/// If it is gone, or busy handing over to a new daemon.
+/// If the control thread has ended, or rejects or cannot execute the command.
 async fn ask<T>(
-    control: &mpsc::Sender<Command>,
-    command: impl FnOnce(oneshot::Sender<T>) -> Command,
-) -> Result<T> {
+    control: &mpsc::Sender<ControlCommand>,
+    command: impl FnOnce(oneshot::Sender<Result<T, ControlError>>) -> ControlCommand,
+) -> Result<T, AdminError> {
     let (answer, answered) = oneshot::channel();
-    control.send(command(answer)).await.ok().context("the daemon is stopping")?;
-    answered.await.context("the daemon is stopping")
+    control.send(command(answer)).await.map_err(|_| AdminError::NotReady)?;
+    Ok(answered.await.map_err(|_| AdminError::NotReady)??)
 }
 
-/// The state of the kernel side, by the part that may look at it.
+/// Returns the state of the kernel side, read by the control thread.
 ///
 /// # Errors
-/// As above, or if it cannot be read.
-pub(super) async fn status(control: &mpsc::Sender<Command>) -> Result<Status> {
-    ask(control, Command::Status).await?.map_err(anyhow::Error::msg)
+/// If the control thread has ended, or if the state cannot be read.
+pub(super) async fn status(control: &mpsc::Sender<ControlCommand>) -> Result<DatapathStatus, AdminError> {
+    ask(control, ControlCommand::Status).await
 }
 
-/// Asks the daemon behind this socket to change what operators say about access; about whom, and at which interface, that
-/// is now.
+/// A request that the daemon rejected, or could not execute.
+#[derive(Debug, Error)]
+#[error("{message}")]
+pub struct AdminRejection {
+    /// Status of the response.
+    pub status: StatusCode,
+    /// The daemon's reason.
+    pub message: String,
+}
+
+/// Changes an access entry of the daemon behind this socket. Returns the subject with the interface that it is bound
+/// to.
 ///
 /// # Errors
-/// If no daemon runs, or what it says against it.
-pub async fn request_access(socket: &Path, wanted: &AccessRequest) -> Result<String> {
-    let said = send(socket, Method::POST, "/access", wanted).await?;
-    Ok(String::from_utf8_lossy(&said).into_owned())
+/// If no daemon runs, or if it rejects the change.
+pub async fn request_access(socket: &Path, access_request: &AccessRequest) -> Result<String> {
+    let response = send(socket, Method::POST, "/access", access_request).await?;
+    Ok(String::from_utf8_lossy(&response).into_owned())
 }
 
-/// Has the daemon behind this socket read its configuration again; which keys have changed and hold only with the next
-/// one.
+/// Reloads the configuration of the daemon behind this socket. Returns the changed keys that apply only after a
+/// restart.
 ///
 /// # Errors
 /// If no daemon runs, or the configuration cannot be read.
@@ -169,23 +246,23 @@ pub async fn request_reload(socket: &Path) -> Result<Vec<String>> {
     Ok(serde_json::from_slice(&send(socket, Method::POST, "/reload", &()).await?)?)
 }
 
-/// Asks the daemon behind this socket for the state of the kernel side.
+/// Returns the state of the kernel side from the daemon behind this socket.
 ///
 /// # Errors
 /// If no daemon runs.
-pub async fn request_status(socket: &Path) -> Result<Status> {
+pub async fn request_status(socket: &Path) -> Result<DatapathStatus> {
     Ok(serde_json::from_slice(&send(socket, Method::GET, "/status", &()).await?)?)
 }
 
-/// Asks the daemon behind this socket which servers have answered as the gateway, and how far each is trusted.
+/// Returns the servers that have answered as the gateway, and how far each is trusted.
 ///
 /// # Errors
 /// If no daemon runs.
-pub async fn request_gateway(socket: &Path) -> Result<Vec<Server>> {
+pub async fn request_gateway(socket: &Path) -> Result<Vec<ServerOfGateway>> {
     Ok(serde_json::from_slice(&send(socket, Method::GET, "/gateway", &()).await?)?)
 }
 
-/// Asks the daemon behind this socket how its cache is.
+/// Returns the state of the cache.
 ///
 /// # Errors
 /// If no daemon runs.
@@ -193,7 +270,7 @@ pub async fn request_cache(socket: &Path) -> Result<CacheReport> {
     Ok(serde_json::from_slice(&send(socket, Method::GET, "/cache", &()).await?)?)
 }
 
-/// Has the daemon behind this socket evict objects.
+/// Evicts objects from the daemon's cache.
 ///
 /// # Errors
 /// If no daemon runs.
@@ -201,7 +278,7 @@ pub async fn request_eviction(socket: &Path, which: &Which) -> Result<Gone> {
     Ok(serde_json::from_slice(&send(socket, Method::POST, "/cache/evict", which).await?)?)
 }
 
-/// Has the daemon behind this socket compare these objects with their checksums, and drop those that differ.
+/// Verifies these objects against their checksums, and evicts those that differ.
 ///
 /// # Errors
 /// If no daemon runs.
@@ -215,15 +292,15 @@ pub async fn request_repair(socket: &Path, versions: &[String]) -> Result<Gone> 
     Ok(gone)
 }
 
-/// Asks the daemon behind this socket for the state of everything.
+/// Returns the state of all parts.
 ///
 /// # Errors
 /// If no daemon runs.
-pub async fn request_report(socket: &Path) -> Result<Report> {
+pub async fn request_report(socket: &Path) -> Result<NodeReport> {
     Ok(serde_json::from_slice(&send(socket, Method::GET, "/report", &()).await?)?)
 }
 
-/// Asks the daemon behind this socket whether it is ready, and which it is.
+/// Returns whether the daemon is ready, and its instance.
 ///
 /// # Errors
 /// If no daemon runs.
@@ -232,7 +309,7 @@ pub async fn request_presence(socket: &Path) -> Result<Presence> {
 }
 
 async fn send(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<Bytes> {
-    let about = || format!("asking the daemon at {}: does it run?", socket.display());
+    let about = || format!("cannot reach the daemon at {}; check that it runs", socket.display());
     let stream = UnixStream::connect(socket).await.with_context(about)?;
     let (mut sender, connection) =
         client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(about)?;
@@ -243,7 +320,8 @@ async fn send(socket: &Path, method: Method, path: &str, body: &impl Serialize) 
     let status = answer.status();
     let body = answer.into_body().collect().await.with_context(about)?.to_bytes();
     if status != StatusCode::OK {
-        bail!("{}", String::from_utf8_lossy(&body));
+        let message = String::from_utf8_lossy(&body).trim_end().to_owned();
+        return Err(AdminRejection { status, message }.into());
     }
     Ok(body)
 }

@@ -1,52 +1,37 @@
-//! What no single value can be wrong about, and which values are out of bounds.
+//! Validates ranges of values, and combinations of keys.
 
-use std::net::IpAddr;
+use lota_datapath::Subject;
 
-use lota_common::MAX_ZONE;
-
-use super::{Config, Protocol, Style};
-use crate::access::{Subject, rules::Rule};
+use super::Config;
+use crate::access::{IdentityConfig, rules::Rule};
 
 impl Config {
-    /// Is it sound as a whole? If not, the key, and what is wrong.
+    /// Validates the configuration as a whole.
+    ///
+    /// # Errors
+    /// The key, the reason, and what to do.
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.gateway.protocol == Protocol::S3 && !self.gateway.direct_allow.is_empty() {
-            return Err(
-                "gateway.direct_allow: only a gateway with `protocol = \"lota\"` has direct paths".into()
-            );
-        }
-        if self.backend.as_ref().is_some_and(|backend| backend.endpoints.is_empty()) {
-            return Err("backend.endpoints: name at least one, or leave [backend] out".into());
-        }
-        // They stand in headers, between semicolons.
-        let sound = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b';');
-        let peers = self.peers.iter().flat_map(|peers| &peers.nodes).map(|peer| &peer.name);
-        for name in peers.chain([&self.node.name]) {
-            if name.is_empty() || !sound(name) {
-                return Err(format!("node.name: `{name}` must be visible ASCII characters, without `;`"));
+        self.check_gateways()?;
+        // Headers carry these values, separated by semicolons.
+        let peers = self.peers.iter().flat_map(|peers| &peers.nodes);
+        let peers = peers.map(|peer| ("peers.nodes.name", &peer.name));
+        for (key, name) in peers.chain([("node.name", &self.node.name)]) {
+            if name.is_empty() || !is_header_value(name) {
+                return Err(format!(
+                    "{key}: `{name}` is not a valid name; use one or more visible ASCII characters, without `;`"
+                ));
             }
         }
         for (key, text) in [("node.zone", &self.node.zone), ("node.region", &self.node.region)] {
-            if !sound(text) {
-                return Err(format!("{key}: `{text}` must be visible ASCII characters, without `;`"));
+            if !is_header_value(text) {
+                return Err(format!(
+                    "{key}: `{text}` is not valid; use visible ASCII characters, without `;`"
+                ));
             }
         }
-        let backend = self.backend.as_ref().map(|backend| ("backend.region", &backend.region));
-        let resign = self.gateway.resign.as_ref().map(|resign| ("gateway.resign.region", &resign.region));
-        for (key, region) in backend.into_iter().chain(resign) {
-            if region.is_empty() || !sound(region) {
-                return Err(format!("{key}: `{region}` must be visible ASCII characters, without `;`"));
-            }
-        }
-        let is_address =
-            self.gateway.endpoint.authority.host().trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        if is_address && self.gateway.resign.as_ref().is_some_and(|resign| resign.style == Style::VirtualHost)
-        {
-            return Err("gateway.resign.style: \"virtual-host\" needs a gateway.endpoint with a name".into());
-        }
-        let head = self.limits.head.0;
+        let head = self.limits.header_size.0;
         if !(1 << 13..=1 << 20).contains(&head) {
-            return Err(format!("limits.head: {head} bytes; must be 8KiB at least and 1MiB at most"));
+            return Err(format!("limits.header_size: {head} bytes is out of range; must be 8KiB to 1MiB"));
         }
         for (key, limit) in [
             ("connections", self.limits.connections),
@@ -54,52 +39,72 @@ impl Config {
             ("fills", self.limits.fills),
         ] {
             if limit == 0 {
-                return Err(format!("limits.{key}: must be 1 at least"));
+                return Err(format!("limits.{key}: must be at least 1"));
             }
+        }
+        if self.cache.max_objects == Some(0) {
+            return Err("cache.max_objects: must be at least 1".into());
         }
         let (low, high) = (self.cache.low_percent, self.cache.high_percent);
         if !(1 <= low && low <= high && high <= 100) {
-            return Err("cache.low_percent: must be 1 at least, and no more than cache.high_percent, which is 100 at most".into());
+            return Err(
+                "cache.low_percent: must be at least 1 and at most cache.high_percent, which must be at most 100".into(),
+            );
         }
         for (place, disk) in self.cache.disks.iter().enumerate() {
             if disk.capacity == 0 {
-                return Err(format!("cache.capacity: nothing fits into {}", disk.folder.display()));
+                return Err(format!(
+                    "cache.capacity: 0 bytes for {}; set a larger size",
+                    disk.folder.display()
+                ));
             }
             if self.cache.disks[..place].iter().any(|before| before.folder == disk.folder) {
-                return Err(format!("cache.disks: {} stands there twice", disk.folder.display()));
+                return Err(format!("cache.disks: duplicate folder {}; remove one", disk.folder.display()));
             }
         }
         if let Some(peers) = &self.peers
-            && (!(1..=16).contains(&peers.owners) || peers.hot_requests == 0)
+            && (!(1..=16).contains(&peers.max_owners) || peers.hot_request_rate == 0)
         {
             return Err(
-                "peers.owners: must be 1 at least and 16 at most; peers.hot_requests: 1 at least".into()
+                "peers.max_owners: must be 1 to 16; peers.hot_request_rate: must be at least 1".into()
             );
         }
-        if !(1..=64).contains(&self.fill.requests) {
-            return Err("fill.requests: must be 1 at least and 64 at most".into());
+        if !(1..=64).contains(&self.fill.concurrency) {
+            return Err("fill.concurrency: must be 1 to 64".into());
         }
-        if !(1 << 20..=1 << 30).contains(&self.fill.part.0) {
-            return Err("fill.part: must be 1MiB at least and 1GiB at most".into());
+        if !(1 << 20..=1 << 30).contains(&self.fill.part_size.0) {
+            return Err("fill.part_size: must be 1MiB to 1GiB".into());
         }
-        if !(1..=86_400).contains(&self.limits.idle_seconds) {
-            return Err("limits.idle_seconds: must be 1 at least and 86400 (a day) at most".into());
+        if !(1..=86_400).contains(&self.limits.idle_timeout_seconds) {
+            return Err("limits.idle_timeout_seconds: must be 1 to 86400 (one day)".into());
         }
         if self.limits.body_memory.0 < 16 << 20 {
-            return Err("limits.body_memory: must be 16MiB at least".into());
+            return Err("limits.body_memory: must be at least 16MiB".into());
+        }
+        if !self.access.forwarders.iter().all(Rule::is_about_pods) {
+            return Err("access.forwarders: `ipBlock` is not supported; use selectors of pods".into());
         }
         if self.kubernetes.is_none() {
+            if self.access.identity == IdentityConfig::CgroupAndAddress {
+                return Err(
+                    "access.identity: \"cgroup+address\" needs [kubernetes], which names the pods; add that section, or use \"auto\""
+                        .into(),
+                );
+            }
+            if !self.access.forwarders.is_empty() {
+                return Err("access.forwarders: needs [kubernetes]; add that section".into());
+            }
             if self.access.from.iter().any(Rule::is_about_pods) {
-                return Err("access.from: rules about pods need [kubernetes], which tells of them".into());
+                return Err("access.from: rules with selectors need [kubernetes]; add that section".into());
             }
             if self.peers.as_ref().is_some_and(|peers| peers.nodes.is_empty()) {
-                return Err("peers.nodes: name them, or have [kubernetes] tell of them".into());
+                return Err("peers.nodes: empty; list the nodes, or add [kubernetes]".into());
             }
         }
         let admin = self.admin.listen.ip();
         if !admin.is_loopback() && admin != self.node.address {
             return Err(format!(
-                "admin.listen: {admin} is neither loopback nor node.address, so pods could not be kept from it"
+                "admin.listen: {admin} cannot be protected from pods; use a loopback address or node.address"
             ));
         }
         let pods = self.access.pods.iter().map(|pod| Subject::Address(pod.address));
@@ -107,24 +112,24 @@ impl Config {
             pods.chain(self.access.allow.iter().chain(&self.access.deny).copied()).collect();
         subjects.sort_unstable();
         if let Some(twice) = subjects.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("access: {} stands there twice", twice[0]));
-        }
-        if self.datapath.answer_names && self.endpoint.zone.wire().len() > MAX_ZONE {
-            return Err(format!(
-                "endpoint.zone: longer than {} characters; set datapath.answer_names to false for it",
-                MAX_ZONE - 2
-            ));
+            return Err(format!("access: duplicate entry {}; remove one", twice[0]));
         }
         if self.peer_port() == self.admin.listen.port() {
-            return Err("peers.port and admin.listen: the same port for both".into());
+            return Err("peers.port: the same port as admin.listen; change one".into());
         }
         if let Some(metrics) = self.admin.metrics_listen
             && [self.peer_port(), self.admin.listen.port()].contains(&metrics.port())
         {
             return Err(
-                "admin.metrics_listen: pods reach neither the port of admin.listen nor that of peers".into(),
+                "admin.metrics_listen: pods are denied the ports of admin.listen and peers; use another port"
+                    .into(),
             );
         }
         Ok(())
     }
+}
+
+/// Returns whether a text can be a part of a header's value, where parts are separated by semicolons.
+pub(super) fn is_header_value(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b';')
 }

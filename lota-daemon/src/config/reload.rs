@@ -1,4 +1,4 @@
-//! Reading the configuration again, on SIGHUP.
+//! Reloads the configuration on SIGHUP.
 
 use std::{
     fs, io,
@@ -8,12 +8,13 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::{Table, Value};
 
-use super::{Access, Config, ConfigError};
+use super::{Config, ConfigError};
+use crate::access::AccessConfig;
 
-/// The section that a running daemon can change.
+/// Prefix of the keys that a running daemon can change.
 const AT_ONCE: &str = "access.";
 
-/// The file, as it was read last.
+/// The configuration file, with the contents of the last read.
 #[derive(Debug)]
 pub struct Reload {
     path: PathBuf,
@@ -21,36 +22,36 @@ pub struct Reload {
     hangup: Signal,
 }
 
-/// What it says now.
+/// Configuration after a reload.
 #[derive(Debug)]
 pub struct Reloaded {
-    /// Who has access.
-    pub access: Access,
-    /// Other keys that have changed since the daemon began: they hold with the next one.
+    /// Section `[access]`, which is applied at once.
+    pub access: AccessConfig,
+    /// Other keys that have changed since the daemon started. They take effect after a restart.
     pub later: Vec<String>,
 }
 
 impl Reload {
-    /// Has SIGHUP mean to read this file again.
+    /// Makes SIGHUP reload this file.
     ///
     /// # Errors
-    /// If the file cannot be read, or signals not be waited for.
+    /// If the file cannot be read or the signal handler cannot be installed.
     pub fn on_hangup(path: &Path) -> io::Result<Self> {
         let table = fs::read_to_string(path)?.parse().unwrap_or_default();
         Ok(Self { path: path.to_owned(), table, hangup: signal(SignalKind::hangup())? })
     }
 
-    /// Waits until it is to be read again.
-    pub async fn asked(&mut self) {
+    /// Waits for the next SIGHUP.
+    pub async fn requested(&mut self) {
         if self.hangup.recv().await.is_none() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Reads it again.
+    /// Reads the file again.
     ///
     /// # Errors
-    /// As at the beginning; nothing has changed then.
+    /// If the file cannot be read or is invalid; nothing has changed then.
     pub fn read(&self) -> Result<Reloaded, ConfigError> {
         let path = || self.path.clone();
         let text =
@@ -65,7 +66,7 @@ impl Reload {
     }
 }
 
-/// The keys that are not the same in both.
+/// Adds the keys that differ between both tables.
 fn differences(prefix: &str, before: &Table, now: &Table, found: &mut Vec<String>) {
     let missing = now.keys().filter(|key| !before.contains_key(*key));
     for key in before.keys().chain(missing) {
@@ -85,14 +86,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_changed_is_named() {
-        let before = "a = 1\n[access]\nallow = []\n[gateway]\nendpoint = 'x'\n[gateway.resign]\nregion = 'r'";
+    fn changed_keys_are_listed() {
+        let before =
+            "a = 1\n[access]\nallow = []\n[gateway]\nendpoint = 'x'\n[gateway.re_sign]\nregion = 'r'";
         let now = "a = 1\n[access]\nallow = ['10.0.0.1']\n[gateway]\nendpoint = 'y'\nprotocol = 's3'\n[limits]\nfills = 2";
         let mut found = Vec::new();
         differences("", &before.parse().unwrap(), &now.parse().unwrap(), &mut found);
         assert_eq!(
             found,
-            ["access.allow", "gateway.endpoint", "gateway.resign", "gateway.protocol", "limits"]
+            ["access.allow", "gateway.endpoint", "gateway.re_sign", "gateway.protocol", "limits"]
         );
     }
 }

@@ -1,20 +1,16 @@
-//! The direct path: where a gateway that speaks LOTA's protocol says an object's bytes are.
+//! Direct paths: URLs of object data, from gateways that speak the LOTA protocol.
 
 use std::fmt;
 
-use hyper::{Response, StatusCode, Uri, header};
-
-use crate::{
-    config::Origin,
-    s3::{ObjectMeta, ObjectName},
-};
+use hyper::{HeaderMap, Response, StatusCode, Uri, header};
+use lota_s3::{MAX_SIZE, ObjectMeta, ObjectName, Origin};
 
 /// A URL that carries its own authority (a presigned one, say): a secret, so it never shows in a log.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct DirectPath(Uri);
 
 impl DirectPath {
-    /// The URL, for the one place that follows it.
+    /// Returns the URL, for the code that follows it.
     #[must_use]
     pub fn uri(&self) -> &Uri {
         &self.0
@@ -27,10 +23,11 @@ impl fmt::Debug for DirectPath {
     }
 }
 
-/// Reads a direct path from an answer; `None` for any other answer, and for a path to where configuration
-/// does not allow.
+/// Parses a direct path from a response. Returns `None` for any other response, and for a target that the
+/// configuration does not allow.
 pub(super) fn parse<B>(
     name: &ObjectName,
+    request: &HeaderMap,
     answer: &Response<B>,
     allowed: &[Origin],
 ) -> Option<(ObjectMeta, DirectPath)> {
@@ -38,14 +35,19 @@ pub(super) fn parse<B>(
         return None;
     }
     let headers = answer.headers();
-    let size = headers.get("lota-object-size")?.to_str().ok()?.parse().ok()?;
+    let size =
+        headers.get("lota-object-size")?.to_str().ok()?.parse().ok().filter(|size| *size <= MAX_SIZE)?;
     let location: Uri = headers.get(header::LOCATION)?.to_str().ok()?.parse().ok()?;
     let origin = Origin::of(&location)?;
     if !allowed.contains(&origin) {
-        tracing::warn!(%origin, "a direct path outside gateway.direct_allow is not followed");
+        tracing::warn!(%origin, "ignored a direct path outside gateway.direct_allow");
         return None;
     }
-    Some((ObjectMeta::new(name, size, headers)?, DirectPath(location)))
+    let meta = ObjectMeta::of_description(name, request, size, headers);
+    let meta = meta.inspect_err(
+        |reason| tracing::warn!(%origin, %reason, "direct path ignored: its object cannot be stored"),
+    );
+    Some((meta.ok()?, DirectPath(location)))
 }
 
 #[cfg(test)]
@@ -57,9 +59,9 @@ mod tests {
         for (name, value) in headers {
             answer = answer.header(*name, *value);
         }
-        let name = ObjectName::from_parts("b", "k", None).unwrap();
+        let name = ObjectName::from_parts("http://gateway", "b", "k", None).unwrap();
         let allowed = [Origin::parse("http://10.0.0.1:9001").unwrap()];
-        parse(&name, &answer.body(()).unwrap(), &allowed)
+        parse(&name, &HeaderMap::new(), &answer.body(()).unwrap(), &allowed)
     }
 
     const WHOLE: [(&str, &str); 4] = [
@@ -78,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_redirect_grants_nothing() {
+    fn other_redirects_grant_nothing() {
         assert!(answer(302, &WHOLE).is_none());
         for (missing, _) in &WHOLE[..3] {
             let rest: Vec<_> = WHOLE.iter().filter(|(name, _)| name != missing).copied().collect();

@@ -1,53 +1,53 @@
-//! Permits. What may be served, and what may be fetched, are different things.
+//! Grants. The permission to serve and the authority to fetch are separate types.
+
+use std::sync::Arc;
 
 use hyper::header::HeaderValue;
+use lota_cache::ReadPermit;
+use lota_s3::ObjectMeta;
 
-use crate::{
-    gateway::DirectPath,
-    s3::{ObjectName, ObjectVersion, Validator},
-};
+use crate::gateway::DirectPath;
 
-/// The gateway's yes to one request, for one object version. Whoever serves bytes takes it, and it is gone:
-/// it cannot be copied, stored, or made anywhere but here.
+/// Permission of the gateway to serve one object version for one request. Serving consumes it. It cannot be copied,
+/// and only the gateway module can create it.
 #[derive(Debug)]
 pub struct Grant {
-    version: ObjectVersion,
+    meta: Arc<ObjectMeta>,
     request_id: Option<HeaderValue>,
 }
 
 /// The right to fetch a whole object for the cache. It says nothing about who may be served.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FillAuthority {
-    /// A place the gateway pointed to, which carries its own authority.
+    /// A direct path, which carries its own authority.
     Direct(DirectPath),
     /// LOTA's own credential at the configured backend.
     Own,
-    /// The client's own request without its `Range`, which it did not sign, or LOTA signs anew.
+    /// The client's own request without its `Range`, which it did not sign or LOTA re-signs.
     Client,
 }
 
 impl Grant {
-    /// Only the gateway module grants.
-    pub(super) fn new(name: &ObjectName, validator: &Validator, request_id: Option<HeaderValue>) -> Self {
-        let version = ObjectVersion { name: name.clone(), validator: validator.clone() };
-        Self { version, request_id }
+    /// Creates a grant; only the gateway module can.
+    pub(super) fn new(meta: Arc<ObjectMeta>, request_id: Option<HeaderValue>) -> Self {
+        Self { meta, request_id }
     }
 
-    /// A grant out of nothing, which only tests can make.
-    #[cfg(test)]
-    pub(crate) fn for_tests(version: &ObjectVersion) -> Self {
-        Self { version: version.clone(), request_id: None }
-    }
-
-    /// What is granted.
+    /// Returns the object's current metadata at the gateway. Its headers are served, not the stored ones.
     #[must_use]
-    pub fn version(&self) -> &ObjectVersion {
-        &self.version
+    pub fn meta(&self) -> &Arc<ObjectMeta> {
+        &self.meta
     }
 
-    /// The grant ends; by what id the gateway's log knows the request, if it said so.
+    /// Consumes the grant. Returns the request ID in the gateway's log, if the gateway sent one.
     #[must_use]
     pub fn into_request_id(self) -> Option<HeaderValue> {
         self.request_id
+    }
+}
+
+impl ReadPermit for Grant {
+    fn meta(&self) -> &ObjectMeta {
+        &self.meta
     }
 }

@@ -1,25 +1,23 @@
-//! Has the gateway stopped answering?
+//! Tracks whether the gateway has stopped answering.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-use hyper::{Response, body::Incoming};
-use hyper_util::client::legacy::Error;
+use super::{Sent, waiting::Silence};
+use crate::http::upstream::{chain, is_from_body, is_unreadable, refusal_of_body};
+use parking_lot::Mutex;
 
-use crate::http::upstream::{chain, is_from_body, refusal_of_body};
+/// Age beyond which the result of the last request says nothing about the gateway.
+const FAILURE_AGE: Duration = Duration::from_secs(60);
 
-/// After so long without a request, the last one's fate says nothing.
-const LATELY: Duration = Duration::from_secs(60);
-
-/// What its last answer was, if it was none.
+/// Failure of the latest request to the gateway, if it had no response.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
-    /// Nearly always false, which costs nothing to see.
+    /// Number of responses so far.
+    answers: AtomicU64,
+    /// Whether there is a failure; nearly always false, and cheap to read.
     any: AtomicBool,
     what: Mutex<Option<What>>,
 }
@@ -32,27 +30,45 @@ struct What {
 }
 
 impl Trouble {
-    /// A request was answered, or not, after so long.
-    pub(super) fn note(&self, answer: Option<&Result<Response<Incoming>, Error>>, waited: Duration) {
+    /// Returns the number of responses so far, for [`Trouble::note_silence`].
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Records the result of a request. An unreadable response shows that the gateway can be reached; its contents
+    /// depend on whoever wrote the object.
+    pub(super) fn note(&self, answer: &Result<Sent, Silence>) {
         match answer {
-            // The client's own.
-            Some(Err(error)) if is_from_body(error) || refusal_of_body(error).is_some() => {}
-            Some(Err(error)) => self.begin(chain(error)),
-            None => self.begin(format!("no answer within {} s", waited.as_secs())),
-            Some(Ok(_)) if self.any.load(Ordering::Relaxed) => self.end(),
-            Some(Ok(_)) => {}
+            // The client's body failed.
+            Ok(Err(error)) if is_from_body(error) || refusal_of_body(error).is_some() => {}
+            Ok(Err(error)) if !is_unreadable(error) => self.begin(chain(error)),
+            Err(Silence::Away(why)) => self.begin(why.clone()),
+            Err(Silence::Late(waited)) => self.begin(silence(*waited)),
+            Ok(_) => {
+                self.answers.fetch_add(1, Ordering::Relaxed);
+                if self.any.load(Ordering::Relaxed) {
+                    self.end();
+                }
+            }
         }
     }
 
-    /// For how long no request has been answered, and why the last one was not.
+    /// Records that a request has waited for so long, unless there were other responses since `answers`.
+    pub(super) fn note_silence(&self, answers: u64, waited: Duration) {
+        if self.answers() == answers {
+            self.begin(silence(waited));
+        }
+    }
+
+    /// Returns how long no request has been answered, and why the last one was not.
     pub(super) fn now(&self) -> Option<(Duration, String)> {
-        let what = self.what.lock().unwrap_or_else(PoisonError::into_inner);
-        let what = what.as_ref().filter(|what| what.last.elapsed() < LATELY);
+        let what = self.what.lock();
+        let what = what.as_ref().filter(|what| what.last.elapsed() < FAILURE_AGE);
         what.map(|what| (what.since.elapsed(), what.why.clone()))
     }
 
     fn begin(&self, why: String) {
-        let mut what = self.what.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut what = self.what.lock();
         let last = Instant::now();
         let since = what.as_ref().map_or(last, |what| what.since);
         *what = Some(What { since, last, why });
@@ -60,10 +76,14 @@ impl Trouble {
     }
 
     fn end(&self) {
-        let mut what = self.what.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut what = self.what.lock();
         *what = None;
         self.any.store(false, Ordering::Relaxed);
     }
+}
+
+fn silence(waited: Duration) -> String {
+    format!("no answer within {} s", waited.as_secs())
 }
 
 #[cfg(test)]
@@ -71,15 +91,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn begins_once_and_ends_with_an_answer() {
+    fn a_failure_starts_once_and_ends_with_a_response() {
         let trouble = Trouble::default();
         assert!(trouble.now().is_none());
-        trouble.note(None, Duration::from_secs(20));
+        trouble.note(&Err(Silence::Late(Duration::from_secs(20))));
         std::thread::sleep(Duration::from_millis(2));
         trouble.begin("reset".into());
         let (since, why) = trouble.now().unwrap();
         assert!(since >= Duration::from_millis(2) && why == "reset", "{since:?} {why}");
         trouble.end();
         assert!(trouble.now().is_none());
+    }
+
+    #[test]
+    fn silence_is_a_failure_only_without_other_responses() {
+        let trouble = Trouble::default();
+        let before = trouble.answers();
+        trouble.answers.fetch_add(1, Ordering::Relaxed);
+        trouble.note_silence(before, Duration::from_secs(20));
+        assert!(trouble.now().is_none(), "others were answered");
+        trouble.note_silence(trouble.answers(), Duration::from_secs(20));
+        assert_eq!(trouble.now().unwrap().1, "no answer within 20 s");
     }
 }

@@ -1,9 +1,12 @@
-//! Connections out: tried again before a byte was sent, and remembering who answered.
+//! Connector for outgoing connections: retries failed attempts, and identifies the server of each connection.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
+    os::fd::AsRawFd as _,
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -11,53 +14,84 @@ use std::{
 use futures_util::future::BoxFuture;
 use hyper::{
     Uri,
-    rt::{Read, ReadBufCursor, Write},
+    rt::{Read, ReadBuf, ReadBufCursor, Write},
 };
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection, HttpConnector},
     rt::TokioIo,
 };
+use nix::sys::socket::{MsgFlags, recv};
 use sha2::{Digest as _, Sha256};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, runtime::Handle, time::timeout};
 use tower_service::Service;
+
+use super::stray::{Bodyless, StrayBytes};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Attempts at a connection, as long as they fail within [`QUICKLY`].
+/// Maximum number of attempts to connect, within [`RETRY_WINDOW`].
 const ATTEMPTS: u32 = 3;
-/// Trying again after a longer wait would only make the client wait for its error.
-const QUICKLY: Duration = Duration::from_secs(2);
-/// Longest wait for a connection, TLS and all.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// The wait before the second attempt, on average; twice that before the third.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Time after which a failed attempt is not repeated; the client would only wait longer for its error.
+const RETRY_WINDOW: Duration = Duration::from_secs(2);
+/// Timeout for one attempt, including the TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Average delay before the second attempt; doubles for the third.
+const RETRY_BACKOFF: Duration = Duration::from_millis(50);
 
-/// The server at the other end of a connection: what a trial is about.
+/// Identity of a server, by which gateway verification distinguishes servers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Front {
+pub struct UpstreamServer {
     /// Its address.
     pub address: SocketAddr,
     /// SHA-256 of its certificate, over TLS.
     pub certificate: Option<[u8; 32]>,
 }
 
-/// Makes connections.
+/// Connector for hyper's client.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     inner: HttpsConnector<HttpConnector>,
     attempts: u32,
+    stray: StrayBytes,
 }
 
-/// A connection that knows its [`Front`].
-pub(super) struct Stream(MaybeHttpsStream<TokioIo<TcpStream>>);
+/// Time for which a retired connection is watched for stray bytes.
+const STRAY_WATCH: Duration = Duration::from_millis(250);
+
+/// A connection with the identity of its server.
+pub(super) struct Stream {
+    /// `None` after the connection was handed over.
+    io: Option<Io>,
+    front: Option<UpstreamServer>,
+    stray: StrayBytes,
+    retired: Retired,
+}
+
+type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+/// Set on a connection that is not reused but watched for stray bytes, with the kind of the last response. Attached to
+/// each response as an extension.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Retired(Arc<OnceLock<Bodyless>>);
+
+impl Retired {
+    pub(super) fn set(&self, after: Bodyless) {
+        let _ = self.0.set(after);
+    }
+}
 
 impl Connector {
     pub(super) fn new(inner: HttpsConnector<HttpConnector>) -> Self {
-        Self { inner, attempts: ATTEMPTS }
+        Self { inner, attempts: ATTEMPTS, stray: StrayBytes::default() }
     }
 
-    /// The same, that gives up after the first attempt.
+    /// Returns what is known about stray bytes of each server.
+    pub(super) fn stray(&self) -> &StrayBytes {
+        &self.stray
+    }
+
+    /// Returns a connector without retries.
     pub(super) fn once(self) -> Self {
         Self { attempts: 1, ..self }
     }
@@ -73,21 +107,21 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (mut inner, attempts) = (self.inner.clone(), self.attempts);
+        let (mut inner, attempts, stray) = (self.inner.clone(), self.attempts, self.stray.clone());
         Box::pin(async move {
             let began = Instant::now();
             let mut attempt = 1;
             loop {
-                let connected = timeout(HANDSHAKE, inner.call(uri.clone())).await;
+                let connected = timeout(HANDSHAKE_TIMEOUT, inner.call(uri.clone())).await;
                 let connected =
                     connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
                 match connected {
-                    Ok(stream) => return Ok(Stream(stream)),
-                    Err(error) if attempt == attempts || began.elapsed() > QUICKLY => return Err(error),
+                    Ok(stream) => return Ok(Stream::new(stream, stray)),
+                    Err(error) if attempt == attempts || began.elapsed() > RETRY_WINDOW => return Err(error),
                     Err(_) => {}
                 }
                 let jitter = rand::random_range(0.5..1.5);
-                tokio::time::sleep(PAUSE.mul_f64(jitter) * (1 << (attempt - 1))).await;
+                tokio::time::sleep(RETRY_BACKOFF.mul_f64(jitter) * (1 << (attempt - 1))).await;
                 attempt += 1;
             }
         })
@@ -95,68 +129,133 @@ impl Service<Uri> for Connector {
 }
 
 impl Stream {
-    /// What is below, if it is not TLS.
-    pub(super) fn into_tcp(self) -> Option<TcpStream> {
-        match self.0 {
+    fn new(io: Io, stray: StrayBytes) -> Self {
+        let front = front(&io);
+        if let Some(front) = &front {
+            stray.meet(front);
+        }
+        Self { io: Some(io), front, stray, retired: Retired::default() }
+    }
+
+    /// Returns the TCP connection, unless it uses TLS.
+    pub(super) fn into_tcp(mut self) -> Option<TcpStream> {
+        match self.io.take()? {
             MaybeHttpsStream::Http(tcp) => Some(tcp.into_inner()),
             MaybeHttpsStream::Https(_) => None,
         }
     }
 
-    fn front(&self) -> Option<Front> {
-        let (tcp, certificate) = match &self.0 {
-            MaybeHttpsStream::Http(tcp) => (tcp, None),
-            MaybeHttpsStream::Https(tls) => {
-                let (tcp, tls) = tls.inner().get_ref();
-                let certificate = tls.peer_certificates().and_then(<[_]>::first);
-                (tcp.inner(), certificate.map(|certificate| Sha256::digest(certificate).into()))
-            }
-        };
-        Some(Front { address: tcp.inner().peer_addr().ok()?, certificate })
+    fn io(self: Pin<&mut Self>) -> io::Result<Pin<&mut Io>> {
+        self.get_mut().io.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Fails if a request is about to be sent on a connection that already has input, since that cannot be the response
+    /// to it. TLS connections are not checked: their input may be TLS records without data.
+    fn check_no_input(&self, sends: &[u8]) -> io::Result<()> {
+        let Some(MaybeHttpsStream::Http(tcp)) = &self.io else { return Ok(()) };
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        if !begins_request(sends) || !matches!(recv(tcp.inner().as_raw_fd(), &mut [0], flags), Ok(1..)) {
+            return Ok(());
+        }
+        if let Some(front) = &self.front {
+            self.stray.stray(front);
+        }
+        Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server sent bytes before the request"))
+    }
+}
+
+/// Returns whether a write begins with a request line. A part of an upload that looks like one is checked as well,
+/// and fails only if the server has answered before the end of the upload.
+fn begins_request(bytes: &[u8]) -> bool {
+    let method = bytes.iter().take(8).take_while(|byte| byte.is_ascii_uppercase()).count();
+    method >= 3 && matches!(bytes[method..], [b' ', b'/' | b'*', ..])
+}
+
+fn front(io: &Io) -> Option<UpstreamServer> {
+    let (tcp, certificate) = match io {
+        MaybeHttpsStream::Http(tcp) => (tcp, None),
+        MaybeHttpsStream::Https(tls) => {
+            let (tcp, tls) = tls.inner().get_ref();
+            let certificate = tls.peer_certificates().and_then(<[_]>::first);
+            (tcp.inner(), certificate.map(|certificate| Sha256::digest(certificate).into()))
+        }
+    };
+    Some(UpstreamServer { address: tcp.inner().peer_addr().ok()?, certificate })
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let (Some(io), Some(front), Some(after)) =
+            (self.io.take(), self.front.take(), self.retired.0.get())
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(watch(io, front, *after, self.stray.clone()));
+        }
+    }
+}
+
+/// Watches a retired connection for stray bytes.
+async fn watch(mut io: Io, front: UpstreamServer, after: Bodyless, stray: StrayBytes) {
+    let mut byte = [0];
+    let mut buffer = ReadBuf::new(&mut byte);
+    let read = poll_fn(|cx| Pin::new(&mut io).poll_read(cx, buffer.unfilled()));
+    let read = timeout(STRAY_WATCH, read).await;
+    match read {
+        Ok(Ok(())) if !buffer.filled().is_empty() => stray.stray(&front),
+        // Timeout, or the server has closed the connection.
+        _ => stray.clean(&front, after),
     }
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        match self.front() {
-            Some(front) => self.0.connected().extra(front),
-            None => self.0.connected(),
+        let connected = self.io.as_ref().map_or_else(Connected::new, Connection::connected);
+        let connected = connected.extra(self.retired.clone());
+        match self.front.clone() {
+            Some(front) => connected.extra(front),
+            None => connected,
         }
     }
 }
 
 impl Read for Stream {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        self.io()?.poll_read(cx, buffer)
     }
 }
 
 impl Write for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buffer)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_no_input(buffer)?;
+        self.io()?.poll_write(cx, buffer)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
+        self.check_no_input(buffers.first().map_or(&[], |first| first))?;
+        self.io()?.poll_write_vectored(cx, buffers)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.io.as_ref().is_some_and(Write::is_write_vectored)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io()?.poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A retired connection is closed after it was watched: after a shutdown, the server might not send stray bytes.
+        match self.retired.0.get() {
+            Some(_) => Poll::Ready(Ok(())),
+            None => self.io()?.poll_shutdown(cx),
+        }
     }
 }

@@ -1,14 +1,11 @@
-//! `Expect: 100-continue`, end to end: the client is told to go on when the server behind says so.
+//! Forwards `Expect: 100-continue` end to end: the client gets `100 Continue` when the upstream server sends it.
 
-use std::{
-    io,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, time::Duration};
 
 use futures_util::{StreamExt as _, future::ready, stream};
 use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use hyper::{Request, StatusCode, body::Body as _, ext::on_informational, header};
+use parking_lot::Mutex;
 use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
@@ -16,38 +13,39 @@ use tokio::{
 
 use super::{Body, BodyError};
 
-/// Not every server says it; clients begin to send after about a second, too (RFC 9110, section 10.1.1).
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the answer to a request whose body is not wanted may take to arrive.
-const LEAVE: Duration = Duration::from_secs(10);
+/// Timeout for `100 Continue`, after which the body is sent. Not every server sends it, and clients wait no longer either
+/// (RFC 9110, section 10.1.1).
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout for the rest of the response to a request whose body the server does not want.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Holds a request's body back until the server says 100, if that is what the client wants. hyper tells the client
-/// 100 when the body is first asked for; an answer that comes before is relayed without.
+/// Delays the body of a request with `Expect: 100-continue` until the server sends `100 Continue` or the timeout ends.
+/// hyper sends `100 Continue` to the client when the body is first polled. An earlier response is forwarded without it.
 pub fn relay_continue(request: &mut Request<Body>) {
     let expects = request
         .headers()
         .get(header::EXPECT)
         .is_some_and(|expectation| expectation.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    // Of no body, nothing need be held back.
+    // Requests without a body need no 100-continue.
     if !expects || request.body().is_end_stream() {
         return;
     }
     let (open, opened) = oneshot::channel();
     let open = Mutex::new(Some(open));
-    on_informational(request, move |told| {
-        if told.status() == StatusCode::CONTINUE
-            && let Some(open) = open.lock().unwrap_or_else(PoisonError::into_inner).take()
+    on_informational(request, move |response| {
+        if response.status() == StatusCode::CONTINUE
+            && let Some(open) = open.lock().take()
         {
             let _ = open.send(());
         }
     });
     let body = std::mem::take(request.body_mut());
     let gate = async move {
-        if let Ok(Err(_)) = timeout(PATIENCE, opened).await {
-            // The answer is there already, and nobody wants the body: the client must not be told to send it. The
-            // answer's own body still has to arrive over this connection before that may be broken off.
+        if let Ok(Err(_)) = timeout(CONTINUE_TIMEOUT, opened).await {
+            // The server has responded without asking for the body, so the client must not be asked to send it. The
+            // error below closes the connection to the server; delay it until the response body has arrived.
             drop(body);
-            sleep(LEAVE).await;
+            sleep(RESPONSE_TIMEOUT).await;
             let refused = BodyError::new(io::Error::other("the server did not want the body"));
             return stream::once(ready(Err(refused))).left_stream();
         }

@@ -1,4 +1,6 @@
-//! The head of a client's request: what travels to the gateway, or to a peer.
+//! Request line and headers of a client's request, as forwarded to the gateway or a peer.
+
+use std::net::{IpAddr, Ipv6Addr};
 
 use hyper::{
     HeaderMap, Method, Request, Uri,
@@ -6,32 +8,38 @@ use hyper::{
     header::{self, HeaderValue},
     http::{Extensions, request::Parts, uri::PathAndQuery},
 };
+use lota_s3::{Endpoint, GatewayId, Operation, Origin, headers};
 
 use super::Body;
-use crate::{config::Origin, s3::headers};
 
-/// A request's head, free of what belonged to the client's connection and of what only LOTA may say.
+const UNKNOWN_POD: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+/// Request line and headers, without hop-by-hop headers and without headers that only LOTA may set.
 #[derive(Clone, Debug)]
-pub struct Head {
+pub struct RequestHead {
     /// The method.
     pub method: Method,
     /// Path and query, byte for byte as the client sent (and signed) them.
     pub target: PathAndQuery,
-    /// The host the client addressed, as sent and signed, port included.
+    /// The host, including the port, byte for byte as the client sent (and signed) it.
     pub host: String,
     /// All end-to-end headers, `Host` included.
     pub headers: HeaderMap,
-    /// Does a body of unknown length follow?
+    /// Whether a body of unknown length follows.
     pub chunked: bool,
-    /// The case the client spelt header names in.
+    /// Address of the pod that sent the request; unspecified if unknown.
+    pub pod: IpAddr,
+    /// Gateway of the host, which other nodes must agree with; `None` until the host is looked up.
+    pub gateway: Option<GatewayId>,
+    /// hyper's record of the case of header names.
     extensions: Extensions,
 }
 
-impl Head {
-    /// The head of a request as it came in.
+impl RequestHead {
+    /// Validates the target and `Host` of a received request, and removes hop-by-hop headers.
     ///
     /// # Errors
-    /// Says what is wrong with it, for the client.
+    /// A message for the client.
     pub fn of(parts: Parts) -> Result<Self, &'static str> {
         let Parts { method, uri, mut headers, extensions, .. } = parts;
         let absolute = uri.authority().map(|authority| authority.as_str().to_owned());
@@ -51,13 +59,19 @@ impl Head {
         };
         let target = uri.into_parts().path_and_query.ok_or("The request has no target")?;
         let chunked = headers.contains_key(header::TRANSFER_ENCODING);
-        headers::keep_end_to_end(&mut headers);
+        headers::keep_of_request(&mut headers);
         headers
             .insert(header::HOST, HeaderValue::from_str(&host).map_err(|_| "The Host header is malformed")?);
-        Ok(Self { method, target, host, headers, chunked, extensions })
+        Ok(Self { method, target, host, headers, chunked, pod: UNKNOWN_POD, gateway: None, extensions })
     }
 
-    /// This request, for the server at `origin`; its `Host` stays the client's.
+    /// Classifies the request as an operation of S3 on the endpoint of its host.
+    #[must_use]
+    pub fn operation(&self, endpoint: &Endpoint) -> Operation {
+        Operation::classify(endpoint, &self.method, &self.host, &self.target, &self.headers, self.chunked)
+    }
+
+    /// Returns this request for the server at `origin`, with the client's `Host`.
     ///
     /// # Errors
     /// If origin and target do not make a URL, which parsed ones always do.
@@ -73,7 +87,7 @@ impl Head {
         *request.uri_mut() = uri;
         *request.headers_mut() = self.headers.clone();
         if self.chunked && !body_is_empty {
-            // hyper would leave out a GET's body of unknown length.
+            // Without this header, hyper would omit the body of a `GET`.
             request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         *request.extensions_mut() = self.extensions.clone();
@@ -86,23 +100,29 @@ mod tests {
     use super::*;
     use crate::http::empty;
 
-    fn head(target: &str, headers: &[(&str, &str)]) -> Result<Head, &'static str> {
+    fn head(target: &str, headers: &[(&str, &str)]) -> Result<RequestHead, &'static str> {
         let mut request = Request::builder().uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        Head::of(request.body(()).unwrap().into_parts().0)
+        RequestHead::of(request.body(()).unwrap().into_parts().0)
     }
 
     #[test]
     fn raw_path_and_host_survive() {
-        let head =
-            head("/b/..//%2F+%20?x=%2f", &[("host", "B.cwlota.com:80"), ("lota-node", "evil")]).unwrap();
+        let spoofed = [
+            ("lota-node", "evil"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x_forwarded_for", "10.0.0.1"),
+        ];
+        let headers: Vec<_> = [("host", "B.cwlota.com:80")].into_iter().chain(spoofed).collect();
+        let head = head("/b/..//%2F+%20?x=%2f", &headers).unwrap();
         let origin = Origin::parse("http://10.0.0.1:9000").unwrap();
         let request = head.request(&origin, empty()).unwrap();
         assert_eq!(request.uri(), "http://10.0.0.1:9000/b/..//%2F+%20?x=%2f");
         assert_eq!(request.headers()["host"], "B.cwlota.com:80");
-        assert!(!request.headers().contains_key("lota-node"));
+        assert_eq!(request.headers().len(), 1, "{:?}", request.headers());
     }
 
     #[test]

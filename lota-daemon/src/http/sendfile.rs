@@ -1,25 +1,21 @@
-//! Bodies that never enter user space.
+//! Sends bodies without copying them to user space.
 //!
-//! hyper writes `Bytes`; a cached file is not bytes. So a body hands hyper a *token* instead: a piece of one
-//! static, zeroed region, as long as the slice of the file it stands for. The connection's writer sees by its
-//! address that a buffer is a token, and calls `sendfile(2)` with the file slice that is next in line. hyper
-//! keeps parsing, framing, timeouts and back-pressure, and no byte of the object is copied. What an owner sends
-//! goes the same way, out of a pipe that it was spliced into.
+//! hyper writes `Bytes`, but a cached file is a file descriptor. A body therefore gives hyper a *token*: a part of one
+//! static, zeroed region, as long as the slice of the file that it represents. The connection's writer recognizes a token
+//! by its address and calls `sendfile(2)` with the next slice in the queue. hyper still does parsing, framing, timeouts and
+//! back-pressure. Bytes of another node are sent in the same way, from the pipe that they were spliced into.
 //!
-//! This holds as long as hyper passes body buffers through unchanged, which it does for vectored writers
-//! (`WriteStrategy::Queue`). Should that ever change, zeros would go out instead: the writer notices at the
-//! next flush that slices are left over and breaks the connection.
+//! This works because hyper passes body buffers to vectored writers unchanged (`WriteStrategy::Queue`). If hyper copied
+//! them, it would send zeros; the writer then finds unsent slices at the next flush and fails the connection.
 
 use std::{
     collections::VecDeque,
-    fs::File,
     io::{self, IoSlice},
-    ops::Deref,
     os::fd::{AsFd, AsRawFd},
     pin::Pin,
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -27,7 +23,7 @@ use std::{
 
 use bytes::Bytes;
 use hyper::rt::Write;
-use hyper_util::rt::TokioIo;
+use lota_cache::{FileSlice, MAX_SLICE};
 use nix::{
     errno::Errno,
     sys::{
@@ -35,79 +31,42 @@ use nix::{
         socket::{MsgFlags, sendmsg},
     },
 };
+use parking_lot::Mutex;
 use socket2::SockRef;
-use tokio::{io::Interest, net::TcpStream};
+use tokio::{
+    io::{AsyncWrite as _, Interest},
+    net::TcpStream,
+};
 
-use super::splice::Pipe;
+use super::{meter::Meter, splice::Pipe, tls_connection::TlsConnection};
 
-/// Most bytes in one token. A socket's buffer holds less, as a rule: that bounds what is sent between two looks at other
-/// connections.
-pub const MAX_SLICE: usize = 4 << 20;
+nix::ioctl_read_bad!(
+    /// `SIOCOUTQ` of tcp(7).
+    unacknowledged,
+    nix::libc::TIOCOUTQ,
+    nix::libc::c_int
+);
 
-/// Never written, never read: its pages are never even backed by memory.
+/// Region that tokens point into. It is never read or written, so it uses no memory.
 static TOKENS: LazyLock<&'static [u8]> = LazyLock::new(|| Box::leak(vec![0; MAX_SLICE].into_boxed_slice()));
 
-/// A file whose bytes are sent; whether they can be read shows only then.
-#[derive(Debug)]
-pub struct BodyFile {
-    file: File,
-    failed: AtomicBool,
-}
-
-impl BodyFile {
-    /// Takes a file to be sent.
-    #[must_use]
-    pub fn new(file: File) -> Arc<Self> {
-        Arc::new(Self { file, failed: AtomicBool::new(false) })
-    }
-
-    /// Could some of it not be read when it was to be sent?
-    #[must_use]
-    pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
-    }
-}
-
-#[cfg(test)]
-impl BodyFile {
-    pub(crate) fn fail_for_tests(&self) {
-        self.failed.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Deref for BodyFile {
-    type Target = File;
-
-    fn deref(&self) -> &File {
-        &self.file
-    }
-}
-
-/// A piece of a file.
-#[derive(Clone, Debug)]
-pub struct FileSlice {
-    /// The file.
-    pub file: Arc<BodyFile>,
-    /// Where the piece begins.
-    pub offset: u64,
-    /// Its length in bytes; at most [`MAX_SLICE`].
-    pub length: usize,
-}
-
-/// What a token stands for.
+/// Bytes that a token represents.
 #[derive(Clone, Debug)]
 pub enum Slice {
-    /// A piece of a file, sent by `sendfile(2)`.
+    /// Part of a file, sent by `sendfile(2)`.
     File(FileSlice),
-    /// So many bytes of what a pipe holds, sent by `splice(2)`.
+    /// A number of bytes from a pipe, sent by `splice(2)`.
     Pipe(Arc<Pipe>, usize),
 }
 
-/// The slices that one connection is about to send, in order; shared by its bodies and its writer.
+/// Queue of the slices that a connection sends next; shared by its bodies and its writer.
 #[derive(Clone, Debug, Default)]
-pub struct Slices(Arc<Mutex<VecDeque<Slice>>>);
+pub struct Slices(Arc<Mutex<VecDeque<Queued>>>);
 
-/// Bytes that were sent without entering user space, over all connections.
+/// A slice, with the meter that counts its bytes when they are sent.
+type Queued = (Slice, Option<Meter>);
+
+/// Number of bytes that were sent without copying, over all connections.
 #[derive(Clone, Debug, Default)]
 pub struct SentBytes {
     /// By `sendfile(2)`.
@@ -116,15 +75,39 @@ pub struct SentBytes {
     pub splice: Arc<AtomicU64>,
 }
 
-/// A connection whose writer understands tokens.
+/// A client's connection.
+#[derive(Debug)]
+pub enum ServerStream {
+    /// Plain TCP.
+    Plain(TcpStream),
+    /// TLS.
+    Tls(TlsConnection),
+}
+
+impl From<TcpStream> for ServerStream {
+    fn from(stream: TcpStream) -> Self {
+        Self::Plain(stream)
+    }
+}
+
+impl ServerStream {
+    pub(super) fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(tls) => tls.tcp(),
+        }
+    }
+}
+
+/// A connection whose writer replaces tokens by their slices.
 pub(super) struct SendfileStream {
-    stream: TokioIo<TcpStream>,
+    stream: ServerStream,
     slices: Slices,
     sent: SentBytes,
 }
 
 impl Slice {
-    fn length(&mut self) -> &mut usize {
+    pub(super) fn length(&mut self) -> &mut usize {
         match self {
             Self::File(slice) => &mut slice.length,
             Self::Pipe(_, length) => length,
@@ -133,23 +116,36 @@ impl Slice {
 }
 
 impl Slices {
-    /// Queues a slice; the token to hand to hyper in its place, in the same order.
+    /// Queues a slice. Returns its token, which hyper must write in the same order.
     #[must_use]
-    pub fn queue(&self, mut slice: Slice) -> Bytes {
+    pub fn queue(&self, slice: Slice) -> Bytes {
+        self.push(slice, None)
+    }
+
+    /// Queues a slice like [`Self::queue`]; `meter` counts its bytes when they are written to the socket.
+    #[must_use]
+    pub fn queue_metered(&self, slice: Slice, meter: Meter) -> Bytes {
+        self.push(slice, Some(meter))
+    }
+
+    fn push(&self, mut slice: Slice, meter: Option<Meter>) -> Bytes {
         debug_assert!(*slice.length() <= MAX_SLICE);
         let token = Bytes::from_static(&TOKENS[..*slice.length()]);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_back(slice);
+        self.0.lock().push_back((slice, meter));
         token
     }
 
-    fn next(&self) -> Option<Slice> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).front().cloned()
+    pub(super) fn next(&self) -> Option<Slice> {
+        self.0.lock().front().map(|(slice, _)| slice.clone())
     }
 
-    /// Records that `sent` bytes of the next slice have gone.
-    fn advance(&self, sent: usize) {
-        let mut slices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slice) = slices.front_mut() {
+    /// Records that `sent` bytes of the next slice were sent.
+    pub(super) fn advance(&self, sent: usize) {
+        let mut slices = self.0.lock();
+        if let Some((slice, meter)) = slices.front_mut() {
+            if let Some(meter) = meter {
+                meter.sent(sent as u64);
+            }
             if let Slice::File(slice) = slice {
                 slice.offset += sent as u64;
             }
@@ -160,26 +156,33 @@ impl Slices {
         }
     }
 
-    /// Has all that was queued been sent?
+    /// Returns whether everything in the queue has been sent.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.0.lock().is_empty()
     }
 }
 
-fn is_token(buffer: &[u8]) -> bool {
+pub(super) fn is_token(buffer: &[u8]) -> bool {
     TOKENS.as_ptr_range().contains(&buffer.as_ptr())
 }
 
 impl SendfileStream {
-    /// A connection; what it sends without copying is added to `sent`.
-    pub(super) fn new(stream: TcpStream, slices: Slices, sent: SentBytes) -> Self {
-        Self { stream: TokioIo::new(stream), slices, sent }
+    /// Wraps a connection. Bytes that it sends without copying are added to `sent`.
+    pub(super) fn new(stream: ServerStream, slices: Slices, sent: SentBytes) -> Self {
+        Self { stream, slices, sent }
     }
 
-    /// Receives what has come.
-    pub(super) fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let stream = self.stream.inner();
+    /// Reads received bytes into `buffer`.
+    pub(super) fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let stream = match &mut self.stream {
+            ServerStream::Plain(stream) => stream,
+            ServerStream::Tls(tls) => return tls.poll_receive(cx, buffer),
+        };
         loop {
             ready!(stream.poll_read_ready(cx))?;
             match stream.try_read(buffer) {
@@ -189,57 +192,85 @@ impl SendfileStream {
         }
     }
 
-    /// Ends the connection at once, by a reset.
-    pub(super) fn reset(self) {
-        let _ = SockRef::from(self.stream.inner()).set_linger(Some(Duration::ZERO));
-    }
-
-    /// Writes what the socket takes at once, whether or not it was said to be writable.
-    pub(super) fn write_now(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
-        let start = buffers.iter().position(|buffer| !buffer.is_empty()).unwrap_or(buffers.len());
-        let buffers = &buffers[start..];
-        match buffers.iter().position(|buffer| is_token(buffer)) {
-            Some(0) => self.send_slice(buffers[0].len()),
-            Some(token) => self.send(&buffers[..token], true),
-            None => self.send(buffers, false),
+    /// Returns the number of written bytes that the client has not acknowledged; 0 if the connection is broken.
+    pub(super) fn unacknowledged(&self) -> usize {
+        let stream = self.stream.tcp();
+        if stream.peer_addr().is_err() {
+            return 0;
+        }
+        let mut bytes = 0;
+        // SAFETY: the descriptor is an open socket, and the ioctl writes one integer.
+        let result = unsafe { unacknowledged(stream.as_raw_fd(), &raw mut bytes) };
+        let sent = result.ok().and_then(|_| usize::try_from(bytes).ok()).unwrap_or(0);
+        match &self.stream {
+            ServerStream::Plain(_) => sent,
+            ServerStream::Tls(tls) => sent + tls.pending(),
         }
     }
 
-    fn send_slice(&self, length: usize) -> io::Result<usize> {
+    /// Returns whether bytes that were written are not in the socket yet.
+    pub(super) fn holds_back(&self) -> bool {
+        matches!(&self.stream, ServerStream::Tls(tls) if tls.pending() > 0)
+    }
+
+    /// Resets the connection.
+    pub(super) fn reset(self) {
+        let _ = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Writes without blocking, even if the socket was not reported as writable; over TLS, not at all.
+    pub(super) fn write_now(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &self.stream {
+            ServerStream::Plain(stream) => self.write_to(stream, buffers),
+            ServerStream::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn write_to(&self, stream: &TcpStream, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        let start = buffers.iter().position(|buffer| !buffer.is_empty()).unwrap_or(buffers.len());
+        let buffers = &buffers[start..];
+        match buffers.iter().position(|buffer| is_token(buffer)) {
+            Some(0) => self.send_slice(stream, buffers[0].len()),
+            Some(token) => send(stream, &buffers[..token], true),
+            None => send(stream, buffers, false),
+        }
+    }
+
+    fn send_slice(&self, stream: &TcpStream, length: usize) -> io::Result<usize> {
         let mut slice = self.slices.next().ok_or_else(|| io::Error::other("a token without a slice"))?;
         let length = length.min(*slice.length());
         let (sent, counter) = match &slice {
-            Slice::File(slice) => (self.send_file(slice, length)?, &self.sent.sendfile),
-            Slice::Pipe(pipe, _) => (pipe.drain(self.stream.inner(), length)?, &self.sent.splice),
+            Slice::File(slice) => (send_file(stream, slice, length)?, &self.sent.sendfile),
+            Slice::Pipe(pipe, _) => (pipe.drain(stream, length)?, &self.sent.splice),
         };
         self.slices.advance(sent);
         counter.fetch_add(sent as u64, Ordering::Relaxed);
         Ok(sent)
     }
+}
 
-    fn send_file(&self, slice: &FileSlice, length: usize) -> io::Result<usize> {
-        let mut offset = i64::try_from(slice.offset).map_err(io::Error::other)?;
-        let sent = sendfile(self.stream.inner().as_fd(), slice.file.as_fd(), Some(&mut offset), length);
-        if matches!(
-            sent,
-            Ok(0) | Err(Errno::EIO | Errno::EBADMSG | Errno::EUCLEAN | Errno::ENXIO | Errno::ENODEV)
-        ) {
-            slice.file.failed.store(true, Ordering::Relaxed);
-        }
-        match sent? {
-            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a cached file was cut short")),
-            sent => Ok(sent),
-        }
+fn send_file(stream: &TcpStream, slice: &FileSlice, length: usize) -> io::Result<usize> {
+    let mut offset = i64::try_from(slice.offset).map_err(io::Error::other)?;
+    let sent = sendfile(stream.as_fd(), slice.file.as_fd(), Some(&mut offset), length);
+    if matches!(
+        sent,
+        Ok(0) | Err(Errno::EIO | Errno::EBADMSG | Errno::EUCLEAN | Errno::ENXIO | Errno::ENODEV)
+    ) {
+        slice.file.set_failed();
     }
+    match sent? {
+        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a cached file was cut short")),
+        sent => Ok(sent),
+    }
+}
 
-    fn send(&self, buffers: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
-        // With a file slice to follow, head and first data share a segment.
-        let mut flags = MsgFlags::MSG_NOSIGNAL;
-        if more {
-            flags |= MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
-        }
-        Ok(sendmsg::<()>(self.stream.inner().as_raw_fd(), buffers, &[], flags, None)?)
+fn send(stream: &TcpStream, buffers: &[IoSlice<'_>], more: bool) -> io::Result<usize> {
+    // Headers and the file slice that follows share a segment.
+    let mut flags = MsgFlags::MSG_NOSIGNAL;
+    if more {
+        flags |= MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
     }
+    Ok(sendmsg::<()>(stream.as_raw_fd(), buffers, &[], flags, None)?)
 }
 
 impl Write for SendfileStream {
@@ -252,10 +283,14 @@ impl Write for SendfileStream {
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let stream = self.stream.inner();
+        let this = self.get_mut();
+        if let ServerStream::Tls(tls) = &mut this.stream {
+            return tls.poll_write(cx, buffers, &this.slices);
+        }
+        let stream = this.stream.tcp();
         loop {
             ready!(stream.poll_write_ready(cx))?;
-            match stream.try_io(Interest::WRITABLE, || self.write_now(buffers)) {
+            match stream.try_io(Interest::WRITABLE, || this.write_to(stream, buffers)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
@@ -266,17 +301,22 @@ impl Write for SendfileStream {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper flushes when all it had buffered is written, and every slice was buffered when it was queued.
-        if self.slices.is_empty() {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Ready(Err(io::Error::other("slices were not sent as such")))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes after it has written its buffers, which contain the token of each queued slice.
+        if !self.slices.is_empty() {
+            return Poll::Ready(Err(io::Error::other("hyper did not write the tokens of all slices")));
+        }
+        match &mut self.stream {
+            ServerStream::Plain(_) => Poll::Ready(Ok(())),
+            ServerStream::Tls(tls) => tls.poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            ServerStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            ServerStream::Tls(tls) => tls.poll_shutdown(cx),
+        }
     }
 }
 

@@ -3,6 +3,7 @@ use std::{convert::Infallible, io::Write as _, sync::atomic::Ordering, time::Dur
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{Request, Response, body::Frame};
+use lota_cache::BodyFile;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -35,7 +36,7 @@ async fn serve_file(content: Vec<u8>) -> (std::net::SocketAddr, SentBytes) {
             tokio::spawn(async move {
                 let _keep = _keep;
                 let never = std::future::pending();
-                server::serve(accepted, server::Limits::CLIENT, counter, life, never, service).await;
+                server::serve(accepted, terms(), counter, life, never, service).await;
             });
         }
     });
@@ -64,6 +65,14 @@ async fn get(stream: &mut TcpStream, size: usize) -> Vec<u8> {
     let mut content = vec![0; size];
     stream.read_exact(&mut content).await.unwrap();
     content
+}
+
+/// A client's limits, and a budget for its heads.
+fn terms() -> (server::ConnectionLimits, crate::http::HeadCharge) {
+    (
+        server::ConnectionLimits::CLIENT,
+        crate::http::HeadBudget::new(1 << 20, 1 << 20).charge([127, 0, 0, 1].into()),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +139,7 @@ async fn a_file_cut_short_breaks_the_connection() {
             async move { Ok::<_, server::NoAnswer>(answer) }
         };
         let never = std::future::pending();
-        server::serve(accepted, server::Limits::CLIENT, SentBytes::default(), life, never, service).await;
+        server::serve(accepted, terms(), SentBytes::default(), life, never, service).await;
     });
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();

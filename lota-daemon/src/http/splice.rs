@@ -1,5 +1,5 @@
-//! Bodies that another node sends, passed on by `splice(2)`: from its connection into a pipe, and from the pipe to the
-//! client, without a copy.
+//! Forwards a response body of another node by `splice(2)`: from its connection into a pipe, and from the pipe to the
+//! client, without copying.
 
 use std::{
     io,
@@ -14,19 +14,20 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
+use lota_cache::MAX_SLICE;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::{io::Interest, net::TcpStream, sync::Notify};
 
 use super::{
     Body, BodyError,
-    sendfile::{MAX_SLICE, Slice, Slices},
+    sendfile::{Slice, Slices},
 };
 
-/// Bytes that a pipe is to hold. All pipes of a user may have 64 MiB by default, `fs.pipe-user-pages-soft`; past that
-/// they get less, and still work.
-const HOLDS: usize = 256 << 10;
+/// Requested size of a pipe, in bytes. Past `fs.pipe-user-pages-soft` (64 MiB per user by default), the kernel gives less,
+/// which also works.
+const PIPE_SIZE: usize = 256 << 10;
 
-/// What has come from one connection and is to go to another.
+/// Pipe between two connections.
 #[derive(Debug)]
 pub struct Pipe {
     end_in: OwnedFd,
@@ -38,26 +39,37 @@ pub struct Pipe {
 impl Pipe {
     fn new() -> io::Result<Self> {
         let (end_out, end_in) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // Less would do, too.
-        let _ = fcntl_setpipe_size(&end_in, HOLDS);
+        // A smaller pipe works as well.
+        let _ = fcntl_setpipe_size(&end_in, PIPE_SIZE);
         Ok(Self { end_in, end_out, holds: AtomicUsize::new(0), emptied: Notify::new() })
     }
 
-    fn fill(&self, from: &TcpStream, most: usize) -> io::Result<usize> {
+    fn fill(&self, from: &TcpStream, limit: usize) -> io::Result<usize> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-        let moved = splice(from, None, &self.end_in, None, most, flags)?;
+        let moved = splice(from, None, &self.end_in, None, limit, flags)?;
         self.holds.fetch_add(moved, Ordering::Relaxed);
         Ok(moved)
     }
 
-    /// Sends some of it, at once or not at all.
-    pub(super) fn drain(&self, to: &TcpStream, most: usize) -> io::Result<usize> {
+    /// Sends bytes from the pipe to `to` without blocking.
+    pub(super) fn drain(&self, to: &TcpStream, limit: usize) -> io::Result<usize> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-        let moved = splice(&self.end_out, None, to, None, most, flags)?;
+        let moved = splice(&self.end_out, None, to, None, limit, flags)?;
+        self.emptied_by(moved);
+        Ok(moved)
+    }
+
+    /// Copies bytes out of the pipe without blocking.
+    pub(super) fn copy(&self, to: &mut [u8]) -> io::Result<usize> {
+        let moved = rustix::io::read(&self.end_out, to)?;
+        self.emptied_by(moved);
+        Ok(moved)
+    }
+
+    fn emptied_by(&self, moved: usize) {
         if self.holds.fetch_sub(moved, Ordering::Relaxed) == moved {
             self.emptied.notify_one();
         }
-        Ok(moved)
     }
 
     fn is_empty(&self) -> bool {
@@ -65,7 +77,7 @@ impl Pipe {
     }
 }
 
-/// What is left of a body that is nothing but the next bytes of a connection.
+/// State of a body that consists of the next bytes of a connection.
 struct Spliced {
     from: TcpStream,
     first: Option<Bytes>,
@@ -74,10 +86,10 @@ struct Spliced {
     slices: Slices,
 }
 
-/// The next `length` bytes of a connection; `first` are those of them that have been read already.
+/// Returns the next `length` bytes of a connection as a body. `first` contains those that have been read already.
 ///
 /// # Errors
-/// If there is no pipe to be had.
+/// If no pipe can be created.
 pub fn spliced(from: TcpStream, first: Bytes, length: u64, slices: Slices) -> io::Result<Body> {
     let first = (!first.is_empty()).then_some(first);
     let spliced = Spliced { from, first, left: length, pipe: Arc::new(Pipe::new()?), slices };
@@ -97,15 +109,15 @@ impl Spliced {
             self.left = self.left.checked_sub(first.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
             return Ok(Some(first));
         }
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(MAX_SLICE);
+        let limit = usize::try_from(self.left).unwrap_or(usize::MAX).min(MAX_SLICE);
         let moved = loop {
-            // An empty pipe takes something, if there is anything; one that is not may be full.
+            // On an empty pipe, `WouldBlock` means that the connection has no bytes; otherwise the pipe may be full.
             let may_be_full = !self.pipe.is_empty();
             let moved = if may_be_full {
-                self.pipe.fill(&self.from, most)
+                self.pipe.fill(&self.from, limit)
             } else {
                 self.from.readable().await?;
-                self.from.try_io(Interest::READABLE, || self.pipe.fill(&self.from, most))
+                self.from.try_io(Interest::READABLE, || self.pipe.fill(&self.from, limit))
             };
             match moved {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -117,6 +129,10 @@ impl Spliced {
             }
         };
         if moved == 0 {
+            // After an error, hyper does not send the bytes that it has already received, so wait until they are sent.
+            while !self.pipe.is_empty() {
+                self.pipe.emptied.notified().await;
+            }
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.left -= moved as u64;

@@ -11,11 +11,11 @@ use tokio::{
 use super::*;
 use crate::http::{
     SentBytes,
-    server::{self, Connection, Life, Limits, NoAnswer},
+    server::{self, Connection, ConnectionLimits, Life, NoAnswer},
 };
 
-/// A source that sends `content` in such pieces, and a server that passes it on as `length` bytes, of which it was given
-/// the first few; the server's address, and what it sent.
+/// Starts a source that sends `content` in pieces of these sizes, and a server that passes on `length` bytes of it, of which
+/// it has received the first `given` already. Returns the server's address, and the counters of sent bytes.
 async fn pass_on(content: Vec<u8>, pieces: Vec<usize>, given: usize, length: u64) -> (SocketAddr, SentBytes) {
     let source = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = source.local_addr().unwrap();
@@ -48,7 +48,16 @@ async fn pass_on(content: Vec<u8>, pieces: Vec<usize>, given: usize, length: u64
                 Ok::<_, NoAnswer>(Response::builder().header("content-length", length).body(body).unwrap())
             }
         };
-        server::serve(accepted, Limits::CLIENT, counter, life, std::future::pending(), service).await;
+        let heads = crate::http::HeadBudget::new(1 << 20, 1 << 20).charge([127, 0, 0, 1].into());
+        server::serve(
+            accepted,
+            (ConnectionLimits::CLIENT, heads),
+            counter,
+            life,
+            std::future::pending(),
+            service,
+        )
+        .await;
     });
     (address, sent)
 }
@@ -68,8 +77,8 @@ fn pattern(size: usize) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_reader_gets_every_byte_from_tiny_pieces() {
-    // So many of them that the pipe is full long before it holds what it can.
+async fn slow_readers_receive_all_bytes_of_small_pieces() {
+    // Small pieces use up the slots of the pipe long before its capacity in bytes.
     let content = pattern(2 << 20);
     let (address, sent) = pass_on(content.clone(), vec![600], 0, content.len() as u64).await;
     assert!(get(address, Duration::from_millis(200)).await == content);
@@ -78,7 +87,7 @@ async fn a_slow_reader_gets_every_byte_from_tiny_pieces() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_ends_early_is_broken_off() {
+async fn truncated_bodies_reset_the_connection() {
     let content = pattern(100_000);
     let (address, _) = pass_on(content.clone(), vec![7000], 0, 100_001).await;
     let got = tokio::time::timeout(Duration::from_secs(5), get(address, Duration::ZERO)).await.unwrap();
@@ -86,11 +95,11 @@ async fn what_ends_early_is_broken_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_than_was_said_is_never_passed_on() {
+async fn bytes_beyond_the_length_are_not_forwarded() {
     let content = pattern(100_000);
     let (address, _) = pass_on(content.clone(), vec![7000], 10, 50_000).await;
     assert!(get(address, Duration::ZERO).await == content[..50_000]);
-    // What was read with the head is the body's, or the answer is not sound.
+    // More bytes with the head than the body has: the response is malformed.
     let (address, _) = pass_on(content, vec![7000], 5000, 4000).await;
     assert!(get(address, Duration::ZERO).await.is_empty());
 }

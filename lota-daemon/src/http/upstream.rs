@@ -1,4 +1,4 @@
-//! Requests out: to the gateway, to backends, to peers.
+//! HTTP client for requests to the gateway, backends and peers.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -9,43 +9,57 @@ use hyper::{
 };
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
-    client::legacy::{Client, Error, connect::HttpConnector},
+    client::legacy::{
+        Client, Error,
+        connect::{HttpConnector, capture_connection},
+    },
     rt::{TokioExecutor, TokioTimer},
 };
+use lota_s3::S3Error;
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tokio::net::TcpStream;
 
 use super::{
     Body, BodyError,
-    connect::{Connector, Stream},
+    connect::{Connector, Retired, Stream},
     empty,
+    stray::Bodyless,
 };
-use crate::{s3::S3Error, workers};
+use crate::process::workers;
 
-pub use super::connect::Front;
+pub use super::connect::UpstreamServer;
 
-/// Longest wait for a connection.
+/// Timeout for a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Attempts at a request: more than one kept connection may have been closed meanwhile.
+/// Maximum number of attempts for an idempotent request: the server may have closed several pooled connections.
 const ATTEMPTS: u32 = 3;
-/// How long an idle connection is kept; shorter than the usual servers' minute.
-const IDLE: Duration = Duration::from_secs(30);
+/// Maximum number of response headers. An object's metadata can be as large as `limits.header_size`, and the gateway adds
+/// headers. hyper allocates for all of them before it parses any.
+const MAX_HEADERS: usize = 1024;
+/// Maximum number of headers that a node adds to a forwarded response.
+const PEER_HEADERS: usize = 32;
+/// TCP keepalive: idle time, interval, probes. Detects a dead host without limiting the time of a slow response.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+/// Timeout of an idle pooled connection; shorter than the usual minute of servers.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A client with pools of connections.
+/// HTTP client with pooled connections.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// One for each worker, whose connections it has.
+    /// One client per worker, each with its own pool.
     clients: Arc<[Client<Connector, Body>]>,
     connector: Connector,
-    /// Most of them for a request that may be repeated.
+    /// Maximum number of attempts for an idempotent request.
     attempts: u32,
 }
 
 impl Upstream {
-    /// A client that can speak plain HTTP, and TLS with the system's root certificates if `tls`.
+    /// Returns a client for HTTP, and with `tls` also for HTTPS with the system's root certificates.
     ///
     /// # Errors
-    /// If TLS is wanted and the system has no root certificates.
+    /// If `tls` is set and the system has no root certificates.
     pub fn new(tls: bool) -> io::Result<Self> {
         let builder = HttpsConnectorBuilder::new();
         let builder = if tls {
@@ -63,52 +77,85 @@ impl Upstream {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        Ok(Self::with(ATTEMPTS, Connector::new(builder.https_or_http().enable_http1().wrap_connector(http))))
+        http.set_keepalive(Some(KEEPALIVE_IDLE));
+        http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        http.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+        Ok(Self::with(
+            ATTEMPTS,
+            MAX_HEADERS,
+            Connector::new(builder.https_or_http().enable_http1().wrap_connector(http)),
+        ))
     }
 
-    fn with(attempts: u32, connector: Connector) -> Self {
+    fn with(attempts: u32, max_headers: usize, connector: Connector) -> Self {
         let client = |_| {
             Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE)
+                .pool_idle_timeout(POOL_IDLE_TIMEOUT)
                 .http1_preserve_header_case(true)
+                .http1_max_headers(max_headers)
                 .build(connector.clone())
         };
         Self { clients: (0..workers::count()).map(client).collect(), connector, attempts }
     }
 
-    /// The same, without second attempts: for those who can ask someone else instead.
+    /// Returns a client without retries, for callers that can try another server instead.
     #[must_use]
-    pub fn impatient(&self) -> Self {
-        Self::with(1, self.connector.clone().once())
+    pub fn without_retries(&self) -> Self {
+        Self::with(1, MAX_HEADERS + PEER_HEADERS, self.connector.clone().once())
     }
 
-    /// Sends a request; the answer when its head has arrived. It carries the [`Front`] that gave it. A GET or HEAD is
-    /// sent again if its connection ends without an answer: a server may close one that it has kept just when the next
-    /// request comes (RFC 9112, section 9.3.1).
+    /// Sends a request. Returns the response when its headers have arrived, with the [`UpstreamServer`] as an extension. A
+    /// GET or HEAD without a body is retried if its connection ends without a response: a server may close an idle
+    /// connection while the next request is on its way (RFC 9112, section 9.3.1).
     ///
     /// # Errors
-    /// If there is no connection, or it ends before an answer.
+    /// If no connection can be made, or it ends before a response.
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
-        let client = &self.clients[workers::current()];
         let is_repeatable = matches!(*request.method(), Method::GET | Method::HEAD)
             && self.attempts > 1
             && request.body().is_end_stream();
         if !is_repeatable {
-            return client.request(request).await;
+            return self.send_once(request).await;
         }
         let (head, _) = request.into_parts();
         for _ in 1..self.attempts {
-            match client.request(Request::from_parts(head.clone(), empty())).await {
+            match self.send_once(Request::from_parts(head.clone(), empty())).await {
                 Err(error) if is_lost(&error) => {}
                 answered => return answered,
             }
         }
-        client.request(Request::from_parts(head, empty())).await
+        self.send_once(Request::from_parts(head, empty())).await
+    }
+
+    async fn send_once(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Error> {
+        let (client, stray) = (&self.clients[workers::current()], self.connector.stray());
+        // Ceph RGW sends a body after the response headers of `HEAD ?acl`, although not of an object's `HEAD`.
+        let is_odd_head = *request.method() == Method::HEAD && request.uri().query().is_some();
+        if !stray.is_watching() && !is_odd_head {
+            return client.request(request).await;
+        }
+        let (method, connection) = (request.method().clone(), capture_connection(&mut request));
+        let answer = client.request(request).await?;
+        if is_odd_head {
+            if let Some(connection) = &*connection.connection_metadata() {
+                connection.poison();
+            }
+        } else if let Some(kind) = Bodyless::of(&method, answer.status())
+            && let (Some(front), Some(retired)) =
+                (answer.extensions().get(), answer.extensions().get::<Retired>())
+            && stray.is_to_watch(front, kind)
+            && let Some(connection) = &*connection.connection_metadata()
+        {
+            // The pool belongs to this thread, so nothing else has used the connection since the response arrived.
+            connection.poison();
+            retired.set(kind);
+        }
+        Ok(answer)
     }
 }
 
-/// Did a connection end that there was?
+/// Returns whether an established connection was lost.
 fn is_lost(error: &Error) -> bool {
     let is_end = |cause: &(dyn std::error::Error + 'static)| {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
@@ -121,30 +168,38 @@ fn is_lost(error: &Error) -> bool {
     !error.is_connect() && causes(error).any(is_end)
 }
 
-/// What follows an answer that switched protocols: its connection, and what was read of it with the head.
+/// Returns the connection of a response that switched protocols, and the bytes that were read beyond the head.
 ///
 /// # Errors
 /// If the connection is lost, or not plain TCP.
 pub async fn switched(answer: &mut Response<Incoming>) -> io::Result<(TcpStream, Bytes)> {
     let switched = hyper::upgrade::on(answer).await.map_err(io::Error::other)?;
-    let parts = switched.downcast::<Stream>().map_err(|_| io::Error::other("not a connection of ours"))?;
+    let parts = switched
+        .downcast::<Stream>()
+        .map_err(|_| io::Error::other("unexpected type of an upgraded connection"))?;
     let connection = parts.io.into_tcp().ok_or_else(|| io::Error::other("not plain TCP"))?;
     Ok((connection, parts.read_buf))
 }
 
-/// Was it the body that went wrong on its way from the client, rather than the connection?
+/// Returns whether receiving the body from the client failed, rather than the connection to the server.
 #[must_use]
 pub fn is_from_body(error: &Error) -> bool {
     causes(error).any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_user))
 }
 
-/// What this node itself found wrong with the body, if it was that.
+/// Returns whether the server sent a response that cannot be parsed.
+#[must_use]
+pub fn is_unreadable(error: &Error) -> bool {
+    causes(error).any(|cause| cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse))
+}
+
+/// Returns the error for which this node rejected the body, if it did.
 #[must_use]
 pub fn refusal_of_body(error: &Error) -> Option<&S3Error> {
     causes(error).find_map(|cause| cause.downcast_ref::<BodyError>()?.downcast_ref())
 }
 
-/// An error with all its causes, in one line.
+/// Formats an error with all its causes, in one line.
 #[must_use]
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")

@@ -16,10 +16,10 @@ async fn answers_once() -> SocketAddr {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             tokio::spawn(async move {
-                let mut asked = [0; 4096];
-                let _ = stream.read(&mut asked).await;
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-                let _ = stream.read(&mut asked).await;
+                let _ = stream.read(&mut request).await;
             });
         }
     });
@@ -35,7 +35,7 @@ async fn send(upstream: &Upstream, method: Method, to: SocketAddr, body: Body) -
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_has_ended_costs_no_answer() {
+async fn idempotent_requests_are_retried_on_closed_connections() {
     let (upstream, server) = (Upstream::new(false).unwrap(), answers_once().await);
     for method in [Method::GET, Method::HEAD, Method::GET, Method::GET] {
         assert!(send(&upstream, method, server, empty()).await);
@@ -43,7 +43,7 @@ async fn a_kept_connection_that_has_ended_costs_no_answer() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_done_is_not_done_twice() {
+async fn non_idempotent_requests_are_not_retried() {
     for (method, body) in
         [(Method::PUT, full("some")), (Method::DELETE, empty()), (Method::GET, full("some"))]
     {
@@ -51,7 +51,7 @@ async fn what_may_have_been_done_is_not_done_twice() {
         assert!(send(&upstream, Method::GET, server, empty()).await);
         assert!(!send(&upstream, method, server, body).await);
     }
-    let (impatient, server) = (Upstream::new(false).unwrap().impatient(), answers_once().await);
-    assert!(send(&impatient, Method::GET, server, empty()).await);
-    assert!(!send(&impatient, Method::GET, server, empty()).await, "who can ask someone else does");
+    let (single, server) = (Upstream::new(false).unwrap().without_retries(), answers_once().await);
+    assert!(send(&single, Method::GET, server, empty()).await);
+    assert!(!send(&single, Method::GET, server, empty()).await, "without retries");
 }

@@ -8,39 +8,37 @@ use k8s_openapi::api::{
     discovery::v1::{Endpoint, EndpointSlice},
 };
 use kube::{Api, Client, runtime::watcher};
+use lota_cache::placement::NodeName;
 use tokio::sync::watch;
 
-use super::{Kubernetes, Waits, store::Store};
-use crate::{
-    cluster::{Member, Members},
-    placement::NodeName,
-};
+use super::{Kubernetes, Waits, store::ObjectStore};
+use crate::cluster::{ClusterMember, Members};
 
-/// A node, and what is known of it.
-type Known = (NodeName, Member);
+/// Name of a node with its member entry.
+type Known = (NodeName, ClusterMember);
 
 pub(super) async fn follow(kubernetes: &Kubernetes, client: Client, members: &watch::Sender<Members>) {
     let (namespace, service) = (&kubernetes.config.namespace, &kubernetes.config.service);
     let own = kubernetes.node.address;
-    let mut store = Store::<Vec<Known>>::default();
-    let tell = |store: &Store<Vec<Known>>| {
+    let mut store = ObjectStore::<Vec<Known>>::default();
+    let tell = |store: &ObjectStore<Vec<Known>>| {
         if let Some(all) = store.all() {
             members.send_replace(all.values().flatten().cloned().collect());
         }
     };
     if has_slices(&client).await {
-        let wanted = watcher::Config::default().labels(&format!("kubernetes.io/service-name={service}"));
+        let query = watcher::Config::default().labels(&format!("kubernetes.io/service-name={service}"));
         let api = Api::<EndpointSlice>::namespaced(client, namespace);
-        let mut slices = Box::pin(kubernetes.watch(api, wanted, "the cluster's nodes"));
+        let mut slices = Box::pin(kubernetes.watch(api, query, "the cluster's nodes"));
         while let Some(event) = slices.next().await {
             if store.take(event, |slice| Some(of_slice(slice, own))) {
                 tell(&store);
             }
         }
     } else {
-        let wanted = watcher::Config::default().fields(&format!("metadata.name={service}"));
+        let query = watcher::Config::default().fields(&format!("metadata.name={service}"));
         let api = Api::<Endpoints>::namespaced(client, namespace);
-        let mut endpoints = Box::pin(kubernetes.watch(api, wanted, "the cluster's nodes"));
+        let mut endpoints = Box::pin(kubernetes.watch(api, query, "the cluster's nodes"));
         while let Some(event) = endpoints.next().await {
             if store.take(event, |endpoints| Some(of_endpoints(endpoints, own))) {
                 tell(&store);
@@ -49,7 +47,7 @@ pub(super) async fn follow(kubernetes: &Kubernetes, client: Client, members: &wa
     }
 }
 
-/// Does the server have `discovery.k8s.io/v1` (1.21 and later)?
+/// Returns whether the server has `discovery.k8s.io/v1` (1.21 and later).
 async fn has_slices(client: &Client) -> bool {
     let mut waits = Waits::default();
     loop {
@@ -58,13 +56,13 @@ async fn has_slices(client: &Client) -> bool {
                 return resources.resources.iter().any(|resource| resource.name == "endpointslices");
             }
             Err(kube::Error::Api(status)) if status.code == 404 => return false,
-            Err(error) => tracing::warn!(%error, "the API server does not tell what it has; trying again"),
+            Err(error) => tracing::warn!(%error, "cannot list resources at the API server; retrying"),
         }
         waits.wait().await;
     }
 }
 
-/// The nodes in a slice that are ready, by addresses of the family that this node's own is of.
+/// Returns the ready nodes of a slice, with addresses of this node's own family.
 fn of_slice(slice: &EndpointSlice, own: IpAddr) -> Vec<Known> {
     let is_ready = |endpoint: &&Endpoint| {
         endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
@@ -76,7 +74,7 @@ fn of_slice(slice: &EndpointSlice, own: IpAddr) -> Vec<Known> {
     slice.endpoints.iter().filter(is_ready).filter_map(member).collect()
 }
 
-/// The same of older servers' endpoints, which know no zones.
+/// Returns the ready nodes of `Endpoints`, for servers without slices. They contain no zones.
 fn of_endpoints(endpoints: &Endpoints, own: IpAddr) -> Vec<Known> {
     let addresses = endpoints.subsets.iter().flatten().flat_map(|subset| subset.addresses.iter().flatten());
     addresses
@@ -87,7 +85,7 @@ fn of_endpoints(endpoints: &Endpoints, own: IpAddr) -> Vec<Known> {
 fn known(node: &str, address: &str, zone: String, own: IpAddr) -> Option<Known> {
     let address: IpAddr = address.parse().ok()?;
     let is_reachable = address.is_ipv4() == own.is_ipv4();
-    is_reachable.then(|| (NodeName(node.to_owned()), Member { address, zone, capacity: None }))
+    is_reachable.then(|| (NodeName(node.to_owned()), ClusterMember { address, zone, capacity: None }))
 }
 
 #[cfg(test)]
@@ -122,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn or_of_older_servers_endpoints() {
+    fn nodes_are_the_ready_endpoints_of_older_servers() {
         let endpoints = json!({ "metadata": {}, "subsets": [{
             "addresses": [{"ip": "10.0.0.1", "nodeName": "n1"}, {"ip": "10.0.0.9"}],
             "notReadyAddresses": [{"ip": "10.0.0.2", "nodeName": "n2"}],

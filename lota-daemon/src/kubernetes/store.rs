@@ -1,27 +1,27 @@
-//! What a watch has told so far, of each object no more than is wanted.
+//! State of a watch. It keeps only the relevant properties of each object.
 
 use std::{collections::BTreeMap, mem};
 
 use kube::{Resource, runtime::watcher::Event};
 
-/// Facts about objects, by their UIDs.
+/// Properties of objects, by UID.
 #[derive(Debug)]
-pub(super) struct Store<V> {
+pub(super) struct ObjectStore<V> {
     now: BTreeMap<String, V>,
-    /// A list that is being read.
+    /// Objects of a list that is not complete yet.
     coming: BTreeMap<String, V>,
     is_complete: bool,
 }
 
-impl<V> Default for Store<V> {
+impl<V> Default for ObjectStore<V> {
     fn default() -> Self {
         Self { now: BTreeMap::new(), coming: BTreeMap::new(), is_complete: false }
     }
 }
 
-impl<V: PartialEq> Store<V> {
-    /// Takes in an event; true if what is known is other than before. `facts` says what is wanted of an object, and
-    /// `None` of one that does not count.
+impl<V: PartialEq> ObjectStore<V> {
+    /// Applies an event. Returns true if the known state has changed. `facts` returns the relevant properties of an
+    /// object, or `None` if the object is not relevant.
     pub(super) fn take<K: Resource>(&mut self, event: Event<K>, facts: impl Fn(&K) -> Option<V>) -> bool {
         let uid = |object: &K| object.meta().uid.clone().unwrap_or_default();
         match event {
@@ -33,7 +33,7 @@ impl<V: PartialEq> Store<V> {
                 self.coming.extend(facts(&object).map(|facts| (uid(&object), facts)));
                 false
             }
-            // What is not in the list is gone.
+            // Objects that are missing from the list were removed.
             Event::InitDone => {
                 let before = mem::replace(&mut self.now, mem::take(&mut self.coming));
                 let was_complete = mem::replace(&mut self.is_complete, true);
@@ -53,7 +53,7 @@ impl<V: PartialEq> Store<V> {
         }
     }
 
-    /// Everything, once everything has been told.
+    /// Returns all objects once the first list is complete.
     pub(super) fn all(&self) -> Option<&BTreeMap<String, V>> {
         self.is_complete.then_some(&self.now)
     }
@@ -78,24 +78,24 @@ mod tests {
     }
 
     #[test]
-    fn a_list_replaces_what_was_known() {
-        let mut store = Store::default();
+    fn a_list_replaces_the_known_objects() {
+        let mut store = ObjectStore::default();
         assert!(!store.take(Event::Init, label) && !store.take(Event::InitApply(object("a", "1")), label));
-        assert!(store.all().is_none(), "not everything yet");
+        assert!(store.all().is_none(), "the list is not complete");
         assert!(store.take(Event::InitDone, label));
         assert!(store.take(Event::Apply(object("b", "2")), label));
-        assert!(!store.take(Event::Apply(object("b", "2")), label), "nothing new");
-        // The watch broke off, and begins again with a list.
+        assert!(!store.take(Event::Apply(object("b", "2")), label), "nothing has changed");
+        // The watch is interrupted and starts with a list.
         store.take(Event::Init, label);
         store.take(Event::InitApply(object("b", "2")), label);
-        assert_eq!(store.all().unwrap().len(), 2, "what was told last holds");
+        assert_eq!(store.all().unwrap().len(), 2, "the last known state holds");
         assert!(store.take(Event::InitDone, label));
         assert_eq!(store.all().unwrap().keys().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]
-    fn what_does_not_count_any_more_is_gone() {
-        let mut store = Store::default();
+    fn objects_that_are_no_longer_relevant_are_removed() {
+        let mut store = ObjectStore::default();
         store.take::<Namespace>(Event::InitDone, label);
         assert!(store.take(Event::Apply(object("a", "1")), label));
         assert!(store.take(Event::Apply(object("a", "none")), label));

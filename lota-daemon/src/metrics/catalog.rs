@@ -1,52 +1,64 @@
-//! Every metric: what it is called, and what it says. Registration and `docs/metrics.md` are both made from this table.
+//! Catalog of all metrics with their labels and help texts. Registration and `docs/metrics.md` both use this table.
 
-/// What kind of number it is.
+/// Type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// It only grows, until the daemon restarts.
+pub enum MetricKind {
+    /// Increases only, and starts at 0 with each daemon.
     Counter,
-    /// It goes up and down.
+    /// Increases and decreases.
     Gauge,
-    /// How often something took up to so long.
+    /// Counts durations in buckets.
     Histogram,
 }
 
-/// One metric.
+impl MetricKind {
+    /// Returns the name of the type in Prometheus' text format.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// Name, type, labels and help text of one metric.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
-    /// Its name, as Prometheus sees it.
+    /// Name in Prometheus.
     pub name: &'static str,
-    /// Its kind.
-    pub kind: Kind,
-    /// Its labels, and the values of each.
+    /// Type of the metric.
+    pub kind: MetricKind,
+    /// Labels, each with a description of its values.
     pub labels: &'static [(&'static str, &'static str)],
-    /// What it says.
+    /// Help text, without a full stop.
     pub help: &'static str,
 }
 
-/// Metrics that belong together.
+/// Group of related metrics.
 #[derive(Clone, Copy, Debug)]
 pub struct Section {
-    /// What they are about.
+    /// Heading of the group.
     pub title: &'static str,
-    /// The metrics.
+    /// Metrics of the group.
     pub metrics: &'static [&'static Metric],
 }
 
-/// The table as constants, and as one list: what is not in the list cannot be registered.
+/// Defines each metric as a constant, and all of them as one list. Only metrics of the list can be registered.
 macro_rules! catalog {
     ($($title:literal: { $($id:ident = $kind:ident $name:literal { $($label:ident: $values:literal),* } $help:literal;)* })*) => {
         $($(
             #[doc = $help]
             pub const $id: Metric = Metric {
                 name: $name,
-                kind: Kind::$kind,
+                kind: MetricKind::$kind,
                 labels: &[$((stringify!($label), $values)),*],
                 help: $help,
             };
         )*)*
 
-        /// All of them.
+        /// All metrics, in groups.
         pub const SECTIONS: &[Section] = &[$(Section { title: $title, metrics: &[$(&$id),*] }),*];
     };
 }
@@ -54,144 +66,158 @@ macro_rules! catalog {
 catalog! {
     "Requests of pods": {
         REQUESTS = Counter "lota_requests_total" {
-            cache: "`hit`, `miss`, `fill` (on its way already) or `bypass` (the cache was not involved)",
-            status: "the HTTP status"
-        } "Requests of pods that were answered, at the entry node";
+            cache: "`hit`, `miss`, `fill` (joined a fill in progress) or `bypass` (cache not involved)",
+            status: "the HTTP status; `none` if the connection ended before the response, with `cache=\"bypass\"`"
+        } "Requests from pods, counted at the entry node";
         REQUEST_SECONDS = Histogram "lota_request_seconds" {
             cache: "as above"
-        } "From a request's head to its answer's head, which goes out with the first byte";
+        } "Time in seconds from a pod's request headers to the response headers, which are sent with the first byte of the body";
         RANGE_REQUESTS = Counter "lota_range_requests_total" {
-        } "Requests of pods for a part of an object";
+        } "Requests from pods for a part of an object";
         OBJECT_SIZE_REQUESTS = Counter "lota_object_size_requests_total" {
-            size: "the object has up to `4KiB`, `64KiB`, `1MiB`, `16MiB`, `256MiB`, `4GiB`; or is `larger`"
-        } "Requests of pods that the cache answered or missed, by the whole object's size";
+            size: "upper bound of the object's size: `4KiB`, `64KiB`, `1MiB`, `16MiB`, `256MiB`, `4GiB`; or `larger`"
+        } "Requests from pods that were hits, misses or joined fills, by the size of the whole object";
         OWNER_REQUESTS = Counter "lota_owner_requests_total" {
-            locality: "`local`: this node is the owner, or had to stand in for it; `remote`: another node is"
-        } "Requests of pods for objects, by where the owner was that answered";
+            locality: "`local`: this node is the owner or answered in its place; `remote`: another node is the owner"
+        } "Requests from pods for objects, by location of the owner that answered";
         SENT_BYTES = Counter "lota_sent_bytes_total" {
-            source: "`local`: this node's cache; `remote`: another node; `fill`: an object that was arriving here; \
-                     `gateway`: past the cache"
-        } "Bytes of bodies that went to pods, by where they came from";
+            source: "`local`: this node's cache; `remote`: another node; `fill`: a fill in progress on this node; \
+                     `gateway`: the gateway, uncached"
+        } "Bytes of bodies sent to pods, by source";
         ERRORS = Counter "lota_errors_total" {
-            kind: "`request`: LOTA refused it as malformed or forbidden (4xx); `slow-down`: a limit was reached (503); \
-                   `unavailable`: LOTA had no answer (5xx); `answer-broken`: an answer broke off in its middle; \
-                   `gateway-unreachable`; `gateway-late`; `owner-unavailable`: an owner could not be asked; \
-                   `source-refused`: a fill did not begin; `fill-broken`: one broke off"
-        } "What went wrong. Only the first four are a pod's to notice";
-        UNSTEERED = Counter "lota_unsteered_connections_total" {
-        } "Connections to the hidden listener that the datapath had not steered, and were reset";
+            kind: "`request`: LOTA rejected a malformed or forbidden request (4xx); `slow-down`: a limit was reached (503); \
+                   `unavailable`: LOTA could not answer (5xx); `response-broken`: a response was cut short; \
+                   `gateway-unreachable`: no connection to the gateway, or no response on it; `gateway-late`: the gateway timed out; \
+                   `gateway-unreadable`: the gateway's response was malformed or too large; \
+                   `owner-unavailable`: an owner could not be reached or could not answer; \
+                   `source-refused`: the source of a fill rejected it; `fill-broken`: a fill was cut short"
+        } "Errors. Only the first four kinds are visible to pods";
+        TLS_CONNECTIONS = Counter "lota_tls_connections_total" {
+            handling: "`terminated`: TLS ended at LOTA; `passed`: passed on, encrypted and uncached, to the server of its name; \
+                       `failed`: the handshake failed, the name is no endpoint, or the server could not be reached"
+        } "Connections over TLS from pods";
+        UNEXPECTED_CONNECTIONS = Counter "lota_unexpected_connections_total" {
+        } "Connections to the hidden listener that the datapath had not redirected; LOTA reset them";
     }
     "Gateway": {
         GATEWAY_REQUESTS = Counter "lota_gateway_requests_total" {
-            status: "the HTTP status; `none` if there was no answer"
-        } "Requests to the gateway: every authorization, and whatever passes through";
+            gateway: "name of the gateway in the configuration; `default` for `[gateway]`",
+            status: "the HTTP status; `none` without a response"
+        } "Requests to the gateway: authorizations, requests that pass through, and those that verify the gateway";
         GATEWAY_SECONDS = Histogram "lota_gateway_seconds" {
-        } "From a request to the gateway to its answer's head; uploads and POSTs left out";
+            gateway: "as above"
+        } "Time in seconds from a request to the gateway to the response headers, without uploads and POSTs";
         GATEWAY_TRUSTED = Gauge "lota_gateway_trusted" {
-        } "1 once the gateway has passed its trial, so that hits are served";
+            gateway: "as above"
+        } "1 if the gateway has passed verification, so that LOTA serves hits; otherwise 0";
     }
     "Fills": {
         FILLS = Counter "lota_fills_total" {
-            authority: "where the bytes came from: `direct`, `own`, `client` or `sibling` (another owner)",
-            end: "`complete` or `broken`"
-        } "Fills that ended";
+            authority: "source of the bytes: `direct` (a direct path of the gateway), `own` (the backend, with LOTA's credential), `client` (the gateway, with the client's request) or `owner` (another owner)",
+            end: "`complete`; `broken`: cut short; `replaced`: the object was overwritten during the fill, which is not an error"
+        } "Finished fills";
         FILL_BYTES = Counter "lota_fill_bytes_total" {
-        } "Bytes that fills brought";
+        } "Bytes fetched by fills";
         FILLS_IN_PROGRESS = Gauge "lota_fills_in_progress" {
-        } "Fills under way";
+        } "Fills in progress";
         UNCACHED = Counter "lota_uncached_total" {
-            reason: "`no-room`, `no-fill-authority`, `fill-debt`, `fill-refused`, `fill-broke-off`, `overrides`, \
-                     `checksums-unknown`, `direct-path-failed` or `granted-otherwise`"
-        } "Objects that passed through uncached";
+            reason: "`no-room`, `pod-fills`, `no-fill-authority`, `fill-overread`, `fill-refused`, `fill-broke-off`, `overrides`, \
+                     `checksums-unknown`, `direct-path-failed`, `granted-otherwise`, `replaced` \
+                     (overwritten while its fill began); or the part of the gateway's response that prevents \
+                     caching: `response-status`, `response-etag`, `response-length`, `response-range`, `response-vary`, \
+                     `response-encoding` or `response-rdma`"
+        } "Objects that passed through uncached, by reason";
     }
     "Cache": {
         CACHE_OBJECTS = Gauge "lota_cache_objects" {
         } "Complete objects in the cache";
         CACHE_BYTES = Gauge "lota_cache_bytes" {
-        } "Bytes of objects and fills in the cache";
+        } "Disk space used by cached objects and by fills, in bytes";
         CACHE_CAPACITY = Gauge "lota_cache_capacity_bytes" {
-        } "Most bytes of objects, on the disks that work";
+        } "Cache capacity of the working disks, in bytes";
         CACHE_DISK_UP = Gauge "lota_cache_disk_up" {
-            folder: "the disk's folder"
-        } "1 while a disk of the cache works";
+            folder: "the cache folder on the disk"
+        } "1 if a cache disk works, 0 if it failed";
         CACHE_EVICTIONS = Counter "lota_cache_evictions_total" {
-        } "Objects that were removed: for others, because they were gone at the gateway, or by an operator";
+        } "Objects removed from the cache: to free space, because the gateway names another version, or by an operator";
         CACHE_CORRUPT = Counter "lota_cache_corrupt_total" {
-        } "Cached objects whose bytes were found to be others";
+        } "Cached objects that failed checksum verification";
         CACHE_VERIFIED = Counter "lota_cache_verified_bytes_total" {
-        } "Bytes compared with their checksums";
+        } "Bytes verified against checksums";
         SENDFILE = Counter "lota_sendfile_bytes_total" {
-        } "Bytes of cached files, sent by sendfile(2), to pods and to other nodes";
+        } "Bytes of cached files sent with sendfile(2) to pods and to other nodes";
         SPLICE = Counter "lota_splice_bytes_total" {
-        } "Bytes of other nodes, passed on by splice(2)";
+        } "Bytes relayed from other nodes with splice(2)";
     }
     "Cluster": {
         NODES_ACTIVE = Gauge "lota_nodes_active" {
-        } "Nodes of the cluster that are not lost, this one among them";
+        } "Reachable nodes of the cluster, including this one";
         NODES_KNOWN = Gauge "lota_nodes_known" {
-        } "Nodes of the cluster, this one among them";
+        } "Known nodes of the cluster, including this one";
         PEER_REQUESTS = Counter "lota_peer_requests_total" {
-            role: "`asked` (of an owner), `served` (as one), `resumed` (elsewhere, in the middle), `unavailable` or \
-                   `refused` (not a peer)"
+            role: "`sent`: sent to an owner; `served`: answered as owner; `resumed`: continued on another node; \
+                   `unavailable`: the owner could not answer; `refused`: the sender is not a peer"
         } "Requests between nodes";
         KUBERNETES_UP = Gauge "lota_kubernetes_up" {
-        } "1 while the API server is watched without trouble; missing without [kubernetes]";
+        } "1 while the watches on the API server work; absent without [kubernetes]";
         BUILD_INFO = Gauge "lota_build_info" {
-            version: "the daemon's"
+            version: "version of the daemon"
         } "Always 1";
     }
     "Access and datapath": {
         ACCESS_LAG = Histogram "lota_access_lag_seconds" {
-        } "From when the node hears of a pod, an interface or an operator's word to when the kernel enforces it";
+        } "Time in seconds from when the node detects a change (pod, interface or operator command) until the kernel enforces it";
         ACCESS_ENTRIES = Gauge "lota_access_entries" {
             subject: "`address` or `prefix`"
-        } "Access entries in the kernel, by what they are about";
+        } "Access entries in the kernel, by kind of subject";
         DATAPATH_PACKETS = Counter "lota_datapath_packets_total" {
-            verdict: "as `lota datapath status` shows them"
-        } "Packets, by what the datapath decided about them";
+            verdict: "the verdicts that `lota datapath status` shows"
+        } "Packets, by verdict of the datapath";
         DATAPATH_INTERFACES = Gauge "lota_datapath_interfaces" {
-            steered: "how: `tcx`, `clsact`, `sk_lookup`; `bridge`: the bridge that it is a port of is steered; or `none`"
-        } "Interfaces that were asked for, by how packets from them are steered";
-        DATAPATH_POSITION = Gauge "lota_datapath_position" {
-            interface: "the interface"
-        } "How many other programs see an interface's packets before LOTA's does";
+            mode: "`tcx`, `clsact`, `sk_lookup`; `bridge`: through the bridge that the interface is a port of; or `none`"
+        } "Interfaces that match the configuration, by method of redirection";
+        HANGING_PODS = Gauge "lota_hanging_pods" {
+        } "Pods with access of which the last attempts to connect, three or more within a minute, did not arrive at the daemon";
+        DATAPATH_PROGRAMS_AHEAD = Gauge "lota_datapath_programs_ahead" {
+            interface: "name of the interface"
+        } "Number of other programs that run before LOTA's on an interface";
     }
 }
 
 impl Metric {
-    /// The name it is registered by: a counter's `_total` is added when it is shown.
-    pub(super) fn base(&self) -> &'static str {
+    /// Returns the name for registration. The exporter appends `_total` to the names of counters.
+    pub fn base(&self) -> &'static str {
         match self.kind {
-            Kind::Counter => self.name.strip_suffix("_total").unwrap_or(self.name),
-            Kind::Gauge | Kind::Histogram => self.name,
+            MetricKind::Counter => self.name.strip_suffix("_total").unwrap_or(self.name),
+            MetricKind::Gauge | MetricKind::Histogram => self.name,
         }
     }
 }
 
-/// Every metric.
+/// Returns every metric.
 pub fn all() -> impl Iterator<Item = &'static Metric> {
     SECTIONS.iter().flat_map(|section| section.metrics.iter().copied())
 }
 
-/// The metric that a series belongs to, by the series' name.
+/// Returns the metric that the series of this name belongs to.
 #[must_use]
 pub fn of_series(name: &str) -> Option<&'static Metric> {
     all().find(|metric| match metric.kind {
-        Kind::Histogram => {
+        MetricKind::Histogram => {
             name.strip_prefix(metric.name).is_some_and(|rest| matches!(rest, "_bucket" | "_sum" | "_count"))
         }
-        Kind::Counter | Kind::Gauge => name == metric.name,
+        MetricKind::Counter | MetricKind::Gauge => name == metric.name,
     })
 }
 
-/// `docs/metrics.md`.
+/// Returns the text of `docs/metrics.md`.
 #[must_use]
 pub fn document() -> String {
     let mut text = String::from(INTRODUCTION);
     for section in SECTIONS {
-        text.push_str(&format!("\n## {}\n\n| metric | kind | says |\n|---|---|---|\n", section.title));
+        text.push_str(&format!("\n## {}\n\n| metric | type | description |\n|---|---|---|\n", section.title));
         for metric in section.metrics {
-            let kind = format!("{:?}", metric.kind).to_lowercase();
+            let kind = metric.kind.name();
             let labels: String =
                 metric.labels.iter().map(|(label, values)| format!(" `{label}`: {values}.")).collect();
             text.push_str(&format!("| `{}` | {kind} | {}.{labels} |\n", metric.name, metric.help));
@@ -202,29 +228,29 @@ pub fn document() -> String {
 }
 
 const INTRODUCTION: &str = "\
-<!-- Made by `cargo xtask docs` from lota-daemon/src/metrics/catalog.rs; a unit test compares. -->
+<!-- Generated by `cargo xtask docs` from lota-daemon/src/metrics/catalog.rs; a unit test compares them. -->
 
 # Metrics
 
-Each node shows its own at `/metrics` of `admin.listen`, and, for a Prometheus that runs in a pod, of
-`admin.metrics_listen`: pods can reach that port, and find nothing else there but `/healthz` and `/readyz`. The format is
-Prometheus' text format, version 0.0.4. Counters begin at 0 with each daemon; histograms have the buckets of the source
-(`lota-daemon/src/metrics/each.rs`), from half a millisecond to two minutes.
+Each node serves its own metrics at `/metrics` on `admin.listen`. For a Prometheus server that runs in a pod, set
+`admin.metrics_listen`: pods can reach that port, which serves only `/metrics`, `/healthz` and `/readyz`. The format is the
+Prometheus text format, version 0.0.4. Counters start at 0 with each daemon. Histogram buckets range from half a
+millisecond to two minutes (`lota-daemon/src/metrics/each.rs`).
 
-[`deploy/monitoring/`](../deploy/monitoring) has a Grafana dashboard and alert rules made of them.
+[`deploy/monitoring/`](../deploy/monitoring) contains a Grafana dashboard and alert rules for these metrics.
 ";
 
 const QUESTIONS: &str = "
-## Questions, and where the answer is
+## Useful queries
 
-| question | PromQL |
+| value | PromQL |
 |---|---|
-| how many requests are hits? | `sum(rate(lota_requests_total{cache=\"hit\"}[5m])) / sum(rate(lota_requests_total{cache!=\"bypass\"}[5m]))` |
-| what does the cache save the storage? | `1 - sum(rate(lota_fill_bytes_total[5m])) / sum(rate(lota_sent_bytes_total[5m]))` |
-| how fast is a hit? | `histogram_quantile(0.99, sum by (le) (rate(lota_request_seconds_bucket{cache=\"hit\"}[5m])))` |
-| how fast is the gateway? | `histogram_quantile(0.99, sum by (le) (rate(lota_gateway_seconds_bucket[5m])))` |
-| is a disk too small? | `rate(lota_cache_evictions_total[1h])` beside `lota_cache_bytes / lota_cache_capacity_bytes` |
-| is someone refused who should not be? | `rate(lota_datapath_packets_total{verdict=\"denied\"}[5m])`, then `lota access denied` |
+| hit ratio | `sum(rate(lota_requests_total{cache=\"hit\"}[5m])) / sum(rate(lota_requests_total{cache!=\"bypass\"}[5m]))` |
+| share of sent bytes that were not fetched from storage | `1 - sum(rate(lota_fill_bytes_total[5m])) / sum(rate(lota_sent_bytes_total[5m]))` |
+| latency of hits, 99th percentile | `histogram_quantile(0.99, sum by (le) (rate(lota_request_seconds_bucket{cache=\"hit\"}[5m])))` |
+| latency of the gateway, 99th percentile | `histogram_quantile(0.99, sum by (gateway, le) (rate(lota_gateway_seconds_bucket[5m])))` |
+| whether a disk is too small | `rate(lota_cache_evictions_total[1h])` together with `lota_cache_bytes / lota_cache_capacity_bytes` |
+| packets from pods without access | `rate(lota_datapath_packets_total{verdict=\"denied\"}[5m])`, then `lota access denied` |
 ";
 
 #[cfg(test)]
@@ -236,13 +262,18 @@ mod tests {
         let mut names: Vec<_> = all().map(|metric| metric.name).collect();
         for metric in all() {
             assert!(metric.name.starts_with("lota_"), "{}", metric.name);
-            assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+            assert_eq!(
+                metric.kind == MetricKind::Counter,
+                metric.name.ends_with("_total"),
+                "{}",
+                metric.name
+            );
             assert!(!metric.help.ends_with('.') && !metric.help.is_empty(), "{}", metric.name);
         }
         names.sort_unstable();
         let count = names.len();
         names.dedup();
-        assert_eq!(names.len(), count, "a name stands there twice");
+        assert_eq!(names.len(), count, "duplicate metric name");
     }
 
     #[test]
@@ -256,6 +287,6 @@ mod tests {
 
     #[test]
     fn the_document_is_up_to_date() {
-        crate::docs::check("metrics.md", &document());
+        crate::testing::check("metrics.md", &document());
     }
 }

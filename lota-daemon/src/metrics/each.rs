@@ -1,4 +1,4 @@
-//! Metrics that cost next to nothing to move: no lock, no look-up.
+//! Metrics that are cheap to update: no lock and no lookup.
 
 use std::{
     fmt,
@@ -15,21 +15,21 @@ use prometheus_client::{
     metrics::{MetricType, TypedMetric},
 };
 
-/// The values that a label can have.
+/// Values of a label.
 pub trait Value: Copy + fmt::Debug + Send + Sync + 'static {
-    /// The label.
+    /// Name of the label.
     const LABEL: &'static str;
-    /// Every value, in the order of their places.
+    /// Every value, in the order of their indices.
     const ALL: &'static [Self];
 
-    /// Its name.
+    /// Returns the name of the value.
     fn name(self) -> &'static str;
 
-    /// Its place among all.
+    /// Returns the index of the value in [`Value::ALL`].
     fn place(self) -> usize;
 }
 
-/// A label's values: an enum whose variants have names.
+/// Defines the values of a label as an enum whose variants have names.
 macro_rules! values {
     ($(#[$meta:meta])* $type:ident, $label:literal: $($(#[doc = $doc:literal])* $value:ident = $name:literal),* $(,)?) => {
         $(#[$meta])*
@@ -56,8 +56,7 @@ macro_rules! values {
 }
 pub(super) use values;
 
-/// One metric for each value of a label. All are shown from the start, so that their rates are known from the first
-/// one on.
+/// One metric for each value of a label. All are exported from the start, so that rates include the first event.
 #[derive(Debug)]
 pub struct Each<V, M>(Arc<[M]>, PhantomData<V>);
 
@@ -74,12 +73,12 @@ impl<V: Value, M: Default> Default for Each<V, M> {
 }
 
 impl<V: Value, M> Each<V, M> {
-    /// What `make` makes for each value.
+    /// Returns metrics that `make` creates, one for each value.
     pub(super) fn made(make: impl Fn(V) -> M) -> Self {
         Self(V::ALL.iter().map(|value| make(*value)).collect(), PhantomData)
     }
 
-    /// The one of a value.
+    /// Returns the metric of a value.
     #[must_use]
     pub fn of(&self, value: V) -> &M {
         &self.0[value.place()]
@@ -99,7 +98,7 @@ impl<V: Value, M: EncodeMetric + TypedMetric> EncodeMetric for Each<V, M> {
     }
 }
 
-/// Nanoseconds up to which a bucket counts, and the same in seconds.
+/// Upper bounds of the buckets, in nanoseconds and in seconds.
 const BOUNDS: [(u64, f64); 16] = [
     (500_000, 0.0005),
     (1_000_000, 0.001),
@@ -119,8 +118,8 @@ const BOUNDS: [(u64, f64); 16] = [
     (120_000_000_000, 120.0),
 ];
 
-/// A histogram of how long something took. The crate's takes a lock for each observation, which every thread would
-/// wait for.
+/// A histogram of durations. The crate's histogram takes a lock for each observation, which all threads would contend
+/// for.
 #[derive(Clone, Debug, Default)]
 pub struct Timing(Arc<Buckets>);
 
@@ -131,7 +130,7 @@ struct Buckets {
 }
 
 impl Timing {
-    /// It took so long once more.
+    /// Adds an observation.
     pub fn observe(&self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.iter().position(|(bound, _)| nanos <= *bound).unwrap_or(BOUNDS.len());
@@ -167,7 +166,7 @@ mod tests {
     use crate::metrics::Locality;
 
     #[test]
-    fn every_value_is_shown_and_counted_by_itself() {
+    fn every_value_is_exported_and_counted_separately() {
         let each = Each::<Locality, Counter>::default();
         each.of(Locality::Remote).inc();
         let mut registry = Registry::default();
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn times_fall_into_their_buckets() {
+    fn durations_are_counted_in_their_buckets() {
         let timing = Timing::default();
         for millis in [0, 1, 3, 200_000] {
             timing.observe(Duration::from_millis(millis));

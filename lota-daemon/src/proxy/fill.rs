@@ -1,123 +1,151 @@
-//! Beginning fills, and seeing them through.
+//! Starts fills and runs them to their end.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use http_body_util::BodyStream;
-use hyper::{Response, StatusCode, body::Incoming};
+use hyper::{HeaderMap, Response, StatusCode, body::Incoming, header};
+use lota_cache::{
+    Fill, FillError, FillOptions, FillSource, Join, NoRoom, Object, SourceError, placement::NodeName,
+};
+use lota_s3::{ByteRange, ObjectMeta, Validator};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
-use super::{Proxy, debts::Charge, get::Get};
+use super::{Proxy, S3Store, fill_quota::FillReservation, get::Get, owner::part_headers, response};
 use crate::{
-    backend::{self, FetchError},
-    cache::{Fill, How, Join, NoRoom, Object, Source, SourceError},
-    gateway::{Answer, DirectPath, FillAuthority},
-    http::{Head, upstream::chain},
+    cluster::peer::headers::PeerMethod,
+    gateway::{Authorization, DirectPath, FillAuthority},
+    http::{RequestHead, upstream::chain},
     metrics::{Fault, FillLabels, Outcome},
-    peer::headers::Wanted,
-    placement::NodeName,
-    s3::{ByteRange, ObjectMeta, Validator},
+    process::log_limit::LogLimit,
+    storage::{self as backend, FIRST_ANSWER_TIMEOUT, FetchError},
 };
 
+impl FillAuthority {
+    /// Chooses the authority for a fill without a direct path: LOTA's own credential, otherwise the client's request
+    /// without its `Range`. Returns `None` if there is no credential and the client's request cannot be sent that way.
+    pub(super) fn choose(get: &Get<'_>) -> Option<Self> {
+        let S3Store { backend, gateway, .. } = &**get.store;
+        if backend.has_own_credential() {
+            return Some(Self::Own);
+        }
+        let may_ask_as_client = !get.is_bodiless() && gateway.may_ask_for_the_whole(get.object.range_signed);
+        may_ask_as_client.then_some(Self::Client)
+    }
+}
+
 impl Proxy {
-    /// The fill of this version: a new one, or the one under way. `None` if it must pass through uncached.
-    pub(super) async fn join(&self, get: &Get<'_>, meta: &ObjectMeta) -> Option<(Join, Charge)> {
+    /// Starts a fill of a version, or joins the one in progress. Returns `None` if the object must pass through uncached.
+    pub(super) async fn join(&self, get: &Get<'_>, meta: &ObjectMeta) -> Option<(Join, FillReservation)> {
         let pod = get.pod;
-        let Some(charge) = self.debts.charge(pod, get.not_asked(meta.size)) else {
-            tracing::info!(%pod, object = %meta.version.name, "its fills have brought too much that it did not read");
-            self.uncached("fill-debt");
+        let (requested, received) = get.needed_and_received(meta.size);
+        let Some((reservation, response)) = self.fill_quota.reserve(pod, meta.size, requested, received)
+        else {
+            static LINES: LogLimit = LogLimit::new(Duration::from_secs(1));
+            if let Some(held_back) = LINES.admit() {
+                let object = &meta.version.name;
+                tracing::info!(%pod, %object, held_back, "pod exceeded limits.fill_overread; not caching this object");
+            }
+            self.uncached("fill-overread");
             return None;
         };
-        match self.cache.begin_fill(meta).await {
-            Ok(join) => Some((join, charge)),
-            Err(NoRoom(why)) => {
-                tracing::info!(object = %meta.version.name, why, "passing through uncached");
-                self.uncached("no-room");
+        match self.cache.begin_fill(meta, pod).await {
+            Ok(join) => {
+                if let Join::Lead(_) = join {
+                    let _ = get.reservation.set(response);
+                }
+                Some((join, reservation))
+            }
+            Err(NoRoom { why, reason }) => {
+                static LINES: LogLimit = LogLimit::new(Duration::from_secs(1));
+                if let Some(held_back) = LINES.admit() {
+                    tracing::info!(%pod, object = %meta.version.name, why, held_back, "not cached");
+                }
+                self.uncached(reason);
                 None
             }
         }
     }
 
-    /// Begins a fill by `authority`, once the source has agreed to it, or joins the one under way: from `sibling`, as
-    /// long as that has the object. `None` if the object must pass through uncached.
+    /// Starts a fill under `authority` and waits until its source has agreed, or joins the fill in progress. Reads from
+    /// `owner` as long as that has the object. Returns `None` if the object must pass through uncached.
     pub(super) async fn fill_from(
         self: &Arc<Self>,
         get: &Get<'_>,
         meta: &ObjectMeta,
         authority: FillAuthority,
-        sibling: Option<NodeName>,
+        owner: Option<NodeName>,
     ) -> Option<(Arc<Object>, Outcome)> {
-        match self.begin_fill_from(get, meta, authority, sibling).await? {
+        match self.begin_fill_from(get, meta, authority, owner).await? {
             (object, Some(agreed)) => agreed.await.ok().map(|()| (object, Outcome::Miss)),
             (object, None) => Some((object, Outcome::Fill)),
         }
     }
 
-    /// The same, without waiting for the source. If the fill is new, tells when that has agreed.
+    /// Starts or joins a fill like `fill_from`, without waiting for the source. For a new fill, also returns a channel that reports
+    /// when the source has agreed.
     pub(super) async fn begin_fill_from(
         self: &Arc<Self>,
         get: &Get<'_>,
         meta: &ObjectMeta,
         authority: FillAuthority,
-        sibling: Option<NodeName>,
+        owner: Option<NodeName>,
     ) -> Option<(Arc<Object>, Option<oneshot::Receiver<()>>)> {
-        let (fill, charge) = match self.join(get, meta).await? {
-            (Join::Lead(fill), charge) => (fill, charge),
+        let (fill, reservation) = match self.join(get, meta).await? {
+            (Join::Lead(fill), reservation) => (fill, reservation),
             (Join::Follow(object), _) => return Some((object, None)),
         };
         let object = fill.object();
         if let Ok(Some(range)) = get.object.range.resolve(meta.size) {
             fill.begin_at(range.start);
         }
-        // A client's own request is good for a quarter of an hour only: one that has begun goes on to its end.
+        // A client's signature expires within 15 minutes. A single request for the whole object outlives that.
         let how = match authority {
-            _ if sibling.is_some() => How::Parts,
-            FillAuthority::Own | FillAuthority::Direct(_) if meta.size > 0 => How::Parts,
-            _ => How::Stream,
+            _ if owner.is_some() => FillOptions::Parts,
+            FillAuthority::Own | FillAuthority::Direct(_) if meta.size > 0 => FillOptions::Parts,
+            _ => FillOptions::Stream,
         };
         let (agree, agreed) = oneshot::channel();
         let mut supply = Supply::new(self, get, object.clone(), authority, Some(agree));
-        supply.sibling = Mutex::new(sibling);
-        // A task of its own from the first: others may wait for it when this client is gone.
-        tokio::spawn(supply.see_through(fill, how, charge));
+        supply.owner = Mutex::new(owner);
+        // Not a part of this request's task: other requests may wait for the fill when this client is gone.
+        tokio::spawn(supply.see_through(fill, how, reservation));
         Some((object, Some(agreed)))
     }
 
-    /// Fills with what is arriving from the gateway.
+    /// Fills the cache with the response that the gateway is sending.
     pub(super) fn fill_with(
         self: &Arc<Self>,
         get: &Get<'_>,
         fill: Fill,
         arriving: Response<Incoming>,
-        charge: Charge,
+        reservation: FillReservation,
     ) {
-        let authority = match self.backend.has_own_credential() {
-            true => FillAuthority::Own,
-            false => FillAuthority::Client,
-        };
-        let how = How::Arriving(bytes_of(arriving));
+        // The client's own request fetched these bytes, even if no other authority exists for the rest.
+        let authority = FillAuthority::choose(get).unwrap_or(FillAuthority::Client);
+        let how = FillOptions::Arriving(bytes_of(arriving));
         let supply = Supply::new(self, get, fill.object(), authority, None);
-        tokio::spawn(supply.see_through(fill, how, charge));
+        tokio::spawn(supply.see_through(fill, how, reservation));
     }
 }
 
-/// Where a fill's bytes come from, and by what right.
+/// Source of a fill's bytes, with the authority to read them.
 struct Supply {
     proxy: Arc<Proxy>,
     pod: IpAddr,
+    store: Arc<S3Store>,
     object: Arc<Object>,
-    /// Another owner that has it whole, as long as it sends.
-    sibling: Mutex<Option<NodeName>>,
+    /// Another owner that has the object; `None` once it has failed to send a part.
+    owner: Mutex<Option<NodeName>>,
     authority: Mutex<FillAuthority>,
+    /// Lets one request at a time renew a direct path.
     renewing: tokio::sync::Mutex<()>,
-    client: Head,
-    /// Do answers for the whole object tell its checksums?
-    tells_checksums: bool,
-    /// Told when the source has sent something.
+    client: RequestHead,
+    /// Whether responses for the whole object include its checksums.
+    sends_checksums: bool,
+    /// Reports that the source has agreed: it has sent a response. `None` once it has.
     agree: Mutex<Option<oneshot::Sender<()>>>,
 }
 
@@ -129,7 +157,7 @@ impl Supply {
         authority: FillAuthority,
         agree: Option<oneshot::Sender<()>>,
     ) -> Self {
-        let tells_checksums = match &authority {
+        let sends_checksums = match &authority {
             FillAuthority::Own => true,
             FillAuthority::Client => get.object.wants_checksums,
             FillAuthority::Direct(_) => false,
@@ -137,40 +165,59 @@ impl Supply {
         Self {
             proxy: proxy.clone(),
             pod: get.pod,
+            store: get.store.clone(),
             object,
-            sibling: Mutex::default(),
+            owner: Mutex::default(),
             authority: Mutex::new(authority),
             renewing: tokio::sync::Mutex::default(),
             client: get.head.clone(),
-            tells_checksums,
+            sends_checksums,
             agree: Mutex::new(agree),
         }
     }
 
-    /// Sees a fill through, whoever still wants it.
-    async fn see_through(self, fill: Fill, how: How, charge: Charge) {
+    /// Runs a fill to its end, whether or not a request still waits for it.
+    async fn see_through(self, fill: Fill, how: FillOptions, mut reservation: FillReservation) {
         let proxy = self.proxy.clone();
         let authority = match (&how, &*lock(&self.authority)) {
-            _ if lock(&self.sibling).is_some() => "sibling",
-            (How::Arriving(_), _) | (_, FillAuthority::Client) => "client",
+            _ if lock(&self.owner).is_some() => "owner",
+            (FillOptions::Arriving(_), _) | (_, FillAuthority::Client) => "client",
             (_, FillAuthority::Direct(_)) => "direct",
             (_, FillAuthority::Own) => "own",
         };
-        let name = &self.object.meta().version.name;
-        let end = match fill.run(&self, how).await {
+        let name = self.object.meta().version.name.clone();
+        let end = fill.run(&self, how).await;
+        reservation.fetched(self.object.arrived());
+        // Returns the unused part of the reservation before the request to the gateway.
+        drop(reservation);
+        // Without it, requests that wait for the source go on.
+        let has_agreed = lock(&self.agree).take().is_none();
+        let end = match end {
+            Err(FillError::Replaced) if self.differs_from_gateway().await => {
+                Err(FillError::Refused(FetchError::Changed.to_string()))
+            }
+            end => end,
+        };
+        let end = match end {
             Ok(bytes) => {
                 proxy.metrics.fill_bytes.inc_by(bytes);
-                charge.keep();
                 "complete"
             }
-            Err(error) if lock(&self.agree).is_some() => {
-                tracing::warn!(object = %name, authority, %error, "no fill; passing through uncached");
+            Err(FillError::Replaced) => {
+                tracing::info!(object = %name, authority, "object was replaced while it was being filled");
+                if !has_agreed {
+                    proxy.uncached("replaced");
+                }
+                "replaced"
+            }
+            Err(error) if !has_agreed => {
+                tracing::warn!(object = %name, authority, %error, "cannot fill; not cached");
                 proxy.uncached("fill-refused");
                 proxy.metrics.fault(Fault::SourceRefused);
                 return;
             }
             Err(error) => {
-                tracing::warn!(object = %name, authority, %error, "fill broke off");
+                tracing::warn!(object = %name, authority, %error, "fill failed");
                 proxy.metrics.fault(Fault::FillBroken);
                 "broken"
             }
@@ -178,51 +225,79 @@ impl Supply {
         proxy.metrics.fills.get_or_create(&FillLabels { authority, end }).inc();
     }
 
-    /// Answers for ranges do not tell the checksums of the whole.
+    /// Returns whether the source has another version than the gateway, which still serves the one to fill. Otherwise, the
+    /// object was replaced at both.
+    async fn differs_from_gateway(&self) -> bool {
+        // Parts that came from one endpoint do not show that the others have this version.
+        if matches!(&*lock(&self.authority), FillAuthority::Client) {
+            return false;
+        }
+        let meta = self.object.meta();
+        match self.store.gateway.authorize(&self.client, &meta.version.name, Some(&meta)).await {
+            Ok(Authorization::Fresh(_)) => true,
+            Ok(Authorization::Arriving(_, current, _) | Authorization::Direct(_, current, _)) => {
+                current.has_content_of(&meta)
+            }
+            Ok(Authorization::Relay(answer) | Authorization::Unstorable(_, answer)) => {
+                is_of_object(&meta, answer.status(), answer.headers())
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Requests the checksums of the whole object, which responses for ranges do not contain.
     fn learn_checksums(&self) {
-        let (proxy, object) = (self.proxy.clone(), self.object.clone());
-        if self.tells_checksums && proxy.backend.has_own_credential() && !object.meta().checksums_known {
+        let (proxy, store, object) = (self.proxy.clone(), self.store.clone(), self.object.clone());
+        if self.sends_checksums && store.backend.has_own_credential() && !object.meta().checksums_known {
             tokio::spawn(async move {
-                if let Ok(told) = proxy.backend.tell(object.meta()).await {
-                    object.learn_checksums(&told);
+                if let Ok(updated) = store.backend.request_metadata(&object.meta()).await {
+                    proxy.cache.learn(&object, &updated);
                 }
             });
         }
     }
 
+    /// Requests `range` of the object, or all of it, from the other owner or the source.
     async fn ask(&self, range: Option<ByteRange>) -> Result<Response<Incoming>, FetchError> {
         let (meta, authority) = (self.object.meta(), lock(&self.authority).clone());
-        let sibling = lock(&self.sibling).clone();
-        if let Some(sibling) = sibling {
+        let owner = lock(&self.owner).clone();
+        if let Some(owner) = owner {
             let range = range.unwrap_or(ByteRange { start: 0, end: meta.size });
-            match self.ask_sibling(&sibling, range).await {
+            match self.ask_owner(&owner, range).await {
                 Ok(answer) => return Ok(answer),
                 Err(why) => {
-                    tracing::info!(sibling = %sibling.0, object = %meta.version.name, why, "filling from the source");
-                    *lock(&self.sibling) = None;
+                    tracing::info!(owner = %owner.0, object = %meta.version.name, why, "filling from the source");
+                    *lock(&self.owner) = None;
                 }
             }
         }
-        let asked = self.proxy.backend.fetch(&authority, meta, range, &self.client).await;
-        match (&authority, &asked) {
-            // It has expired, perhaps, in a long fill.
+        let longest = match self.has_agreed() {
+            true => self.store.backend.response_timeout(),
+            false => FIRST_ANSWER_TIMEOUT,
+        };
+        let response = self.store.backend.fetch(&authority, &meta, range, &self.client, longest).await;
+        match (&authority, &response) {
+            // The direct path may have expired during a long fill.
             (FillAuthority::Direct(used), Err(FetchError::Status(StatusCode::FORBIDDEN)))
                 if self.has_agreed() =>
             {
                 match self.renewed(used).await {
-                    Some(authority) => self.proxy.backend.fetch(&authority, meta, range, &self.client).await,
-                    None => asked,
+                    Some(authority) => {
+                        self.store.backend.fetch(&authority, &meta, range, &self.client, longest).await
+                    }
+                    None => response,
                 }
             }
-            _ => asked,
+            _ => response,
         }
     }
 
-    async fn ask_sibling(&self, sibling: &NodeName, range: ByteRange) -> Result<Response<Incoming>, String> {
+    /// Requests `range` of the object from the other owner's cache.
+    async fn ask_owner(&self, owner: &NodeName, range: ByteRange) -> Result<Response<Incoming>, String> {
         let (meta, peers) = (self.object.meta(), self.proxy.peers.as_ref().ok_or("there are no peers")?);
-        let asked = peers.ask(sibling, self.pod, &self.client, Wanted::Part(range)).await;
-        let answer = asked.map_err(|error| error.to_string())?;
-        backend::check(meta, Some(range), answer.status(), answer.headers())
+        let response = peers.ask(owner, self.pod, &self.client, PeerMethod::Part(range)).await;
+        let answer = response.map_err(|error| error.to_string())?;
+        backend::check(&meta, &part_headers(range), Some(range), answer.status(), answer.headers())
             .map_err(|error| error.to_string())?;
         match Validator::of(answer.headers()) {
             Some(validator) if validator == meta.version.validator => Ok(answer),
@@ -230,16 +305,16 @@ impl Supply {
         }
     }
 
-    /// A direct path instead of the one that was `used`; one for all who used it.
+    /// Returns a new direct path in place of `used`. Concurrent requests with the same path renew it once.
     async fn renewed(&self, used: &DirectPath) -> Option<FillAuthority> {
         let _one = self.renewing.lock().await;
         match &*lock(&self.authority) {
             FillAuthority::Direct(path) if path.uri() == used.uri() => {}
             renewed => return Some(renewed.clone()),
         }
-        let version = &self.object.meta().version;
-        match self.proxy.gateway.authorize(&self.client, &version.name, None).await {
-            Ok(Answer::Direct(_, told, path)) if told.version == *version => {
+        let version = self.object.meta().version.clone();
+        match self.store.gateway.authorize(&self.client, &version.name, None).await {
+            Ok(Authorization::Direct(_, current, path)) if current.version == version => {
                 *lock(&self.authority) = FillAuthority::Direct(path.clone());
                 Some(FillAuthority::Direct(path))
             }
@@ -247,27 +322,29 @@ impl Supply {
         }
     }
 
-    /// Has the source sent something already?
+    /// Returns whether the source has sent anything yet.
     fn has_agreed(&self) -> bool {
         lock(&self.agree).is_none()
     }
 }
 
-impl Source for Supply {
+impl FillSource for Supply {
     async fn fetch(
         &self,
         range: Option<ByteRange>,
     ) -> Result<BoxStream<'static, Result<Bytes, String>>, SourceError> {
-        // Who waits for its word has another way.
-        let answer =
-            self.ask(range).await.map_err(|error| match error.is_passing() && self.has_agreed() {
-                true => SourceError::Passing(error.to_string()),
-                false => SourceError::Final(error.to_string()),
-            })?;
+        // Before the source has agreed, requests that wait for the fill have another way: retrying only delays them.
+        let answer = self.ask(range).await.map_err(|error| match error {
+            FetchError::Changed => SourceError::Replaced,
+            error if error.is_transient() && self.has_agreed() => SourceError::Transient(error.to_string()),
+            error => SourceError::Final(error.to_string()),
+        })?;
         let whole = answer.status() == StatusCode::OK;
-        if whole && self.tells_checksums {
-            let told = self.object.meta().clone().with_checksums(answer.headers());
-            self.object.learn_checksums(&told);
+        if whole
+            && self.sends_checksums
+            && let Some(updated) = self.object.meta().with_later_checksums(answer.headers())
+        {
+            self.object.learn(&updated);
         }
         if let Some(agree) = lock(&self.agree).take() {
             let _ = agree.send(());
@@ -279,11 +356,45 @@ impl Source for Supply {
     }
 }
 
+/// Returns whether a successful response states the ETag and the size of this object.
+fn is_of_object(meta: &ObjectMeta, status: StatusCode, headers: &HeaderMap) -> bool {
+    let etag = headers.get(header::ETAG).and_then(|etag| etag.to_str().ok());
+    response::object_size(status, headers) == Some(meta.size) && etag == Some(&*meta.version.validator.etag)
+}
+
 fn bytes_of(answer: Response<Incoming>) -> BoxStream<'static, Result<Bytes, String>> {
     let frames = BodyStream::new(answer.into_body());
     frames.map_err(|error| chain(&error)).try_filter_map(async |frame| Ok(frame.into_data().ok())).boxed()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
+}
+
+#[cfg(test)]
+mod tests {
+    use lota_s3::ObjectName;
+
+    use super::*;
+    use crate::testing::answer;
+
+    #[test]
+    fn a_relayed_response_shows_whether_the_gateway_has_the_object() {
+        let name = ObjectName::from_parts("http://gateway", "b", "k", None).unwrap();
+        let (status, headers) = answer(200, &[("etag", "\"e\""), ("content-length", "9")]);
+        let meta = ObjectMeta::of_answer(&name, &HeaderMap::new(), status, &headers).unwrap();
+        for (is_same, status, pairs) in [
+            (true, 200, [("etag", "\"e\""), ("content-length", "9")]),
+            (true, 206, [("etag", "\"e\""), ("content-range", "bytes 1-2/9")]),
+            (false, 200, [("etag", "\"f\""), ("content-length", "9")]),
+            (false, 200, [("etag", "\"e\""), ("content-length", "8")]),
+            (false, 206, [("etag", "\"e\""), ("content-range", "bytes 1-2/8")]),
+            // The length of a part is not that of the object.
+            (false, 206, [("etag", "\"e\""), ("content-length", "9")]),
+            (false, 403, [("etag", "\"e\""), ("content-length", "9")]),
+        ] {
+            let (status, headers) = answer(status, &pairs);
+            assert_eq!(is_of_object(&meta, status, &headers), is_same, "{status} {pairs:?}");
+        }
+    }
 }

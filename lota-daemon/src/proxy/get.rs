@@ -1,54 +1,88 @@
-//! One request of an object, as it travels.
+//! State of one request for an object.
 
-use std::net::IpAddr;
-
-use hyper::Method;
-
-use crate::{
-    cache::{Lead, Object},
-    http::{Head, Slices},
-    s3::{ByteRange, GetObject, RangeRequest, Unsatisfiable},
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
 };
 
-/// A GET on its way; or a HEAD that asks to have an object brought into the cache.
+use hyper::Method;
+use lota_cache::{Cache, Lead};
+use lota_s3::{ByteRange, GetObject, ObjectMeta, RangeRequest, Unsatisfiable};
+
+use super::{S3Store, fill_quota::ResponseReservation};
+use crate::http::{RequestHead, Slices};
+
+/// A GET of an object, or a HEAD by which a client has an object brought into the cache.
 pub(super) struct Get<'a> {
-    /// Who asks.
+    /// Address of the pod that sent the request.
     pub(super) pod: IpAddr,
+    /// Object store of the endpoint that the client addressed.
+    pub(super) store: &'a Arc<S3Store>,
     /// The client's request.
-    pub(super) head: &'a Head,
-    /// What it asks for.
+    pub(super) head: &'a RequestHead,
+    /// Object and range of the request.
     pub(super) object: &'a GetObject,
-    /// Where the bytes of its answer are queued.
+    /// Queue for the file slices of the response.
     pub(super) slices: &'a Slices,
-    /// Bytes of its answer that the client has already.
+    /// Bytes of the response that the client already has.
     pub(super) skip: u64,
-    /// Held while this request asks about an object that nobody here knows.
-    pub(super) lead: Option<Lead>,
+    /// Single-flight leadership, held while this request alone asks the gateway about an object unknown to this node.
+    leadership: Option<Lead>,
+    /// Reservation of the response's bytes in the pod's quota; set when a fill starts for it.
+    pub(super) reservation: OnceLock<ResponseReservation>,
 }
 
 impl<'a> Get<'a> {
-    pub(super) fn new(pod: IpAddr, head: &'a Head, object: &'a GetObject, slices: &'a Slices) -> Self {
-        Self { pod, head, object, slices, skip: 0, lead: None }
+    pub(super) fn new(
+        pod: IpAddr,
+        store: &'a Arc<S3Store>,
+        head: &'a RequestHead,
+        object: &'a GetObject,
+        slices: &'a Slices,
+    ) -> Self {
+        Self { pod, store, head, object, slices, skip: 0, leadership: None, reservation: OnceLock::new() }
     }
 
-    /// Does it ask for checksums of the whole object that nobody has told yet?
-    pub(super) fn lacks_checksums(&self, object: &Object) -> bool {
-        self.object.wants_checksums
-            && self.object.range == RangeRequest::Whole
-            && !object.meta().checksums_known
+    /// Leaves out the first `skip` bytes of the response, which the client already has.
+    pub(super) fn skipping(self, skip: u64) -> Self {
+        Self { skip, ..self }
     }
 
-    /// Bytes of such an object that it does not ask for.
-    pub(super) fn not_asked(&self, size: u64) -> u64 {
-        match self.object.range.resolve(size) {
-            _ if self.is_bodiless() => size,
-            Ok(None) => 0,
-            Ok(Some(range)) => size - range.length(),
-            Err(Unsatisfiable) => size,
-        }
+    /// Takes the single-flight leadership for the object if no other request has it; otherwise waits until that request
+    /// has released it.
+    pub(super) async fn lead_or_wait(&mut self, cache: &Arc<Cache>) {
+        self.leadership = cache.lead(&self.object.name).await;
     }
 
-    /// What of this range the client does not have yet.
+    /// Releases the single-flight leadership: requests that wait for it can now find the object in the cache.
+    pub(super) fn release_leadership(&mut self) {
+        self.leadership = None;
+    }
+
+    /// Returns whether the request asks for checksums of the whole object that are not known yet.
+    pub(super) fn lacks_checksums(&self, meta: &ObjectMeta) -> bool {
+        self.object.wants_checksums && self.object.range == RangeRequest::Whole && !meta.checksums_known
+    }
+
+    /// Returns the metadata of the object that a response to this request states: none if the request overrides headers,
+    /// since the response's headers are then not the object's.
+    pub(super) fn stated<'m>(&self, response: &'m ObjectMeta) -> Option<&'m ObjectMeta> {
+        self.object.overrides.is_empty().then_some(response)
+    }
+
+    /// Returns how many bytes of an object of `size` bytes the response still needs, and how many the client already has.
+    pub(super) fn needed_and_received(&self, size: u64) -> (u64, u64) {
+        let requested = match self.object.range.resolve(size) {
+            _ if self.is_bodiless() => 0,
+            Ok(None) => size,
+            Ok(Some(range)) => range.length(),
+            Err(Unsatisfiable) => 0,
+        };
+        let had = self.skip.min(requested);
+        (requested - had, had)
+    }
+
+    /// Returns the part of this range that the client does not have yet.
     pub(super) fn rest_of(&self, range: Option<ByteRange>, size: u64) -> Option<ByteRange> {
         if self.skip == 0 {
             return range;
@@ -57,8 +91,37 @@ impl<'a> Get<'a> {
         Some(ByteRange { start: start.saturating_add(self.skip).min(end), end })
     }
 
-    /// Are there no bytes to send, since it is a HEAD?
+    /// Returns whether the response has no body because the request is a HEAD.
     pub(super) fn is_bodiless(&self) -> bool {
         self.head.method == Method::HEAD
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{HeaderMap, Request, StatusCode, header};
+    use lota_s3::{Endpoint, Operation, Zone};
+
+    use super::*;
+
+    #[test]
+    fn overridden_headers_are_not_the_objects_own() {
+        for (query, is_stated) in [("", true), ("response-content-type=a&", false)] {
+            let uri = format!("/b/k?{query}X-Amz-Signature=0");
+            let request = Request::get(uri).header(header::HOST, "cwlota.com").body(()).unwrap();
+            let head = RequestHead::of(request.into_parts().0).unwrap();
+            let endpoint = Endpoint::of_zone(Zone::parse("cwlota.com").unwrap(), "http://gateway".into());
+            let Operation::Get(object) = head.operation(&endpoint) else {
+                panic!("{query}: not a GET of an object")
+            };
+            let mut answer = HeaderMap::new();
+            answer.insert(header::ETAG, "\"e\"".parse().unwrap());
+            answer.insert(header::CONTENT_LENGTH, "1".parse().unwrap());
+            let meta = ObjectMeta::of_answer(&object.name, &head.headers, StatusCode::OK, &answer).unwrap();
+            let slices = Slices::default();
+            let store = Arc::new(S3Store::for_test());
+            let get = Get::new(head.pod, &store, &head, &object, &slices);
+            assert_eq!(get.stated(&meta).is_some(), is_stated, "{query}");
+        }
     }
 }

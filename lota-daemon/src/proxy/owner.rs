@@ -1,5 +1,5 @@
-//! Who answers for an object: the first of its choices that lives; another, if that one has much to do, or the object is
-//! wanted by a crowd.
+//! Selects the owner that serves an object: the first reachable node of its placement, or another one if that node is
+//! overloaded or the object is hot. Fills of the other owners of a hot object read from the first.
 
 use std::{
     sync::{
@@ -9,74 +9,87 @@ use std::{
     time::Duration,
 };
 
-use hyper::{Response, StatusCode};
+use hyper::{
+    HeaderMap, Response, StatusCode,
+    header::{self, HeaderValue},
+};
+use lota_cache::{Reader, placement::NodeName};
+use lota_s3::{ByteRange, CacheControl, GetObject, ObjectMeta, ObjectName, RangeRequest, S3Error};
 use rand::Rng as _;
 use tokio::time::timeout;
 
-use super::{Proxy, answer, get::Get};
+use super::{Proxy, get::Get, response};
 use crate::{
-    cache::Reader,
-    gateway::{Answer, FillAuthority, Grant},
+    cluster::peer::headers::{self, PeerMethod},
+    gateway::{Authorization, FillAuthority, Grant},
     http::Body,
     metrics::Outcome,
-    peer::headers::Wanted,
-    placement::NodeName,
-    s3::{ByteRange, CacheControl, GetObject, ObjectMeta, ObjectName, RangeRequest, S3Error},
 };
 
-/// Nodes that may be asked when the owners cannot.
-const SPARE: usize = 2;
-/// Longest wait for a sibling's word: who asks is waited for by others.
-const SIBLING_PATIENCE: Duration = Duration::from_secs(2);
-/// With more bytes to send than this, and twice as many as the next, an owner is spared.
-const OVERLOADED: u64 = 256 << 20;
-/// What one answer counts for at most: a client that takes a huge one slowly does not make a node busy.
-const MOST_OF_ONE: u64 = 64 << 20;
+/// Copy of an object at another owner, from which this node can fill.
+pub(super) struct OwnerCopy {
+    node: NodeName,
+    pub(super) meta: Arc<ObjectMeta>,
+    /// Authority with which the fill continues at the source if that owner fails.
+    authority: FillAuthority,
+}
+
+/// Number of nodes to ask if the owners fail.
+const SPARE_NODES: usize = 2;
+/// Timeout for a replica; kept short because other requests wait on the caller.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(2);
+/// Load in bytes above which the next node is asked instead, if it has less than half of that load.
+const OVERLOAD_BYTES: u64 = 256 << 20;
+/// Maximum bytes that one response counts toward the load, so that a slow client with a huge object does not make a node
+/// look overloaded.
+const MAX_LOAD_PER_RESPONSE: u64 = 64 << 20;
 
 /// Bytes that this node still has to send.
 #[derive(Clone, Debug, Default)]
 pub struct Load(Arc<AtomicU64>);
 
-/// One answer's share of the load; gone with it.
+/// Share of one response in the load; removed when it is dropped.
 #[derive(Debug)]
-pub(super) struct Owed {
+pub(super) struct QueuedBytes {
     load: Load,
     bytes: u64,
-    /// Of the answer, more than it counts for.
+    /// Bytes of the response that do not count toward the load.
     beyond: u64,
 }
 
 impl Load {
-    pub(super) fn owe(&self, bytes: u64) -> Owed {
-        let counted = bytes.min(MOST_OF_ONE);
+    /// Adds a response of `bytes` to the load.
+    pub(super) fn queue(&self, bytes: u64) -> QueuedBytes {
+        let counted = bytes.min(MAX_LOAD_PER_RESPONSE);
         self.0.fetch_add(counted, Ordering::Relaxed);
-        Owed { load: self.clone(), bytes: counted, beyond: bytes - counted }
+        QueuedBytes { load: self.clone(), bytes: counted, beyond: bytes - counted }
     }
 
+    /// Returns the load in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-impl Owed {
-    /// So much of it has been sent.
+impl QueuedBytes {
+    /// Removes bytes that have been sent from the load.
     pub(super) fn sent(&mut self, bytes: u64) {
         let beyond = bytes.min(self.beyond);
         self.beyond -= beyond;
-        let paid = (bytes - beyond).min(self.bytes);
-        self.bytes -= paid;
-        self.load.0.fetch_sub(paid, Ordering::Relaxed);
+        let counted = (bytes - beyond).min(self.bytes);
+        self.bytes -= counted;
+        self.load.0.fetch_sub(counted, Ordering::Relaxed);
     }
 }
 
-impl Drop for Owed {
+impl Drop for QueuedBytes {
     fn drop(&mut self) {
         self.load.0.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// Puts the node to ask first: of several owners, this node, or any that is near, or any; of one, the next if it has
-/// much more to do.
+/// Moves the node to ask to the front. Of several owners: this node, otherwise a random one of this zone, otherwise a
+/// random one. Of a single owner: the next node if the owner is overloaded.
 fn prefer(
     nodes: &mut [NodeName],
     owners: usize,
@@ -95,85 +108,93 @@ fn prefer(
         nodes.rotate_left(near.get(any).copied().unwrap_or(any));
     } else if let [first, second, ..] = nodes
         && first != here
-        && load(first) > OVERLOADED.max(2 * load(second))
+        && load(first) > OVERLOAD_BYTES.max(2 * load(second))
     {
         nodes.swap(0, 1);
     }
 }
 
+/// Returns the request headers that affect another owner's response: only `Range`, since its cache holds the same bytes for
+/// every client.
+pub(super) fn part_headers(range: ByteRange) -> HeaderMap {
+    let value = HeaderValue::from_str(&range.to_string()).ok();
+    value.map(|range| (header::RANGE, range)).into_iter().collect()
+}
+
 impl Proxy {
-    /// The nodes to ask for an object, in this order; this one may be among them.
+    /// Returns the nodes to ask for an object, in order. This node can be among them.
     pub(super) fn candidates(&self, name: &ObjectName) -> Vec<NodeName> {
         let Some(peers) = &self.peers else { return Vec::new() };
-        let mut nodes = self.choices(name, self.crowds.most() + SPARE);
+        let mut nodes = self.choices(name, self.hot_objects.max_owners() + SPARE_NODES);
         let load = |node: &NodeName| if *node == self.node { self.load.bytes() } else { peers.load(node) };
-        prefer(&mut nodes, self.crowds.owners(name), &self.node, |node| self.cluster.is_near(node), load);
+        prefer(
+            &mut nodes,
+            self.hot_objects.owners(name),
+            &self.node,
+            |node| self.cluster.is_near(node),
+            load,
+        );
         nodes.retain(|node| !peers.is_lost(node));
         nodes
     }
 
-    /// Is this node the first that should have an object?
+    /// Returns whether this node is the first owner of an object.
     pub(super) fn is_first(&self, name: &ObjectName) -> bool {
         self.choices(name, 1).first().is_none_or(|first| *first == self.node)
     }
 
-    /// The first choices for an object, without the nodes that are gone.
-    fn choices(&self, name: &ObjectName, most: usize) -> Vec<NodeName> {
+    /// Returns the first nodes of an object's placement, without those that have no share of the objects because they have
+    /// been lost for long.
+    fn choices(&self, name: &ObjectName, limit: usize) -> Vec<NodeName> {
         let gone = self.peers.as_ref().map(|peers| peers.gone()).unwrap_or_default();
         let placement = self.cluster.placement();
-        let nodes = placement.first(name, most + gone.len()).into_iter();
-        nodes.filter(|node| !gone.contains(node)).take(most).cloned().collect()
+        let nodes = placement.first(name, limit + gone.len()).into_iter();
+        nodes.filter(|node| !gone.contains(node)).take(limit).cloned().collect()
     }
 
-    /// The node that has an object before this one, if it lives.
-    pub(super) fn sibling(&self, name: &ObjectName) -> Option<NodeName> {
+    /// Returns the first reachable owner of an object that precedes this node.
+    pub(super) fn earlier_owner(&self, name: &ObjectName) -> Option<NodeName> {
         let peers = self.peers.as_ref()?;
-        let choices = self.choices(name, self.crowds.most()).into_iter();
+        let choices = self.choices(name, self.hot_objects.max_owners()).into_iter();
         choices.take_while(|node| *node != self.node).find(|node| !peers.is_lost(node))
     }
 
-    /// What a sibling knows of an object that is new here, and that it has or is getting: it has the gateway authorize
-    /// this same request.
-    pub(super) async fn ask_sibling(&self, get: &Get<'_>) -> Option<(NodeName, ObjectMeta)> {
+    /// Asks another owner for the metadata of an object that is new on this node. That owner has or is filling the object,
+    /// and has the gateway authorize this same request.
+    pub(super) async fn ask_earlier_owner(&self, get: &Get<'_>) -> Option<OwnerCopy> {
         let (peers, object) = (self.peers.as_ref()?, get.object);
         let whole_checksums = object.wants_checksums && object.range == RangeRequest::Whole;
         let as_it_is = object.overrides.is_empty() && !whole_checksums;
-        // Should the sibling not bring all of it, there must be another way.
-        let another_way =
-            self.backend.has_own_credential() || self.gateway.may_ask_for_the_whole(object.range_signed);
-        if get.is_bodiless() || !as_it_is || !another_way || object.cache_control != CacheControl::Use {
+        if get.is_bodiless() || !as_it_is || object.cache_control != CacheControl::Use {
             return None;
         }
-        let sibling = self.sibling(&object.name)?;
-        let first = Wanted::Part(ByteRange { start: 0, end: 1 });
-        let asked = timeout(SIBLING_PATIENCE, peers.ask(&sibling, get.pod, get.head, first)).await;
-        let answer = asked.ok()?.ok()?;
+        let authority = FillAuthority::choose(get)?;
+        let owner = self.earlier_owner(&object.name)?;
+        let first = PeerMethod::Part(ByteRange { start: 0, end: 1 });
+        let response = timeout(REPLICA_TIMEOUT, peers.ask(&owner, get.pod, get.head, first)).await;
+        let answer = response.ok()?.ok()?;
         let is_part = answer.status() == StatusCode::PARTIAL_CONTENT;
-        let meta =
-            ObjectMeta::of_answer(&object.name, answer.status(), answer.headers()).filter(|_| is_part)?;
-        Some((sibling, meta))
+        let request_headers = part_headers(ByteRange { start: 0, end: 1 });
+        let meta = ObjectMeta::of_answer(&object.name, &request_headers, answer.status(), answer.headers());
+        let meta = meta.ok().filter(|_| is_part)?.learned_when(headers::learned(answer.headers()));
+        Some(OwnerCopy { node: owner, meta: Arc::new(meta), authority })
     }
 
-    /// The gateway has granted the version that a sibling has: it comes from there.
-    pub(super) async fn serve_from_sibling(
+    /// Serves a granted version from a fill that reads the other owner's copy.
+    pub(super) async fn serve_from_copy(
         self: &Arc<Self>,
         get: Get<'_>,
         grant: Grant,
-        meta: ObjectMeta,
-        sibling: NodeName,
+        OwnerCopy { node, meta, authority }: OwnerCopy,
     ) -> Result<Response<Body>, S3Error> {
-        let authority = match self.backend.has_own_credential() {
-            true => FillAuthority::Own,
-            false => FillAuthority::Client,
-        };
-        match self.fill_from(&get, &meta, authority, Some(sibling)).await {
+        match self.fill_from(&get, &meta, authority, Some(node)).await {
             Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
             None => self.around_the_cache(get, "no-room").await,
         }
     }
 
-    /// Some bytes of an object for a sibling's cache, if it is here or on its way: under the gateway's grant to the
-    /// client that asked the sibling.
+    /// Serves bytes of an object to another owner's cache if the object is cached here or being filled, under the gateway's
+    /// grant for the client's request that the other owner forwards.
     pub(super) async fn part(
         self: &Arc<Self>,
         get: Get<'_>,
@@ -181,25 +202,38 @@ impl Proxy {
     ) -> Result<Response<Body>, S3Error> {
         let not_here = || S3Error::unavailable("This node does not have the object");
         let object = self.cache.find(&get.object.name).await.ok_or_else(not_here)?;
-        let asked = GetObject {
+        let part = GetObject {
             range: RangeRequest::FromTo(range.start, range.end - 1),
             wants_checksums: false,
             overrides: Vec::new(),
             ..get.object.clone()
         };
-        let validator = &object.meta().version.validator;
-        let Answer::Fresh(grant) = self.gateway.authorize(get.head, &asked.name, Some(validator)).await?
-        else {
-            return Err(not_here());
+        let held = object.meta();
+        let grant = match get.store.gateway.authorize(get.head, &part.name, Some(&held)).await? {
+            Authorization::Fresh(grant) => {
+                self.cache.learn(&object, grant.meta());
+                grant
+            }
+            // The response's headers are not the object's.
+            Authorization::Arriving(..) | Authorization::Direct(..) if !get.object.overrides.is_empty() => {
+                return Err(not_here());
+            }
+            Authorization::Arriving(grant, metadata, _) | Authorization::Direct(grant, metadata, _) => {
+                self.cache.learn(&object, &metadata);
+                grant
+            }
+            Authorization::Relay(_) | Authorization::Unstorable(..) => return Err(not_here()),
         };
-        let (meta, size) = (object.meta().clone(), object.meta().size);
-        let range = asked.range.resolve(size).map_err(|_| not_here())?;
+        let (learned, size) = (grant.meta().learned(), held.size);
+        let range = part.range.resolve(size).map_err(|_| not_here())?;
         let reader = Reader::new(&grant, object, range).ok_or_else(not_here)?;
-        // Anything but these bytes would end in a cache.
+        // Whatever this node sends is stored, so an error must be a response of its own.
         reader.ready().await.map_err(|_| not_here())?;
-        let mut owed = self.load.owe(range.map_or(size, ByteRange::length));
-        let body = answer::file_body(reader, get.slices.clone(), move |read| owed.sent(read));
-        Ok(answer::object(grant, &meta, range, &asked, body, Outcome::Hit, &self.node))
+        let mut load = self.load.queue(range.map_or(size, ByteRange::length));
+        let body = response::file_body(reader, get.slices.clone(), None, move |read| load.sent(read));
+        let mut answer = response::object(grant, range, &part, body, Outcome::Hit, &self.node);
+        headers::set_learned(answer.headers_mut(), learned);
+        Ok(answer)
     }
 }
 
@@ -219,13 +253,13 @@ mod tests {
         };
         let first = |owners, here, loads| first_near(owners, here, here, loads);
         assert_eq!(first(1, d, [0, 0]), *a);
-        assert_eq!(first(1, d, [OVERLOADED, 0]), *a, "busy, no more");
-        assert_eq!(first(1, d, [OVERLOADED + 1, 0]), *b);
-        assert_eq!(first(1, d, [OVERLOADED + 1, OVERLOADED]), *a, "the other is as busy");
-        assert_eq!(first(1, a, [OVERLOADED + 1, 0]), *a, "no way is shorter");
+        assert_eq!(first(1, d, [OVERLOAD_BYTES, 0]), *a, "busy, no more");
+        assert_eq!(first(1, d, [OVERLOAD_BYTES + 1, 0]), *b);
+        assert_eq!(first(1, d, [OVERLOAD_BYTES + 1, OVERLOAD_BYTES]), *a, "the other is as busy");
+        assert_eq!(first(1, a, [OVERLOAD_BYTES + 1, 0]), *a, "no way is shorter");
         assert_eq!(first(3, c, [0, 0]), *c, "the nearest of several");
-        let asked: std::collections::BTreeSet<_> = (0..200).map(|_| first(3, d, [0, 0])).collect();
-        assert_eq!(asked.iter().collect::<Vec<_>>(), [a, b, c]);
+        let preferred: std::collections::BTreeSet<_> = (0..200).map(|_| first(3, d, [0, 0])).collect();
+        assert_eq!(preferred.iter().collect::<Vec<_>>(), [a, b, c]);
         for _ in 0..50 {
             assert_eq!(first_near(3, d, b, [0, 0]), *b, "of the same zone");
             assert_eq!(first_near(3, c, b, [0, 0]), *c, "nothing is nearer than here");
@@ -236,12 +270,12 @@ mod tests {
     #[test]
     fn load_is_what_is_still_to_be_sent_of_answers() {
         let load = Load::default();
-        let (mut small, mut huge) = (load.owe(10), load.owe(1 << 40));
-        assert_eq!(load.bytes(), 10 + MOST_OF_ONE);
+        let (mut small, mut huge) = (load.queue(10), load.queue(1 << 40));
+        assert_eq!(load.bytes(), 10 + MAX_LOAD_PER_RESPONSE);
         small.sent(4);
-        huge.sent((1 << 40) - MOST_OF_ONE);
-        assert_eq!(load.bytes(), 6 + MOST_OF_ONE);
-        huge.sent(MOST_OF_ONE + 99);
+        huge.sent((1 << 40) - MAX_LOAD_PER_RESPONSE);
+        assert_eq!(load.bytes(), 6 + MAX_LOAD_PER_RESPONSE);
+        huge.sent(MAX_LOAD_PER_RESPONSE + 99);
         assert_eq!(load.bytes(), 6);
         drop((small, huge));
         assert_eq!(load.bytes(), 0);

@@ -1,8 +1,8 @@
-//! An owner's answer that goes on when its owner does not.
+//! Continues a response whose owner fails.
 //!
-//! The client's head is out, so there is no second answer to give: another node, or this one in the end, is asked for
-//! the same, without what has been sent. It has the gateway authorize the client's request anew, and what it serves
-//! must be the same version.
+//! The client already has the response's head, so an error response is impossible. Instead, the entry node asks the next
+//! owners, and in the end this node, for the same response without the bytes that were sent. Each has the gateway
+//! authorize the client's request again, and must serve the same version.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -10,44 +10,44 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{HeaderMap, Response, body::Frame, header, header::HeaderValue};
+use lota_cache::placement::NodeName;
+use lota_s3::GetObject;
 use thiserror::Error;
 
-use super::{Proxy, get::Get};
+use super::{Proxy, S3Store, get::Get};
 use crate::{
-    http::{Body, BodyError, Head, Slices},
-    metrics::PeerLabels,
-    peer::{
+    cluster::peer::{
         PeerError,
-        headers::{self, Wanted},
+        headers::{PeerMethod, Skipped},
     },
-    placement::NodeName,
-    s3::GetObject,
+    http::{Body, BodyError, RequestHead, Slices},
 };
 
-/// Nobody could go on with an answer.
+/// No node could continue a response.
 #[derive(Debug, Error)]
-#[error("the owner broke off, and nobody else has the same object")]
+#[error("the owner's connection failed, and no other node has this version")]
 struct Lost;
 
-/// An answer under way, and what is needed to go on with it.
+/// Response in progress, with the state that is needed to resume it.
 struct Resumable {
     proxy: Arc<Proxy>,
     pod: IpAddr,
-    head: Head,
+    store: Arc<S3Store>,
+    head: RequestHead,
     object: GetObject,
-    /// Where bytes that are not copied are queued, until this node itself has been asked.
+    /// Queue for file slices; `None` once this node itself was tried.
     here: Option<Slices>,
-    /// Nodes that have not been asked yet, the next one last.
+    /// Nodes that were not tried yet, the next one last.
     others: Vec<NodeName>,
     version: Version,
-    /// Who sends, if it is not this node.
+    /// Node that sends the body; `None` if it is this node.
     owner: Option<NodeName>,
     body: Body,
     sent: u64,
     left: u64,
 }
 
-/// What says that two answers are of one version.
+/// Headers that identify the object version of a response.
 #[derive(Debug, PartialEq, Eq)]
 struct Version {
     etag: HeaderValue,
@@ -62,7 +62,7 @@ impl Version {
 }
 
 impl Proxy {
-    /// The same answer, from `others` or from here if `owner` does not bring it to its end.
+    /// Makes a response of `owner` continue from `others`, or from this node, if `owner` fails.
     pub(super) fn resumable(
         self: &Arc<Self>,
         get: &Get<'_>,
@@ -77,13 +77,14 @@ impl Proxy {
             return answer;
         }
         let (head, body) = answer.into_parts();
-        // Behind this node, there is nobody that has a better right to it.
+        // Nodes after this one in the placement are no better sources than this one.
         let others = others.iter().take_while(|node| **node != self.node).cloned();
         let mut others: Vec<_> = others.collect();
         others.reverse();
         let resumable = Resumable {
             proxy: self.clone(),
             pod: get.pod,
+            store: get.store.clone(),
             head: get.head.clone(),
             object: get.object.clone(),
             here: Some(get.slices.clone()),
@@ -102,6 +103,7 @@ impl Proxy {
 }
 
 impl Resumable {
+    /// Returns the next frame, after resuming at another node if necessary.
     async fn next(&mut self) -> Result<Option<Frame<Bytes>>, BodyError> {
         loop {
             match self.frame().await {
@@ -117,6 +119,7 @@ impl Resumable {
         }
     }
 
+    /// Returns the next frame of the current body.
     async fn frame(&mut self) -> Result<Option<Result<Frame<Bytes>, BodyError>>, PeerError> {
         let (Some(peers), Some(owner)) = (&self.proxy.peers, &self.owner) else {
             return Ok(self.body.frame().await);
@@ -124,40 +127,40 @@ impl Resumable {
         let is_still_sending = || self.here.as_ref().is_some_and(|slices| !slices.is_empty());
         loop {
             match peers.while_alive(owner, self.body.frame()).await {
-                // What has come waits for a client that pauses, and the owner with it.
+                // The client has paused, so the owner has nothing to send: that is no failure.
                 Err(PeerError::Hangs) if is_still_sending() && !peers.is_lost(owner) => {}
                 framed => return framed,
             }
         }
     }
 
-    /// The rest of it, from someone else.
+    /// Returns the rest of the body from another node, or from this one.
     async fn resume(&mut self) -> Option<Body> {
         let (proxy, object) = (self.proxy.clone(), &self.object.name);
-        tracing::warn!(%object, sent = self.sent, left = self.left, "its owner broke off; asking another node");
-        proxy.metrics.peer_requests.get_or_create(&PeerLabels { role: "resumed" }).inc();
+        tracing::warn!(%object, sent = self.sent, left = self.left, "owner failed during a response; resuming at another node");
+        proxy.count_peer_request("resumed");
         while let Some(owner) = self.others.pop() {
             let peers = proxy.peers.as_ref()?;
-            let (slices, wanted) = (self.here.as_ref()?, Wanted::Rest(self.sent));
-            let asked = peers.ask_and_relay(&owner, self.pod, &self.head, wanted, slices).await;
-            if let Ok(rest) = asked
+            let (slices, method) = (self.here.as_ref()?, PeerMethod::Get { skip: self.sent });
+            let response = peers.ask_and_relay(&owner, self.pod, &self.head, method, slices).await;
+            if let Ok(rest) = response
                 && let Some(body) = self.rest(rest)
             {
                 self.owner = Some(owner);
                 return Some(body);
             }
         }
-        // Nobody is asked twice, this node included.
+        // Each node is tried once, this one included.
         let slices = self.here.take()?;
-        let get = Get { skip: self.sent, ..Get::new(self.pod, &self.head, &self.object, &slices) };
+        let get = Get::new(self.pod, &self.store, &self.head, &self.object, &slices).skipping(self.sent);
         let rest = proxy.authorize_and_serve(get).await.ok()?;
         self.owner = None;
         self.rest(rest)
     }
 
-    /// Its body, if it is the rest of the same answer.
+    /// Returns the body of `answer` if it continues this response.
     fn rest(&self, answer: Response<Body>) -> Option<Body> {
         let same = Version::of(answer.headers()).as_ref() == Some(&self.version);
-        (same && headers::skipped(answer.headers()) == self.sent).then(|| answer.into_body())
+        (same && Skipped::of(&answer) == Skipped(self.sent)).then(|| answer.into_body())
     }
 }

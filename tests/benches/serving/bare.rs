@@ -1,4 +1,4 @@
-//! The limit: a thread for each connection, which sends a file by `sendfile(2)` to whoever asks for anything.
+//! The limit: one thread per connection, which answers every request with a file by `sendfile(2)`.
 
 use std::{
     fs::File,
@@ -18,7 +18,7 @@ use nix::sys::sendfile::sendfile;
 /// Set for the process that is it: where to listen, and the folder of the files.
 const SELF: &str = "LOTA_BENCH_BARE";
 
-/// A running one.
+/// A running server.
 pub(crate) struct Bare(Child);
 
 impl Bare {
@@ -48,14 +48,14 @@ impl Drop for Bare {
     }
 }
 
-/// Is this process one? Then it never returns.
-pub(crate) fn serve_if_asked() -> Result<()> {
-    let Ok(asked) = std::env::var(SELF) else { return Ok(()) };
-    let (listen, files) = asked.split_once(' ').context("an address and a folder")?;
+/// Serves forever if this process was started as the server; returns otherwise.
+pub(crate) fn serve_if_spawned() -> Result<()> {
+    let Ok(spec) = std::env::var(SELF) else { return Ok(()) };
+    let (listen, files) = spec.split_once(' ').context("an address and a folder")?;
     let files: Arc<Path> = PathBuf::from(files).into();
     for stream in TcpListener::bind(listen)?.incoming() {
         let (stream, files) = (stream?, files.clone());
-        // Clients that go end their threads.
+        // A thread ends when its client closes the connection.
         thread::spawn(move || serve(stream, &files));
     }
     Ok(())
@@ -63,19 +63,18 @@ pub(crate) fn serve_if_asked() -> Result<()> {
 
 fn serve(mut stream: TcpStream, files: &Path) -> Result<()> {
     stream.set_nodelay(true)?;
-    let mut asked = vec![0; 16 << 10];
+    let mut head = vec![0; 16 << 10];
     let mut open: Option<(String, File, u64)> = None;
     loop {
         let mut length = 0;
-        while !asked[..length].ends_with(b"\r\n\r\n") {
-            match stream.read(&mut asked[length..])? {
+        while !head[..length].ends_with(b"\r\n\r\n") {
+            match stream.read(&mut head[length..])? {
                 0 => return Ok(()),
                 read => length += read,
             }
         }
-        let asked = String::from_utf8_lossy(&asked[..length]);
-        let name =
-            asked.split([' ', '?']).nth(1).and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+        let head = String::from_utf8_lossy(&head[..length]);
+        let name = head.split([' ', '?']).nth(1).and_then(|path| path.rsplit('/').next()).unwrap_or_default();
         if open.as_ref().is_none_or(|(opened, ..)| opened != name) {
             let file = File::open(files.join(name))?;
             let size = file.metadata()?.len();
@@ -92,7 +91,7 @@ fn serve(mut stream: TcpStream, files: &Path) -> Result<()> {
     }
 }
 
-/// The head, in one segment with what follows.
+/// Sends the head in one segment with the data that follows.
 fn send_more(stream: &mut TcpStream, head: &[u8]) -> Result<()> {
     use nix::sys::socket::{MsgFlags, send};
     use std::os::fd::AsRawFd as _;

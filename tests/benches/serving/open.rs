@@ -1,5 +1,5 @@
-//! Open-loop load: requests go out at their times, whether or not those before have been answered, and what one took is
-//! counted from its time. Nobody looks fast by making the load wait.
+//! Open-loop load: requests are sent at scheduled times, whether or not earlier ones have been answered, and latency is
+//! measured from the scheduled time. A slow server thus cannot reduce its load (coordinated omission).
 
 use std::{
     io::{Read as _, Write as _},
@@ -11,32 +11,33 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use lota_tests::lab::Namespace;
 
-/// Connections, each with a thread and its share of the requests.
+/// Number of connections. Each has a thread, and sends an equal share of the requests.
 const CONNECTIONS: u32 = 8;
-/// Not counted: connections are new, and caches cold.
+/// Initial time that is not measured: connections are new, and caches cold.
 const WARM_UP: Duration = Duration::from_millis(200);
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout for bytes to arrive.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is asked for, and how often.
+/// The requested objects, and how often.
 #[derive(Clone)]
 pub(crate) struct Load {
     pub(crate) to: SocketAddr,
     pub(crate) target: String,
-    /// For `If-None-Match`, unless empty.
+    /// Value of `If-None-Match`; no such header if empty.
     pub(crate) etag: String,
-    /// What the answer must be.
+    /// Expected status code.
     pub(crate) status: u16,
     pub(crate) per_second: f64,
     pub(crate) time: Duration,
 }
 
-/// How long answers took, in seconds.
+/// Latency of responses in seconds.
 pub(crate) struct Latency {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
 }
 
-/// Puts the load on.
+/// Sends the requests and measures their latency.
 pub(crate) fn measure(from: &Namespace, load: Load) -> Result<Latency> {
     let mut took = from.run(move || {
         let begin = Instant::now() + Duration::from_millis(50);
@@ -58,7 +59,7 @@ pub(crate) fn measure(from: &Namespace, load: Load) -> Result<Latency> {
     Ok(Latency { p50: at(50), p99: at(99) })
 }
 
-/// The validator that the gateway has for an object.
+/// Returns the gateway's ETag of an object.
 pub(crate) fn etag(from: &Namespace, load: Load) -> Result<String> {
     let answer = from.run(move || -> Result<String> {
         let mut stream = TcpStream::connect(load.to)?;
@@ -67,16 +68,16 @@ pub(crate) fn etag(from: &Namespace, load: Load) -> Result<String> {
     })??;
     let field =
         answer.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("etag: ").map(String::from));
-    field.context("the gateway said no ETag")
+    field.context("no ETag in the gateway's response")
 }
 
 fn one_connection(load: &Load, number: u32, begin: Instant) -> Result<Vec<f64>> {
-    // Of the kernel's usual slack, a twentieth of a millisecond, every request would have its share.
+    // The default timer slack of 50 µs would add to every latency.
     let _ = nix::sys::prctl::set_timerslack(1);
     let interval = Duration::from_secs_f64(f64::from(CONNECTIONS) / load.per_second);
     let mut stream = TcpStream::connect(load.to)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(READ_TIMEOUT))?;
     let (request, expected) = (request(load), format!("HTTP/1.1 {}", load.status));
     let (mut took, mut buffer) = (Vec::new(), Vec::new());
     let mut at = begin + interval * number / CONNECTIONS;
@@ -101,7 +102,7 @@ fn request(load: &Load) -> String {
     format!("GET {} HTTP/1.1\r\nhost: cwlota.com\r\n{condition}\r\n", load.target)
 }
 
-/// Reads an answer to its end; its head.
+/// Reads a response to its end; returns its head.
 fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<String> {
     buffer.resize(256 << 10, 0);
     let mut got = 0;

@@ -5,7 +5,7 @@
 use bytes::BytesMut;
 use hyper::{HeaderMap, header::HeaderValue};
 use libfuzzer_sys::fuzz_target;
-use lota_daemon::s3::chunks::Chunks;
+use lota_s3::chunks::Chunks;
 
 fuzz_target!(|input: (u16, u16, &[u8])| {
     let (length, cut, bytes) = (input.0, usize::from(input.1).min(input.2.len()), input.2);

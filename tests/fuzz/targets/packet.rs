@@ -3,7 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use lota_ebpf::packet::{Address, Bytes, Kind, Network, Packet, network, parse_plain_v4, parse_v4, parse_v6};
+use lota_ebpf::packet::{
+    Address, Bytes, Network, Packet, PacketKind, network, parse_plain_v4, parse_v4, parse_v6,
+};
 
 /// Loads that end at the frame's end, as the kernel's do.
 struct Frame<'a>(&'a [u8]);
@@ -31,6 +33,6 @@ fuzz_target!(|bytes: &[u8]| {
 fn sound<A: Address>(packet: Option<Packet<A>>, bytes: &[u8]) {
     if let Some(packet) = packet {
         assert!(packet.network < bytes.len());
-        assert!(packet.payload.kind == Kind::Opaque || packet.transport > packet.network);
+        assert!(packet.payload.kind == PacketKind::Opaque || packet.transport > packet.network);
     }
 }

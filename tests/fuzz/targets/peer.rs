@@ -4,15 +4,12 @@
 
 use hyper::Request;
 use libfuzzer_sys::fuzz_target;
+use lota_cache::placement::NodeName;
 use lota_daemon::{
-    config::Secret,
+    cluster::peer::{PeerCall, Peers, headers::PeerHints},
     http::upstream::Upstream,
-    peer::{
-        Peers,
-        headers::{self, Told, Wanted},
-    },
-    placement::NodeName,
 };
+use lota_s3::{Endpoint, Secret, Zone};
 
 fuzz_target!(|input: (&str, &str, &str)| {
     let (target, peer, client) = input;
@@ -24,9 +21,13 @@ fuzz_target!(|input: (&str, &str, &str)| {
         let request =
             request.header("lota-part", client).header("lota-skip", client).header("lota-load", client);
         if let Ok(request) = request.body(()) {
-            let _ = headers::client(request.headers());
-            let _ = (Wanted::of(request.headers()), Told::of(request.headers()));
             assert!(peers.verify(&request).is_err(), "taken for a peer's");
+            let _ = PeerHints::of(request.headers());
+            if let Ok(zone) = Zone::parse("cwlota.com") {
+                let endpoint = Endpoint::of_zone(zone, "http://gateway".into());
+                let endpoints = [endpoint].into_iter().collect();
+                let _ = PeerCall::decode(request.into_parts().0, &endpoints);
+            }
         }
     }
 });

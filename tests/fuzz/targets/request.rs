@@ -4,15 +4,13 @@
 
 use hyper::Request;
 use libfuzzer_sys::fuzz_target;
-use lota_daemon::{
-    http::{
-        Head,
-        framing::{Framing, Wrong},
-    },
-    s3::{Operation, Zone},
+use lota_daemon::http::{
+    RequestHead,
+    framing::{Framing, Rejected},
 };
+use lota_s3::{Endpoint, Endpoints, Operation, Zone};
 
-const MOST_HEADERS: usize = 32;
+const MAX_HEADERS: usize = 32;
 
 fuzz_target!(|input: (u16, &[u8])| {
     let (cut, bytes) = (usize::from(input.0).min(input.1.len()), input.1);
@@ -24,14 +22,12 @@ fuzz_target!(|input: (u16, &[u8])| {
     classify(&at_once);
 });
 
-/// What passes, and what is wrong.
-fn follow(pieces: &[&[u8]]) -> (Vec<u8>, Option<&'static str>) {
-    let (mut framing, mut passed) = (Framing::new(2048, MOST_HEADERS), Vec::new());
+/// Returns the bytes that pass, and the error.
+fn follow(pieces: &[&[u8]]) -> (Vec<u8>, Option<Rejected>) {
+    let (mut framing, mut passed) = (Framing::new(2048, MAX_HEADERS), Vec::new());
     for piece in pieces {
-        match framing.take(piece, &mut passed) {
-            Ok(()) => {}
-            Err(Wrong::Head(error)) => return (passed, Some(error.code)),
-            Err(Wrong::Body(what)) => return (passed, Some(what)),
+        if let Err(rejected) = framing.take(piece, &mut passed, |_| true) {
+            return (passed, Some(rejected));
         }
     }
     (passed, None)
@@ -39,7 +35,7 @@ fn follow(pieces: &[&[u8]]) -> (Vec<u8>, Option<&'static str>) {
 
 /// The first request, as the daemon reads it.
 fn classify(bytes: &[u8]) {
-    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     let Ok(httparse::Status::Complete(_)) = parsed.parse(bytes) else { return };
     let mut request =
@@ -48,11 +44,11 @@ fn classify(bytes: &[u8]) {
         request = request.header(header.name, header.value);
     }
     let Ok(request) = request.body(()) else { return };
-    let Ok(head) = Head::of(request.into_parts().0) else { return };
+    let Ok(head) = RequestHead::of(request.into_parts().0) else { return };
     let Ok(zone) = Zone::parse("cwlota.com") else { return };
-    let operation =
-        Operation::classify(&zone, &head.method, &head.host, &head.target, &head.headers, head.chunked);
-    if let Operation::Get(get) = operation {
+    let endpoints: Endpoints = [Endpoint::of_zone(zone, "http://gateway".into())].into_iter().collect();
+    let Some(endpoint) = endpoints.find(&head.host) else { return };
+    if let Operation::Get(get) = head.operation(endpoint) {
         assert!(!get.name.key.as_str().is_empty());
     }
 }

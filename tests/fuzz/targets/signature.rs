@@ -6,10 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use hyper::{HeaderMap, Method, http::uri::PathAndQuery};
 use libfuzzer_sys::fuzz_target;
-use lota_daemon::{
-    config::Secret,
-    s3::signature::{Signature, rest_of_query},
-};
+use lota_s3::{Secret, canonical::rest_of_query, verification::RequestSignature};
 
 fuzz_target!(|input: (&str, &str, &str, &str)| {
     let (target, authorization, date, payload) = input;
@@ -27,7 +24,7 @@ fuzz_target!(|input: (&str, &str, &str, &str)| {
     }
     let rest = rest_of_query(target.query().unwrap_or_default());
     assert_eq!(rest_of_query(&rest), rest, "what is in its final form changes again");
-    if let Ok(Some(signature)) = Signature::of(&target, &headers) {
+    if let Ok(Some(signature)) = RequestSignature::of(&target, &headers) {
         let secret = Secret::from("a secret that the fuzzer has no way to know".to_owned());
         // 2013-05-24, the day of the seeds.
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_369_353_600);

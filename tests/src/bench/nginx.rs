@@ -1,5 +1,5 @@
-//! nginx, tuned fairly: as a gateway that costs next to nothing, as an S3 cache with and without authorization, and as
-//! what stands before such a cache.
+//! nginx with fair tuning: as a cheap gateway, as an S3 cache with and without authorization, and as a reverse proxy in
+//! front of such a cache.
 
 use std::{
     fs,
@@ -10,11 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::{Result, ensure};
+
 use crate::{
     lab::{Namespace, interrupt},
     tool,
 };
-use anyhow::{Result, ensure};
 
 /// A running nginx.
 pub struct Nginx {
@@ -22,10 +23,10 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts one in a namespace, or beside this process, with these `server` blocks and what stands beside them.
+    /// Starts nginx in a namespace, or in that of this process, with these blocks in its `http` section.
     ///
     /// # Errors
-    /// If it does not start; `LOTA_NGINX` says where it is.
+    /// If it does not start; `LOTA_NGINX` is the path of the program.
     pub fn start(
         namespace: Option<&Namespace>,
         folder: &Path,
@@ -35,7 +36,7 @@ impl Nginx {
         fs::create_dir_all(folder)?;
         let config = folder.join("nginx.conf");
         let shown = folder.display();
-        // `tcp_nopush` would wait for delayed acknowledgements, on a loopback most of all.
+        // `tcp_nopush` would wait for delayed acknowledgements, above all on a loopback interface.
         let text = format!(
             "daemon off; user root; worker_processes auto; pid {shown}/pid; error_log {shown}/error.log warn;\n\
              events {{ worker_connections 4096; }}\n\
@@ -61,7 +62,7 @@ impl Nginx {
         }
     }
 
-    /// Its processes.
+    /// Returns its process ids.
     ///
     /// # Errors
     /// If it has ended.
@@ -81,7 +82,7 @@ impl Drop for Nginx {
     }
 }
 
-/// A gateway that knows these very URLs, and refuses all else.
+/// Returns the configuration of a gateway that serves only these URLs.
 #[must_use]
 pub fn gateway(listen: SocketAddr, root: &Path, urls: &[String]) -> String {
     let known: String = urls.iter().map(|url| format!("\"{url}\" 1;\n")).collect();
@@ -93,7 +94,7 @@ pub fn gateway(listen: SocketAddr, root: &Path, urls: &[String]) -> String {
     )
 }
 
-/// A cache before the gateway, open to anyone; and the same, which asks the gateway about every request.
+/// Returns the configuration of a cache without authorization, and of one that authorizes each request at the gateway.
 #[must_use]
 pub fn caches(open: SocketAddr, authorizing: SocketAddr, gateway: SocketAddr, folder: &Path) -> String {
     let server = |listen: SocketAddr, auth: &str| {
@@ -116,7 +117,7 @@ pub fn caches(open: SocketAddr, authorizing: SocketAddr, gateway: SocketAddr, fo
     )
 }
 
-/// What passes everything on.
+/// Returns the configuration of a reverse proxy.
 #[must_use]
 pub fn forward(listen: SocketAddr, to: SocketAddr) -> String {
     format!(
@@ -127,7 +128,7 @@ pub fn forward(listen: SocketAddr, to: SocketAddr) -> String {
     )
 }
 
-/// Where it keeps its files.
+/// Returns the folder of an nginx instance.
 #[must_use]
 pub fn folder(lab: &Path, name: &str) -> PathBuf {
     lab.join(format!("nginx-{name}"))

@@ -1,4 +1,4 @@
-//! What benchmarks read: sparse files that an nginx serves as a gateway would, and URLs that anyone may read them by.
+//! Objects of benchmarks: sparse files that nginx serves as a gateway, and presigned URLs for them.
 
 use std::{
     fs::{self, File},
@@ -7,30 +7,28 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use hyper::Method;
-use lota_daemon::{
-    placement::{NodeName, Placement},
-    s3::ObjectName,
-};
+use lota_cache::placement::{NodeName, Placement};
+use lota_s3::{GatewayId, ObjectName};
 
 use crate::lab::{
     ADMIN, NODES,
     raw::{Request, Signing},
 };
 
-/// The bucket of all of them.
+/// Bucket of the objects.
 pub const BUCKET: &str = "bench";
 
-/// Puts so many objects of these bytes into a cache folder by name alone: their files are empty, and a restart reads
+/// Creates the file names of `objects` cached objects of `bytes` bytes. The files are empty, since a restart reads only
 /// names.
 ///
 /// # Errors
-/// If a file cannot be made.
+/// If a file cannot be created.
 pub fn name_objects(cache: &Path, objects: usize, bytes: u64) -> Result<()> {
     for object in 0..objects {
         let version =
             format!("{:032x}", (object as u128).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
         let name = format!("{version}-{object:032x}-{bytes:x}.object");
-        File::create(cache.join("v2").join(&version[..2]).join(name))?;
+        File::create(cache.join("lota-cache/v4").join(&version[..2]).join(name))?;
     }
     Ok(())
 }
@@ -40,30 +38,37 @@ pub fn name_objects(cache: &Path, objects: usize, bytes: u64) -> Result<()> {
 pub struct Objects {
     root: PathBuf,
     placement: Placement,
+    gateway: GatewayId,
     made: u64,
-    /// The paths and queries by which they are read, in the order of their making.
+    /// Paths and queries of their URLs, in order of creation.
     pub urls: Vec<String>,
 }
 
 impl Objects {
-    /// None yet, below `lab`, behind `gateway`, for nodes of one capacity.
+    /// Creates an empty set below `lab`, behind `gateway`, for nodes of equal capacity.
     ///
     /// # Errors
-    /// If the folder cannot be made.
+    /// If the folder cannot be created.
     pub fn new(lab: &Path, gateway: &str) -> Result<Self> {
         let root = lab.join("objects");
         fs::create_dir_all(root.join(BUCKET))?;
         let nodes = (1..=NODES).map(|node| (NodeName(format!("n{node}")), 1 << 30));
-        Ok(Self { root, placement: Placement::new(gateway, nodes), made: 0, urls: Vec::new() })
+        Ok(Self {
+            root,
+            placement: Placement::new(nodes),
+            gateway: gateway.into(),
+            made: 0,
+            urls: Vec::new(),
+        })
     }
 
-    /// Where they are.
+    /// Returns their folder.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Makes one of so many bytes; what reads it.
+    /// Creates an object of `bytes` bytes; returns a request that reads it.
     ///
     /// # Errors
     /// If the file cannot be made.
@@ -71,7 +76,8 @@ impl Objects {
         loop {
             let key = format!("object-{}", self.made);
             self.made += 1;
-            let name = ObjectName::from_parts(BUCKET, &key, None).context("no such name")?;
+            let name =
+                ObjectName::from_parts(self.gateway.clone(), BUCKET, &key, None).context("no such name")?;
             if self.placement.first(&name, 1).first().is_none_or(|first| first.0 != "n1") {
                 continue;
             }

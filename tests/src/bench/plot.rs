@@ -1,4 +1,4 @@
-//! A plot of a report: a bar for each figure, its spread, and its goal.
+//! Plot of a report: a bar for each result, with its spread and goal.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ const LABELS: usize = 430;
 const BARS: usize = 420;
 const WIDTH: usize = LABELS + BARS + 110;
 
-/// An SVG. Figures of one unit have one scale.
+/// Returns an SVG. Results of one unit share a scale.
 pub(super) fn svg(title: &str, rows: &[Row]) -> String {
     let height = ROW * (rows.len() + 2);
     let mut svg = format!(
@@ -31,12 +31,12 @@ pub(super) fn svg(title: &str, rows: &[Row]) -> String {
             (_, false) => "#d9822b",
         };
         let end = at(row.value);
-        let [least, most] = row.spread.map(at);
+        let [least, greatest] = row.spread.map(at);
         let _ = writeln!(
             svg,
             "<text x=\"{}\" y=\"{text}\" text-anchor=\"end\">{}</text>\n\
              <rect x=\"{LABELS}\" y=\"{top}\" width=\"{:.1}\" height=\"14\" fill=\"{color}\"/>\n\
-             <path d=\"M{least:.1} {middle}H{most:.1}\" stroke=\"#333\"/>\n\
+             <path d=\"M{least:.1} {middle}H{greatest:.1}\" stroke=\"#333\"/>\n\
              <text x=\"{}\" y=\"{text}\">{:.2} {}</text>",
             LABELS - 6,
             escape(&row.what),

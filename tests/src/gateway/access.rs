@@ -1,4 +1,4 @@
-//! Who signs (keys), which bucket a host names, and what a user may do.
+//! Users and their permissions, and the bucket in a host name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,8 +20,7 @@ impl Users {
         Users(users.into_iter().map(by_key).collect())
     }
 
-    /// Refuses with `AccessDenied` unless the signer may do `operation` on `bucket`;
-    /// no bucket means the list of all buckets.
+    /// Fails with `AccessDenied` unless the signer may do `operation` on `bucket`; `None` for the list of all buckets.
     pub(super) fn check(
         &self,
         signer: Option<&Credentials>,
@@ -49,7 +48,7 @@ impl Permission {
     }
 }
 
-/// Answers s3s's questions about keys and permissions from the users of the gateway.
+/// Implements s3s's traits for keys and permissions with the users of the gateway.
 pub(super) struct AccessRules(Arc<Shared>);
 
 impl AccessRules {
@@ -88,7 +87,7 @@ impl S3Access for AccessRules {
     }
 }
 
-/// Finds the bucket in the `Host` header.
+/// Parses the bucket from the `Host` header.
 pub(super) struct Zone(Arc<Shared>);
 
 impl Zone {
@@ -107,7 +106,7 @@ impl S3Host for Zone {
     }
 }
 
-/// The bucket that `host`, with or without a port, names within `zone`; `None` for path style.
+/// Returns the bucket in `host`, with or without a port, within `zone`; `None` for path style.
 pub(super) fn bucket_of_host(host: &str, zone: &str) -> Option<String> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,

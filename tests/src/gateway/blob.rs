@@ -18,8 +18,8 @@ use super::checksum::{Checksums, Digests};
 
 const CHUNK: usize = 256 * 1024;
 
-/// A file that nobody changes any more. It is removed with the last object, part or pending
-/// read that refers to it; whoever has it open by then can read on.
+/// An immutable file. It is removed with the last object, part or pending read that refers to it; open readers can
+/// finish.
 #[derive(Debug)]
 pub(super) struct Blob(PathBuf);
 
@@ -31,12 +31,12 @@ impl Blob {
 
 impl Drop for Blob {
     fn drop(&mut self) {
-        // It was never written, or the whole directory is gone already.
+        // It fails if the file was never written or the directory was removed.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// What came in with the body of a request.
+/// A received body.
 pub(super) struct Received {
     pub(super) blob: Arc<Blob>,
     pub(super) size: u64,
@@ -47,8 +47,8 @@ pub(super) struct Received {
 ///
 /// # Errors
 ///
-/// `IncompleteBody` if the body ends early, the error of a signature or checksum that does
-/// not fit, or `InternalError` if the file cannot be written. The file is removed then.
+/// `IncompleteBody` if the body ends early, the error of a wrong signature or checksum, or `InternalError` if the file
+/// cannot be written. The file is then removed.
 pub(super) async fn receive(
     dir: &Path,
     body: Option<StreamingBlob>,
@@ -75,7 +75,7 @@ async fn next_chunk(body: &mut Body) -> S3Result<Option<Bytes>> {
         match frame {
             None => return Ok(None),
             Some(Err(error)) => return Err(broken_body(error)),
-            // What is not data is trailers.
+            // Other frames are trailers.
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
                     return Ok(Some(data));
@@ -86,7 +86,7 @@ async fn next_chunk(body: &mut Body) -> S3Result<Option<Bytes>> {
 }
 
 fn broken_body(error: StdError) -> S3Error {
-    // s3s does not export the types of these errors, only what they say.
+    // s3s does not export the types of these errors, only their texts.
     let text = format!("{error:?} {error}");
     let code = if text.contains("Sha256Mismatch") {
         s3s::S3ErrorCode::Custom("XAmzContentSHA256Mismatch".into())
@@ -102,7 +102,7 @@ fn broken_body(error: StdError) -> S3Error {
     answer
 }
 
-/// Streams these bytes of a file.
+/// Streams a range of a file.
 ///
 /// # Errors
 ///
@@ -118,7 +118,7 @@ pub(super) async fn read(blob: &Blob, range: Range<u64>) -> io::Result<Body> {
     Ok(Body::from(StreamingBlob::wrap(stream)))
 }
 
-/// Makes one file of several, in their order.
+/// Concatenates files.
 ///
 /// # Errors
 ///

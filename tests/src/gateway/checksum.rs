@@ -1,4 +1,4 @@
-//! Verifies what a client says of the bytes it sends: `Content-MD5` and `x-amz-checksum-*`.
+//! Verifies checksums of uploads: `Content-MD5` and `x-amz-checksum-*`.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -13,7 +13,7 @@ const CRC64NVME: &str = "x-amz-checksum-crc64nvme";
 const SHA1: &str = "x-amz-checksum-sha1";
 const SHA256: &str = "x-amz-checksum-sha256";
 
-/// The checksums that a request has in its headers or announces for its trailers.
+/// Checksums in the headers or announced trailers of a request.
 pub(super) struct Checksums {
     headers: HeaderMap,
     trailers: Option<TrailingHeaders>,
@@ -24,13 +24,13 @@ impl Checksums {
         Checksums { headers: request.headers.clone(), trailers: request.trailing_headers.clone() }
     }
 
-    /// Nothing to compare with.
+    /// Returns no checksums.
     #[cfg(test)]
     pub(super) fn none() -> Checksums {
         Checksums { headers: HeaderMap::new(), trailers: None }
     }
 
-    /// Compares with what was really received, and returns its MD5.
+    /// Compares the checksums with those of the received body, and returns its MD5.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Checksums {
     }
 }
 
-/// The digests of a body as it comes in: always MD5, and what else the client named.
+/// Running digests of a body: always MD5, and those that the client sends.
 pub(super) struct Digests {
     md5: md5::Context,
     others: ChecksumHasher,
@@ -72,11 +72,11 @@ impl Digests {
         Digests {
             md5: md5::Context::new(),
             others: ChecksumHasher {
-                crc32: wanted(expected, CRC32),
-                crc32c: wanted(expected, CRC32C),
-                crc64nvme: wanted(expected, CRC64NVME),
-                sha1: wanted(expected, SHA1),
-                sha256: wanted(expected, SHA256),
+                crc32: hasher(expected, CRC32),
+                crc32c: hasher(expected, CRC32C),
+                crc64nvme: hasher(expected, CRC64NVME),
+                sha1: hasher(expected, SHA1),
+                sha256: hasher(expected, SHA256),
             },
         }
     }
@@ -87,7 +87,7 @@ impl Digests {
     }
 }
 
-fn wanted<C: s3s::crypto::Checksum>(expected: &Checksums, name: &str) -> Option<C> {
+fn hasher<C: s3s::crypto::Checksum>(expected: &Checksums, name: &str) -> Option<C> {
     expected.names(name).then(C::new)
 }
 

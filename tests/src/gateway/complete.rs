@@ -1,4 +1,4 @@
-//! Makes an object of the parts of a multipart upload.
+//! Completes multipart uploads.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::names::{self, strong};
 use super::store::{Object, Part, Store, Upload};
 use super::{blob, conditions};
 
-/// The least size in bytes of all parts but the last.
+/// Minimum size of all parts but the last, in bytes.
 const LEAST_PART_SIZE: u64 = 5 << 20;
 
 pub(super) async fn complete(
@@ -40,7 +40,7 @@ pub(super) async fn complete(
         headers,
     };
     let mut state = store.state();
-    // Whoever aborted or completed it meanwhile was first.
+    // It may have been aborted or completed meanwhile.
     state.upload(&id, &bucket, &key)?;
     let objects = &mut state.bucket_mut(&bucket)?.objects;
     let current = objects.get(&key).map(Arc::as_ref);
@@ -56,7 +56,7 @@ pub(super) async fn complete(
     })
 }
 
-/// The parts that the client names, if they are what was uploaded.
+/// Returns the parts that the client lists, if they match the uploaded ones.
 fn choose_parts(upload: &Upload, named: &[CompletedPart]) -> S3Result<Vec<Part>> {
     if named.is_empty() {
         return Err(s3_error!(MalformedXML, "You must specify at least one part"));

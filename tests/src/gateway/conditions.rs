@@ -1,4 +1,4 @@
-//! Conditional requests (RFC 9110, section 13) as S3 has them.
+//! Conditional requests (RFC 9110, section 13) with the semantics of S3.
 
 use std::time::SystemTime;
 
@@ -9,18 +9,18 @@ use s3s::{S3Result, s3_error};
 
 use super::store::Object;
 
-/// What the conditions of a read come to.
+/// Result of the conditions of a read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Answer as if there were no conditions.
+    /// Respond as if there were no conditions.
     Proceed,
-    /// 304: the client's copy is good.
+    /// 304: the client's copy is current.
     NotModified,
-    /// 412: the client asked for another version.
+    /// 412: the client requires another version.
     Failed,
 }
 
-/// Judges a read of the version that has `etag` (without quotes) and was `modified` then.
+/// Evaluates the conditions of a read of the version with `etag` (without quotes) and this modification time.
 ///
 /// `If-Match` overrules `If-Unmodified-Since`, and `If-None-Match` overrules
 /// `If-Modified-Since`. A date that is not in HTTP's preferred format counts as absent.
@@ -42,7 +42,7 @@ pub(super) fn evaluate(headers: &HeaderMap, etag: &str, modified: SystemTime) ->
     Verdict::Proceed
 }
 
-/// Whether a `Range` counts: not if `If-Range` names another version.
+/// Returns whether `Range` applies: not if `If-Range` names another version.
 pub(super) fn range_applies(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
     if !headers.contains_key(IF_RANGE) {
         return true;
@@ -53,29 +53,29 @@ pub(super) fn range_applies(headers: &HeaderMap, etag: &str, modified: SystemTim
     }
 }
 
-/// Judges a write over `current`, the object now under the key.
+/// Evaluates the conditions of a write; `current` is the existing object.
 ///
 /// # Errors
 ///
-/// `PreconditionFailed` if a condition does not hold; `NoSuchKey` if there is nothing to match.
+/// `PreconditionFailed` if a condition does not hold; `NoSuchKey` if `If-Match` finds no object.
 pub(super) fn check_write(
     if_match: Option<&ETagCondition>,
     if_none_match: Option<&ETagCondition>,
     current: Option<&Object>,
 ) -> S3Result<()> {
-    if let Some(wanted) = if_match {
+    if let Some(condition) = if_match {
         let current = current.ok_or_else(|| s3_error!(NoSuchKey))?;
-        if !names(wanted, current) {
+        if !names(condition, current) {
             return Err(failed());
         }
     }
     match (if_none_match, current) {
-        (Some(unwanted), Some(current)) if names(unwanted, current) => Err(failed()),
+        (Some(condition), Some(current)) if names(condition, current) => Err(failed()),
         _ => Ok(()),
     }
 }
 
-/// Judges a copy by the conditions on its source.
+/// Evaluates the conditions of a copy on its source.
 ///
 /// # Errors
 ///
@@ -86,17 +86,17 @@ pub(super) fn check_copy(input: &CopyObjectInput, source: &Object) -> S3Result<(
     let if_none_match = input.copy_source_if_none_match.as_ref();
     let modified_since = input.copy_source_if_modified_since.as_ref();
     let holds = match if_match {
-        Some(wanted) => names(wanted, source),
+        Some(condition) => names(condition, source),
         None => unmodified_since.is_none_or(|date| modified_by(source.modified, date)),
     };
     let unchanged = match if_none_match {
-        Some(unwanted) => names(unwanted, source),
+        Some(condition) => names(condition, source),
         None => modified_since.is_some_and(|date| modified_by(source.modified, date)),
     };
     if holds && !unchanged { Ok(()) } else { Err(failed()) }
 }
 
-/// The error of a condition that does not hold.
+/// Returns the error of a condition that does not hold.
 pub(super) fn failed() -> s3s::S3Error {
     s3_error!(PreconditionFailed, "At least one of the pre-conditions you specified did not hold")
 }
@@ -107,7 +107,7 @@ enum Comparison {
     Weak,
 }
 
-/// Whether one of the tags in the header called `name` is `etag`; `None` without the header.
+/// Returns whether one of the tags in the header `name` is `etag`; `None` without the header.
 fn tags_match(headers: &HeaderMap, name: &HeaderName, etag: &str, comparison: Comparison) -> Option<bool> {
     if !headers.contains_key(name) {
         return None;
@@ -123,7 +123,7 @@ fn tag_is(tag: &str, etag: &str, comparison: Comparison) -> bool {
         Some(opaque) => (true, opaque),
         None => (false, tag),
     };
-    // S3 also takes a tag without its quotes.
+    // S3 also accepts a tag without quotes.
     let unquoted = opaque.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
     unquoted.unwrap_or(opaque) == etag && !(weak && comparison == Comparison::Strong)
 }

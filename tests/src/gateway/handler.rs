@@ -1,4 +1,4 @@
-//! Hands each operation of S3 to the module that does it. Reads of objects are in `reads`.
+//! Dispatches S3 operations. Reads of objects are in `reads`.
 
 use std::sync::Arc;
 

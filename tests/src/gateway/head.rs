@@ -1,4 +1,4 @@
-//! The headers of objects: what is kept of a request, and what an answer has.
+//! Headers of objects: those stored from a request, and those of a response.
 
 use hyper::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE, EXPIRES,
@@ -10,10 +10,10 @@ use s3s::{Body, S3Error, S3Response, S3Result};
 use super::names::{http_date, query_value};
 use super::store::Object;
 
-/// Kept with an object as they are, as is its user metadata.
+/// Headers that are stored with an object unchanged, like its user metadata.
 const KEPT: [HeaderName; 5] = [CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LANGUAGE, CONTENT_TYPE, EXPIRES];
 
-/// The headers of an object that a signed query may replace, each by `response-<name>`.
+/// Headers that a signed query may replace with `response-<name>`.
 const REPLACEABLE: [&str; 6] = [
     "cache-control",
     "content-disposition",
@@ -23,12 +23,12 @@ const REPLACEABLE: [&str; 6] = [
     "expires",
 ];
 
-/// The headers that a client stores with an object, as it sent them.
+/// Headers that a client stores with an object.
 #[derive(Clone, Debug)]
 pub(super) struct OwnHeaders(pub(super) HeaderMap);
 
 impl OwnHeaders {
-    /// Picks them from the headers of a request.
+    /// Selects them from the headers of a request.
     pub(super) fn of(request: &HeaderMap) -> OwnHeaders {
         let mut own = HeaderMap::new();
         for (name, value) in request {
@@ -42,7 +42,7 @@ impl OwnHeaders {
     }
 }
 
-/// All headers of an object but those that say how much of it is sent.
+/// Returns all headers of an object except length and range.
 pub(super) fn of(object: &Object, query: &str) -> S3Result<HeaderMap> {
     let mut headers = validators(object)?;
     insert(&mut headers, "accept-ranges", "bytes")?;
@@ -56,7 +56,7 @@ pub(super) fn of(object: &Object, query: &str) -> S3Result<HeaderMap> {
     Ok(headers)
 }
 
-/// 304.
+/// Returns a 304 response.
 pub(super) fn not_modified(object: &Object) -> S3Result<S3Response<Body>> {
     let mut headers = validators(object)?;
     if let Some(value) = object.headers.0.get(CACHE_CONTROL) {
@@ -65,7 +65,7 @@ pub(super) fn not_modified(object: &Object) -> S3Result<S3Response<Body>> {
     Ok(response(StatusCode::NOT_MODIFIED, headers, Body::empty()))
 }
 
-/// 307, the answer that LOTA's gateway protocol adds.
+/// Returns the 307 response of LOTA's gateway protocol.
 pub(super) fn redirect(object: &Object, query: &str, location: &str) -> S3Result<S3Response<Body>> {
     let mut headers = of(object, query)?;
     insert(&mut headers, "location", location)?;
@@ -80,12 +80,14 @@ pub(super) fn response(status: StatusCode, headers: HeaderMap, body: Body) -> S3
     response
 }
 
+/// Sets a header.
+///
 /// # Errors
 ///
-/// `InternalError` if the name or the value cannot be in a header.
+/// `InternalError` if the name or the value is invalid.
 pub(super) fn insert(headers: &mut HeaderMap, name: &str, value: &str) -> S3Result<()> {
     let name = HeaderName::try_from(name).map_err(S3Error::internal_error)?;
-    // Not `from_str`, which refuses UTF-8.
+    // `from_str` would refuse UTF-8.
     let value = HeaderValue::from_bytes(value.as_bytes()).map_err(S3Error::internal_error)?;
     headers.insert(name, value);
     Ok(())
@@ -98,7 +100,7 @@ fn validators(object: &Object) -> S3Result<HeaderMap> {
     Ok(headers)
 }
 
-/// `aws-chunked` tells how a body was sent; it is not the encoding of the object.
+/// Removes `aws-chunked`, which describes the transfer and not the object.
 fn without_chunking(encoding: &HeaderValue) -> Option<HeaderValue> {
     let text = encoding.to_str().ok()?;
     let all = text.split(',').map(str::trim);

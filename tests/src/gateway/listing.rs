@@ -1,4 +1,4 @@
-//! Pages of the keys in a bucket.
+//! Pagination of the keys in a bucket.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -6,46 +6,46 @@ use std::sync::Arc;
 
 use super::store::Object;
 
-/// Which keys a page is to have.
-pub(super) struct Wanted<'a> {
-    /// Only keys that start so.
+/// Parameters of a page.
+pub(super) struct PageQuery<'a> {
+    /// Prefix of the keys.
     pub(super) prefix: &'a str,
-    /// Keys that have this behind the prefix are rolled up to it.
+    /// Delimiter; keys that contain it after the prefix are grouped.
     pub(super) delimiter: Option<&'a str>,
-    /// Only what sorts behind this key or rolled-up prefix.
+    /// Key or common prefix after which the page starts.
     pub(super) after: Option<&'a str>,
-    /// At most so many keys and rolled-up prefixes together.
-    pub(super) most: usize,
+    /// Maximum number of keys and common prefixes.
+    pub(super) max_keys: usize,
 }
 
-/// A page of a list, sorted by the bytes of the keys.
+/// A page of a list, sorted by bytes.
 #[derive(Debug, Default)]
 pub(super) struct Page {
     pub(super) objects: Vec<(String, Arc<Object>)>,
     pub(super) prefixes: Vec<String>,
-    /// The last entry, if more follow: the next page comes after it.
+    /// The last entry, if more follow; the next page starts after it.
     pub(super) last_of_more: Option<String>,
 }
 
-pub(super) fn list(objects: &BTreeMap<String, Arc<Object>>, wanted: &Wanted<'_>) -> Page {
+pub(super) fn list(objects: &BTreeMap<String, Arc<Object>>, query: &PageQuery<'_>) -> Page {
     let mut page = Page::default();
     let mut last: Option<String> = None;
-    if wanted.most == 0 {
+    if query.max_keys == 0 {
         return page;
     }
-    let from = match wanted.after {
-        Some(after) if after >= wanted.prefix => Bound::Excluded(after),
-        _ => Bound::Included(wanted.prefix),
+    let from = match query.after {
+        Some(after) if after >= query.prefix => Bound::Excluded(after),
+        _ => Bound::Included(query.prefix),
     };
     for (key, object) in objects.range::<str, _>((from, Bound::Unbounded)) {
-        if !key.starts_with(wanted.prefix) {
+        if !key.starts_with(query.prefix) {
             break;
         }
-        let rolled_up = roll_up(wanted, key);
-        if rolled_up.is_some() && (rolled_up == wanted.after || rolled_up == last.as_deref()) {
+        let rolled_up = roll_up(query, key);
+        if rolled_up.is_some() && (rolled_up == query.after || rolled_up == last.as_deref()) {
             continue;
         }
-        if page.objects.len() + page.prefixes.len() == wanted.most {
+        if page.objects.len() + page.prefixes.len() == query.max_keys {
             page.last_of_more = last;
             break;
         }
@@ -58,10 +58,11 @@ pub(super) fn list(objects: &BTreeMap<String, Arc<Object>>, wanted: &Wanted<'_>)
     page
 }
 
-/// `key` up to the first delimiter behind the prefix, with it; `None` if there is none.
-fn roll_up<'a>(wanted: &Wanted<'_>, key: &'a str) -> Option<&'a str> {
-    let delimiter = wanted.delimiter.filter(|delimiter| !delimiter.is_empty())?;
-    let behind = wanted.prefix.len();
+/// Returns the common prefix of `key`, up to and including the first delimiter after the prefix; `None` if there is
+/// none.
+fn roll_up<'a>(query: &PageQuery<'_>, key: &'a str) -> Option<&'a str> {
+    let delimiter = query.delimiter.filter(|delimiter| !delimiter.is_empty())?;
+    let behind = query.prefix.len();
     let found = key.get(behind..)?.find(delimiter)?;
     key.get(..behind + found + delimiter.len())
 }

@@ -1,4 +1,4 @@
-//! The two operations that list the objects of a bucket.
+//! `ListObjects` and `ListObjectsV2`.
 
 use s3s::dto::{
     CommonPrefix, EncodingType, ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output,
@@ -6,22 +6,22 @@ use s3s::dto::{
 };
 use s3s::{S3Result, s3_error};
 
-use super::listing::{self, Page, Wanted};
+use super::listing::{self, Page, PageQuery};
 use super::names::{encode_key, strong};
 use super::store::Store;
 
-const MOST_KEYS: i32 = 1000;
+const MAX_KEYS: i32 = 1000;
 
 pub(super) fn list_objects(store: &Store, input: ListObjectsInput) -> S3Result<ListObjectsOutput> {
     let spelling = Spelling::of(input.encoding_type.as_ref());
     let max_keys = max_keys(input.max_keys)?;
     let page = listing::list(
         &store.state().bucket(&input.bucket)?.objects,
-        &Wanted {
+        &PageQuery {
             prefix: input.prefix.as_deref().unwrap_or_default(),
             delimiter: input.delimiter.as_deref(),
             after: input.marker.as_deref(),
-            most: max_keys.unsigned_abs() as usize,
+            max_keys: max_keys.unsigned_abs() as usize,
         },
     );
     Ok(ListObjectsOutput {
@@ -46,11 +46,11 @@ pub(super) fn list_objects_v2(store: &Store, input: ListObjectsV2Input) -> S3Res
     let after = token.transpose()?.or_else(|| input.start_after.clone());
     let page = listing::list(
         &store.state().bucket(&input.bucket)?.objects,
-        &Wanted {
+        &PageQuery {
             prefix: input.prefix.as_deref().unwrap_or_default(),
             delimiter: input.delimiter.as_deref(),
             after: after.as_deref(),
-            most: max_keys.unsigned_abs() as usize,
+            max_keys: max_keys.unsigned_abs() as usize,
         },
     );
     let contents = spelling.contents(&page);
@@ -72,10 +72,10 @@ pub(super) fn list_objects_v2(store: &Store, input: ListObjectsV2Input) -> S3Res
     })
 }
 
-fn max_keys(asked: Option<i32>) -> S3Result<i32> {
-    match asked.unwrap_or(MOST_KEYS) {
+fn max_keys(requested: Option<i32>) -> S3Result<i32> {
+    match requested.unwrap_or(MAX_KEYS) {
         ..0 => Err(s3_error!(InvalidArgument, "max-keys must not be negative")),
-        keys => Ok(keys.min(MOST_KEYS)),
+        keys => Ok(keys.min(MAX_KEYS)),
     }
 }
 
@@ -85,8 +85,7 @@ fn from_token(token: &str) -> S3Result<String> {
     key.ok_or_else(|| s3_error!(InvalidArgument, "The continuation token is not valid"))
 }
 
-/// How keys are written in a list: as they are, or percent-encoded on request, since XML
-/// cannot hold every character.
+/// Encoding of keys in a list: plain, or percent-encoded on request, since XML cannot represent every character.
 #[derive(Clone, Copy)]
 enum Spelling {
     Plain,
@@ -94,8 +93,8 @@ enum Spelling {
 }
 
 impl Spelling {
-    fn of(asked: Option<&EncodingType>) -> Spelling {
-        match asked {
+    fn of(requested: Option<&EncodingType>) -> Spelling {
+        match requested {
             Some(encoding) if encoding.as_str() == EncodingType::URL => Spelling::Encoded,
             _ => Spelling::Plain,
         }

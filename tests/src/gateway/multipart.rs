@@ -1,4 +1,4 @@
-//! Multipart uploads, but for their completion.
+//! Multipart uploads, except their completion.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ use super::head::OwnHeaders;
 use super::names::{self, strong};
 use super::store::{Part, Store, Upload};
 
-const MOST_PARTS: i32 = 10_000;
-const MOST_PARTS_LISTED: i32 = 1000;
+const MAX_PARTS: i32 = 10_000;
+const MAX_PARTS_LISTED: i32 = 1000;
 
 pub(super) fn create(
     store: &Store,
@@ -49,7 +49,7 @@ pub(super) async fn receive_part(
     let body = request.input.body.take();
     let expected = Checksums::of(&request);
     let input = request.input;
-    if !(1..=MOST_PARTS).contains(&input.part_number) {
+    if !(1..=MAX_PARTS).contains(&input.part_number) {
         return Err(s3_error!(
             InvalidArgument,
             "Part number must be an integer between 1 and 10000, inclusive"
@@ -76,18 +76,18 @@ pub(super) fn abort(
 }
 
 pub(super) fn list_parts(store: &Store, input: ListPartsInput) -> S3Result<ListPartsOutput> {
-    let most = input.max_parts.unwrap_or(MOST_PARTS_LISTED).clamp(0, MOST_PARTS_LISTED);
+    let max_parts = input.max_parts.unwrap_or(MAX_PARTS_LISTED).clamp(0, MAX_PARTS_LISTED);
     let after = input.part_number_marker.unwrap_or(0);
     let mut state = store.state();
     let upload = state.upload(&input.upload_id, &input.bucket, &input.key)?;
     let mut rest = upload.parts.range(after.saturating_add(1)..);
-    let listed = rest.by_ref().take(most.unsigned_abs() as usize);
+    let listed = rest.by_ref().take(max_parts.unsigned_abs() as usize);
     let parts: Vec<_> = listed.map(|(number, part)| listed_part(*number, part)).collect();
     Ok(ListPartsOutput {
         bucket: Some(input.bucket),
         key: Some(input.key),
         upload_id: Some(input.upload_id),
-        max_parts: Some(most),
+        max_parts: Some(max_parts),
         part_number_marker: Some(after),
         next_part_number_marker: parts.last().and_then(|part| part.part_number),
         is_truncated: Some(rest.next().is_some()),

@@ -1,4 +1,4 @@
-//! Percent-encoding of object keys, and other small matters of naming.
+//! Percent-encoding of keys, query parameters, dates and entity tags.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,27 +6,27 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use s3s::dto::{ETag, Timestamp, TimestampFormat};
 
-/// All but RFC 3986's unreserved characters and the slash.
+/// All characters but RFC 3986's unreserved ones and the slash.
 const ENCODED_IN_KEYS: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
-/// Encodes a key as the path of a URL, the way `SigV4` canonicalizes it.
+/// Encodes a key for the path of a URL, in the canonical form of `SigV4`.
 pub(super) fn encode_key(key: &str) -> String {
     utf8_percent_encode(key, ENCODED_IN_KEYS).to_string()
 }
 
-/// Decodes the path of a URL; `None` if that is not UTF-8.
+/// Decodes the path of a URL; `None` if it is not UTF-8.
 pub(super) fn decode_path(path: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(path).decode_utf8().ok()
 }
 
-/// Decodes one name or value of a query.
+/// Decodes a name or value of a query.
 pub(super) fn decode_query_part(part: &str) -> String {
     let spaced = part.replace('+', " ");
     percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
 }
 
-/// The value of `name` in a query, decoded; empty if it stands without a value.
+/// Returns the decoded value of `name` in a query; empty if it has no value.
 pub(super) fn query_value(query: &str, name: &str) -> Option<String> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -34,13 +34,13 @@ pub(super) fn query_value(query: &str, name: &str) -> Option<String> {
     })
 }
 
-/// The current time in whole seconds, which is all that HTTP dates hold.
+/// Returns the current time in whole seconds, the resolution of HTTP dates.
 pub(super) fn now() -> SystemTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     UNIX_EPOCH + Duration::from_secs(since.unwrap_or_default().as_secs())
 }
 
-/// `time` as an HTTP date.
+/// Formats an HTTP date.
 pub(super) fn http_date(time: SystemTime) -> String {
     let mut text = Vec::new();
     let written = Timestamp::from(time).format(TimestampFormat::HttpDate, &mut text);
@@ -48,7 +48,7 @@ pub(super) fn http_date(time: SystemTime) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// A strong entity tag from its text without quotes.
+/// Returns a strong entity tag from its text without quotes.
 pub(super) fn strong(etag: &str) -> ETag {
     ETag::Strong(etag.to_owned())
 }

@@ -22,7 +22,7 @@ pub(super) async fn put(store: &Store, mut request: S3Request<PutObjectInput>) -
     let check = |current: Option<&Object>| {
         conditions::check_write(input.if_match.as_ref(), input.if_none_match.as_ref(), current)
     };
-    // Once before the body is read, to refuse early, and once when it counts.
+    // Checked before the body is read, to refuse early, and again before the write.
     let current = store.state().bucket(&input.bucket)?.objects.get(&input.key).cloned();
     check(current.as_deref())?;
     drop(current);
@@ -36,7 +36,7 @@ pub(super) async fn put(store: &Store, mut request: S3Request<PutObjectInput>) -
     Ok(PutObjectOutput { e_tag: Some(e_tag), ..Default::default() })
 }
 
-/// Copies without copying bytes: both objects share a blob.
+/// Copies an object; both share a blob.
 pub(super) fn copy(store: &Store, request: &S3Request<CopyObjectInput>) -> S3Result<CopyObjectOutput> {
     let input = &request.input;
     let CopySource::Bucket { bucket, key, .. } = &input.copy_source else {

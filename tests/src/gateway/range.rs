@@ -1,19 +1,19 @@
-//! The `Range` header (RFC 9110, section 14) as S3 has it: one range of bytes.
+//! The `Range` header (RFC 9110, section 14) with the semantics of S3: one range of bytes.
 
 use std::ops::Range;
 
-/// Which bytes of an object a request wants.
+/// Bytes of an object that a request selects.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Selection {
-    /// All of it: there is no range, or one that is malformed or manifold and so ignored.
+    /// The whole object: no range, or one that is ignored because it is malformed or multiple.
     Whole,
-    /// These bytes, within the object and at least one.
+    /// A non-empty range within the object.
     Part(Range<u64>),
-    /// 416: none of the bytes asked for exist.
+    /// 416: the range is outside the object.
     Unsatisfiable,
 }
 
-/// Reads a `Range` header for an object of `size` bytes.
+/// Parses a `Range` header for an object of `size` bytes.
 pub(super) fn select(header: Option<&str>, size: u64) -> Selection {
     match header.and_then(|header| parse(header, size)) {
         None => Selection::Whole,
@@ -22,8 +22,8 @@ pub(super) fn select(header: Option<&str>, size: u64) -> Selection {
     }
 }
 
-/// The bytes up to the end of the object that a header names, maybe none; `None` if it does
-/// not name a single range of bytes.
+/// Returns the range of a header, limited to the object and possibly empty; `None` if it is not a single range of
+/// bytes.
 fn parse(header: &str, size: u64) -> Option<Range<u64>> {
     let (unit, range) = header.split_once('=')?;
     if !unit.trim().eq_ignore_ascii_case("bytes") {
@@ -46,6 +46,6 @@ fn number(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    // Only digits, so all that can go wrong is that there are too many of them.
+    // It consists of digits, so only an overflow can fail.
     Some(text.parse().unwrap_or(u64::MAX))
 }

@@ -1,7 +1,7 @@
 //! `GetObject` and `HeadObject`.
 //!
-//! They are a route of their own because s3s refuses with 400 what S3 ignores (a malformed
-//! `Range`, an invalid date, a list of entity tags) and fixes the status of its answers.
+//! They are a separate route because s3s refuses with 400 what S3 ignores (a malformed `Range`, an invalid date, a
+//! list of entity tags) and fixes the status of its responses.
 
 use std::sync::Arc;
 
@@ -20,11 +20,11 @@ use super::range::{Selection, select};
 use super::store::Object;
 use super::{blob, head, redirect};
 
-/// Queries that make a GET of an object another operation than `GetObject`.
+/// Query parameters that select another operation than `GetObject`.
 const OTHER_OPERATIONS: [&str; 7] =
     ["acl", "attributes", "legal-hold", "retention", "tagging", "torrent", "uploadId"];
 
-/// Serves the reads of objects.
+/// Serves reads of objects.
 pub(super) struct Reads(Arc<Shared>);
 
 impl Reads {
@@ -33,7 +33,7 @@ impl Reads {
     }
 }
 
-/// What a read is for, found before the signature is checked.
+/// Target of a read, parsed before the signature is verified.
 #[derive(Clone)]
 struct Target {
     bucket: String,

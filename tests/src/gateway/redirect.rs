@@ -1,4 +1,4 @@
-//! The presigned URLs to which LOTA is redirected.
+//! Presigned URLs to which LOTA is redirected.
 
 use std::time::SystemTime;
 
@@ -12,11 +12,11 @@ use super::Direct;
 use super::names::encode_key;
 use crate::lab::raw::s3_settings;
 
-/// A URL that gets this object from the backend without any further signature.
+/// Returns a presigned URL of an object at the backend.
 ///
 /// # Errors
 ///
-/// If the backend's address does not make a URL.
+/// If the backend's address does not form a valid URL.
 pub(super) fn presign(direct: &Direct, bucket: &str, key: &str) -> anyhow::Result<String> {
     let backend = direct.backend.trim_end_matches('/');
     let url = format!("{backend}/{bucket}/{}", encode_key(key));

@@ -1,4 +1,4 @@
-//! Accepts connections and wraps the S3 service with what it lacks: request ids.
+//! Accepts connections and adds request ids to the S3 service.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use super::reads::Reads;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(50);
 
-/// Serves `listener` until the task that runs this is aborted, which ends the connections too.
+/// Serves `listener` until its task is aborted, which also closes the connections.
 pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
     let service = build_service(&shared);
     let mut connections = JoinSet::new();
@@ -36,7 +36,7 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>) {
                         Arc::clone(&shared),
                     ));
                 }
-                // Mostly "too many open files", which passes.
+                // Usually "too many open files", which is temporary.
                 Err(_) => tokio::time::sleep(PAUSE_AFTER_FAILED_ACCEPT).await,
             },
             Some(_) = connections.join_next() => {}
@@ -55,7 +55,7 @@ fn build_service(shared: &Arc<Shared>) -> S3Service {
 
 async fn serve_connection(io: TokioIo<tokio::net::TcpStream>, service: S3Service, shared: Arc<Shared>) {
     let answer = service_fn(|request| answer(&service, &shared, request));
-    // A connection ends in an error whenever the client goes away; nobody is left to tell.
+    // An error means that the client has disconnected.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, answer).await;
 }
 

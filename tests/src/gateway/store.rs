@@ -1,4 +1,4 @@
-//! Buckets, objects and uploads: metadata in memory, bytes in blobs.
+//! Buckets, objects and uploads, with metadata in memory and bytes in blobs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::blob::{Blob, Received};
 use super::head::OwnHeaders;
 use super::names;
 
-/// All that a gateway stores.
+/// Storage of a gateway.
 #[derive(Debug)]
 pub(super) struct Store {
     dir: PathBuf,
@@ -23,17 +23,17 @@ impl Store {
         Store { dir, state: Mutex::default() }
     }
 
-    /// Where the blobs are.
+    /// Returns the folder of the blobs.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The metadata, locked: not to be held across an await.
+    /// Returns the locked metadata; not to be held across an await.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The object under a key as it is now; later writes do not change it.
+    /// Returns the current object of a key; later writes do not change it.
     ///
     /// # Errors
     ///
@@ -45,7 +45,7 @@ impl Store {
     }
 }
 
-/// The metadata of all that is stored.
+/// Metadata of buckets and uploads.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) buckets: BTreeMap<String, Bucket>,
@@ -71,7 +71,7 @@ impl State {
         self.uploads.insert(id, upload);
     }
 
-    /// The upload with this id, if it is for this key.
+    /// Returns the upload with this id, if it is for this key.
     ///
     /// # Errors
     ///
@@ -97,14 +97,14 @@ pub(super) struct Bucket {
     pub(super) objects: BTreeMap<String, Arc<Object>>,
 }
 
-/// One version of an object.
+/// A version of an object.
 #[derive(Debug)]
 pub(super) struct Object {
     pub(super) blob: Arc<Blob>,
     pub(super) size: u64,
-    /// Without quotes.
+    /// ETag without quotes.
     pub(super) etag: String,
-    /// In whole seconds.
+    /// Modification time, in whole seconds.
     pub(super) modified: SystemTime,
     pub(super) headers: OwnHeaders,
 }
@@ -121,7 +121,7 @@ impl Object {
     }
 }
 
-/// A multipart upload under way.
+/// A multipart upload in progress.
 #[derive(Debug)]
 pub(super) struct Upload {
     pub(super) bucket: String,

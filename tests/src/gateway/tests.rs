@@ -1,4 +1,4 @@
-//! Tests of what needs no network.
+//! Unit tests.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::blob;
 use super::checksum::Checksums;
 use super::conditions::{Verdict, evaluate, range_applies};
 use super::head::OwnHeaders;
-use super::listing::{Wanted, list};
+use super::listing::{PageQuery, list};
 use super::range::{Selection, select};
 use super::store::Object;
 use super::{Direct, Gateway, Settings, redirect};
@@ -71,7 +71,7 @@ fn conditions_follow_their_precedence() {
 }
 
 #[test]
-fn if_range_needs_the_very_version() {
+fn if_range_requires_the_same_version() {
     let applies = |value| range_applies(&headers(&[("if-range", value)]), "e", then());
     assert!(range_applies(&HeaderMap::new(), "e", then()));
     assert!(applies("\"e\""));
@@ -129,10 +129,10 @@ async fn lists_roll_up_and_continue() {
         let own = OwnHeaders::of(&HeaderMap::new());
         objects.insert(key.to_owned(), Arc::new(Object::new(received, own)));
     }
-    let page = |prefix, after, most| {
+    let page = |prefix, after, max_keys| {
         let delimiter = Some("/");
-        let wanted = Wanted { prefix, delimiter, after, most };
-        let page = list(&objects, &wanted);
+        let query = PageQuery { prefix, delimiter, after, max_keys };
+        let page = list(&objects, &query);
         let keys: Vec<_> = page.objects.into_iter().map(|(key, _)| key).collect();
         (keys.join(" "), page.prefixes.join(" "), page.last_of_more)
     };

@@ -1,4 +1,4 @@
-//! Uploads in chunks (`aws-chunked`), as SDKs send them.
+//! Uploads in `aws-chunked` encoding, as SDKs send them.
 
 use std::{fmt::Write as _, time::SystemTime};
 
@@ -14,22 +14,22 @@ use super::{
     raw::{Request, Signing},
 };
 
-/// How a body is cut into chunks.
+/// Encoding of a chunked body.
 #[derive(Clone, Copy, Debug)]
 pub struct Chunked<'a> {
-    /// Bytes of each chunk but the last.
+    /// Size of each chunk but the last, in bytes.
     pub size: usize,
-    /// Is each signed?
+    /// Whether each chunk is signed.
     pub signed: bool,
-    /// What follows the last: a name, and a value.
+    /// Name and value of a trailer.
     pub trailer: Option<(&'static str, &'a str)>,
 }
 
 impl Request {
-    /// Signs it, and cuts its body into chunks.
+    /// Signs the request and encodes its body in chunks.
     ///
     /// # Errors
-    /// If it does not make a URL.
+    /// If host and target do not form a valid URL.
     pub fn sign_chunked(self, credential: &Credential, how: Chunked<'_>) -> Result<Self> {
         let payload = match (how.signed, how.trailer) {
             (true, None) => "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",

@@ -21,23 +21,24 @@ def main():
         add_header(client, "Cache-Control", ask["cache_control"])
     started = time.monotonic()
     try:
-        told = DO[ask["do"]](client, ask)
+        result = DO[ask["do"]](client, ask)
     except ClientError as error:
         answer = error.response
-        told = {
+        result = {
             "status": answer["ResponseMetadata"]["HTTPStatusCode"],
             "code": answer["Error"].get("Code", ""),
             "headers": answer["ResponseMetadata"]["HTTPHeaders"],
             "size": int(answer["ResponseMetadata"]["HTTPHeaders"].get("content-length", 0)),
         }
-    told.setdefault("seconds", time.monotonic() - started)
-    print(json.dumps(told))
+    result.setdefault("seconds", time.monotonic() - started)
+    print(json.dumps(result))
 
 
 def make_client(ask):
     return boto3.client(
         "s3",
         endpoint_url=ask["endpoint"],
+        verify=ask.get("ca"),
         region_name="us-east-1",
         config=Config(
             s3={"addressing_style": ask["style"]},
@@ -59,20 +60,20 @@ def content(ask):
     return random.Random(ask["seed"]).randbytes(ask["size"])
 
 
-def told(answer, **more):
+def result_of(answer, **more):
     meta = answer["ResponseMetadata"]
     return {"status": meta["HTTPStatusCode"], "headers": meta["HTTPHeaders"], **more}
 
 
 def create_bucket(client, ask):
-    return told(client.create_bucket(Bucket=ask["bucket"]))
+    return result_of(client.create_bucket(Bucket=ask["bucket"]))
 
 
 def put(client, ask):
     body = content(ask)
     started = time.monotonic()
     answer = client.put_object(Bucket=ask["bucket"], Key=ask["key"], Body=body, Metadata={"made-by": "lab"})
-    return told(answer, sha256=hashlib.sha256(body).hexdigest(), seconds=time.monotonic() - started)
+    return result_of(answer, sha256=hashlib.sha256(body).hexdigest(), seconds=time.monotonic() - started)
 
 
 def upload(client, ask):
@@ -91,7 +92,7 @@ def get(client, ask):
     answer = client.get_object(Bucket=ask["bucket"], Key=ask["key"], **more)
     body = answer["Body"].read()
     seconds = time.monotonic() - started
-    return told(answer, sha256=hashlib.sha256(body).hexdigest(), size=len(body), seconds=seconds)
+    return result_of(answer, sha256=hashlib.sha256(body).hexdigest(), size=len(body), seconds=seconds)
 
 
 def download(client, ask):
@@ -159,7 +160,7 @@ def digest(_, ask):
 
 
 def delete(client, ask):
-    return told(client.delete_object(Bucket=ask["bucket"], Key=ask["key"]))
+    return result_of(client.delete_object(Bucket=ask["bucket"], Key=ask["key"]))
 
 
 DO = {

@@ -1,4 +1,4 @@
-//! A real S3 client in a namespace.
+//! boto3 clients in namespaces.
 
 use std::{
     borrow::Cow,
@@ -13,58 +13,58 @@ use serde_json::{Map, Value, json};
 
 use super::{Lab, Namespace, run};
 
-/// A pair of keys.
+/// An S3 credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
-    /// The public half.
+    /// Access key.
     pub access_key: Cow<'static, str>,
-    /// The secret half.
+    /// Secret key.
     pub secret_key: Cow<'static, str>,
 }
 
-/// How a client names buckets.
+/// Addressing style of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// In the path, as most SDKs do for this endpoint.
+    /// Bucket in the path, as most SDKs use for this endpoint.
     Path,
-    /// In the host.
+    /// Bucket in the host.
     Virtual,
 }
 
-/// Runs boto3 in namespaces.
+/// An S3 client that runs boto3 in namespaces.
 #[derive(Clone, Debug)]
 pub struct Client {
     python: PathBuf,
     script: PathBuf,
     home: PathBuf,
-    /// Who signs.
+    /// Credential that signs.
     pub credential: Credential,
     bucket: String,
 }
 
-/// What a request came to.
+/// Result of a request.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Got {
     /// The HTTP status.
     pub status: u16,
-    /// S3's error code, of an error.
+    /// S3 error code; empty on success.
     #[serde(default)]
     pub code: String,
-    /// The answer's headers, names in lower case.
+    /// Response headers, with names in lower case.
     #[serde(default)]
     pub headers: HashMap<String, String>,
-    /// Of the body sent or received, in hex.
+    /// SHA-256 of the body sent or received, in hex.
     #[serde(default)]
     pub sha256: String,
-    /// Bytes of the body; of an error's, as its `Content-Length` says.
+    /// Size of the body in bytes; for errors, from `Content-Length`.
     #[serde(default)]
     pub size: u64,
-    /// How long the transfer took.
+    /// Duration of the transfer in seconds.
     pub seconds: f64,
 }
 
 impl Credential {
-    /// A pair that is known when the program is built.
+    /// Creates a constant credential.
     #[must_use]
     pub const fn fixed(access_key: &'static str, secret_key: &'static str) -> Self {
         Self { access_key: Cow::Borrowed(access_key), secret_key: Cow::Borrowed(secret_key) }
@@ -81,7 +81,7 @@ impl Style {
 }
 
 impl Client {
-    /// A client that signs with `credential` and works in `bucket`.
+    /// Creates a client that signs with `credential` and uses `bucket`.
     ///
     /// # Errors
     /// If its script cannot be written.
@@ -92,13 +92,13 @@ impl Client {
         Ok(Self { python, script, home, credential, bucket: bucket.to_owned() })
     }
 
-    /// The same, signing with another credential.
+    /// Returns a client with another credential.
     #[must_use]
     pub fn with(&self, credential: Credential) -> Self {
         Self { credential, ..self.clone() }
     }
 
-    /// Makes the bucket.
+    /// Creates the bucket.
     ///
     /// # Errors
     /// If the client cannot be run; S3's errors are answers.
@@ -114,7 +114,7 @@ impl Client {
         self.put_at("http://cwlota.com", from, key, seed, size)
     }
 
-    /// The same, at another endpoint.
+    /// Uploads like [`Client::put`], to another endpoint.
     ///
     /// # Errors
     /// As [`Client::put`].
@@ -141,7 +141,7 @@ impl Client {
         self.ask(from, "get", key, style, json!({}))
     }
 
-    /// Reads with more to say: `range`, `cache_control`, `attempts`.
+    /// Reads an object with further parameters: `range`, `cache_control`, `attempts`.
     ///
     /// # Errors
     /// If the client cannot be run; S3's errors are answers.
@@ -157,19 +157,25 @@ impl Client {
         self.ask(from, "download", key, style, json!({}))
     }
 
-    /// Writes `count` small objects, and reads each until it comes from a cache.
+    /// Writes `count` small objects and reads each until it is a hit.
     ///
     /// # Errors
-    /// If the client cannot be run, or the last one never is a hit.
+    /// If the client cannot be run, or the last object is never a hit.
     pub fn put_and_hit(&self, from: &Namespace, key: &str, count: u64) -> Result<()> {
         let more = json!({"count": count, "seed": 7, "size": 1000});
         let got = self.ask(from, "put_and_hit", key, Style::Path, more)?;
-        ensure!(got.cache() == "hit", "{key} is answered {} and `{}`, never a hit", got.status, got.cache());
+        ensure!(
+            got.cache() == "hit",
+            "{key} is answered {} {} and `{}`, never a hit",
+            got.status,
+            got.code,
+            got.cache()
+        );
         Ok(())
     }
 
-    /// Reads objects that [`Client::put_and_hit`] wrote, by many threads at once, each with its own connection and no
-    /// second attempt, until the file `until` appears; how many reads, and what went wrong.
+    /// Reads objects of [`Client::put_and_hit`] by concurrent threads, each with its own connection and without
+    /// retries, until the file `until` exists. Returns the number of reads and the errors.
     ///
     /// # Errors
     /// If the client cannot be run.
@@ -180,7 +186,7 @@ impl Client {
         Ok((got.size, got.code))
     }
 
-    /// The SHA-256 of bytes `start..end` of what [`Client::put`] writes.
+    /// Returns the SHA-256 of bytes `start..end` of the content that [`Client::put`] writes.
     ///
     /// # Errors
     /// If the script cannot be run.
@@ -189,7 +195,7 @@ impl Client {
         Ok(self.ask(from, "digest", "", Style::Path, more)?.sha256)
     }
 
-    /// Removes an object.
+    /// Deletes an object.
     ///
     /// # Errors
     /// If the client cannot be run.
@@ -197,7 +203,7 @@ impl Client {
         self.ask(from, "delete", key, Style::Path, json!({}))
     }
 
-    /// The name its objects have in a cache's list.
+    /// Returns the name of an object in cache listings.
     #[must_use]
     pub fn name(&self, key: &str) -> String {
         format!("{}/{key}", self.bucket)
@@ -213,29 +219,29 @@ impl Client {
         if let Value::Object(more) = more {
             ask.extend(more);
         }
-        let told = run(from
+        let output = run(from
             .pod_command(&self.python)
             .arg(&self.script)
             .arg(Value::Object(ask).to_string())
-            // The user's own proxies and profiles are not the pod's.
+            // The user's own proxies and profiles must not apply.
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", &self.home)
             .env("AWS_ACCESS_KEY_ID", &*self.credential.access_key)
             .env("AWS_SECRET_ACCESS_KEY", &*self.credential.secret_key)
             .env("AWS_EC2_METADATA_DISABLED", "true"))?;
-        serde_json::from_str(&told).with_context(|| format!("the client said {told:?}"))
+        serde_json::from_str(&output).with_context(|| format!("unexpected output of the client: {output:?}"))
     }
 }
 
 impl Got {
-    /// What `Lota-Cache` says before the node's name: `hit`, `miss`, `fill`, `bypass`, or nothing.
+    /// Returns the cache status in `Lota-Cache`: `hit`, `miss`, `fill` or `bypass`; empty without the header.
     #[must_use]
     pub fn cache(&self) -> &str {
         self.headers.get("lota-cache").and_then(|value| value.split(';').next()).unwrap_or_default()
     }
 
-    /// The node that `Lota-Cache` names.
+    /// Returns the node in `Lota-Cache`.
     #[must_use]
     pub fn node(&self) -> &str {
         self.headers.get("lota-cache").and_then(|value| value.split("node=").nth(1)).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Does a port answer?
+//! Probes TCP ports.
 
 use std::{
     io::ErrorKind,
@@ -10,26 +10,26 @@ use anyhow::{Result, bail};
 
 use super::Namespace;
 
-/// How soon a refusal must come; long before a SYN would be sent again.
+/// Limit for a refusal; well below the time after which TCP retransmits a SYN.
 pub const AT_ONCE: Duration = Duration::from_millis(200);
-/// How long a packet that is dropped is waited for.
+/// Timeout after which a packet counts as dropped.
 pub const LONG_ENOUGH: Duration = Duration::from_millis(400);
 
-/// What came of trying to connect.
+/// Result of a connection attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reached {
-    /// A connection.
+    /// Connected.
     Open,
-    /// A reset.
+    /// Refused with a reset.
     Refused,
-    /// Nothing, for long enough.
+    /// No response within [`LONG_ENOUGH`].
     Nothing,
 }
 
-/// Tries to connect; what came, and how soon.
+/// Tries to connect; returns the result and its latency.
 ///
 /// # Errors
-/// If it fails in any other way, as without a route.
+/// If it fails in any other way, for example without a route.
 pub fn knock(from: &Namespace, to: impl Into<IpAddr>, port: u16) -> Result<(Reached, Duration)> {
     let to = to.into();
     from.run(move || {

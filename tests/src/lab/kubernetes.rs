@@ -1,7 +1,9 @@
-//! A real Kubernetes API server beside the gateway: etcd and kube-apiserver. Nothing runs what it is told, without
-//! [kubelets](kubelet).
+//! A Kubernetes API server beside the gateway: etcd and kube-apiserver. Pods run only with [kubelets](kubelet).
 
+pub mod dns;
+pub mod images;
 pub mod kubelet;
+pub mod network;
 
 use std::{
     fs::{self, File},
@@ -23,18 +25,18 @@ use nix::{
 
 use super::{GATEWAY, Lab, Namespace};
 
-/// The API server's port at [`GATEWAY`]: that of its service, since nothing here translates one into another.
+/// Port of the API server at [`GATEWAY`].
 const PORT: u16 = 443;
-/// Longest wait for a server to be ready or gone.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Tokens, and whose they are: an administrator's, that of LOTA's service account, and that of somebody who may nothing.
+/// Timeout for a server to start or stop.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Tokens of an administrator, of a user without permissions, and of LOTA's service account.
 const TOKENS: &str = "\
 admin-of-the-lab,admin,1,\"system:masters\"
 nobody-of-the-lab,nobody,3
 lota-of-the-lab,system:serviceaccount:cw-object-storage:lota,2,\"system:serviceaccounts,system:authenticated\"
 ";
 
-/// The programs.
+/// Paths of the programs.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// `kube-apiserver`.
@@ -43,20 +45,20 @@ pub struct Programs {
     pub etcd: PathBuf,
 }
 
-/// The API server of a lab.
+/// A lab's API server.
 #[derive(Debug)]
 pub struct ApiServer {
     programs: Programs,
     place: Namespace,
     folder: PathBuf,
-    /// Are there controllers that make service accounts' tokens?
+    /// Whether controllers create tokens of service accounts.
     accounts: bool,
     etcd: Child,
     apiserver: Option<Child>,
 }
 
 impl ApiServer {
-    /// Starts it at the lab's switch.
+    /// Starts the API server in the lab's switch.
     ///
     /// # Errors
     /// If one of the servers does not start.
@@ -64,19 +66,17 @@ impl ApiServer {
         Self::launch(lab, programs, false)
     }
 
-    /// Starts it for a cluster with [`kubelet::Controllers`]: pods get the tokens of their service accounts, and find
-    /// it where its service is.
+    /// Starts the API server for a cluster with [`kubelet::Controllers`]: pods get tokens of their service accounts.
     ///
     /// # Errors
     /// If one of the servers does not start.
     pub fn start_with_accounts(lab: &Lab, programs: &Programs) -> Result<Self> {
-        lab.switch().ip(&format!("addr replace {}/32 dev lo", kubelet::SERVICE))?;
         Self::launch(lab, programs, true)
     }
 
     fn launch(lab: &Lab, programs: &Programs, accounts: bool) -> Result<Self> {
         let folder = lab.folder().join("kubernetes");
-        // Another test's.
+        // Left by another test.
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         fs::write(folder.join("tokens.csv"), TOKENS)?;
@@ -104,10 +104,10 @@ impl ApiServer {
         Ok(server)
     }
 
-    /// Starts kube-apiserver, with what it knew before.
+    /// Starts kube-apiserver with its previous state.
     ///
     /// # Errors
-    /// If it is not ready after a while.
+    /// If it is not ready after [`SERVER_TIMEOUT`].
     pub fn resume(&mut self) -> Result<()> {
         let key = self.folder.join("service-account.key");
         let in_folder = |option: &str, name: &str| format!("--{option}={}", self.folder.join(name).display());
@@ -121,10 +121,10 @@ impl ApiServer {
                 "--service-cluster-ip-range=10.96.0.0/16".into(),
             ])
             .args([in_folder("cert-dir", "certificates"), in_folder("token-auth-file", "tokens.csv")])
-            // Without controllers, nobody makes service accounts' tokens.
+            // Without controllers, there are no tokens of service accounts.
             .args((!self.accounts).then_some("--disable-admission-plugins=ServiceAccount"))
             .args(["--service-account-issuer=https://lab", "--allow-privileged=true"])
-            // Nothing here resolves nodes' names.
+            // The lab has no DNS for node names.
             .arg("--kubelet-preferred-address-types=InternalIP")
             .arg(format!("--service-account-key-file={}", key.display()))
             .arg(format!("--service-account-signing-key-file={}", key.display()))
@@ -133,7 +133,7 @@ impl ApiServer {
             .spawn()
             .context("starting kube-apiserver")?;
         self.apiserver = Some(process);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + SERVER_TIMEOUT;
         while let Err(error) = self.call(async |client| Ok(client.list_core_api_versions().await?)) {
             if let Some(ended) = self.apiserver.as_mut().and_then(|process| process.try_wait().ok()?) {
                 bail!("kube-apiserver ended: {ended}; see {}", self.folder.display());
@@ -146,7 +146,7 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Kills kube-apiserver; what it knew stays.
+    /// Kills kube-apiserver; its state is kept.
     ///
     /// # Errors
     /// If it cannot be killed.
@@ -157,7 +157,7 @@ impl ApiServer {
         }
     }
 
-    /// Has it forget the past: a watch that goes on from before is told 410 Gone.
+    /// Compacts etcd, so that a watch from an older revision gets 410 Gone.
     ///
     /// # Errors
     /// If etcd refuses.
@@ -165,23 +165,23 @@ impl ApiServer {
         let status = "curl -sf -X POST http://127.0.0.1:2379/v3/kv/range -d '{\"key\":\"AA==\"}'";
         let answer = super::run(self.place.command("sh").args(["-c", status]))?;
         let answer: serde_json::Value = serde_json::from_str(&answer)?;
-        let revision = answer["header"]["revision"].as_str().context("etcd tells no revision")?.to_owned();
+        let revision = answer["header"]["revision"].as_str().context("etcd returned no revision")?.to_owned();
         let compact = format!(
             "curl -sf -X POST http://127.0.0.1:2379/v3/kv/compaction -d '{{\"revision\":\"{revision}\",\"physical\":true}}'"
         );
         super::run(self.place.command("sh").args(["-c", &compact])).map(|_| ())
     }
 
-    /// How an administrator, or LOTA, reaches it.
+    /// Returns the path of the kubeconfig of `admin`, `lota` or `nobody`.
     #[must_use]
     pub fn kubeconfig(&self, who: &str) -> PathBuf {
         self.folder.join(format!("{who}.kubeconfig"))
     }
 
-    /// Does something with it, as an administrator.
+    /// Calls a function with an administrator's client.
     ///
     /// # Errors
-    /// What that says.
+    /// The error of the function.
     pub fn call<T, F>(&self, with: F) -> Result<T>
     where
         T: Send + 'static,

@@ -1,4 +1,4 @@
-//! Network namespaces, by `ip netns` and `setns(2)`.
+//! Network namespaces, managed with `ip netns` and `setns(2)`.
 
 use std::{
     ffi::OsStr,
@@ -19,41 +19,43 @@ use nix::{
 
 use super::run;
 
-/// Longest wait for a killed process to be gone.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Whether netfilter handles IPv4 packets at the ports of bridges.
+const BRIDGE_FILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+/// Timeout for killed processes to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A network namespace, which may exist or not.
+/// A network namespace by name; it need not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace(String);
 
 impl Namespace {
-    /// The namespace of this name.
+    /// Returns the namespace of this name.
     #[must_use]
     pub fn named(name: &str) -> Self {
         Self(name.to_owned())
     }
 
-    /// Its name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0
     }
 
-    /// Makes it, with `lo` up.
+    /// Creates it, with `lo` up.
     ///
     /// # Errors
-    /// If `ip` fails, as it does without root.
+    /// If `ip` fails, for example without root.
     pub fn create(&self) -> Result<()> {
         run(Command::new("ip").args(["netns", "add", &self.0]))?;
         self.ip("link set lo up")
     }
 
-    /// Ends its processes and removes it, if it is there. Another may be doing the same.
+    /// Kills its processes and removes it, if it exists. Safe to call concurrently.
     ///
     /// # Errors
-    /// If it stays.
+    /// If it cannot be removed.
     pub fn delete(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + KILL_TIMEOUT;
         while self.path().exists() && Instant::now() < deadline {
             let pids = run(Command::new("ip").args(["netns", "pids", &self.0])).unwrap_or_default();
             if pids.trim().is_empty() {
@@ -74,7 +76,7 @@ impl Namespace {
         }
     }
 
-    /// Where it shows while it exists.
+    /// Returns the paths that exist while it exists.
     pub(super) fn traces(&self) -> [PathBuf; 2] {
         [self.path(), self.etc()]
     }
@@ -87,7 +89,7 @@ impl Namespace {
         run(Command::new("ip").args(["-n", &self.0]).args(arguments.split(' '))).map(|_| ())
     }
 
-    /// A command in it that still sees the machine's bpffs, which `ip netns exec` would hide.
+    /// Returns a command in it that sees the machine's bpffs, which `ip netns exec` would hide.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
@@ -95,7 +97,7 @@ impl Namespace {
         command
     }
 
-    /// A command in it that sees its own `resolv.conf`, as a pod's process does.
+    /// Returns a command in it with its own `resolv.conf`, as for a process in a pod.
     #[must_use]
     pub fn pod_command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
@@ -116,7 +118,7 @@ impl Namespace {
         entered.join().map_err(|_| anyhow!("the thread in {} panicked", self.0))?
     }
 
-    /// Moves the calling thread into it, for good.
+    /// Moves the calling thread into it permanently.
     ///
     /// # Errors
     /// If it does not exist.
@@ -126,7 +128,7 @@ impl Namespace {
         setns(namespace, CloneFlags::CLONE_NEWNET).context("setns")
     }
 
-    /// Writes to a file under `/proc/sys/net`, which shows the namespace of whoever opens it.
+    /// Writes to a file under `/proc/sys/net`, which belongs to the namespace of the thread that opens it.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -134,7 +136,20 @@ impl Namespace {
         self.run(move || fs::write(file, text))?.with_context(|| format!("writing {file} in {}", self.0))
     }
 
-    /// Has its processes ask this resolver, with these `options` of `resolv.conf(5)` besides.
+    /// Sets whether netfilter handles packets at the ports of its bridges. Returns whether it does: on a machine without the
+    /// module `br_netfilter`, it never does.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_bridge_filter(&self, filters: bool) -> Result<bool> {
+        if !Path::new(BRIDGE_FILTER).exists() {
+            return Ok(false);
+        }
+        self.write(BRIDGE_FILTER, if filters { "1" } else { "0" })?;
+        Ok(filters)
+    }
+
+    /// Sets the resolver of its processes, with further `options` of `resolv.conf(5)`.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -142,7 +157,7 @@ impl Namespace {
         self.set("resolv.conf", &format!("nameserver {server}\noptions timeout:1 attempts:2 {options}\n"))
     }
 
-    /// Has its processes see this text in a file of `/etc`.
+    /// Sets the content of a file in `/etc` for its processes.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -155,7 +170,7 @@ impl Namespace {
         Path::new("/run/netns").join(&self.0)
     }
 
-    /// What `ip netns exec` puts over `/etc`.
+    /// Returns the folder whose files `ip netns exec` mounts over `/etc`.
     fn etc(&self) -> PathBuf {
         Path::new("/etc/netns").join(&self.0)
     }

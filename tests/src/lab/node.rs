@@ -1,4 +1,4 @@
-//! A node's daemon: its configuration, its process, what it tells of itself.
+//! A node's daemon: its configuration, process and status.
 
 use std::{
     collections::HashMap,
@@ -24,27 +24,27 @@ use super::{
     PODS, Pod, READER, VIP6, node_address, node_address6, run,
 };
 
-/// The port nodes talk to each other on.
+/// Port for connections between nodes.
 pub const PEER_PORT: u16 = 7480;
-/// The port of metrics and health.
+/// Port of metrics and health checks.
 pub const ADMIN_PORT: u16 = 7481;
-/// Longest wait for a daemon to be ready or gone.
-const PATIENCE: Duration = Duration::from_secs(35);
+/// Timeout for a daemon to start or stop.
+const DAEMON_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// How the nodes get at whole objects.
+/// Configuration of fills and of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// A plain S3 gateway, and LOTA's own credential.
+    /// A plain S3 gateway, and a credential of LOTA for fills.
     OwnCredential,
-    /// A gateway that speaks LOTA's protocol.
+    /// A gateway with LOTA's protocol.
     Direct,
-    /// A plain S3 gateway and nothing else.
+    /// A plain S3 gateway only.
     ClientOnly,
-    /// A plain S3 gateway under a name of its own: clients' requests are signed anew.
-    Resign,
+    /// A plain S3 gateway with a fixed host name: clients' requests are re-signed.
+    ReSign,
 }
 
-/// The built daemon.
+/// Path of the built daemon.
 #[derive(Clone, Debug)]
 pub struct Program(pub PathBuf);
 
@@ -60,15 +60,15 @@ pub struct Node {
     environment: Vec<(&'static str, PathBuf)>,
     wrapper: Vec<&'static str>,
     ipv6: bool,
-    /// What it is told of Kubernetes: `[kubernetes]`, and the rules.
+    /// Access rules of Kubernetes; `None` to configure pods and nodes statically.
     kubernetes: Option<String>,
     process: Option<Child>,
-    /// Does it stay after handing over, until it is told to end? As a pod must.
+    /// Whether the daemon waits for SIGTERM after a handover, as in a pod.
     stays: bool,
 }
 
 impl Node {
-    /// A node that does not run yet.
+    /// Creates a node that does not run yet.
     #[must_use]
     pub fn new(lab: &Lab, number: u8, program: &Program) -> Self {
         let folder = lab.folder().join(format!("n{number}"));
@@ -89,54 +89,54 @@ impl Node {
         }
     }
 
-    /// Its name.
+    /// Returns the node's name.
     #[must_use]
     pub fn name(&self) -> String {
         format!("n{}", self.number)
     }
 
-    /// Has this text in its configuration replaced whenever that is written from now on.
+    /// Replaces a text in every configuration that is written from now on.
     pub fn edit(&mut self, from: &str, to: &str) {
         self.edits.push((from.to_owned(), to.to_owned()));
     }
 
-    /// Has its configuration as it is for every node again.
+    /// Discards all edits of the configuration.
     pub fn forget_edits(&mut self) {
         self.edits.clear();
     }
 
-    /// Has the nodes talk to each other by IPv6, from the next configuration on.
+    /// Configures connections between nodes for IPv6 or IPv4, from the next configuration on.
     pub fn use_ipv6(&mut self, ipv6: bool) {
         self.ipv6 = ipv6;
     }
 
-    /// Has an API server tell it of pods, which these rules select, and of nodes, from the next configuration on.
+    /// Takes pods, which these rules select, and nodes from an API server, from the next configuration on.
     pub fn use_kubernetes(&mut self, rules: Option<&str>) {
         self.kubernetes = rules.map(str::to_owned);
     }
 
-    /// Does an API server tell it who is who?
+    /// Returns whether pods and nodes come from an API server.
     #[must_use]
     pub fn uses_kubernetes(&self) -> bool {
         self.kubernetes.is_some()
     }
 
-    /// Has the daemon started by this command from now on.
+    /// Sets a command that starts the daemon from now on.
     pub fn set_wrapper(&mut self, wrapper: Vec<&'static str>) {
         self.wrapper = wrapper;
     }
 
-    /// Its address in the cluster.
+    /// Returns a node's address in the cluster.
     fn address(&self, node: u8) -> IpAddr {
         if self.ipv6 { node_address6(node).into() } else { node_address(node).into() }
     }
 
-    /// Variables of its process' environment, from the next start on.
+    /// Sets environment variables of the daemon, from the next start on.
     pub fn set_environment(&mut self, environment: Vec<(&'static str, PathBuf)>) {
         self.environment = environment;
     }
 
-    /// Writes its configuration.
+    /// Writes the configuration.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -144,13 +144,13 @@ impl Node {
         self.configure_gateway(mode, &format!("http://{GATEWAY}:{GATEWAY_PORT}"))
     }
 
-    /// The same, with the gateway elsewhere.
+    /// Writes the configuration with another gateway.
     ///
     /// # Errors
     /// If a file cannot be written.
     pub fn configure_gateway(&self, mode: Mode, gateway: &str) -> Result<()> {
         fs::create_dir_all(&self.folder)?;
-        fs::write(self.folder.join("cluster-secret"), "the lab's cluster secret, nothing to protect")?;
+        fs::write(self.folder.join("cluster-secret"), "the lab's cluster key, nothing to protect")?;
         let credential =
             format!("access_key = \"{}\"\nsecret_key = \"{}\"\n", READER.access_key, READER.secret_key);
         fs::write(self.folder.join("credential.toml"), credential)?;
@@ -171,7 +171,7 @@ impl Node {
         writeln!(text, "zone = \"rack-{}\"\nregion = \"lab\"\n", self.number)?;
         writeln!(text, "[endpoint]\nvip6 = \"{VIP6}\"\n")?;
         writeln!(text, "[datapath]\npod_interfaces = [\"veth-*\"]\nuplink = \"uplink\"")?;
-        writeln!(text, "mode = \"auto\"\nattach = \"auto\"\npins = \"{}\"\n", self.pins.display())?;
+        writeln!(text, "mode = \"auto\"\nattach = \"auto\"\nbpffs_path = \"{}\"\n", self.pins.display())?;
         writeln!(text, "[gateway]\nendpoint = \"{gateway}\"")?;
         if mode == Mode::Direct {
             writeln!(text, "protocol = \"lota\"\ndirect_allow = [\"http://{GATEWAY}:{BACKEND_PORT}\"]")?;
@@ -180,8 +180,8 @@ impl Node {
             writeln!(text, "\n[backend]\nendpoints = [\"http://{GATEWAY}:{BACKEND_PORT}\"]")?;
             writeln!(text, "credential_file = \"{folder}/credential.toml\"")?;
         }
-        if mode == Mode::Resign {
-            writeln!(text, "\n[gateway.resign]\nclients_file = \"{folder}/clients.toml\"")?;
+        if mode == Mode::ReSign {
+            writeln!(text, "\n[gateway.re_sign]\nclients_file = \"{folder}/clients.toml\"")?;
         }
         writeln!(
             text,
@@ -217,28 +217,28 @@ impl Node {
         Ok(text)
     }
 
-    /// Its configuration file.
+    /// Returns the path of the configuration file.
     #[must_use]
     pub fn config(&self) -> PathBuf {
         self.folder.join("lota.toml")
     }
 
-    /// Where its maps are pinned.
+    /// Returns the path of a pinned map.
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
         self.pins.join(format!("v{}", lota_common::LAYOUT)).join(name)
     }
 
-    /// Its process' id, while it runs.
+    /// Returns the process id of the running daemon.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Child::id)
     }
 
-    /// Starts the daemon, beside the one that may run, and waits until it is ready and that one has ended.
+    /// Starts the daemon and waits until it is ready. A running daemon hands over to it and must end.
     ///
     /// # Errors
-    /// If it ends instead, with what it said.
+    /// If it does not become ready, with the end of its log.
     pub fn start(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let mut command = match self.wrapper.split_first() {
@@ -254,6 +254,7 @@ impl Node {
             .arg(self.config())
             .env("LOTA_LOG", std::env::var("LOTA_LOG").unwrap_or_else(|_| "info".into()))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
         let before = self.process.replace(process);
@@ -264,18 +265,22 @@ impl Node {
             }
             return Err(error);
         }
-        // One that ran has handed over, and ends when its clients let it.
+        // The previous daemon has handed over and ends with its last client.
         let stays = std::mem::replace(&mut self.stays, self.kubernetes.is_some());
         let Some(mut before) = before else { return Ok(()) };
         if stays {
-            ensure!(before.try_wait()?.is_none(), "{}: who handed over has ended by itself", self.name());
+            ensure!(
+                before.try_wait()?.is_none(),
+                "{}: the previous daemon ended without SIGTERM",
+                self.name()
+            );
             kill(Pid::from_raw(before.id().cast_signed()), Signal::SIGTERM)?;
         }
         self.wait_end(before)
     }
 
     fn wait_end(&self, mut process: Child) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DAEMON_TIMEOUT;
         while process.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 process.kill()?;
@@ -289,10 +294,10 @@ impl Node {
 
     fn wait_ready(&mut self) -> Result<()> {
         let serving = format!("pid={}\n", self.pid().unwrap_or_default());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DAEMON_TIMEOUT;
         loop {
             if let Some(ended) = self.process.as_mut().and_then(|process| process.try_wait().ok()?) {
-                bail!("{} ended ({ended}) instead of starting:\n{}", self.name(), self.last_words());
+                bail!("{} ended ({ended}) instead of starting:\n{}", self.name(), self.log_tail());
             }
             if self
                 .admin("/readyz")
@@ -301,41 +306,50 @@ impl Node {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("{} is not ready after {PATIENCE:?}:\n{}", self.name(), self.last_words());
+                bail!("{} is not ready after {DAEMON_TIMEOUT:?}:\n{}", self.name(), self.log_tail());
             }
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// A `lota` command on this node.
+    /// Returns a `lota` command on this node.
     #[must_use]
     pub fn command(&self) -> Command {
         self.namespace.command(&self.program.0)
     }
 
-    /// Ends the daemon by a signal and waits for it.
+    /// Sends a signal to the daemon.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid().with_context(|| format!("{} does not run", self.name()))?;
+        Ok(kill(Pid::from_raw(pid.cast_signed()), signal)?)
+    }
+
+    /// Sends a signal to the daemon and waits for its end.
     ///
     /// # Errors
     /// If it does not run, or does not end.
     pub fn stop(&mut self, signal: Signal) -> Result<()> {
+        self.signal(signal)?;
         let mut process = self.process.take().with_context(|| format!("{} does not run", self.name()))?;
-        kill(Pid::from_raw(process.id().cast_signed()), signal)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DAEMON_TIMEOUT;
         while process.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 process.kill()?;
                 process.wait()?;
-                bail!("{} did not end within {PATIENCE:?} of {signal}", self.name());
+                bail!("{} did not end within {DAEMON_TIMEOUT:?} of {signal}", self.name());
             }
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
     }
 
-    /// What the admin port answers to a GET.
+    /// Returns the response body of the admin port for a GET request.
     ///
     /// # Errors
-    /// If it does not answer.
+    /// If the port does not answer.
     pub fn admin(&self, path: &'static str) -> Result<String> {
         let address = SocketAddr::new(self.address(self.number), ADMIN_PORT);
         let answer = self.namespace.run(move || -> std::io::Result<String> {
@@ -350,7 +364,7 @@ impl Node {
         Ok(body.to_owned())
     }
 
-    /// A metric's value: `name{labels}` as Prometheus sees it; 0 if it is not there yet.
+    /// Returns the value of a metric, given as `name{labels}`; 0 if it does not exist yet.
     ///
     /// # Errors
     /// If the admin port does not answer.
@@ -360,7 +374,7 @@ impl Node {
         Ok(value.and_then(|value| value.parse().ok()).unwrap_or(0.0))
     }
 
-    /// The complete objects in its cache: `bucket/key` → size.
+    /// Returns the complete objects in the cache: `bucket/key` → size in bytes.
     ///
     /// # Errors
     /// If `lota cache ls` fails.
@@ -375,32 +389,32 @@ impl Node {
             .collect()
     }
 
-    /// Its cache folder.
+    /// Returns the configured cache folder.
     #[must_use]
     pub fn cache_folder(&self) -> PathBuf {
         self.folder.join("cache")
     }
 
-    /// Its log file.
+    /// Returns the path of the log file.
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.folder.join("log")
     }
 
-    fn last_words(&self) -> String {
+    fn log_tail(&self) -> String {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(12)..].join("\n")
     }
 
-    /// The folder that holds everything of this node.
+    /// Returns the folder with all files of this node.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 }
 
-/// Who may have requests signed anew: the gateway's own users as themselves, and one that only LOTA knows.
+/// Returns the clients whose requests are re-signed: the gateway's users as themselves, and one that only LOTA knows.
 fn clients() -> String {
     let table = |name, Credential { access_key, secret_key, .. }: &Credential| {
         format!("{name}\naccess_key = \"{access_key}\"\nsecret_key = \"{secret_key}\"\n\n")

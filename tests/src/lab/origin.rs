@@ -1,8 +1,9 @@
-//! Gateways, with storage behind them: the embedded one, SeaweedFS, or the user's own.
+//! Gateways with storage: the embedded one, SeaweedFS, Ceph RGW, or an external one.
 
 use std::{
     fs::{self, File},
     net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _},
+    ops::Range,
     path::Path,
     process::{Child, Command},
     thread,
@@ -17,29 +18,40 @@ use nix::{
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use super::{BACKEND_PORT, Credential, GATEWAY};
+use super::{BACKEND_PORT, Credential, GATEWAY, rgw::Rgw};
 use crate::gateway::{Direct, Gateway, Permission, Settings, User};
 
-/// May do everything.
+/// User with all permissions.
 pub const ADMIN: Credential = Credential::fixed("LOTALABADMIN00000001", "admin-secret-of-the-lab");
-/// LOTA's own: may read.
+/// LOTA's own user, which may read.
 pub const READER: Credential = Credential::fixed("LOTALABREADER0000001", "reader-secret-of-the-lab");
-/// A right secret, but no permission on anything.
+/// User without permissions.
 pub const NOBODY: Credential = Credential::fixed("LOTALABNOBODY0000001", "nobody-secret-of-the-lab");
-/// No gateway knows it: LOTA signs anew for it, as [`ADMIN`].
+/// User that no gateway knows; LOTA re-signs its requests as [`ADMIN`].
 pub const POD_ONLY: Credential = Credential::fixed("LOTALABPODONLY000001", "secret-between-the-pod-and-lota");
 
-/// Longest wait for a server to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+impl Credential {
+    /// Returns the user with this credential.
+    #[must_use]
+    pub fn user(&self, may: Permission) -> User {
+        let Self { access_key, secret_key } = self;
+        User { access_key: access_key.to_string(), secret_key: secret_key.to_string(), may }
+    }
+}
 
-/// A gateway that runs.
+/// Timeout for a server to start.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A running gateway.
 #[derive(Debug)]
 pub enum Origin {
-    /// The project's own, in this process.
+    /// The embedded gateway, in this process.
     Embedded(Box<Gateway>, Runtime),
     /// SeaweedFS.
     Seaweed(Seaweed),
-    /// Whatever the user has.
+    /// Ceph RGW.
+    Rgw(Rgw),
+    /// An external gateway.
     Given(SocketAddr),
 }
 
@@ -52,23 +64,18 @@ pub struct Seaweed {
 }
 
 impl Origin {
-    /// Starts the embedded gateway; its objects are kept in `folder`.
+    /// Starts the embedded gateway, with its objects in `folder`.
     ///
     /// # Errors
     /// If it cannot listen.
     pub fn embedded(folder: &Path) -> Result<Self> {
         let runtime = Runtime::new()?;
-        let user = |credential: Credential, may| User {
-            access_key: credential.access_key.into_owned(),
-            secret_key: credential.secret_key.into_owned(),
-            may,
-        };
         let settings = Settings {
             zone: "cwlota.com".into(),
             users: vec![
-                user(ADMIN, Permission::Everything),
-                user(READER, Permission::ReadOnly),
-                user(NOBODY, Permission::Nothing),
+                ADMIN.user(Permission::Everything),
+                READER.user(Permission::ReadOnly),
+                NOBODY.user(Permission::Nothing),
             ],
             direct: Some(Direct {
                 backend: format!("http://{GATEWAY}:{BACKEND_PORT}"),
@@ -85,7 +92,7 @@ impl Origin {
         Ok(Self::Embedded(Box::new(gateway), runtime))
     }
 
-    /// Starts SeaweedFS from its PyPI package; its files are kept in `folder`.
+    /// Starts SeaweedFS from its PyPI package, with its files in `folder`.
     ///
     /// # Errors
     /// If it does not start.
@@ -93,12 +100,20 @@ impl Origin {
         Seaweed::start(weed, &folder.join("seaweed")).map(Self::Seaweed)
     }
 
-    /// The user's own, by its URL.
+    /// Starts Ceph RGW from Debian's packages, which are unpacked below `prefix`, with its files in `folder`.
     ///
     /// # Errors
-    /// If the URL names no reachable address.
+    /// If it does not start.
+    pub fn rgw(prefix: &Path, folder: &Path) -> Result<Self> {
+        Rgw::start(prefix, &folder.join("rgw")).map(Self::Rgw)
+    }
+
+    /// Returns an external gateway by its URL.
+    ///
+    /// # Errors
+    /// If the URL cannot be resolved.
     pub fn given(url: &str) -> Result<Self> {
-        let authority = url.strip_prefix("http://").context("the lab's relay speaks http:// only")?;
+        let authority = url.strip_prefix("http://").context("the lab's relay supports only http://")?;
         let authority = authority.trim_end_matches('/');
         let with_port =
             if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
@@ -106,29 +121,30 @@ impl Origin {
         Ok(Self::Given(address.with_context(|| format!("{with_port} has no address"))?))
     }
 
-    /// Where it listens.
+    /// Returns its address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         match self {
             Self::Embedded(gateway, _) => gateway.address(),
             Self::Seaweed(seaweed) => seaweed.address,
+            Self::Rgw(rgw) => rgw.address(),
             Self::Given(address) => *address,
         }
     }
 
-    /// Does it speak LOTA's gateway protocol?
+    /// Returns whether it implements LOTA's gateway protocol.
     #[must_use]
     pub fn speaks_lota(&self) -> bool {
         matches!(self, Self::Embedded(..))
     }
 
-    /// Does it know the lab's own users?
+    /// Returns whether it has the lab's users.
     #[must_use]
     pub fn has_users(&self) -> bool {
         !matches!(self, Self::Given(_))
     }
 
-    /// The last `Lota-Node` it was told, if it is the embedded one.
+    /// Returns the last `Lota-Node` header that the embedded gateway received.
     #[must_use]
     pub fn last_node(&self) -> Option<String> {
         match self {
@@ -157,7 +173,7 @@ impl Seaweed {
         fs::write(&config, users.to_string())?;
         let ports = free_ports::<5>()?;
         let log = File::create(folder.join("log"))?;
-        // It must not outlive whoever started it, however that ends.
+        // The server must end with the process that started it.
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(weed)
@@ -175,31 +191,25 @@ impl Seaweed {
             .arg(format!("-filer.port={}", ports[2]))
             .arg(format!("-s3.port={}", ports[3]))
             .arg("-s3.domainName=cwlota.com")
+            // Their default ports are fixed, and SeaweedFS ends if one is in use.
+            .args(["-s3.port.iceberg=0", "-s3.port.lance=0"])
             .arg(format!("-s3.config={}", config.display()))
             .arg("-master.volumeSizeLimitMB=1024")
-            // Each bucket takes some, and with none left writes are answered 500.
+            // Each bucket uses some volumes; without free volumes, writes fail with 500.
             .arg("-volume.max=100")
             .stderr(log.try_clone()?)
             .stdout(log)
             .spawn()
             .with_context(|| format!("running {}", weed.display()))?;
         let seaweed = Self { process, address: SocketAddr::from(([127, 0, 0, 1], ports[3])), ports };
-        let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(seaweed.address).is_err() {
-            if Instant::now() > deadline {
-                let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
-                let tail: String = log.lines().rev().take(10).collect::<Vec<_>>().join("\n");
-                bail!("SeaweedFS does not listen after {PATIENCE:?}:\n{tail}");
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
+        wait_until_listening(seaweed.address, "SeaweedFS", &folder.join("log"), START_TIMEOUT)?;
         Ok(seaweed)
     }
 }
 
 impl Drop for Seaweed {
     fn drop(&mut self) {
-        // It takes its time over SIGTERM, and its files go with the lab.
+        // SIGTERM is slow, and the lab removes its files.
         let _ = kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGKILL);
         let _ = self.process.wait();
         self.remove_sockets();
@@ -207,7 +217,7 @@ impl Drop for Seaweed {
 }
 
 impl Seaweed {
-    /// Those it leaves in `/tmp`, where it always makes them: `seaweedfs-s3-8333.sock`, `seaweedfs-s3-grpc-18333.sock`.
+    /// Removes the sockets that it leaves in `/tmp`: `seaweedfs-s3-8333.sock`, `seaweedfs-s3-grpc-18333.sock`.
     fn remove_sockets(&self) {
         for port in self.ports {
             for kind in ["s3", "filer", "master", "volume"] {
@@ -218,19 +228,44 @@ impl Seaweed {
     }
 }
 
-/// What SeaweedFS adds to a port for its gRPC.
+/// Waits until a server accepts connections.
+///
+/// # Errors
+/// After `limit`, with the end of its log.
+pub(super) fn wait_until_listening(
+    address: SocketAddr,
+    server: &str,
+    log: &Path,
+    limit: Duration,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while TcpStream::connect(address).is_err() {
+        if Instant::now() > deadline {
+            let log = fs::read_to_string(log).unwrap_or_default();
+            let tail: String = log.lines().rev().take(10).collect::<Vec<_>>().join("\n");
+            bail!("{server} does not listen on {address} after {limit:?}; the end of its log:\n{tail}");
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// Offset of SeaweedFS's gRPC ports.
 const GRPC: u16 = 10_000;
 
-/// Ports that are free, each with the neighbour that SeaweedFS takes for gRPC.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
+/// Range of [`free_ports`]. These ports and their gRPC ports are below Linux's range of ephemeral ports, so that no
+/// connection takes one before the server listens.
+const SERVER_PORTS: Range<u16> = 10_240..22_000;
+
+/// Returns free ports whose gRPC ports of SeaweedFS are free, too.
+pub(super) fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut held = Vec::new();
     let mut ports = [0; N];
     for port in &mut ports {
         let found = (0..1000).find_map(|_| {
-            let listener = TcpListener::bind("127.0.0.1:0").ok()?;
-            let number = listener.local_addr().ok()?.port();
-            let grpc = number.checked_add(GRPC)?;
-            let neighbour = TcpListener::bind(("127.0.0.1", grpc)).ok()?;
+            let number = rand::random_range(SERVER_PORTS);
+            let listener = TcpListener::bind(("127.0.0.1", number)).ok()?;
+            let neighbour = TcpListener::bind(("127.0.0.1", number + GRPC)).ok()?;
             Some((number, [listener, neighbour]))
         });
         let (number, listeners) = found.context("no two free ports 10,000 apart")?;

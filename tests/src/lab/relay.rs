@@ -1,4 +1,4 @@
-//! A TCP relay that counts, so that a test can say what a backend was asked for.
+//! A TCP relay that counts the bytes received from a gateway or backend.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -18,17 +18,17 @@ use tokio::{
     time::Instant,
 };
 
-/// Pieces that are on their way at once where bytes come late: 8 MiB, which is more than a connection's window. A sender that
-/// is ahead of it by more takes the CPU from those who wait for its first byte.
+/// Maximum number of buffered pieces with a delay: 8 MiB, which is more than a connection's window. A larger buffer
+/// would let a fast sender take CPU time from readers that wait for their first byte.
 const ON_THE_WAY: usize = 128;
 
-/// Relays until dropped.
+/// A relay that runs until it is dropped.
 #[derive(Debug)]
 pub struct Relay {
     received: Arc<AtomicU64>,
-    /// Bytes a second that each connection brings from the target; as many as come, if 0.
+    /// Rate limit per connection from the target, in bytes per second; 0 for unlimited.
     rate: Arc<AtomicU64>,
-    /// Milliseconds that each byte from the target is late.
+    /// Delay of bytes from the target, in milliseconds.
     delay: Arc<AtomicU64>,
     cut: Arc<Notify>,
     _runtime: Runtime,
@@ -61,22 +61,22 @@ impl Relay {
         Ok(Self { received, rate, delay, cut, _runtime: runtime })
     }
 
-    /// Has each connection bring this many bytes a second at most; 0: as many as come.
+    /// Sets the rate limit per connection; 0 for unlimited.
     pub fn set_rate(&self, bytes_per_second: u64) {
         self.rate.store(bytes_per_second, Ordering::Relaxed);
     }
 
-    /// Has the bytes of connections from now on come this much later.
+    /// Sets the delay of bytes for new connections.
     pub fn set_delay(&self, delay: Duration) {
         self.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Ends every connection there is.
+    /// Closes all connections.
     pub fn cut(&self) {
         self.cut.notify_waiters();
     }
 
-    /// Bytes that came from the target since the relay began.
+    /// Returns the bytes received from the target so far.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
@@ -122,7 +122,7 @@ async fn copy(
     let _ = to.shutdown().await;
 }
 
-/// As wide as its window: what is sent comes later.
+/// Copies with a delay but without a limit on the rate.
 async fn copy_late(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, delay: Duration) {
     let (sender, mut pieces) = mpsc::channel::<(Instant, Vec<u8>)>(ON_THE_WAY);
     let reading = tokio::spawn(async move {

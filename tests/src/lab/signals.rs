@@ -1,4 +1,4 @@
-//! Ctrl-C, in the middle of anything: everything goes, then the process.
+//! Removal of the lab on signals.
 
 use std::{
     process,
@@ -17,10 +17,10 @@ use super::Lab;
 
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// Takes the lab of this name down on the first signal that ends a process, and ends this one.
+/// Removes the lab of this name and exits on the first SIGINT, SIGTERM or SIGHUP.
 ///
 /// # Errors
-/// If signals cannot be watched.
+/// If signal handlers cannot be installed.
 pub fn clean_up_on_signal(name: &'static str) -> Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let (mut interrupt, mut terminate, mut hang_up) = {
@@ -36,7 +36,7 @@ pub fn clean_up_on_signal(name: &'static str) -> Result<()> {
             }
         });
         STOPPING.store(true, Ordering::Release);
-        // What other threads were making meanwhile may appear after a first look.
+        // Other threads may still be creating parts of the lab.
         while !Lab::leftovers(name).is_empty() {
             if let Err(error) = Lab::down(name) {
                 eprintln!("lota-lab: {error:#}");
@@ -48,7 +48,8 @@ pub fn clean_up_on_signal(name: &'static str) -> Result<()> {
     Ok(())
 }
 
-/// For the main thread, before it ends the process: a clean-up under way does that.
+/// Blocks if a signal has started the removal, which then exits the process. To be called before the main thread exits
+/// or another lab is created.
 pub fn still_wanted() {
     while STOPPING.load(Ordering::Acquire) {
         thread::park();

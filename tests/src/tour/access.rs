@@ -1,4 +1,4 @@
-//! Step 7: who may not talk to LOTA is refused in the kernel, daemon up or down.
+//! Step 7: pods without access are refused in the kernel, whether the daemon runs or not.
 
 use std::{
     io::{Read as _, Write as _},
@@ -10,9 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 use lota_common::map;
 use nix::sys::signal::Signal;
 
-use super::{Line, Tour, road::dump_map};
+use super::{Line, Tour};
 use crate::lab::{
-    ADMIN_PORT, AT_ONCE, DENIED, LONG_ENOUGH, NODES, PEER_PORT, PODS, Pod, Reached, VIP, knock, node_address,
+    ADMIN_PORT, AT_ONCE, DENIED, LONG_ENOUGH, NODES, PEER_PORT, PODS, Pod, Reached, VIP, dump_map, knock,
+    node_address,
 };
 
 const DENIALS: &str = "lota_datapath_packets_total{verdict=\"denied\"}";
@@ -26,7 +27,7 @@ pub(super) fn refusals(tour: &mut Tour) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// A pod without access, with everything running.
+/// Verifies that a pod without access is refused while the daemon runs.
 fn denied(tour: &Tour) -> Result<Line> {
     let node = &tour.nodes[usize::from(DENIED.0) - 1];
     let before = node.metric(DENIALS)?;
@@ -35,21 +36,18 @@ fn denied(tour: &Tour) -> Result<Line> {
     let refusals = node.metric(DENIALS)? - before;
     ensure!(refusals >= 1.0, "the refusal was not counted");
     let (reached, _) = knock(&tour.lab.pod(Pod(DENIED.0, 1)), VIP, 80)?;
-    ensure!(reached == Reached::Open, "its neighbour, which may, got {reached:?}");
-    Ok(Line::new(
-        "a pod that no access entry names connects",
-        format!("refused in {}, counted", micros(after)),
-    ))
+    ensure!(reached == Reached::Open, "its allowed neighbor got {reached:?}");
+    Ok(Line::new("a pod without an access entry connects", format!("refused in {}, counted", micros(after))))
 }
 
-/// A pod without access that sends from its neighbour's address.
+/// Verifies that a pod without access is refused when it sends from its neighbor's address.
 fn borrowed_address(tour: &Tour) -> Result<Line> {
     let (pod, neighbour) = (tour.lab.pod(DENIED), Pod(DENIED.0, 1).address());
     let node = &tour.nodes[usize::from(DENIED.0) - 1];
     let before = node.metric(DENIALS)?;
     pod.ip(&format!("addr add {neighbour}/32 dev eth0"))?;
     let sent = pod.run(move || -> std::io::Result<()> {
-        // The answer would go to the neighbour: that the SYN was sent is all there is to see here.
+        // The response would go to the neighbor, so only the SYN can be observed here.
         let socket = nix::sys::socket::socket(
             nix::sys::socket::AddressFamily::Inet,
             nix::sys::socket::SockType::Stream,
@@ -68,15 +66,15 @@ fn borrowed_address(tour: &Tour) -> Result<Line> {
     });
     pod.ip(&format!("addr del {neighbour}/32 dev eth0"))?;
     let denied = node.metric(DENIALS)? - before;
-    ensure!(denied >= 1.0, "a SYN from the neighbour's address was not denied ({sent:?})");
+    ensure!(denied >= 1.0, "a SYN from the neighbor's address was not denied ({sent:?})");
     Ok(Line::new(
-        "it sends from its allowed neighbour's address",
-        "not steered: bound to the other interface",
+        "it sends from the address of its allowed neighbor",
+        "refused: the entry is bound to another interface",
     ))
 }
 
-/// The daemon is dead, and something else on the node listens on 0.0.0.0:80. Neither the pod that never had
-/// access nor its neighbour, which had, reaches it.
+/// Verifies that no pod, with access or without, reaches a process that listens on 0.0.0.0:80 while the daemon is
+/// down.
 fn daemon_down(tour: &mut Tour) -> Result<Line> {
     let number = DENIED.0;
     let index = usize::from(number) - 1;
@@ -94,27 +92,27 @@ fn daemon_down(tour: &mut Tour) -> Result<Line> {
         slowest = slowest.max(after);
     }
     let (control, _) = knock(&tour.lab.pod(Pod(number, 1)), node_address(number), 80)?;
-    ensure!(control == Reached::Open, "the foreign listener does not listen at all: the test proves nothing");
-    // The control's connection is the only one that may have come.
+    ensure!(control == Reached::Open, "the foreign listener does not listen, so the test is void");
+    // Only the connection of the control may have arrived.
     let mut accepted = 0;
     while foreign.accept().is_ok() {
         accepted += 1;
     }
     ensure!(accepted == 1, "the foreign listener accepted {accepted} connections");
     tour.nodes[index].start().context("starting beside a foreign listener on 0.0.0.0:80")?;
-    // The counters are pinned: they went on while the daemon was gone.
+    // The counters are pinned, so they counted while the daemon was down.
     let after = (tour.nodes[index].metric(DENIALS)?, tour.nodes[index].metric(BACKSTOPPED)?);
     ensure!(after.0 > before.0, "the denied pod's attempt was not counted");
     ensure!(after.1 >= before.1 + 2.0, "the backstop counted {} of two attempts", after.1 - before.1);
     let (reached, _) = knock(&tour.lab.pod(Pod(number, 1)), VIP, 80)?;
     ensure!(reached == Reached::Open && foreign.accept().is_err(), "beside a foreign listener: {reached:?}");
     Ok(Line::new(
-        "daemon killed, another listens on 0.0.0.0:80",
+        "daemon killed, another process listens on 0.0.0.0:80",
         format!("refused in {}, counted", micros(slowest)),
     ))
 }
 
-/// The peer and admin ports of every node, from a pod that may talk to LOTA.
+/// Verifies that a pod with access does not reach peer and admin ports of any node.
 fn hidden_ports(tour: &Tour) -> Result<Vec<Line>> {
     let pod = tour.pod(1, 1);
     for node in 1..=NODES {
@@ -127,15 +125,15 @@ fn hidden_ports(tour: &Tour) -> Result<Vec<Line>> {
         let (control, _) = knock(&pod, node_address(node), 9)?;
         ensure!(control == Reached::Refused, "other ports of n{node} are not reached either: {control:?}");
     }
-    // Peers are authenticated, too: a node's own process that is no peer gets no answer.
+    // Peers are authenticated, too: another process of a node gets no response.
     let answer = tour.lab.node(1).run(|| talk(SocketAddr::from((node_address(2), PEER_PORT))))?;
-    ensure!(answer.is_ok_and(|answer| answer.is_empty()), "the peer port answered a stranger");
-    // From the other nodes' side of the guard: not a node's address, so not a peer.
-    let (stranger, _) = knock(&tour.lab.switch(), node_address(2), PEER_PORT)?;
     ensure!(
-        stranger == Reached::Nothing,
-        "a stranger on the nodes' network got {stranger:?} at the peer port"
+        answer.is_ok_and(|answer| answer.is_empty()),
+        "the peer port answered a process that is not a peer"
     );
+    // From the network of the nodes, with an address that is not a node's.
+    let (stranger, _) = knock(&tour.lab.switch(), node_address(2), PEER_PORT)?;
+    ensure!(stranger == Reached::Nothing, "a host that is not a peer got {stranger:?} at the peer port");
     let switch = tour.lab.switch();
     switch.ip(&format!("route add {VIP}/32 via {}", node_address(2)))?;
     let (outside, _) = knock(&switch, VIP, 80)?;
@@ -146,18 +144,17 @@ fn hidden_ports(tour: &Tour) -> Result<Vec<Line>> {
         "from outside, the VIP gave {outside:?}, {names:?}"
     );
     Ok(vec![
-        Line::new("a pod knocks at peer and admin ports of all nodes", "dropped at its own interface"),
-        Line::new("a stranger on the nodes' network, at a peer port", "dropped at the uplink"),
-        Line::new("the same stranger, at the VIP", "dropped at the uplink"),
+        Line::new("a pod connects to peer and admin ports of all nodes", "dropped at its own interface"),
+        Line::new("a host on the nodes' network connects to a peer port", "dropped at the uplink"),
+        Line::new("the same host connects to the VIP", "dropped at the uplink"),
     ])
 }
 
-/// The access map of each node says what was configured, by field name.
+/// Verifies that the access map of each node contains the configured entries, with field names.
 fn entries(tour: &Tour) -> Result<Line> {
     let mut shown = String::new();
     for node in 1..=NODES {
-        let dump = dump_map(tour, usize::from(node) - 1, map::ACCESS4)?;
-        let entries = dump.as_array().context("not a list")?;
+        let entries = dump_map(&tour.nodes[usize::from(node) - 1].map(map::ACCESS4))?;
         let allowed: Vec<Pod> = (1..=PODS).map(|pod| Pod(node, pod)).filter(|pod| *pod != DENIED).collect();
         ensure!(
             entries.len() == allowed.len(),

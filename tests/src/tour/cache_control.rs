@@ -1,4 +1,4 @@
-//! Step 8: what `Cache-Control` on a GET does.
+//! Step 8: `Cache-Control` of GET requests.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -31,7 +31,7 @@ pub(super) fn directives(tour: &mut Tour) -> Result<Vec<Line>> {
         if stored {
             tour.wait_cached(key)?;
         } else {
-            // A fill would be under way or done by now.
+            // A fill would be in progress or complete by now.
             let fills: f64 =
                 tour.nodes.iter().map(|node| node.metric("lota_fills_in_progress")).sum::<Result<f64>>()?;
             ensure!(fills == 0.0 && tour.holders(key)?.is_empty(), "{what} left the object in a cache");

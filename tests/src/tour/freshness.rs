@@ -1,4 +1,4 @@
-//! Steps 5 and 6: what is read is what the gateway says it is, to whom it says so.
+//! Steps 5 and 6: every read returns the current content, and only to authorized clients.
 
 use anyhow::{Result, ensure};
 
@@ -22,7 +22,7 @@ pub(super) fn overwrites(tour: &mut Tour) -> Result<Vec<Line>> {
         let put = client.put_at(endpoint, &from, key, seed, 8 * MIB)?;
         lines.push(Line::timed(format!("overwrite {way}"), &put));
         for (node, pod) in tour.one_pod_per_node() {
-            let what = format!("the very next read through n{node}");
+            let what = format!("the next read through n{node}");
             let got = client.get(&pod, key, Style::Path)?;
             same(&got, &put.sha256, &what)?;
             lines.push(Line { seen: format!("new content ({})", got.cache()), ..Line::timed(what, &got) });
@@ -37,7 +37,7 @@ pub(super) fn overwrites(tour: &mut Tour) -> Result<Vec<Line>> {
 
 pub(super) fn refusals(tour: &mut Tour) -> Result<Vec<Line>> {
     if !tour.origin.has_users() {
-        return Ok(vec![Line::new("skipped", "a given gateway has one user only")]);
+        return Ok(vec![Line::new("skipped", "an external gateway has only one user")]);
     }
     let (client, pod, key) = (&tour.client, tour.pod(1, 2), "refused/object");
     let put = client.put(&pod, key, 60, 4 * MIB)?;
@@ -67,6 +67,6 @@ pub(super) fn refusals(tour: &mut Tour) -> Result<Vec<Line>> {
     let still = client.get(&pod, key, Style::Path)?;
     same(&still, &put.sha256, "after the refusals")?;
     expect(&still, 200, "hit", "after the refusals")?;
-    lines.push(Line::timed("and for who may, it is still cached", &still));
+    lines.push(Line::timed("for an authorized client, it is still cached", &still));
     Ok(lines)
 }

@@ -1,4 +1,4 @@
-//! Step 9: an owner is killed, and comes back with its cache.
+//! Step 9: an owner is killed and restarts with its cache.
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -31,8 +31,8 @@ pub(super) fn owner(tour: &mut Tour) -> Result<Vec<Line>> {
     let pod = tour.lab.pod(Pod(u8::try_from(dead + 1)?, 1));
     let again = client.get(&pod, key, Style::Path)?;
     same(&again, &put.sha256, "after the restart")?;
-    expect(&again, 200, "hit", "after the restart: its cache is still there")?;
+    expect(&again, 200, "hit", "after the restart: its cache is preserved")?;
     ensure!(again.node() == owner, "served by {}", again.node());
-    lines.push(Line::timed("read through it: its cache is still there", &again));
+    lines.push(Line::timed("read through it: its cache is preserved", &again));
     Ok(lines)
 }

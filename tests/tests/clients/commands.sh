@@ -1,6 +1,6 @@
-# S3 command lines as people use them, with nothing said but the endpoint. `commands.sh CLIENT up|down`, in a folder
-# with small.bin and big.bin; `down` leaves small.out, big.out and, where the client has ranges, range.out with bytes
-# 100 to 199 of small.bin.
+# S3 command lines with default settings except for the endpoint. Usage: `commands.sh CLIENT up|down`, in a folder
+# with small.bin and big.bin. `down` writes small.out, big.out and, if the client supports ranges, range.out with
+# bytes 100 to 199 of small.bin.
 set -eu
 endpoint=http://cwlota.com
 object=s3://$BUCKET/$1
@@ -34,7 +34,7 @@ rclone_down() {
 }
 
 curl_() {
-    # The credential comes on standard input: arguments are for everyone to see.
+    # The credential is passed on standard input, since arguments are visible to all users.
     printf 'user = "%s:%s"\n' "$AWS_ACCESS_KEY_ID" "$AWS_SECRET_ACCESS_KEY" |
         curl --config - --silent --show-error --fail-with-body --aws-sigv4 aws:amz:us-east-1:s3 \
             --header x-amz-content-sha256:UNSIGNED-PAYLOAD "$@"

@@ -1,6 +1,9 @@
-//! What happened, and whether it may have.
+//! Recorded operations, and a checker for their consistency.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 
@@ -13,36 +16,87 @@ pub(crate) struct Event {
     pub(crate) what: What,
 }
 
-/// Values are written once each; 0 is no object.
+/// An effect or an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
-    Write(u64),
-    Read(u64),
+    /// The object was written.
+    Write(Object),
+    /// This older version became current, because the newest one was deleted.
+    Restore(Object),
+    /// A GET returned this.
+    Get(Object),
+    /// A HEAD returned this; its `bytes` are unknown.
+    Head(Object),
 }
 
-/// Finds the first read of a value that was not current at any moment of that read: one whose write had not begun, or
-/// that another write had replaced for certain, having begun after the one ended and ended before the read began.
+/// State of an object as clients see it. The default is no object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Object {
+    /// The value that the body repeats.
+    pub(crate) bytes: u64,
+    /// The value in the metadata, which each write changes.
+    pub(crate) metadata: u64,
+    /// Number of the version.
+    pub(crate) version: u64,
+}
+
+/// A field of an object, which is read and written atomically.
+type Register = (&'static str, fn(&Object) -> u64);
+
+const BYTES: Register = ("bytes", |object| object.bytes);
+const METADATA: Register = ("metadata", |object| object.metadata);
+const VERSION: Register = ("version", |object| object.version);
+
+/// Returns an error for the first read of a value that was not current at any time during that read: its write had not
+/// started, or another write had replaced it for certain, that is, started after that write ended and ended before the
+/// read started. Each register is checked alone, and bytes and metadata must be of the same write.
 pub(crate) fn check(events: &[Event]) -> Result<(), String> {
-    let mut writes: HashMap<u32, Vec<(u64, Duration, Duration)>> = HashMap::new();
+    let mut writes: HashMap<u32, Vec<(Object, Duration, Duration)>> = HashMap::new();
     for event in events {
-        let of_key = writes.entry(event.key).or_insert_with(|| vec![(0, Duration::ZERO, Duration::ZERO)]);
-        if let What::Write(value) = event.what {
-            of_key.push((value, event.start, event.end));
+        let of_key = writes
+            .entry(event.key)
+            .or_insert_with(|| vec![(Object::default(), Duration::ZERO, Duration::ZERO)]);
+        if let What::Write(object) | What::Restore(object) = event.what {
+            of_key.push((object, event.start, event.end));
         }
     }
+    let together: HashSet<(u32, u64, u64)> = writes
+        .iter()
+        .flat_map(|(key, writes)| writes.iter().map(|(object, ..)| (*key, object.bytes, object.metadata)))
+        .collect();
     for read in events {
-        let What::Read(value) = read.what else { continue };
+        let (object, registers): (Object, &[Register]) = match read.what {
+            What::Write(_) | What::Restore(_) => continue,
+            What::Get(object) => (object, &[BYTES, METADATA, VERSION]),
+            What::Head(object) => (object, &[METADATA, VERSION]),
+        };
         let of_key = &writes[&read.key];
         let replaced = |end: Duration| of_key.iter().any(|other| other.1 > end && other.2 < read.start);
-        let mut possible = of_key.iter().filter(|write| write.0 == value && write.1 <= read.end);
-        if !possible.any(|write| !replaced(write.2)) {
-            return Err(format!("{read:?} is stale, or was never written"));
+        for (name, register) in registers {
+            let value = register(&object);
+            let mut possible =
+                of_key.iter().filter(|write| register(&write.0) == value && write.1 <= read.end);
+            if !possible.any(|write| !replaced(write.2)) {
+                let near: Vec<_> = of_key.iter().filter(|write| is_near(read, write)).collect();
+                return Err(format!(
+                    "{read:?}: its {name} are stale, or were never written; near it: {near:?}"
+                ));
+            }
+        }
+        let is_get = matches!(read.what, What::Get(_));
+        if is_get && !together.contains(&(read.key, object.bytes, object.metadata)) {
+            return Err(format!("{read:?}: bytes and metadata are of different writes"));
         }
     }
     Ok(())
 }
 
-/// The checker itself: what it must find, and what it must not.
+/// Returns whether a write ended at most a second before a read started, and started before the read ended.
+fn is_near(read: &Event, (_, start, end): &(Object, Duration, Duration)) -> bool {
+    *start <= read.end && *end + Duration::from_secs(1) >= read.start
+}
+
+/// Tests the checker with consistent and inconsistent reads.
 pub(crate) fn finds_what_is_wrong() -> Result<()> {
     let event = |start, end, what| Event {
         key: 1,
@@ -50,26 +104,42 @@ pub(crate) fn finds_what_is_wrong() -> Result<()> {
         end: Duration::from_millis(end),
         what,
     };
-    let written = [event(1, 2, What::Write(7)), event(4, 6, What::Write(8)), event(8, 9, What::Write(0))];
-    let with = |read| check(&[&written[..], &[read]].concat());
-    for (start, end, value, fine) in [
-        (2, 3, 7, true),
-        (3, 5, 7, true),
-        (3, 5, 8, true),
-        (5, 6, 7, true),
-        (7, 7, 8, true),
-        (10, 11, 0, true),
-        (0, 1, 0, true),
-        (0, 1, 7, true),
-        (2, 3, 8, false),
-        (7, 7, 7, false),
-        (7, 7, 0, false),
-        (10, 11, 8, false),
-        (3, 3, 0, false),
-        (3, 3, 9, false),
+    let object = |bytes, metadata, version| Object { bytes, metadata, version };
+    let none = Object::default();
+    // 8 is written with new bytes, 9 with the same bytes, and then the older version is current again.
+    let written = [
+        event(1, 2, What::Write(object(7, 7, 1))),
+        event(4, 6, What::Write(object(8, 8, 2))),
+        event(8, 9, What::Write(object(8, 9, 3))),
+        event(11, 12, What::Restore(object(8, 8, 2))),
+        event(14, 15, What::Write(none)),
+    ];
+    for (start, end, read, fine) in [
+        (2, 3, object(7, 7, 1), true),
+        (3, 5, object(7, 7, 1), true),
+        (3, 5, object(8, 8, 2), true),
+        (5, 6, object(7, 7, 1), true),
+        (7, 7, object(8, 8, 2), true),
+        (10, 10, object(8, 9, 3), true),
+        (13, 13, object(8, 8, 2), true),
+        (16, 17, none, true),
+        (0, 1, none, true),
+        (0, 1, object(7, 7, 1), true),
+        (2, 3, object(8, 8, 2), false),
+        (7, 7, object(7, 7, 1), false),
+        (7, 7, none, false),
+        (10, 10, object(8, 8, 3), false),
+        (10, 10, object(8, 9, 2), false),
+        (13, 13, object(8, 9, 3), false),
+        (16, 17, object(8, 8, 2), false),
+        (5, 5, object(7, 8, 2), false),
+        (3, 3, none, false),
+        (3, 3, object(9, 9, 1), false),
     ] {
-        let found = with(event(start, end, What::Read(value)));
-        ensure!(found.is_ok() == fine, "a read of {value} from {start} to {end}: {found:?}");
+        let found = check(&[&written[..], &[event(start, end, What::Get(read))]].concat());
+        ensure!(found.is_ok() == fine, "a read of {read:?} from {start} to {end}: {found:?}");
     }
+    let head = event(10, 10, What::Head(object(0, 8, 3)));
+    ensure!(check(&[&written[..], &[head]].concat()).is_err(), "a HEAD with stale metadata is not reported");
     Ok(())
 }

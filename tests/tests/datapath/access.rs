@@ -1,4 +1,4 @@
-//! Who may talk to LOTA, as operators say it and see it.
+//! Access control by commands and configuration.
 
 use std::{
     fs,
@@ -13,14 +13,11 @@ use lota_tests::{
     lab::{AT_ONCE, DENIED, Mode, Node, Pod, Reached, VIP, VIP6, knock},
     tour::{Tour, wait_until},
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 
 use super::{dump, lota, lota_json};
 
-/// Longest that a connection may outlive its access.
+/// Limit for the end of a connection after its access is revoked.
 const SECOND: Duration = Duration::from_secs(1);
 
 pub(crate) fn commands(tour: &mut Tour) -> Result<()> {
@@ -33,13 +30,13 @@ pub(crate) fn commands(tour: &mut Tour) -> Result<()> {
         let entry = entries.into_iter().find(|entry| entry["subject"] == subject);
         Ok(entry.map(|entry| format!("{} {} {}", entry["source"], entry["allow"], entry["interface"])))
     };
-    ensure!(reached()? == Reached::Refused && source(&address)?.is_none(), "to begin with");
+    ensure!(reached()? == Reached::Refused && source(&address)?.is_none(), "initially");
     lota(node, &["access", "allow", &address])?;
-    ensure!(reached()? == Reached::Open, "allowed, by the route to it");
+    ensure!(reached()? == Reached::Open, "allowed, with the interface of its route");
     let expected = format!("\"command\" true \"{}\"", DENIED.interface());
     ensure!(source(&address)? == Some(expected.clone()), "listed as {:?}", source(&address)?);
     lota(node, &["access", "allow", &address, "--interface", "veth-p1"])?;
-    ensure!(reached()? == Reached::Refused, "bound to its neighbour's interface");
+    ensure!(reached()? == Reached::Refused, "bound to its neighbor's interface");
     lota(node, &["access", "forget", &address])?;
     ensure!(source(&address)?.is_none(), "forgotten");
     lota(node, &["access", "allow", "10.77.13.0/24"])?;
@@ -51,27 +48,27 @@ pub(crate) fn commands(tour: &mut Tour) -> Result<()> {
         ensure!(table.contains(word), "no `{word}` in\n{table}");
     }
     ensure!(dump(node, map::RULES4)?.len() == 1, "{:?}", dump(node, map::RULES4)?);
-    // What operators said stays when the daemon does not.
+    // Entries of operators survive a restart of the daemon.
     tour.nodes[2].start()?;
     let node = &tour.nodes[2];
     ensure!(reached()? == Reached::Refused && dump(node, map::RULES4)?.len() == 1, "after a restart");
     lota(node, &["access", "forget", &address])?;
     lota(node, &["access", "forget", "10.77.13.0/24"])?;
-    ensure!(reached()? == Reached::Refused, "all is as it was");
-    for (words, says) in [
+    ensure!(reached()? == Reached::Refused, "after all entries were removed");
+    for (words, expected) in [
         (&["access", "allow", "10.1.2.3/16"][..], "10.1.0.0/16"),
         (&["access", "allow", "10.1.2.3", "--interface", "veth9"], "no interface `veth9`"),
         (&["access", "allow", "10.1.0.0/16", "--interface", "veth-p1"], "single address"),
         (&["access", "forget", "10.1.2.3"], "no operator"),
     ] {
         let output = node.command().args(words).arg("--config").arg(node.config()).output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(!output.status.success() && said.contains(says), "{words:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && stderr.contains(expected), "{words:?}: {stderr}");
     }
     Ok(())
 }
 
-/// An idle connection, and one in the middle of a request's head, in both families.
+/// An idle connection and one within a request head, in both families.
 pub(crate) fn revocation(tour: &mut Tour) -> Result<()> {
     let pod = Pod(2, 1);
     let place = tour.lab.pod(pod);
@@ -134,16 +131,15 @@ pub(crate) fn denied(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
-/// SIGHUP: who has access is read again, what a running daemon cannot change is named, and a broken file changes nothing.
+/// SIGHUP reloads access, reports changes that need a restart, and ignores an invalid file.
 pub(crate) fn reload(tour: &mut Tour) -> Result<()> {
     let node = &mut tour.nodes[2];
     let place = tour.lab.pod(DENIED);
     let address = DENIED.address();
-    let hang_up = |node: &Node, says: &str| {
-        let said = fs::read_to_string(node.log())?.len();
-        let pid = node.pid().context("the node does not run")?;
-        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGHUP)?;
-        wait_until(says, || Ok(fs::read_to_string(node.log())?[said..].contains(says)))
+    let hang_up = |node: &Node, message: &str| {
+        let logged = fs::read_to_string(node.log())?.len();
+        node.signal(Signal::SIGHUP)?;
+        wait_until(message, || Ok(fs::read_to_string(node.log())?[logged..].contains(message)))
     };
     let pid = node.pid();
     node.edit("[access]\n", &format!("[access]\nallow = [\"{address}\"]\n"));
@@ -157,11 +153,11 @@ pub(crate) fn reload(tour: &mut Tour) -> Result<()> {
     let (still, _) = knock(&place, VIP, 80)?;
     node.forget_edits();
     node.configure(Mode::OwnCredential)?;
-    let said = lota(node, &["reload"])?;
-    ensure!(said == "[access] holds as it is now\n", "{said}");
+    let output = lota(node, &["reload"])?;
+    ensure!(output == "[access] reloaded\n", "{output}");
     let (refused, _) = knock(&place, VIP, 80)?;
     ensure!(open == Reached::Open && still == Reached::Open, "allowed, it got {open:?}, then {still:?}");
-    ensure!(refused == Reached::Refused, "allowed no more, it got {refused:?}");
+    ensure!(refused == Reached::Refused, "no longer allowed, it got {refused:?}");
     ensure!(node.pid() == pid, "another daemon runs");
     Ok(())
 }
@@ -178,13 +174,13 @@ pub(crate) fn default_allow(tour: &mut Tour) -> Result<()> {
     node.forget_edits();
     node.configure(Mode::OwnCredential)?;
     node.start()?;
-    ensure!(open == Reached::Open, "a pod that nothing is said about got {open:?}");
+    ensure!(open == Reached::Open, "a pod without an entry got {open:?}");
     ensure!(refused == Reached::Refused && after < AT_ONCE, "one in a denied prefix got {refused:?}");
     ensure!(
         listed.lines().any(|line| line.starts_with("(all others)") && line.contains("allow")),
         "{listed}"
     );
     let (refused, _) = knock(&place, VIP, 80)?;
-    ensure!(refused == Reached::Refused, "configured no more, it got {refused:?}");
+    ensure!(refused == Reached::Refused, "without the configuration, it got {refused:?}");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The guard, where XDP in the driver is not to be had.
+//! The guard where native XDP is not available.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -14,14 +14,14 @@ use nix::sys::signal::Signal;
 
 use super::{lota, lota_json};
 
-/// Someone else's XDP program is on the uplink.
+/// Another XDP program is attached to the uplink.
 pub(crate) fn taken(tour: &mut Tour) -> Result<()> {
     let node = &mut tour.nodes[1];
     node.stop(Signal::SIGTERM)?;
     lota(node, &["datapath", "detach"])?;
-    // Theirs is LOTA's own, which without settings passes everything.
+    // The other program is LOTA's own, which passes everything without settings.
     let theirs = tour.lab.node(2).run(|| -> Result<aya::Ebpf> {
-        let mut theirs = EbpfLoader::new().load(lota_daemon::datapath::OBJECT)?;
+        let mut theirs = EbpfLoader::new().load(lota_datapath::OBJECT)?;
         let program: &mut Xdp = theirs.program_mut(program::GUARD).context("no program")?.try_into()?;
         program.load()?;
         program.attach("uplink", XdpMode::Driver)?;
@@ -44,7 +44,7 @@ pub(crate) fn taken(tour: &mut Tour) -> Result<()> {
     holds(tour, "native")
 }
 
-/// A bridge has no XDP of its own.
+/// A bridge has no native XDP.
 pub(crate) fn generic(tour: &mut Tour) -> Result<()> {
     let place = tour.lab.node(2);
     tour.nodes[1].stop(Signal::SIGTERM)?;
@@ -86,7 +86,7 @@ pub(crate) fn generic(tour: &mut Tour) -> Result<()> {
     held
 }
 
-/// Strangers are dropped at node 2's uplink, peers are not, and status says how.
+/// Verifies that node 2's uplink drops other hosts but not peers, and that status reports the mode.
 fn holds(tour: &Tour, mode: &str) -> Result<()> {
     let status = &lota_json(&tour.nodes[1], &["datapath", "status"])?[0];
     ensure!(status["guard"]["mode"] == mode, "{} instead of {mode}", status["guard"]);
@@ -95,7 +95,10 @@ fn holds(tour: &Tour, mode: &str) -> Result<()> {
     switch.ip(&format!("route add {VIP}/32 via {}", node_address(2)))?;
     let outside = [knock(&switch, VIP, 80), knock(&switch, VIP, 53)];
     switch.ip(&format!("route del {VIP}/32"))?;
-    ensure!(stranger == Reached::Nothing, "{mode}: a stranger got {stranger:?} at the peer port");
+    ensure!(
+        stranger == Reached::Nothing,
+        "{mode}: a host that is not a peer got {stranger:?} at the peer port"
+    );
     for outside in outside {
         ensure!(outside?.0 == Reached::Nothing, "{mode}: from outside, the VIP answered");
     }

@@ -1,4 +1,4 @@
-//! Pins that another build has left.
+//! Pins of another build.
 
 use std::{
     fs::{self, File},
@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use lota_common::{LAYOUT, map};
 use lota_tests::{
     lab::{Pod, Reached, VIP, knock, run},
-    tour::Tour,
+    tour::{Tour, wait_until},
 };
 use nix::sys::signal::Signal;
 
@@ -27,7 +27,7 @@ pub(crate) fn others(tour: &mut Tour) -> Result<()> {
     };
     create(&old.join(map::ACCESS4), "4")?;
 
-    // While a daemon of that build has them, they are its.
+    // While a daemon of that build runs, its pins must not be touched.
     let lock = File::open(&old)?;
     lock.lock()?;
     node.stop(Signal::SIGTERM)?;
@@ -38,18 +38,22 @@ pub(crate) fn others(tour: &mut Tour) -> Result<()> {
     );
     drop(lock);
     node.start()?;
-    ensure!(!old.exists(), "the old layout's pins are still there");
-    ensure!(knock(&pod, VIP, 80)?.0 == Reached::Open, "in the old one's place it does not serve");
+    // It serves first.
+    wait_until("the pins of the old layout to be removed", || Ok(!old.exists()))?;
+    ensure!(knock(&pod, VIP, 80)?.0 == Reached::Open, "it does not serve in place of the old daemon");
 
-    // The same layout, it says, but another shape.
+    // A map with the same layout version but another value size.
     node.stop(Signal::SIGTERM)?;
     let pinned = pins.join(format!("v{LAYOUT}")).join(map::ACCESS4);
     fs::remove_file(&pinned)?;
     create(&pinned, "64")?;
     let refused = node.start();
     fs::remove_file(&pinned)?;
-    let said = refused.map_err(|error| format!("{error:#}")).err().unwrap_or_default();
-    ensure!(said.contains(map::ACCESS4) && said.contains("detach"), "a map of another shape: {said:?}");
+    let error = refused.map_err(|error| format!("{error:#}")).err().unwrap_or_default();
+    ensure!(
+        error.contains(map::ACCESS4) && error.contains("detach"),
+        "a map with another value size: {error:?}"
+    );
     node.start()?;
     ensure!(knock(&pod, VIP, 80)?.0 == Reached::Open, "and afterwards");
     Ok(())

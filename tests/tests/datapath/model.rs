@@ -1,5 +1,5 @@
-//! Random changes to access, interfaces and the daemon itself, and after each of them: what `lota access list` says,
-//! what the kernel's maps hold, and what a model of a few lines expects are the same.
+//! Random changes of access, interfaces and the daemon. After each, the output of `lota access list`, the content of
+//! the kernel's maps and the expectation of a small model must be equal.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,34 +23,35 @@ const INTERFACES: [&str; 3] = ["veth-x0", "veth-x1", "veth-x2"];
 const ADDRESSES: [&str; 4] = ["10.9.0.1", "10.9.0.2", "10.9.0.3", "10.9.0.4"];
 const PREFIXES: [&str; 2] = ["10.9.0.0/16", "10.9.0.0/30"];
 
-/// What is expected of one subject: access, interface (by name; none is any), and who says so.
+/// Expected entry of a subject: access, name of the interface (`None` for any), and source.
 type Entry = (bool, Option<&'static str>, &'static str);
 
 #[derive(Default)]
 struct Model {
     there: BTreeSet<&'static str>,
-    /// What operators said: access, and the interface.
-    said: BTreeMap<&'static str, (bool, Option<&'static str>)>,
+    /// Entries of operators: access and interface.
+    entries: BTreeMap<&'static str, (bool, Option<&'static str>)>,
 }
 
 impl Model {
-    /// The configuration allows the first address at the first interface, and denies the last.
+    /// Returns the expected entries. The configuration allows the first address at the first interface and denies the
+    /// last.
     fn expected(&self) -> BTreeMap<String, Entry> {
         let mut expected = BTreeMap::new();
         if self.there.contains(INTERFACES[0]) {
             expected.insert(ADDRESSES[0].to_owned(), (true, Some(INTERFACES[0]), "config"));
         }
         expected.insert(ADDRESSES[3].to_owned(), (false, None, "config"));
-        for (subject, (allow, interface)) in &self.said {
+        for (subject, (allow, interface)) in &self.entries {
             expected.insert((*subject).to_owned(), (*allow, *interface, "command"));
         }
         expected
     }
 
-    /// An interface goes, and with it what was said about addresses at it.
+    /// Removes an interface and the entries that are bound to it.
     fn gone(&mut self, interface: &str) {
         self.there.remove(interface);
-        self.said.retain(|_, (_, at)| at.is_none_or(|at| at != interface));
+        self.entries.retain(|_, (_, at)| at.is_none_or(|at| at != interface));
     }
 }
 
@@ -99,7 +100,7 @@ fn walk(node: &mut Node, place: &lota_tests::lab::Namespace, seed: u64) -> Resul
                 place.ip(&format!("link add {interface} type veth peer name o{interface}"))?;
                 model.there.insert(interface);
             }
-            // Deleted and there again before anyone could look: another interface of the same name.
+            // Deleted and created again at once: another interface of the same name.
             2 if model.there.contains(interface) => {
                 done.push(format!("flap {interface}"));
                 place.ip(&format!("link del {interface}"))?;
@@ -109,27 +110,27 @@ fn walk(node: &mut Node, place: &lota_tests::lab::Namespace, seed: u64) -> Resul
             }
             3 | 4 if model.there.contains(interface) => {
                 done.push(format!("allow {address} {interface}"));
-                // The daemon learns of a new interface as soon as it can, which may not be yet.
+                // The daemon may not have seen a new interface yet.
                 wait_until("the command to be taken", || {
                     Ok(lota(node, &["access", "allow", address, "--interface", interface]).is_ok())
                 })?;
-                model.said.insert(address, (true, Some(interface)));
+                model.entries.insert(address, (true, Some(interface)));
             }
             5 => {
                 done.push(format!("allow {prefix}"));
                 lota(node, &["access", "allow", prefix])?;
-                model.said.insert(prefix, (true, None));
+                model.entries.insert(prefix, (true, None));
             }
             6 => {
                 done.push(format!("deny {subject}"));
                 lota(node, &["access", "deny", subject])?;
-                model.said.insert(subject, (false, None));
+                model.entries.insert(subject, (false, None));
             }
             7 => {
                 done.push(format!("forget {subject}"));
                 let forgot = lota(node, &["access", "forget", subject]).is_ok();
-                let known = model.said.remove(subject).is_some();
-                ensure!(forgot == known, "{done:?}: forgotten {forgot}, said {known}");
+                let known = model.entries.remove(subject).is_some();
+                ensure!(forgot == known, "{done:?}: forgotten {forgot}, entries {known}");
             }
             8 => {
                 done.push("kill".to_owned());
@@ -164,7 +165,7 @@ fn known(name: &str) -> Option<&'static str> {
     INTERFACES.iter().copied().find(|interface| *interface == name)
 }
 
-/// As `lota access list` has it.
+/// Returns the entries of `lota access list`.
 fn listed(node: &Node) -> Result<BTreeMap<String, Entry>> {
     let entries = lota_json(node, &["access", "list"])?;
     let entries = entries.iter().filter_map(|entry| {
@@ -176,7 +177,7 @@ fn listed(node: &Node) -> Result<BTreeMap<String, Entry>> {
     Ok(entries.collect())
 }
 
-/// As the kernel has it, in `bpftool`'s words.
+/// Returns the entries of the kernel's maps, from `bpftool`.
 fn held(node: &Node, indices: &BTreeMap<u64, &'static str>) -> Result<BTreeMap<String, Entry>> {
     let mut held = BTreeMap::new();
     for map in [map::ACCESS4, map::RULES4] {
@@ -205,7 +206,7 @@ fn held(node: &Node, indices: &BTreeMap<u64, &'static str>) -> Result<BTreeMap<S
     Ok(held)
 }
 
-/// The interfaces' indices, by whoever made them.
+/// Returns the names of the test's interfaces by index.
 fn indices(place: &lota_tests::lab::Namespace) -> Result<BTreeMap<u64, &'static str>> {
     let list = lota_tests::lab::run(place.command("ip").args(["-json", "link"]))?;
     let list: Vec<Value> = serde_json::from_str(&list)?;

@@ -1,4 +1,4 @@
-//! Names: a pod's queries for the zone are answered on its node, whatever resolver it asks, and nothing else is.
+//! DNS: a pod's queries for the zone are answered on its node, whatever resolver it uses, and no other queries.
 
 use std::{
     io::{Read as _, Write as _},
@@ -18,35 +18,41 @@ use hickory_proto::{
     rr::{Name, RData, Record, RecordType, rdata},
 };
 use lota_tests::{
-    lab::{DENIED, GATEWAY, Mode, NODES, Namespace, Pod, VIP, VIP6, node_address, run},
-    tour::Tour,
+    lab::{DENIED, GATEWAY, Mode, NODES, Namespace, Pod, VIP, VIP6, run, run_with_input},
+    tour::{Tour, wait_until},
 };
 
-use super::{lota, tool};
+use super::{lota, steering::with_bridge, tool};
 
-/// What the cluster's DNS says of names that are not the zone's.
-const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
-/// How often its threads look whether they are still wanted.
+/// Answer of the cluster's DNS for names outside the zone.
+pub(super) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+/// A search domain without names.
+const SEARCH: &str = "ns.svc.test.";
+/// Address of a node-local DNS cache.
+const NODE_LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
+/// Address of the Service of the cluster's DNS.
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// Interval at which its threads check whether to stop.
 const TICK: Duration = Duration::from_millis(50);
 
-/// A cluster's DNS: the zone's names are the gateway's address there, for whoever has no LOTA, and all others one
-/// that nobody has.
-struct Cluster {
-    /// Queries for the zone that reached it.
-    asked: Arc<AtomicU32>,
+/// A cluster's DNS. It resolves names of the zone to the gateway, for pods without LOTA, and all others but those of a
+/// search domain to [`ELSEWHERE`].
+pub(super) struct Cluster {
+    /// Number of queries for the zone that reached it.
+    queries: Arc<AtomicU32>,
     stop: Arc<AtomicBool>,
     serving: Vec<thread::JoinHandle<()>>,
 }
 
 impl Cluster {
-    fn start(place: &Namespace) -> Result<Self> {
-        let address = SocketAddr::from((GATEWAY, 53));
+    fn start(place: &Namespace, address: Ipv4Addr) -> Result<Self> {
+        let address = SocketAddr::from((address, 53));
         let (udp, tcp) = place
             .run(move || -> Result<_> { Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?)) })??;
         udp.set_read_timeout(Some(TICK))?;
         tcp.set_nonblocking(true)?;
-        let (asked, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
-        let (counted, stopped) = (asked.clone(), stop.clone());
+        let (queries, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counted, stopped) = (queries.clone(), stop.clone());
         let by_udp = thread::spawn(move || {
             let mut query = [0; 4096];
             while !stopped.load(Ordering::Relaxed) {
@@ -56,7 +62,7 @@ impl Cluster {
                 }
             }
         });
-        let (counted, stopped) = (asked.clone(), stop.clone());
+        let (counted, stopped) = (queries.clone(), stop.clone());
         let by_tcp = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 match tcp.accept() {
@@ -67,11 +73,11 @@ impl Cluster {
                 }
             }
         });
-        Ok(Self { asked, stop, serving: vec![by_udp, by_tcp] })
+        Ok(Self { queries, stop, serving: vec![by_udp, by_tcp] })
     }
 
-    fn asked(&self) -> u32 {
-        self.asked.load(Ordering::Relaxed)
+    fn queries(&self) -> u32 {
+        self.queries.load(Ordering::Relaxed)
     }
 }
 
@@ -84,32 +90,34 @@ impl Drop for Cluster {
     }
 }
 
-fn serve(mut stream: std::net::TcpStream, asked: &AtomicU32) -> Result<()> {
+fn serve(mut stream: std::net::TcpStream, queries: &AtomicU32) -> Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(TICK))?;
     let mut length = [0; 2];
     while stream.read_exact(&mut length).is_ok() {
         let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
         stream.read_exact(&mut query)?;
-        let answer = answer(&query, asked)?;
+        let answer = answer(&query, queries)?;
         stream.write_all(&u16::try_from(answer.len())?.to_be_bytes())?;
         stream.write_all(&answer)?;
     }
     Ok(())
 }
 
-fn answer(query: &[u8], asked: &AtomicU32) -> Result<Vec<u8>> {
+fn answer(query: &[u8], queries: &AtomicU32) -> Result<Vec<u8>> {
     let query = Message::from_vec(query)?;
     let question = query.queries.first().context("no question")?;
     let ours = Name::from_ascii("cwlota.com.")?.zone_of(question.name());
     if ours {
-        asked.fetch_add(1, Ordering::Relaxed);
+        queries.fetch_add(1, Ordering::Relaxed);
     }
     let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
     answer.metadata = Metadata::response_from_request(&query.metadata);
     answer.metadata.response_code = ResponseCode::NoError;
     answer.metadata.recursion_available = true;
-    if question.query_type() == RecordType::A {
+    if Name::from_ascii(SEARCH)?.zone_of(question.name()) {
+        answer.metadata.response_code = ResponseCode::NXDomain;
+    } else if question.query_type() == RecordType::A {
         let address = if ours { GATEWAY } else { ELSEWHERE };
         answer.add_answer(Record::from_rdata(question.name().clone(), 5, RData::A(rdata::A(address))));
     }
@@ -117,23 +125,21 @@ fn answer(query: &[u8], asked: &AtomicU32) -> Result<Vec<u8>> {
     Ok(answer.to_vec()?)
 }
 
-/// The cluster's DNS at the gateway's address, which pods reach and are reached from.
-fn cluster(tour: &Tour) -> Result<Cluster> {
+/// Starts the cluster's DNS at the gateway's address, with routes to all pods.
+pub(super) fn cluster(tour: &Tour) -> Result<Cluster> {
     let switch = tour.lab.switch();
-    for node in 1..=NODES {
-        switch.ip(&format!("route replace 10.77.{}.0/24 via {}", 10 + node, node_address(node)))?;
-    }
-    Cluster::start(&switch)
+    (1..=NODES).try_for_each(|node| tour.lab.route_to_pods(node))?;
+    Cluster::start(&switch, GATEWAY)
 }
 
-/// The addresses that glibc finds.
-fn glibc(pod: &Namespace, family: &str, name: &str) -> Result<String> {
+/// Returns the first address that glibc finds.
+pub(super) fn glibc(pod: &Namespace, family: &str, name: &str) -> Result<String> {
     let found = pod.pod_command("getent").args([family, name]).output()?;
     let found = String::from_utf8_lossy(&found.stdout).into_owned();
     Ok(found.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
-/// A program that asks musl, which asks for both families at once and by itself.
+/// Compiles a program with musl's resolver, which queries both families in parallel.
 fn musl(tour: &Tour) -> Result<std::path::PathBuf> {
     let program = tour.lab.folder().join("musl-resolve");
     if !program.exists() {
@@ -148,7 +154,7 @@ pub(crate) fn resolvers(tour: &mut Tour) -> Result<()> {
     let cluster = cluster(tour)?;
     let pod = tour.pod(1, 1);
     pod.set_resolver(GATEWAY, "")?;
-    let before = cluster.asked();
+    let before = cluster.queries();
     let (vip, vip6, elsewhere) = (VIP.to_string(), VIP6.to_string(), ELSEWHERE.to_string());
     for name in ["cwlota.com", "some-bucket.cwlota.com", "SoMe.BuCkEt.CwLoTa.CoM"] {
         for options in ["", "edns0", "single-request", "rotate edns0"] {
@@ -171,17 +177,17 @@ pub(crate) fn resolvers(tour: &mut Tour) -> Result<()> {
         ensure!(found.trim() == vip, "dig {more}: {found}");
     }
     let whole = dig(&["BuCkEt.cWlOtA.cOm", "MX"])?;
-    for says in ["status: NOERROR", "ANSWER: 0", "AUTHORITY: 1", "BuCkEt.cWlOtA.cOm.", "SOA"] {
-        ensure!(whole.contains(says), "dig MX does not say `{says}`:\n{whole}");
+    for expected in ["status: NOERROR", "ANSWER: 0", "AUTHORITY: 1", "BuCkEt.cWlOtA.cOm.", "SOA"] {
+        ensure!(whole.contains(expected), "no `{expected}` in the output of dig MX:\n{whole}");
     }
     ensure!(!whole.contains("WARNING") && !whole.contains("malformed"), "dig complains:\n{whole}");
     ensure!(
-        cluster.asked() == before,
+        cluster.queries() == before,
         "{} queries for the zone reached the cluster",
-        cluster.asked() - before
+        cluster.queries() - before
     );
 
-    // Go's own resolver, in an S3 client.
+    // Go's resolver, in an S3 client.
     let listed = run(pod
         .pod_command(tool("LOTA_RCLONE")?)
         .args(["lsf", ":s3:", "--retries=1", "--config=/dev/null"])
@@ -190,36 +196,36 @@ pub(crate) fn resolvers(tour: &mut Tour) -> Result<()> {
         .env("RCLONE_S3_ACCESS_KEY_ID", &*tour.client.credential.access_key)
         .env("RCLONE_S3_SECRET_ACCESS_KEY", &*tour.client.credential.secret_key))?;
     ensure!(listed.contains("tour-"), "rclone listed {listed:?}");
-    ensure!(cluster.asked() == before, "Go's queries reached the cluster");
+    ensure!(cluster.queries() == before, "Go's queries reached the cluster");
     pod.set_resolver(VIP, "")
 }
 
-/// Over TCP, without access, where LOTA is not, and where it is told not to.
+/// Over TCP, without access, on a node without LOTA, and if it is disabled.
 pub(crate) fn cluster_answers(tour: &mut Tour) -> Result<()> {
     let _cluster = cluster(tour)?;
     let gateway = GATEWAY.to_string();
     let (pod, denied) = (tour.pod(1, 1), tour.lab.pod(DENIED));
     pod.set_resolver(GATEWAY, "use-vc")?;
     let found = glibc(&pod, "ahostsv4", "b.cwlota.com")?;
-    ensure!(found == gateway, "over TCP it is {found}, where the cluster's DNS says {gateway}");
+    ensure!(found == gateway, "over TCP it is {found}, where the cluster's DNS has {gateway}");
     denied.set_resolver(GATEWAY, "")?;
     let found = glibc(&denied, "ahostsv4", "b.cwlota.com")?;
     denied.set_resolver(VIP, "")?;
     ensure!(
         found == gateway,
-        "for a pod without access it is {found}, where the cluster's DNS says {gateway}"
+        "for a pod without access it is {found}, where the cluster's DNS has {gateway}"
     );
 
     pod.set_resolver(GATEWAY, "")?;
     let find = || glibc(&pod, "ahostsv4", "b.cwlota.com");
     ensure!(find()? == VIP.to_string(), "with LOTA it is {}", find()?);
     let node = &mut tour.nodes[0];
-    node.edit("pod_interfaces", "answer_names = false\npod_interfaces");
+    node.edit("pod_interfaces", "answer_dns = false\npod_interfaces");
     node.configure(Mode::OwnCredential)?;
     node.start()?;
     node.forget_edits();
-    ensure!(find()? == gateway, "switched off, it is {}", find()?);
-    // The responder is not: a cluster may forward the zone to it.
+    ensure!(find()? == gateway, "disabled, it is {}", find()?);
+    // The responder stays enabled: a cluster may forward the zone to it.
     pod.set_resolver(VIP, "")?;
     ensure!(find()? == VIP.to_string(), "at the VIP it is {}", find()?);
     pod.set_resolver(GATEWAY, "")?;
@@ -230,4 +236,69 @@ pub(crate) fn cluster_answers(tour: &mut Tour) -> Result<()> {
     node.configure(Mode::OwnCredential)?;
     node.start()?;
     listed.set_resolver(VIP, "")
+}
+
+/// Search lists, a DNS cache on the node, and processes of the node.
+pub(crate) fn search_lists_and_caches(tour: &mut Tour) -> Result<()> {
+    let cluster = cluster(tour)?;
+    let (pod, place) = (tour.pod(1, 1), tour.lab.node(1));
+    let (vip, gateway, elsewhere) = (VIP.to_string(), GATEWAY.to_string(), ELSEWHERE.to_string());
+    let resolve = |server: Ipv4Addr, search: &str, name: &str| -> Result<String> {
+        let lists = format!("nameserver {server}\nsearch {search}\noptions ndots:5 timeout:1 attempts:2\n");
+        pod.set("resolv.conf", &lists)?;
+        glibc(&pod, "ahostsv4", name)
+    };
+    place.ip(&format!("addr add {NODE_LOCAL}/32 dev lo"))?;
+    let cache = Cluster::start(&place, NODE_LOCAL)?;
+    let before = cluster.queries();
+    for (server, search, name, expected) in [
+        // The names with search domains are queried first, and do not exist.
+        (GATEWAY, "ns.svc.test svc.ns.svc.test", "b.cwlota.com", &vip),
+        // A search domain completes the name.
+        (GATEWAY, "ns.svc.test cwlota.com", "bucket", &vip),
+        (GATEWAY, "cwlota.com", "example.org.", &elsewhere),
+        (NODE_LOCAL, "ns.svc.test", "b.cwlota.com", &vip),
+        (NODE_LOCAL, "ns.svc.test", "example.com", &elsewhere),
+    ] {
+        let found = resolve(server, search, name)?;
+        ensure!(found == *expected, "{name} with `search {search}` at {server} is {found}");
+    }
+    ensure!(cache.queries() == 0 && cluster.queries() == before, "queries for the zone left the pod's node");
+    // The cache's own queries, and all others of the node's processes.
+    let found =
+        run(place.command("dig").args(["+short", "+tries=1", &format!("@{GATEWAY}"), "b.cwlota.com"]))?;
+    ensure!(found.trim() == gateway, "a process of the node gets {found}");
+    drop(cache);
+    place.ip(&format!("addr del {NODE_LOCAL}/32 dev lo"))?;
+    pod.set_resolver(VIP, "")
+}
+
+/// Behind a bridge at whose ports netfilter handles packets first: the destination of a query to a Service is translated
+/// before the bridge sees it.
+pub(crate) fn at_bridge(tour: &mut Tour) -> Result<()> {
+    let cluster = cluster(tour)?;
+    let place = tour.lab.node(1);
+    ensure!(place.set_bridge_filter(true)?, "the machine has no br_netfilter");
+    let commands = [
+        "add table ip services",
+        "add chain ip services services { type nat hook prerouting priority dstnat; }",
+        &format!("add rule ip services services ip daddr {SERVICE} udp dport 53 dnat to {GATEWAY}"),
+    ];
+    run_with_input(place.command("nft").args(["-f", "-"]), &(commands.join("\n") + "\n"))?;
+    let tested = with_bridge(tour, 1, |tour| {
+        let pod = tour.pod(1, 1);
+        pod.set_resolver(SERVICE, "timeout:1 attempts:1")?;
+        let find = |name: &str| glibc(&pod, "ahostsv4", name);
+        wait_until("a query to be answered behind the bridge", || {
+            Ok(find("b.cwlota.com")? == VIP.to_string())
+        })?;
+        let before = cluster.queries();
+        ensure!(find("b.cwlota.com")? == VIP.to_string(), "the second time it is {}", find("b.cwlota.com")?);
+        ensure!(cluster.queries() == before, "a query for the zone reached the cluster");
+        ensure!(find("example.com")? == ELSEWHERE.to_string(), "another name is {}", find("example.com")?);
+        Ok(())
+    });
+    run(place.command("nft").args(["delete", "table", "ip", "services"]))?;
+    tour.pod(1, 1).set_resolver(VIP, "")?;
+    tested
 }

@@ -1,4 +1,4 @@
-//! With how little the daemon does.
+//! Minimal privileges of the daemon.
 
 use std::fs;
 
@@ -11,15 +11,15 @@ use nix::sys::signal::Signal;
 
 use super::lota_json;
 
-/// CAP_BPF, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE.
-const THREE: u64 = 1 << 39 | 1 << 12 | 1 << 10;
+/// CAP_BPF, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE and CAP_PERFMON.
+const FOUR: u64 = 1 << 39 | 1 << 12 | 1 << 10 | 1 << 38;
 
 pub(crate) fn minimal(tour: &mut Tour) -> Result<()> {
-    let only_three = "--bounding-set=-all,+bpf,+net_admin,+net_bind_service";
+    let only_four = "--bounding-set=-all,+bpf,+net_admin,+net_bind_service,+perfmon";
     for attach in ["auto", "clsact"] {
         let node = &mut tour.nodes[2];
         node.stop(Signal::SIGTERM)?;
-        node.set_wrapper(vec!["setpriv", only_three, "--inh-caps=-all", "--"]);
+        node.set_wrapper(vec!["setpriv", only_four, "--inh-caps=-all", "--"]);
         node.edit("attach = \"auto\"", &format!("attach = \"{attach}\""));
         node.configure(Mode::OwnCredential)?;
         let started = node.start();
@@ -32,10 +32,10 @@ pub(crate) fn minimal(tour: &mut Tour) -> Result<()> {
         ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);
         ensure!(knock(&tour.lab.pod(DENIED), VIP, 80)?.0 == Reached::Refused, "the denied pod");
         let node = &tour.nodes[2];
-        ensure!(node.metric("lota_datapath_packets_total{verdict=\"steered\"}")? > 0.0, "no metrics");
+        ensure!(node.metric("lota_datapath_packets_total{verdict=\"redirected\"}")? > 0.0, "no metrics");
         let status = &lota_json(node, &["datapath", "status"])?[0];
-        let position = &status["interfaces"][0]["position"];
-        ensure!(attach == "clsact" || *position == 0, "it does not know its position: {status}");
+        let position = &status["interfaces"][0]["programs_ahead"];
+        ensure!(attach == "clsact" || *position == 0, "its position is missing: {status}");
 
         let pid = node.pid().context("it does not run")?;
         let (mut with, mut without) = (0, 0);
@@ -47,7 +47,7 @@ pub(crate) fn minimal(tour: &mut Tour) -> Result<()> {
                 u64::from_str_radix(line.trim(), 16).unwrap_or(u64::MAX)
             });
             match sets {
-                [THREE, THREE] if thread.file_name() == *pid.to_string() => with += 1,
+                [FOUR, FOUR] if thread.file_name() == *pid.to_string() => with += 1,
                 [0, 0] => without += 1,
                 other => anyhow::bail!("thread {:?} has the capabilities {other:x?}", thread.file_name()),
             }

@@ -1,4 +1,4 @@
-//! What else may happen on a node.
+//! Disturbances on a node: sysctls, other programs, NAT rules, crashes.
 
 use std::{
     io::{Read as _, Write as _},
@@ -12,7 +12,7 @@ use aya::{
     maps::Array,
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
-use lota_common::{MAX_ZONE, Settings, map, program};
+use lota_common::{Settings, map, program};
 use lota_tests::{
     lab::{AT_ONCE, DENIED, Namespace, Reached, VIP, knock, node_address, run},
     tour::{Tour, wait_until},
@@ -22,7 +22,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::lota_json;
 
-/// On the node where the denied pod is.
+/// Reconnects with various sysctls, on the node with the denied pod.
 pub(crate) fn sysctls(tour: &mut Tour) -> Result<()> {
     let node = tour.lab.node(3);
     let settings = [
@@ -37,7 +37,7 @@ pub(crate) fn sysctls(tour: &mut Tour) -> Result<()> {
         let waiting = run(node.command("ss").args(["-Htan", "state", "time-wait", "sport = :80"]))?;
         ensure!(
             waiting.contains(":45678"),
-            "with {what}, nothing is in TIME_WAIT: this tests nothing\n{waiting}"
+            "with {what}, no socket is in TIME_WAIT, so the test is void\n{waiting}"
         );
         ensure!(slowest < AT_ONCE, "with {what}, a reconnect took {slowest:?}");
         let (reached, after) = knock(&tour.lab.pod(DENIED), VIP, 80)?;
@@ -47,10 +47,10 @@ pub(crate) fn sysctls(tour: &mut Tour) -> Result<()> {
         );
         Ok(())
     };
-    at("nothing special")?;
+    at("the defaults")?;
     for (file, value, _) in settings {
         node.write(file, value)?;
-        at(&format!("{file} = {value}, and those before"))?;
+        at(&format!("{file} = {value} and the previous ones"))?;
     }
     for (file, _, value) in settings {
         node.write(file, value)?;
@@ -58,7 +58,7 @@ pub(crate) fn sysctls(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
-/// A host port 80: port 80 of any local address is translated to somebody else's server.
+/// A hostPort 80: port 80 of any local address is translated to another server.
 pub(crate) fn host_port(tour: &mut Tour) -> Result<()> {
     let place = tour.lab.node(3);
     let (pod, denied) = (tour.pod(3, 1), tour.lab.pod(DENIED));
@@ -70,30 +70,35 @@ pub(crate) fn host_port(tour: &mut Tour) -> Result<()> {
     ))?;
     let listener = place.run(move || TcpListener::bind((to, 8099)))??;
     listener.set_nonblocking(true)?;
-    let shown = nft("list table inet lota")?;
+    let untracked = nft("list table inet lota")?;
     let holds = || -> Result<()> {
         let (open, _) = knock(&pod, VIP, 80)?;
         let (refused, after) = knock(&denied, VIP, 80)?;
         ensure!(open == Reached::Open, "an allowed pod got {open:?}");
         ensure!(refused == Reached::Refused && after < AT_ONCE, "a denied pod got {refused:?}, {after:?}");
-        ensure!(listener.accept().is_err(), "somebody else was asked");
+        ensure!(listener.accept().is_err(), "the other server got a connection");
         Ok(())
     };
-    let held = holds();
-    // Whoever loads a firewall anew flushes what there is.
+    // The node tracks connections from now on.
+    let pinned = wait_until("the VIP's connections to be tracked", || {
+        Ok(nft("list table inet lota")?.contains("dnat ip to ip daddr"))
+    });
+    let held = pinned.and_then(|()| holds());
+    // A reload of a firewall may flush all tables.
     nft("delete table inet lota")?;
     let (_, _) = knock(&pod, VIP, 80)?;
     let strays = listener.accept().is_ok();
-    let again = wait_until("the table to be there again", || Ok(nft("list table inet lota").is_ok()));
+    let again = wait_until("the table to be restored", || Ok(nft("list table inet lota").is_ok()));
     let held_again = again.and_then(|()| holds());
     nft("delete table ip hostport")?;
     held?;
-    ensure!(shown.contains(&format!("ip daddr {VIP} notrack")), "{shown}");
-    ensure!(strays, "without the table, too, LOTA was asked: this tests nothing");
+    ensure!(untracked.contains(&format!("ip daddr {VIP} ")), "{untracked}");
+    ensure!(strays, "LOTA got the connection even without the table, so the test is void");
     held_again
 }
 
-/// Connects from one port again and again, when the server's end of the last connection is in TIME_WAIT; the slowest.
+/// Connects repeatedly from one port while the server's socket of the previous connection is in TIME_WAIT; returns the
+/// longest time.
 fn reconnect(pod: &Namespace) -> Result<Duration> {
     pod.run(|| -> Result<Duration> {
         let mut slowest = Duration::ZERO;
@@ -110,7 +115,7 @@ fn reconnect(pod: &Namespace) -> Result<Duration> {
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
             stream.write_all(b"GET / HTTP/1.1\r\nhost: cwlota.com\r\nconnection: close\r\n\r\n")?;
             let mut answer = String::new();
-            // To the end: the server closes first, and so waits.
+            // Read to the end, so that the server closes first and its socket is in TIME_WAIT.
             stream.read_to_string(&mut answer)?;
             ensure!(answer.starts_with("HTTP/1.1 "), "the answer was {answer:?}");
         }
@@ -118,32 +123,29 @@ fn reconnect(pod: &Namespace) -> Result<Duration> {
     })?
 }
 
-/// Programs of others on a pod's interface.
+/// Other programs on a pod's interface.
 pub(crate) fn neighbours(tour: &mut Tour) -> Result<()> {
     let (node, pod) = (tour.lab.node(1), tour.pod(1, 1));
     let open = || -> Result<bool> { Ok(knock(&pod, VIP, 80)?.0 == Reached::Open) };
-    ensure!(open()?, "to begin with");
-    for (what, first) in [("after ours", false), ("before ours", true)] {
-        // Ends the chain for what is for the VIP, as Cilium's does: it is LOTA's own, without any access entries.
+    ensure!(open()?, "initially");
+    for (what, first) in [("after LOTA's", false), ("before LOTA's", true)] {
+        // It ends the chain for packets to the VIP, like Cilium's program: it is LOTA's own, without access entries.
         let attached = node.run(move || -> Result<aya::Ebpf> {
-            let mut other = EbpfLoader::new().load(lota_daemon::datapath::OBJECT)?;
+            let mut other = EbpfLoader::new().load(lota_datapath::OBJECT)?;
             let mut settings: Array<_, Settings> =
                 other.map_mut(map::SETTINGS).context("no settings")?.try_into()?;
-            let vip4 = VIP.octets();
-            let zone = [0; MAX_ZONE];
-            let (none, http_port) = ([0; 2], 80u16.to_be_bytes());
             let theirs = Settings {
-                vip4,
+                vip4: VIP.octets(),
                 vip6: [0; 16],
-                http_port,
-                dns_port: none,
-                peer_port: none,
-                admin_port: none,
-                zone,
-                zone_length: 0,
-                answer_names: 0,
+                ports: [80, 0, 0, 0, 0, 0, 0, 0],
+                dns_port: 0,
+                peer_port: 0,
+                admin_port: 0,
+                longest_name: 0,
+                answer_dns: 0,
                 default_allow: 0,
                 lookups: 0,
+                targets: 0,
             };
             settings.set(0, theirs, 0)?;
             let program: &mut SchedClassifier =
@@ -157,14 +159,14 @@ pub(crate) fn neighbours(tour: &mut Tour) -> Result<()> {
             )?;
             Ok(other)
         })??;
-        wait_until(&format!("ours to be first again, with another program {what}"), || {
+        wait_until(&format!("LOTA's program to be first again, with another program {what}"), || {
             let status = &lota_json(&tour.nodes[0], &["datapath", "status"])?[0];
             let interface = &status["interfaces"][0];
             ensure!(interface["name"] == "veth-p1", "{interface}");
-            Ok(interface["position"] == 0 && open()?)
+            Ok(interface["programs_ahead"] == 0 && open()?)
         })?;
         drop(attached);
-        ensure!(open()?, "when the program {what} had gone");
+        ensure!(open()?, "after the program {what} was removed");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The chart: what it renders with other values than its own, and what it refuses.
+//! The chart with other values than its defaults, and the values that it rejects.
 
 use std::{collections::BTreeSet, fs};
 
@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use crate::{
     kustomize::read,
-    render::{GATEWAY, container, deploy, helm, judge, lota_toml, objects, one, tool},
+    render::{GATEWAY, container, deploy, helm, lota_toml, objects, one, tool, validate},
 };
 
-/// The chart's objects with a gateway and these values.
+/// Returns the chart's objects with a gateway and these values.
 fn chart(values: &Value) -> Vec<Value> {
     objects(with(values))
 }
@@ -34,13 +34,13 @@ fn the_schemas_are_strict() {
     for (right, wrong) in
         [("hostNetwork:", "hostNetwrk:"), ("maxSurge: 1", "maxSurge: []"), ("interval:", "intervall:")]
     {
-        let (_, errors) = judge(&yaml.replace(right, wrong));
+        let (_, errors) = validate(&yaml.replace(right, wrong));
         assert_eq!(errors.len(), 1, "{wrong}: {errors:?}");
     }
 }
 
 #[test]
-fn the_daemonset_is_as_a_node_needs_it() {
+fn the_daemonset_fits_the_node() {
     let objects = chart(&json!({}));
     let set = &one(&objects, "DaemonSet")["spec"];
     let rolling = json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } });
@@ -52,7 +52,7 @@ fn the_daemonset_is_as_a_node_needs_it() {
     assert_eq!(pod["terminationGracePeriodSeconds"], 45);
     assert_eq!(pod["tolerations"], json!([{ "operator": "Exists" }]));
     let container = container(&objects);
-    assert_eq!(container["ports"], Value::Null, "a port would keep the successor from the node");
+    assert_eq!(container["ports"], Value::Null, "a port would prevent scheduling the next pod on the node");
     assert_eq!(container["securityContext"], json!({ "privileged": true }));
     for (name, field) in [
         ("LOTA_NODE_NAME", "spec.nodeName"),
@@ -64,8 +64,8 @@ fn the_daemonset_is_as_a_node_needs_it() {
         assert!(container["env"].as_array().unwrap().contains(&variable), "{name}");
     }
     for probe in ["startupProbe", "livenessProbe"] {
-        let asked = json!({ "host": "127.0.0.1", "port": 7481, "path": "/healthz" });
-        assert_eq!(container[probe]["httpGet"], asked);
+        let expected = json!({ "host": "127.0.0.1", "port": 7481, "path": "/healthz" });
+        assert_eq!(container[probe]["httpGet"], expected);
     }
     assert_eq!(container["readinessProbe"]["exec"]["command"], json!(["lota", "ready"]));
     let folders = |kind: &str| -> Vec<&str> {
@@ -75,7 +75,7 @@ fn the_daemonset_is_as_a_node_needs_it() {
             .filter_map(|volume| volume["hostPath"]["path"].as_str())
             .collect()
     };
-    assert_eq!(folders("Directory"), ["/sys/fs/bpf"]);
+    assert_eq!(folders("Directory"), ["/sys/fs/bpf", "/sys/fs/cgroup"]);
     assert_eq!(folders("DirectoryOrCreate"), ["/run/lota", "/var/cache/lota"]);
     let service = &one(&objects, "Service")["spec"];
     assert_eq!(
@@ -87,7 +87,7 @@ fn the_daemonset_is_as_a_node_needs_it() {
 }
 
 #[test]
-fn it_may_read_what_it_needs_and_nothing_else() {
+fn the_service_account_has_only_the_needed_permissions() {
     let watch = ["get", "list", "watch"];
     let objects = chart(&json!({}));
     let pods = json!([{ "apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": watch }]);
@@ -104,7 +104,7 @@ fn it_may_read_what_it_needs_and_nothing_else() {
 }
 
 #[test]
-fn hardened_has_three_capabilities_and_a_read_only_root() {
+fn hardened_has_four_capabilities_and_a_read_only_root() {
     let objects = chart(&json!({ "hardened": true }));
     let expected = json!({
         "runAsUser": 0,
@@ -112,7 +112,7 @@ fn hardened_has_three_capabilities_and_a_read_only_root() {
         "privileged": false,
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,
-        "capabilities": { "drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "NET_BIND_SERVICE"] },
+        "capabilities": { "drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "NET_BIND_SERVICE", "PERFMON"] },
         "seccompProfile": { "type": "RuntimeDefault" },
     });
     assert_eq!(container(&objects)["securityContext"], expected);
@@ -125,13 +125,13 @@ fn hardened_has_three_capabilities_and_a_read_only_root() {
 }
 
 #[test]
-fn the_cluster_key_is_made_or_named() {
+fn the_cluster_key_is_generated_or_existing() {
     let key = || {
         let objects = chart(&json!({}));
         one(&objects, "Secret")["data"]["cluster-secret"].as_str().unwrap().to_owned()
     };
     let (one, other) = (key(), key());
-    // In base64: 64 characters of the daemon's 32 at least.
+    // In base64: the daemon needs at least 32 bytes; the chart generates 64 characters.
     assert!(one.len() > 80 && one != other);
     let named = chart(&json!({ "clusterKey.existingSecret": "mine", "clusterKey.key": "k" }));
     assert!(named.iter().all(|object| object["kind"] != "Secret"));
@@ -143,30 +143,31 @@ fn the_cluster_key_is_made_or_named() {
 }
 
 #[test]
-fn every_value_can_be_another() {
+fn every_value_can_be_changed() {
     let objects = chart(&json!({
         "image": { "repository": "r.example/lota", "tag": "", "digest": format!("sha256:{}", "0".repeat(64)), "pullPolicy": "Always" },
         "imagePullSecrets": [{ "name": "pull" }],
         "config.node": { "zone": "rack-7", "region": "us-east" },
-        "config.endpoint": { "zone": "s3.example", "vip": "169.254.1.1", "vip6": "fd10:face::80" },
-        "config.datapath": { "uplink": "eth0", "mode": "tc", "attach": "clsact", "answer_names": false },
+        "config.endpoint": { "zone": "s3.example", "vip": "169.254.1.1", "vip6": "fd10:face::80", "when_down": "cluster-dns" },
+        "config.datapath": { "uplink": "eth0", "mode": "tc", "attach": "clsact", "answer_dns": false },
         "config.gateway": {
             "endpoint": "https://s3.example", "protocol": "lota", "direct_allow": ["http://s.example:9001"],
-            "resign": { "region": "us-east-1", "style": "virtual-host" },
+            "re_sign": { "region": "us-east-1", "style": "virtual-host" },
         },
         "config.backend": { "endpoints": ["http://a:1", "http://b:2"], "region": "r" },
         "config.cache": {
             "disks": [{ "folder": "/mnt/nvme0/lota", "capacity": "2TiB" }, { "folder": "/mnt/nvme1/lota", "capacity": "1TiB" }],
             "min_free": "1GiB", "high_percent": 90, "low_percent": 80, "admission": "frequent",
-            "encryption": "required", "scrub": "0",
+            "encryption": "required", "scrub_rate": "0", "max_objects": 1_000_000,
         },
-        "config.fill": { "requests": 8, "part": "4MiB", "md5_up_to": "0" },
-        "config.peers": { "port": 7000, "owners": 2, "hot_requests": 1000 },
+        "config.fill": { "concurrency": 8, "part_size": "4MiB", "md5_max_size": "0" },
+        "config.peers": { "port": 7000, "max_owners": 2, "hot_request_rate": 1000 },
         "config.admin": { "listen": "[::1]:7001", "metrics_listen": "[::]:7002" },
-        "config.limits": { "connections": 20_000_000, "connections_per_pod": 5, "head": "32KiB", "idle_seconds": 60, "fills": 9,
-            "body_memory": "2GiB", "fill_debt": "1TiB" },
+        "config.limits": { "connections": 20_000_000, "connections_per_pod": 5, "header_size": "32KiB", "idle_timeout_seconds": 60, "fills": 9,
+            "body_memory": "2GiB", "fill_overread": "1TiB" },
         "config.access": {
             "default": "deny", "allow": ["10.1.64.0/18", "fd00:1::/64"], "deny": ["10.1.64.13"], "host_network": true,
+            "identity": "cgroup+address", "forwarders": [{ "podSelector": { "matchLabels": { "app": "proxy" } } }],
             "from": [
                 { "namespaceSelector": {}, "podSelector": { "matchExpressions": [
                     { "key": "app", "operator": "In", "values": ["train", "say \"hi\" \\ <&>"] },
@@ -176,7 +177,7 @@ fn every_value_can_be_another() {
             ],
         },
         "backendCredential.existingSecret": "credential",
-        "resignClients.existingSecret": "clients",
+        "reSignClients.existingSecret": "clients",
         "rollOnConfigChange": false,
         "resources": { "requests": { "cpu": 1 }, "limits": { "memory": "8Gi" } },
         "nodeSelector": { "gpu": "true" },
@@ -184,7 +185,7 @@ fn every_value_can_be_another() {
             "nodeSelectorTerms": [{ "matchExpressions": [{ "key": "gpu", "operator": "Exists" }] }] } } },
         "podAnnotations": { "a": "b" }, "podLabels": { "c": "d" }, "env": [{ "name": "LOTA_LOG", "value": "debug" }],
         "serviceAccount": { "name": "sa", "annotations": { "e": "f" } },
-        "cacheHostPathType": "Directory",
+        "cacheHostPathType": "Directory", "kubeletCgroupRoot": "/custom.slice",
         "namespace.create": true, "resourceQuota.enabled": true, "nodeTaint.enabled": true, "coreDNS.enabled": true,
         "podMonitor": { "enabled": true, "interval": "10s", "labels": { "release": "prometheus" } },
         "serviceMonitor.enabled": true,
@@ -197,7 +198,8 @@ fn every_value_can_be_another() {
     let expressions = &config["access"]["from"][0]["podSelector"]["matchExpressions"];
     assert_eq!(expressions[0]["values"][1].as_str(), Some("say \"hi\" \\ <&>"));
     assert_eq!(config["access"]["from"][0]["namespaceSelector"].as_table().map(toml::Table::len), Some(0));
-    assert_eq!(config["gateway"]["resign"]["clients_file"].as_str(), Some("/etc/lota/clients.toml"));
+    assert_eq!(config["access"]["cgroup_path"].as_str(), Some("/run/cgroup/custom.slice"));
+    assert_eq!(config["gateway"]["re_sign"]["clients_file"].as_str(), Some("/etc/lota/clients.toml"));
     let read = read(&text);
     assert_eq!(read.cache.disks.len(), 2);
     assert_eq!(read.backend.map(|backend| backend.credential_file), Some("/etc/lota/credential.toml".into()));
@@ -214,15 +216,16 @@ fn every_value_can_be_another() {
     }
 }
 
-/// null takes out what the chart has a default for.
+/// null removes a default of the chart.
 #[test]
-fn null_leaves_it_to_the_daemon() {
+fn null_removes_a_default() {
     let objects = chart(
         &json!({ "config.cache.min_free": null, "config.admin.metrics_listen": null, "config.access": null }),
     );
     let config: toml::Table = lota_toml(&objects).parse().unwrap();
     assert!(config["cache"].get("min_free").is_none() && config["admin"].get("metrics_listen").is_none());
-    assert!(config.get("access").is_none());
+    let access: Vec<_> = config["access"].as_table().unwrap().keys().collect();
+    assert_eq!(access, ["cgroup_path"], "the chart's own key");
 }
 
 #[test]
@@ -234,19 +237,19 @@ fn pods_roll_when_the_configuration_changes() {
     let before = annotation(json!({}));
     assert!(before.is_string());
     assert_eq!(before, annotation(json!({ "image.tag": "0.1.0" })));
-    assert_ne!(before, annotation(json!({ "config.peers.owners": 4 })));
+    assert_ne!(before, annotation(json!({ "config.peers.max_owners": 4 })));
     assert!(annotation(json!({ "rollOnConfigChange": false })).is_null());
 }
 
 #[test]
-fn without_a_gateway_it_says_what_to_do() {
+fn a_missing_gateway_is_an_error_with_a_fix() {
     let message = helm(&[]).unwrap_err();
     assert!(message.contains("--set config.gateway.endpoint="), "{message}");
 }
 
 #[test]
-fn wrong_values_are_refused() {
-    let resign = json!({ "region": "r" });
+fn invalid_values_are_rejected() {
+    let re_sign = json!({ "region": "r" });
     for (key, value, hint) in [
         ("hardend", json!(true), "hardend"),
         ("hardened", json!("yes"), "hardened"),
@@ -256,12 +259,12 @@ fn wrong_values_are_refused() {
         ("config.gateway.endpoint", json!("s3.internal:9000"), "endpoint"),
         ("config.gateway.endpoint", json!("http://s3.internal/path"), "endpoint"),
         ("config.gateway.protocol", json!("s4"), "protocol"),
-        ("config.gateway.resign", resign, "resignClients"),
+        ("config.gateway.re_sign", re_sign, "reSignClients"),
         ("config.backend", json!({ "endpoints": ["http://a:1"] }), "backendCredential"),
         ("config.backend", json!({ "endpoints": [] }), "endpoints"),
         ("backendCredential.existingSecret", json!("c"), "backendCredential"),
         ("config.datapath.mode", json!("xdp"), "mode"),
-        ("config.datapath.pins", json!("/x"), "pins"),
+        ("config.datapath.bpffs_path", json!("/x"), "bpffs_path"),
         ("config.datapath.pod_interfaces", json!(["v*th"]), "pod_interfaces"),
         ("config.datapath.uplink", json!("eth*"), "uplink"),
         ("config.endpoint.vip", json!("fd10::1"), "vip"),
@@ -273,7 +276,7 @@ fn wrong_values_are_refused() {
         ("config.cache.high_percent", json!(101), "high_percent"),
         ("config.peers.port", json!(0), "port"),
         ("config.peers.port", json!("7480"), "port"),
-        ("config.peers.owners", json!(17), "owners"),
+        ("config.peers.max_owners", json!(17), "max_owners"),
         ("config.peers.secret_file", json!("/x"), "secret_file"),
         ("config.admin.listen", json!("0.0.0.0:7481"), "listen"),
         ("config.admin.metrics_listen", json!("7482"), "metrics_listen"),
@@ -288,6 +291,11 @@ fn wrong_values_are_refused() {
             json!([{ "podSelector": { "matchExpressions": [{ "key": "a", "operator": "Is" }] } }]),
             "operator",
         ),
+        ("config.access.identity", json!("cgroup"), "identity"),
+        ("config.endpoint.when_down", json!("ignore"), "when_down"),
+        ("config.access.cgroup_path", json!("/x"), "cgroup_path"),
+        ("config.access.forwarders", json!([{ "ipBlock": { "cidr": "10.0.0.0/8" } }]), "ipBlock"),
+        ("kubeletCgroupRoot", json!("custom.slice"), "kubeletCgroupRoot"),
         ("clusterKey.existingSecret", json!("Not_A_Name"), "existingSecret"),
         ("hardening.seccompProfile", json!({ "type": "Localhost" }), "localhostProfile"),
         ("hardening.seccompProfile", json!({ "type": "None" }), "seccompProfile"),
@@ -305,18 +313,20 @@ fn wrong_values_are_refused() {
     assert!(with(&unasked).unwrap_err().contains("need config.admin.metrics_listen"));
 }
 
-/// `deploy/lota.toml` has every key of the daemon's, and the chart's schema those that are not the chart's own.
+/// `deploy/lota.toml` has every key of the daemon, and the chart's schema every key that the chart does not set
+/// itself.
 #[test]
-fn the_schema_knows_the_daemons_keys() {
-    const THE_CHARTS: [&str; 17] = [
+fn the_schema_has_the_daemons_keys() {
+    const THE_CHARTS: [&str; 18] = [
+        "access.cgroup_path",
         "access.pods.address",
         "access.pods.interface",
         "admin.socket",
         "backend.credential_file",
         "cache.capacity",
         "cache.folder",
-        "datapath.pins",
-        "gateway.resign.clients_file",
+        "datapath.bpffs_path",
+        "gateway.re_sign.clients_file",
         "kubernetes.namespace",
         "kubernetes.service",
         "kubernetes.taint",
@@ -327,23 +337,30 @@ fn the_schema_knows_the_daemons_keys() {
         "peers.nodes.name",
         "peers.secret_file",
     ];
-    /// In `deploy/lota.toml` it is in a comment.
+    /// Keys in a comment of `deploy/lota.toml`.
     const COMMENTED: [&str; 2] = ["cache.disks.capacity", "cache.disks.folder"];
     let text = fs::read_to_string(deploy("lota.toml")).unwrap();
     let mut daemons = BTreeSet::new();
     keys_of_toml("", &toml::Value::Table(text.parse().unwrap()), &mut daemons);
     daemons.retain(|key| !THE_CHARTS.contains(&key.as_str()));
     daemons.extend(COMMENTED.map(str::to_owned));
+    // Operators choose the names in these tables; the daemon checks what is in them.
+    for tables in ["backends", "gateways"] {
+        daemons.retain(|key| !key.starts_with(&format!("{tables}.")));
+        daemons.insert(tables.to_owned());
+    }
     let schema: Value =
         serde_json::from_slice(&fs::read(deploy("chart/values.schema.json")).unwrap()).unwrap();
     let mut charts = BTreeSet::new();
     keys_of_schema("", &schema["properties"]["config"], &mut charts);
-    // What a rule has in it is a NetworkPolicy's.
+    // The contents of rules have the schema of a NetworkPolicy.
     for keys in [&mut daemons, &mut charts] {
-        let rules: Vec<String> = keys.iter().filter(|key| key.starts_with("access.from")).cloned().collect();
-        if !rules.is_empty() {
-            keys.retain(|key| !rules.contains(key));
-            keys.insert("access.from".to_owned());
+        for list in ["access.from", "access.forwarders"] {
+            let rules: Vec<String> = keys.iter().filter(|key| key.starts_with(list)).cloned().collect();
+            if !rules.is_empty() {
+                keys.retain(|key| !rules.contains(key));
+                keys.insert(list.to_owned());
+            }
         }
     }
     assert_eq!(daemons, charts);

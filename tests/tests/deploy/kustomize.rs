@@ -1,4 +1,4 @@
-//! The Kustomize side is the chart's.
+//! The Kustomize files equal the rendered chart.
 
 use std::{collections::BTreeMap, fs};
 
@@ -17,7 +17,7 @@ const COMPONENTS: [(&str, &str); 4] = [
     ("coredns", "coreDNS"),
 ];
 
-/// Objects by kind, namespace and name; a ConfigMap's name without what Kustomize appends, which is only a hash of it.
+/// Returns objects by kind, namespace and name. Removes the hash that Kustomize appends to a ConfigMap's name.
 fn by_name(objects: &[Value]) -> BTreeMap<String, Value> {
     let generated = generated_name(objects);
     let text = json!(objects).to_string().replace(&format!("\"{generated}\""), "\"lota\"");
@@ -28,17 +28,17 @@ fn by_name(objects: &[Value]) -> BTreeMap<String, Value> {
     };
     let count = objects.len();
     let named: BTreeMap<String, Value> = objects.into_iter().map(|object| (name(&object), object)).collect();
-    assert_eq!(named.len(), count, "an object stands there twice");
+    assert_eq!(named.len(), count, "duplicate object");
     named
 }
 
-/// The ConfigMap's name.
+/// Returns the ConfigMap's name.
 fn generated_name(objects: &[Value]) -> String {
     let map = objects.iter().find(|object| object["data"]["lota.toml"].is_string()).expect("a ConfigMap");
     map["metadata"]["name"].as_str().expect("a name").to_owned()
 }
 
-/// The chart's objects with these arguments beside those of `base`; lota.toml with the header that the file has.
+/// Returns the chart's objects with these arguments besides those of `base`, and lota.toml with the file's header.
 fn of_chart(arguments: &[&str]) -> BTreeMap<String, Value> {
     let mut objects = objects(helm(&[&BASE, arguments].concat()));
     for object in &mut objects {
@@ -58,19 +58,34 @@ fn assert_same(ours: &BTreeMap<String, Value>, charts: &BTreeMap<String, Value>)
 }
 
 #[test]
-fn base_is_the_chart_with_its_defaults() {
+fn base_equals_the_chart_with_its_defaults() {
     for folder in ["deploy", "deploy/base"] {
         assert_same(&by_name(&objects(kustomize(folder))), &of_chart(&[]));
     }
 }
 
 #[test]
-fn hardened_is_the_chart_hardened() {
+fn the_uninstall_patch_matches_the_daemonset() {
+    let patch = fs::read_to_string(deploy("uninstall.json")).expect("deploy/uninstall.json");
+    let patch: Vec<Value> = serde_json::from_str(&patch).expect("a JSON patch");
+    for folder in ["deploy", "deploy/hardened"] {
+        let objects = objects(kustomize(folder));
+        for operation in &patch {
+            let path = operation["path"].as_str().expect("a path");
+            assert!(one(&objects, "DaemonSet").pointer(path).is_some(), "{folder} has no {path}");
+        }
+    }
+    let config = container(&objects(kustomize("deploy")))["command"][3].clone();
+    assert_eq!(patch[1]["value"], json!(["lota", "uninstall", "--wait", "--config", config]));
+}
+
+#[test]
+fn hardened_equals_the_hardened_chart() {
     assert_same(&by_name(&objects(kustomize("deploy/hardened"))), &of_chart(&["--set", "hardened=true"]));
 }
 
 #[test]
-fn overlays_are_the_chart_with_their_values() {
+fn overlays_equal_the_chart_with_their_values() {
     for overlay in OVERLAYS {
         let values = format!("deploy/overlays/{overlay}/values.yaml");
         let dns = format!("coreDNS.enabled={}", overlay == "coredns");
@@ -82,9 +97,9 @@ fn overlays_are_the_chart_with_their_values() {
     assert_eq!(names_in("overlays"), known);
 }
 
-/// The objects are compared above; here their comments are, too.
+/// Compares comments, too; the tests above compare objects.
 #[test]
-fn what_is_committed_is_what_the_chart_renders_now() {
+fn committed_files_equal_the_rendered_chart() {
     let same = |file: &str, rendered: &str| {
         let committed = fs::read_to_string(deploy(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
         assert_eq!(committed, format!("{HEADER}{rendered}"), "{file}: run `cargo xtask deploy-render`");
@@ -113,7 +128,7 @@ fn what_is_committed_is_what_the_chart_renders_now() {
     }
 }
 
-/// The names of what is in a folder.
+/// Returns the names of the entries of a folder.
 fn names_in(folder: &str) -> Vec<String> {
     let entries = fs::read_dir(deploy(folder)).unwrap();
     let mut names: Vec<String> =
@@ -122,9 +137,9 @@ fn names_in(folder: &str) -> Vec<String> {
     names
 }
 
-/// What the README tells people to write, with every component at once.
+/// The kustomization of deploy/README.md, with every component at once.
 #[test]
-fn a_kustomization_of_ones_own_takes_all_components() {
+fn a_custom_kustomization_accepts_all_components() {
     let folder = deploy("").join(format!("../target/own-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let components = ["hardened", "podmonitor", "servicemonitor", "prometheusrule", "coredns", "node-taint"];
@@ -153,7 +168,7 @@ fn a_kustomization_of_ones_own_takes_all_components() {
 }
 
 #[test]
-fn no_secret_is_in_any_file_and_no_pod_starts_without_one() {
+fn no_file_contains_a_secret_and_no_pod_starts_without_one() {
     let folders = OVERLAYS.map(|overlay| format!("deploy/overlays/{overlay}"));
     for folder in folders.iter().map(String::as_str).chain(["deploy", "deploy/hardened"]) {
         let objects = objects(kustomize(folder));
@@ -163,32 +178,32 @@ fn no_secret_is_in_any_file_and_no_pod_starts_without_one() {
             "name": "lota-cluster-key", "items": [{ "key": "cluster-secret", "path": "cluster-secret" }]
         }});
         assert_eq!(volumes[0]["projected"]["sources"][1], key);
-        // A key of 32 bytes, as text, has this many characters at least.
+        // A key of 32 bytes has at least this many characters as text.
         let text = json!(objects).to_string();
         let long = text
             .split(|character: char| !character.is_ascii_alphanumeric() && !"+=".contains(character))
-            .find(|word| word.len() >= 32);
+            .find(|text| text.len() >= 32);
         assert_eq!(long, None, "{folder}");
     }
 }
 
 #[test]
-fn the_daemon_reads_every_configuration() {
+fn the_daemon_accepts_every_configuration() {
     for folder in
         [""].into_iter().map(str::to_owned).chain(OVERLAYS.map(|overlay| format!("/overlays/{overlay}")))
     {
         let config = read(&lota_toml(&objects(kustomize(&format!("deploy{folder}")))));
         assert_eq!(config.gateway.endpoint.to_string(), "http://gateway.example");
-        assert!(!config.datapath.pod_interfaces.is_empty(), "what comes in elsewhere is refused");
-        assert_eq!(config.datapath.pins.to_str(), Some("/run/bpf/lota"));
+        assert!(!config.datapath.pod_interfaces.is_empty(), "traffic from other interfaces would be refused");
+        assert_eq!(config.datapath.bpffs_path.to_str(), Some("/run/bpf/lota"));
         assert_eq!(
-            config.datapath.answer_names,
+            config.datapath.answer_dns,
             !["/overlays/coredns", "/overlays/sk-lookup"].contains(&&*folder)
         );
     }
 }
 
-/// As the daemon does, which learns the node's name and address from the environment.
+/// Reads a configuration like the daemon, which gets the node's name and address from the environment.
 pub(crate) fn read(toml: &str) -> Config {
     let (process, thread) = (std::process::id(), std::thread::current().id());
     let path = deploy("").join(format!("../target/lota-{process}-{thread:?}.toml"));

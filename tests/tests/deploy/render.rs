@@ -1,4 +1,4 @@
-//! Running helm and kubectl, and looking at what comes out.
+//! Runs helm and kubectl, and parses their output.
 
 use std::{
     env,
@@ -9,17 +9,17 @@ use std::{
 
 use serde_json::Value;
 
-/// The checkout.
+/// Root folder of the checkout.
 pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-/// What every rendering needs.
+/// Arguments that every rendering needs.
 pub(crate) const GATEWAY: [&str; 2] = ["--set-json", "config.gateway.endpoint=\"http://s3.internal:9000\""];
 
-/// A folder or file of `deploy/`.
+/// Returns the path of a folder or file in `deploy/`.
 pub(crate) fn deploy(path: &str) -> PathBuf {
     PathBuf::from(ROOT).join("deploy").join(path)
 }
 
-/// A program that this suite is told of.
+/// Returns the program that an environment variable names.
 pub(crate) fn tool(variable: &str) -> Command {
     let path =
         env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set: `cargo xtask test deploy`"));
@@ -28,7 +28,7 @@ pub(crate) fn tool(variable: &str) -> Command {
     command
 }
 
-/// What the chart renders to with these arguments, or why it does not.
+/// Returns what the chart renders to with these arguments, or the error.
 pub(crate) fn helm(arguments: &[&str]) -> Result<String, String> {
     let mut helm = tool("LOTA_HELM");
     output(
@@ -36,7 +36,7 @@ pub(crate) fn helm(arguments: &[&str]) -> Result<String, String> {
     )
 }
 
-/// What a folder with a kustomization renders to, or why it does not.
+/// Returns what a folder with a kustomization renders to, or the error.
 pub(crate) fn kustomize(folder: &str) -> Result<String, String> {
     output(tool("LOTA_KUBECTL").args(["kustomize", folder]))
 }
@@ -49,33 +49,33 @@ fn output(command: &mut Command) -> Result<String, String> {
     }
 }
 
-/// The objects of a rendering, which Kubernetes' schemas have nothing against.
+/// Returns the objects of a rendering, after validating them against Kubernetes' schemas.
 ///
 /// # Panics
-/// With what they have against them.
+/// If an object is invalid.
 pub(crate) fn objects(rendered: Result<String, String>) -> Vec<Value> {
-    let (objects, errors) = judge(&rendered.unwrap_or_else(|error| panic!("{error}")));
+    let (objects, errors) = validate(&rendered.unwrap_or_else(|error| panic!("{error}")));
     assert!(errors.is_empty(), "{errors:#?}");
     objects
 }
 
-/// The objects, and what is wrong with them.
-pub(crate) fn judge(yaml: &str) -> (Vec<Value>, Vec<String>) {
+/// Returns the objects and their errors.
+pub(crate) fn validate(yaml: &str) -> (Vec<Value>, Vec<String>) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/deploy/objects.py");
     let mut python = tool("LOTA_PYTHON");
     let mut child =
         python.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python runs");
     child.stdin.take().expect("a pipe").write_all(yaml.as_bytes()).expect("it reads all of it");
     let output = child.wait_with_output().expect("it ends");
-    assert!(output.status.success(), "the schemas could not be asked; for what:\n{yaml}");
-    let mut said: Value = serde_json::from_slice(&output.stdout).expect("it writes JSON");
+    assert!(output.status.success(), "the validation failed for:\n{yaml}");
+    let mut result: Value = serde_json::from_slice(&output.stdout).expect("it writes JSON");
     let list = |value: Value| value.as_array().cloned().unwrap_or_default();
-    let errors = list(said["errors"].take());
+    let errors = list(result["errors"].take());
     let errors = errors.iter().map(|error| error.as_str().unwrap_or_default().to_owned());
-    (list(said["objects"].take()), errors.collect())
+    (list(result["objects"].take()), errors.collect())
 }
 
-/// The only object of this kind.
+/// Returns the only object of this kind.
 pub(crate) fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     let mut found = objects.iter().filter(|object| object["kind"] == kind);
     let first = found.next().unwrap_or_else(|| panic!("there is no {kind}"));
@@ -83,14 +83,14 @@ pub(crate) fn one<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     first
 }
 
-/// The DaemonSet's container.
+/// Returns the DaemonSet's container.
 pub(crate) fn container(objects: &[Value]) -> &Value {
     let containers = &one(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"];
     assert_eq!(containers.as_array().map(Vec::len), Some(1));
     &containers[0]
 }
 
-/// The daemon's configuration, as it is in the ConfigMap.
+/// Returns the daemon's configuration from the ConfigMap.
 pub(crate) fn lota_toml(objects: &[Value]) -> String {
     let found = objects.iter().find_map(|object| object["data"]["lota.toml"].as_str());
     found.expect("a ConfigMap with lota.toml").to_owned()

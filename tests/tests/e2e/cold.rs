@@ -1,4 +1,4 @@
-//! Cold objects behind a slow backend: what is asked for comes first.
+//! Cold objects with a slow backend: requested ranges are fetched first.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -9,46 +9,47 @@ use lota_tests::{
         ADMIN, GATEWAY, GATEWAY_PORT, Mode, Namespace, Relay, Style, VIP,
         raw::{Request, Signing, content},
     },
-    tour::{MIB, Tour, wait_until},
+    tour::{MIB, Tour, wait_settled, wait_until},
 };
 use serde_json::json;
 
 const SIZE: u64 = 64 * MIB;
-/// Bytes a second of each connection to the backend, so that a whole object takes seconds.
-const SLOW: u64 = MIB;
-/// What may have been under way in sockets when a connection was dropped.
+/// Rate of each connection to the backend, in bytes per second, so that a whole object takes seconds.
+const SLOW: u64 = MIB / 4;
+/// Maximum number of bytes in socket buffers when a connection is dropped.
 const SOCKET_BUFFERS: u64 = 10 * MIB;
 
 pub(crate) fn far_ranges(tour: &mut Tour) -> Result<()> {
     let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
-    // Until a gateway has been tried, reads are proxied.
+    // Reads are proxied until the gateway has been verified.
     client.put_and_hit(&pod, "cold-trial", 40)?;
     client.put(&pod, "cold", 151, SIZE)?;
+    wait_settled();
     let before = tour.fetched();
     tour.backend.set_rate(SLOW);
-    let asked = (|| {
-        // From the end, from the middle, and from where nobody has been: none waits for what is before it.
+    let measured = (|| {
+        // Ranges at the end, in the middle, and where nothing has been read: none waits for earlier bytes.
         for first in [60 * MIB + 5, 30 * MIB, 45 * MIB] {
             let range = format!("bytes={first}-{}", first + 999);
             let got = client.get_with(&pod, "cold", json!({ "range": range }))?;
             let expected = client.digest(&pod, 151, SIZE, first, first + 1000)?;
             ensure!(got.status == 206 && got.sha256 == expected, "{range}: {} or other bytes", got.status);
-            ensure!(tour.holders("cold")?.is_empty(), "{range} came only when all had come");
+            ensure!(tour.holders("cold")?.is_empty(), "{range} came only after the whole object");
         }
         Ok(())
     })();
     tour.backend.set_rate(0);
-    asked?;
+    measured?;
     tour.wait_cached("cold")?;
     let fetched = tour.fetched() - before;
     ensure!((SIZE..=SIZE + SOCKET_BUFFERS).contains(&fetched), "{fetched} bytes were fetched of {SIZE}");
     Ok(())
 }
 
-/// The connections by which an object comes break off, again and again: its reader does not notice.
+/// Verifies that a reader does not notice interrupted connections of a fill.
 pub(crate) fn broken_sources(tour: &mut Tour) -> Result<()> {
     breaking_off(tour, "cut/stream", "")?;
-    // Begun by a range, it comes in parts.
+    // A fill that starts with a range fetches parts.
     breaking_off(tour, "cut/parts", "bytes=0-0")
 }
 
@@ -76,12 +77,12 @@ fn breaking_off(tour: &Tour, key: &str, first: &str) -> Result<()> {
     })?;
     ensure!(read.status == 200 && read.sha256 == put.sha256, "{key}: {}, or other bytes", read.status);
     tour.wait_cached(key)?;
-    ensure!(broken(tour)? == before, "{key}: the fill was given up, and the object fetched anew");
+    ensure!(broken(tour)? == before, "{key}: the fill was abandoned, and the object fetched again");
     Ok(())
 }
 
-/// Everybody wants some of what nobody has.
-pub(crate) fn crowds(tour: &mut Tour) -> Result<()> {
+/// Verifies that many readers of parts of a cold object cause one fetch.
+pub(crate) fn hot_objects(tour: &mut Tour) -> Result<()> {
     if !tour.origin.speaks_lota() {
         return crowd(tour, "crowd/own", 256 << 20);
     }
@@ -93,7 +94,7 @@ pub(crate) fn crowds(tour: &mut Tour) -> Result<()> {
 
 fn crowd(tour: &Tour, key: &str, size: usize) -> Result<()> {
     const READERS: usize = 64;
-    // Until a gateway has been tried, reads are proxied.
+    // Reads are proxied until the gateway has been verified.
     tour.client.put_and_hit(&tour.pod(1, 1), &format!("{key}-trial"), 40)?;
     let all = content(size);
     let target = format!("/{}", tour.client.name(key));
@@ -102,6 +103,7 @@ fn crowd(tour: &Tour, key: &str, size: usize) -> Result<()> {
     let gateway = SocketAddr::from((GATEWAY, GATEWAY_PORT));
     let reply = tour.lab.switch().send_all(gateway, vec![put])?.pop().context("no answer")?;
     ensure!(reply.status.is_success(), "the upload was answered {} {}", reply.status, reply.code());
+    wait_settled();
     let before = tour.fetched();
     let pods: Vec<Namespace> = tour.one_pod_per_node().map(|(_, pod)| pod).collect();
     std::thread::scope(|scope| -> Result<()> {
@@ -131,7 +133,7 @@ fn crowd(tour: &Tour, key: &str, size: usize) -> Result<()> {
     Ok(())
 }
 
-/// What no cache can hold is read as if there were none, and counted.
+/// Verifies that an object larger than any cache is relayed and counted.
 pub(crate) fn too_large(tour: &mut Tour) -> Result<()> {
     tour.restart_with(Mode::OwnCredential, "capacity = \"4GiB\"", "capacity = \"48MiB\"")?;
     let seen = look_past(tour);
@@ -152,25 +154,25 @@ fn look_past(tour: &Tour) -> Result<()> {
         let expected = client.digest(&pod, 153, SIZE, 50_000_000, 50_001_000)?;
         ensure!(got.status == 206 && got.sha256 == expected, "a range: {}, or other bytes", got.status);
     }
-    ensure!(tour.holders("too-large/object")?.is_empty(), "a node says it has it");
+    ensure!(tour.holders("too-large/object")?.is_empty(), "a node has cached it");
     let counted = no_room(tour)? - before;
     ensure!(counted >= 6.0, "of six reads, {counted} were counted");
-    // What fits is still cached beside it.
+    // A smaller object is still cached.
     client.put_and_hit(&pod, "too-large/small", 41)
 }
 
-/// Objects that passed by for want of room.
+/// Returns the number of objects that passed through for lack of space.
 fn no_room(tour: &Tour) -> Result<f64> {
     sum(tour, |line| line.starts_with("lota_uncached") && line.contains("no-room"))
 }
 
-/// Fills that have ended without their object.
+/// Returns the number of fills that ended without their object.
 fn broken(tour: &Tour) -> Result<f64> {
     sum(tour, |line| line.starts_with("lota_fills") && line.contains("broken"))
 }
 
-/// All nodes' counts in such lines.
-fn sum(tour: &Tour, is_meant: impl Fn(&str) -> bool) -> Result<f64> {
+/// Returns the sum of matching metrics over all nodes.
+pub(crate) fn sum(tour: &Tour, is_meant: impl Fn(&str) -> bool) -> Result<f64> {
     let mut sum = 0.0;
     for node in &tour.nodes {
         let metrics = node.admin("/metrics")?;

@@ -1,4 +1,5 @@
-//! One connection, many requests: pipelining, half-closed clients, chunks both ways, and those who stand still.
+//! Connections with many requests: pipelining, half-closed clients, chunked bodies in both directions, stalled
+//! clients.
 
 use std::{
     io::{Read as _, Write as _},
@@ -24,20 +25,20 @@ fn connect() -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Everything that comes until the other side has said all.
+/// Reads until the other side closes its end.
 fn rest(mut stream: TcpStream) -> Result<String> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// A presigned target: it needs no further headers.
+/// Returns a presigned target, which needs no further headers.
 fn presigned(tour: &Tour, method: Method, key: &str) -> Result<String> {
     let target = format!("/{}", tour.client.name(key));
     Ok(Request::new(method, "cwlota.com", &target).sign(&ADMIN, Signing::Presigned)?.target)
 }
 
-/// All requests at once, and no more after them: the answers come whole, and in order.
+/// Verifies that pipelined requests on a half-closed connection are answered completely and in order.
 pub(crate) fn pipelined(tour: &mut Tour) -> Result<()> {
     let put = presigned(tour, Method::PUT, "pipelined")?;
     let get = presigned(tour, Method::GET, "pipelined")?;
@@ -63,16 +64,16 @@ pub(crate) fn pipelined(tour: &mut Tour) -> Result<()> {
         [statuses[0], statuses[1], statuses[2], statuses[4]] == ["200", "200", "200", "206"],
         "{answers}"
     );
-    // A gateway that refuses an upload without reading it may reset the connection, and its answer with it.
+    // A gateway that rejects an upload without reading it may reset the connection before its response arrives.
     let refused = statuses[3].starts_with('4') || statuses[3] == "503";
     ensure!(refused, "an anonymous upload was answered {}", statuses[3]);
     ensure!(answers.matches("some text").count() == 1 && answers.ends_with("\r\n\r\ntext"), "{answers}");
     Ok(())
 }
 
-/// Who stands still is let go; who is slow is not.
+/// Verifies that stalled connections time out, and slow ones do not.
 pub(crate) fn slow(tour: &mut Tour) -> Result<()> {
-    restart_with(tour, 1, "idle_seconds = 2")?;
+    restart_with(tour, 1, "idle_timeout_seconds = 2")?;
     let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
     client.put(&pod, "slow", 140, 64 * MIB)?;
     let get = presigned(tour, Method::GET, "slow")?;
@@ -85,7 +86,7 @@ pub(crate) fn slow(tour: &mut Tour) -> Result<()> {
                 let mut stream = connect()?;
                 stream.write_all(sent.as_bytes())?;
                 let since = Instant::now();
-                // An answer, or the end: both end the wait.
+                // A response or the end of the connection ends the wait.
                 rest(stream).or_else(|error| {
                     if since.elapsed() < Duration::from_secs(15) { Ok(String::new()) } else { Err(error) }
                 })?;
@@ -93,17 +94,17 @@ pub(crate) fn slow(tour: &mut Tour) -> Result<()> {
             };
             let stalled_head = ended_after("GET / HTTP/1.1\r\nhost: cw")?;
             let stalled_body = ended_after(&format!("{upload}abc"))?;
-            // Takes nothing of 64 MiB for longer than is allowed, then looks what there is.
+            // Reads nothing of 64 MiB for longer than the timeout, then reads what has arrived.
             let mut stream = connect()?;
             stream.write_all(ask.as_bytes())?;
-            // It is given up after one to two times that, from when no more fits in between.
+            // The timeout takes effect after once to twice its value, counted from when the buffers are full.
             std::thread::sleep(Duration::from_secs(10));
             let mut taken = 0;
             let mut piece = vec![0; 1 << 20];
             while let Ok(read @ 1..) = stream.read(&mut piece) {
                 taken += read as u64;
             }
-            // A byte a second is slow, and moves.
+            // One byte per second is slow, but progress.
             let mut stream = connect()?;
             stream.write_all(upload.as_bytes())?;
             for byte in b"abcdef" {
@@ -126,10 +127,10 @@ pub(crate) fn slow(tour: &mut Tour) -> Result<()> {
             }
             Ok((stalled_head, stalled_body, taken, slow_upload, slow_reader))
         })??;
-    for (what, after) in [("a head", stalled_head), ("a body", stalled_body)] {
-        ensure!(after < Duration::from_secs(12), "{what} that stands still was waited for {after:?}");
+    for (what, after) in [("head", stalled_head), ("body", stalled_body)] {
+        ensure!(after < Duration::from_secs(12), "a stalled {what} was waited for {after:?}");
     }
-    ensure!(stalled_reader < 64 * MIB, "a reader that stands still got all");
+    ensure!(stalled_reader < 64 * MIB, "a stalled reader received everything");
     ensure!(slow_upload.starts_with("HTTP/1.1 200 "), "a slow upload was answered {slow_upload}");
     ensure!(slow_reader > 64 * MIB, "a slow reader got {slow_reader} bytes");
     tour.restart(Mode::OwnCredential).context("afterwards")

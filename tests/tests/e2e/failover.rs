@@ -1,4 +1,4 @@
-//! The owner of an object ends, or hangs, in the middle of its answer.
+//! The owner of an object fails or hangs during a response.
 
 use std::{
     io::{Read as _, Write as _},
@@ -43,8 +43,8 @@ pub(crate) fn hanging(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
-/// Reads a cached object from another node than its owner; when the first of it has come, `strikes`. The rest must
-/// come all the same. Returns how long it took.
+/// Reads a cached object from another node than its owner, and calls `strikes` after the first bytes. The rest must
+/// arrive nevertheless. Returns how long it took.
 fn in_the_middle(
     tour: &mut Tour,
     key: &str,
@@ -64,13 +64,13 @@ fn in_the_middle(
     let reader = tour.pod(u8::try_from((owner + 1) % tour.nodes.len() + 1)?, 1);
     let (started, first) = std::sync::mpsc::channel();
     let (go, goes) = std::sync::mpsc::channel::<()>();
-    let asked = format!("GET {} HTTP/1.1\r\nhost: cwlota.com\r\nconnection: close\r\n\r\n", get.target);
+    let request = format!("GET {} HTTP/1.1\r\nhost: cwlota.com\r\nconnection: close\r\n\r\n", get.target);
     let reading = std::thread::spawn(move || -> Result<Vec<u8>> {
         reader.run(move || {
             let mut stream =
                 TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_secs(2))?;
             stream.set_read_timeout(Some(Duration::from_secs(40)))?;
-            stream.write_all(asked.as_bytes())?;
+            stream.write_all(request.as_bytes())?;
             let mut answer = vec![0; 1 << 20];
             stream.read_exact(&mut answer)?;
             started.send(())?;

@@ -1,4 +1,4 @@
-//! Raw HTTP from a pod.
+//! Malformed and unusual HTTP requests from a pod.
 
 use std::{
     io::{Read as _, Write as _},
@@ -7,20 +7,40 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use hyper::Method;
 use lota_tests::{
-    lab::{Namespace, VIP},
+    lab::{
+        ADMIN, Namespace, VIP,
+        raw::{Request, Signing},
+    },
     tour::Tour,
 };
 
-/// Sends bytes, says no more, and returns all that comes back.
+/// Timeout for a response.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sends bytes, closes the sending side, and returns all that is received.
 fn exchange(from: &Namespace, bytes: &[u8]) -> Result<String> {
+    exchange_with(from, bytes, true, ANSWER_TIMEOUT)
+}
+
+/// Sends bytes, closes the sending side if `half_close`, and returns all that is received without a longer pause than
+/// `timeout`.
+pub(crate) fn exchange_with(
+    from: &Namespace,
+    bytes: &[u8],
+    half_close: bool,
+    timeout: Duration,
+) -> Result<String> {
     let bytes = bytes.to_vec();
     let answer = from.run(move || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&SocketAddr::from((VIP, 80)), Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        // The other side may have seen enough and closed.
+        stream.set_read_timeout(Some(timeout))?;
+        // The other side may have closed already.
         let _ = stream.write_all(&bytes);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
+        if half_close {
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
         let mut answer = Vec::new();
         match stream.read_to_end(&mut answer) {
             Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => Err(error),
@@ -28,6 +48,33 @@ fn exchange(from: &Namespace, bytes: &[u8]) -> Result<String> {
         }
     })??;
     Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Verifies that uploads with a malformed chunk are refused by LOTA, which has sent the gateway their beginning.
+fn malformed_chunks(tour: &Tour) -> Result<()> {
+    let target = format!("/{}", tour.client.name("malformed-chunks"));
+    let put = Request::new(Method::PUT, "cwlota.com", &target).sign(&ADMIN, Signing::Presigned)?.target;
+    for body in [
+        "hello",
+        "hello world this is not a chunk",
+        "5\r\nhelloworld\r\n0",
+        "5\r\nhello\r\nx\r\n",
+        "ffffffffffffffffff\r\n",
+        "3\r\nabc\r\n0\r\n: x\r\n\r\n",
+    ] {
+        let decoded = "x-amz-decoded-content-length: 5\r\ntransfer-encoding: chunked\r\n";
+        let request = format!("PUT {put} HTTP/1.1\r\nhost: cwlota.com\r\n{decoded}\r\n{body}");
+        // The client may send more, and waits for an answer.
+        let answer = exchange_with(&tour.pod(1, 1), request.as_bytes(), false, ANSWER_TIMEOUT)
+            .with_context(|| body.to_owned())?;
+        let refused = answer.starts_with("HTTP/1.1 400 ") && answer.contains("<Code>IncompleteBody</Code>");
+        ensure!(refused, "{body:?} is answered {answer:?}");
+        ensure!(answer.matches("HTTP/1.1 ").count() == 1, "{body:?} is answered {answer:?}");
+    }
+    let stored = Request::new(Method::HEAD, "cwlota.com", &target).sign(&ADMIN, Signing::Header)?;
+    let stored = tour.pod(1, 1).send_all((VIP, 80).into(), vec![stored])?;
+    ensure!(stored[0].status.as_u16() == 404, "a malformed upload was stored: {}", stored[0].status);
+    Ok(())
 }
 
 pub(crate) fn malformed(tour: &mut Tour) -> Result<()> {
@@ -47,7 +94,7 @@ pub(crate) fn malformed(tour: &mut Tour) -> Result<()> {
             &["400"],
         ),
         (
-            "a bad header name",
+            "an invalid header name",
             b"GET /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\nbad header: x\r\n\r\n",
             &["400"],
         ),
@@ -57,7 +104,7 @@ pub(crate) fn malformed(tour: &mut Tour) -> Result<()> {
             &["400"],
         ),
         (
-            "a length that is no number",
+            "a length that is not a number",
             b"PUT /bucket/k HTTP/1.1\r\nhost: cwlota.com\r\ncontent-length: x\r\n\r\n",
             &["400"],
         ),
@@ -89,6 +136,7 @@ pub(crate) fn malformed(tour: &mut Tour) -> Result<()> {
             ensure!(answer.contains("<Error><Code>") && answer.contains("<RequestId>"), "{name}: {answer}");
         }
     }
+    malformed_chunks(tour)?;
     ensure!(tour.nodes[0].admin("/healthz")?.starts_with("alive"), "the daemon did not survive");
     let log = std::fs::read_to_string(tour.nodes[0].log())?;
     ensure!(!log.contains("panicked"), "the daemon panicked");
@@ -100,7 +148,7 @@ pub(crate) fn stripped_headers(tour: &mut Tour) -> Result<()> {
                     v=1;from=n2;to=n1;time=0;nonce=00;mac=00\r\nconnection: close\r\n\r\n";
     let answer = exchange(&tour.pod(1, 1), request)?;
     ensure!(answer.starts_with("HTTP/1.1 403") || answer.starts_with("HTTP/1.1 404"), "{answer}");
-    let told = tour.origin.last_node().unwrap_or_default();
-    ensure!(!told.contains("evil"), "the gateway was told {told}");
+    let location = tour.origin.last_node().unwrap_or_default();
+    ensure!(!location.contains("evil"), "the gateway received {location}");
     Ok(())
 }

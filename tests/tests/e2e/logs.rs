@@ -1,6 +1,6 @@
-//! What the daemon logs of requests, and what it must not.
+//! What the daemon logs about requests, and that it logs no secrets.
 
-use std::fs;
+use std::{fs, io::Write as _, net::TcpStream, sync::mpsc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use hyper::Method;
@@ -11,14 +11,16 @@ use lota_tests::{
     },
     tour::{Tour, wait_until},
 };
-use nix::sys::signal::Signal;
 use serde_json::Value;
+use socket2::SockRef;
 
-/// What a client may say about itself that nobody else is to know.
+use crate::requests::{head, play_gateway, upload};
+
+/// Session token of a client, which must not be logged.
 const TOKEN: &str = "a-session-token-that-nobody-is-to-read";
 const CUSTOMER_KEY: &str = "YS1rZXktb2YtdGhlLWN1c3RvbWVyLW9mLTMyLWJ5dGU=";
 
-/// Has every node log in this way from its next start on.
+/// Sets level and format of every node's log from its next start.
 fn log_as(tour: &mut Tour, level: &str, format: &str) {
     for node in &mut tour.nodes {
         node.set_environment(vec![("LOTA_LOG", level.into()), ("LOTA_LOG_FORMAT", format.into())]);
@@ -26,16 +28,13 @@ fn log_as(tour: &mut Tour, level: &str, format: &str) {
 }
 
 fn restart(tour: &mut Tour, mode: Mode) -> Result<()> {
-    for node in &mut tour.nodes {
-        node.stop(Signal::SIGTERM)?;
+    tour.restart_each(|node| {
         fs::write(node.log(), "")?;
-        node.configure(mode)?;
-        node.start()?;
-    }
-    Ok(())
+        node.configure(mode)
+    })
 }
 
-/// What all nodes have logged.
+/// Returns the logs of all nodes.
 fn logged(tour: &Tour) -> Result<String> {
     tour.nodes.iter().map(|node| Ok(fs::read_to_string(node.log())?)).collect()
 }
@@ -44,7 +43,7 @@ fn ask(tour: &Tour, requests: &[Request]) -> Result<Vec<Reply>> {
     tour.pod(1, 1).send_all((VIP, 80).into(), requests.to_vec())
 }
 
-/// The parts of a signed request that are as good as its secret for a while.
+/// Returns the parts of a signed request that are secrets for a while.
 fn signatures(request: &Request) -> Vec<String> {
     let headers = request.headers.iter().filter(|(name, _)| name == "authorization").map(|(_, value)| value);
     headers
@@ -56,8 +55,8 @@ fn signatures(request: &Request) -> Vec<String> {
 }
 
 pub(crate) fn secrets(tour: &mut Tour) -> Result<()> {
-    for mode in [Mode::OwnCredential, Mode::Direct, Mode::ClientOnly, Mode::Resign] {
-        // Whatever is asked for: also that of the modules that sign, by name.
+    for mode in [Mode::OwnCredential, Mode::Direct, Mode::ClientOnly, Mode::ReSign] {
+        // Even at the most verbose level, also of the modules that sign.
         log_as(tour, "trace,aws_sigv4=trace,aws_sigv4::http_request=trace,hyper=trace", "json");
         restart(tour, mode)?;
         let seen = in_mode(tour, mode);
@@ -71,7 +70,7 @@ pub(crate) fn secrets(tour: &mut Tour) -> Result<()> {
 
 fn in_mode(tour: &Tour, mode: Mode) -> Result<()> {
     let path = format!("/{}", tour.client.name(&format!("logs/{mode:?}")));
-    let who: &Credential = if mode == Mode::Resign { &POD_ONLY } else { &ADMIN };
+    let who: &Credential = if mode == Mode::ReSign { &POD_ONLY } else { &ADMIN };
     let request = |method| Request::new(method, "cwlota.com", &path);
     let put = request(Method::PUT).body(content(100_000)).sign(who, Signing::Header)?;
     ensure!(ask(tour, std::slice::from_ref(&put))?[0].status == 200, "the upload");
@@ -86,12 +85,12 @@ fn in_mode(tour: &Tour, mode: Mode) -> Result<()> {
         request(Method::PUT).body(content(100_000)).sign(who, Signing::Presigned)?,
         with_token,
     ];
-    if mode != Mode::Resign {
+    if mode != Mode::ReSign {
         requests.push(request(Method::GET).sign(who, Signing::PresignedV2)?);
     }
     ask(tour, &requests)?;
     wait_until("a hit", || Ok(ask(tour, &requests[..1])?[0].cache() == "hit"))?;
-    // An answer that LOTA gives itself.
+    // A response of LOTA itself.
     ask(
         tour,
         &[request(Method::CONNECT).header("authorization", "AWS4-HMAC-SHA256 Signature=feedfacefeedface")],
@@ -99,7 +98,7 @@ fn in_mode(tour: &Tour, mode: Mode) -> Result<()> {
     requests.push(put);
 
     let log = logged(tour)?;
-    ensure!(log.contains("\"request\"") && log.contains("TRACE"), "it does not log: {log}");
+    ensure!(log.contains("\"request\"") && log.contains("TRACE"), "requests are not logged: {log}");
     let mut forbidden: Vec<String> = requests.iter().flat_map(signatures).collect();
     ensure!(forbidden.len() >= requests.len(), "{} signatures", forbidden.len());
     let fixed = [
@@ -142,7 +141,7 @@ pub(crate) fn requests(tour: &mut Tour) -> Result<()> {
         lines.retain(|line| line["request_id"] == *id && line["message"] == "request");
         Ok(!lines.is_empty())
     })?;
-    let [line] = &*lines else { anyhow::bail!("{} lines for one request", lines.len()) };
+    let [line] = &*lines else { anyhow::bail!("{} log lines for one request", lines.len()) };
     let bucket = tour.client.name("");
     for (field, value) in [
         ("level", Value::from("DEBUG")),
@@ -156,12 +155,53 @@ pub(crate) fn requests(tour: &mut Tour) -> Result<()> {
         ensure!(line[field] == value, "{field} is {}, not {value}: {line}", line[field]);
     }
     ensure!(line["ms"].as_f64().is_some_and(|ms| ms > 0.0 && ms < 10_000.0), "{line}");
-    // Without being asked for, there is none.
+    // There is no line at the default level.
     log_as(tour, "info", "text");
     restart(tour, Mode::OwnCredential)?;
     tour.client.get(&tour.pod(1, 1), "logs/none", lota_tests::lab::Style::Path)?;
     let log = logged(tour)?;
-    ensure!(!log.contains("request_id"), "at `info` it says {log}");
+    ensure!(!log.contains("request_id"), "it logs requests at `info`: {log}");
+    tour.nodes.iter_mut().for_each(|node| node.set_environment(Vec::new()));
+    Ok(())
+}
+
+/// Verifies that a request is counted and logged if its client resets the connection before the response.
+pub(crate) fn abandoned_requests(tour: &mut Tour) -> Result<()> {
+    const UNANSWERED: &str = "lota_requests_total{cache=\"bypass\",status=\"none\"}";
+    log_as(tour, "debug", "json");
+    let put = upload(tour, "logs/abandoned", 5, &ADMIN, "Expect: 100-continue\r\n")?;
+    let (arrive, arrived) = mpsc::channel();
+    let (reset, was_reset) = mpsc::channel();
+    let gateway = play_gateway(tour, move |stream| {
+        head(stream)?;
+        arrive.send(())?;
+        was_reset.recv()?;
+        // The node relays this, and notices that the client has gone.
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        let _ = std::io::copy(stream, &mut std::io::sink());
+        Ok(())
+    })?;
+    tour.pod(1, 1).run(move || -> Result<()> {
+        let mut stream = TcpStream::connect_timeout(&(VIP, 80).into(), Duration::from_secs(2))?;
+        stream.write_all(&put)?;
+        arrived.recv_timeout(Duration::from_secs(30))?;
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        drop(stream);
+        reset.send(())?;
+        Ok(())
+    })??;
+    let node = &tour.nodes[0];
+    wait_until("the request to be counted", || Ok(node.metric(UNANSWERED)? == 1.0))?;
+    gateway.join().map_err(|_| anyhow::anyhow!("the gateway panicked"))??;
+    let log = fs::read_to_string(node.log())?;
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let lines: Vec<Value> =
+        lines.filter(|line| line["message"] == "request" && line["key"] == "logs/abandoned").collect();
+    let [line] = &*lines else { anyhow::bail!("{} log lines for one request", lines.len()) };
+    ensure!(line["method"] == "PUT" && line["status"].is_null() && line["bytes"] == 0, "{line}");
+    ensure!(line["ms"].as_f64().is_some_and(|ms| ms > 0.0), "{line}");
+    log_as(tour, "info", "text");
+    restart(tour, Mode::OwnCredential)?;
     tour.nodes.iter_mut().for_each(|node| node.set_environment(Vec::new()));
     Ok(())
 }

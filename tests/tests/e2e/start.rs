@@ -1,4 +1,4 @@
-//! Starting where it should not, and ending when told.
+//! Starting in a wrong environment, and stopping.
 
 use std::{
     fs,
@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
     lab::{Lab, Mode, run},
+    tool,
     tour::Tour,
 };
 use nix::{
@@ -16,13 +17,13 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{lota_lab, tool};
+use super::lota_lab;
 
 pub(crate) fn bad_configuration(tour: &mut Tour) -> Result<()> {
     let node = &tour.nodes[0];
     let good = fs::read_to_string(node.config())?;
     let bad = node.folder().join("bad.toml");
-    for (from, to, says) in [
+    for (from, to, message) in [
         ("capacity = \"4GiB\"\nmin_free", "capacty = \"4GiB\"\nmin_free", "did you mean `capacity`?"),
         ("[gateway]", "[gatevay]", "did you mean `gateway`?"),
         ("attach = \"auto\"", "attach = \"tsx\"", "did you mean `tcx`?"),
@@ -32,9 +33,9 @@ pub(crate) fn bad_configuration(tour: &mut Tour) -> Result<()> {
     ] {
         fs::write(&bad, good.replacen(from, to, 1))?;
         let output = node.command().args(["run", "--config"]).arg(&bad).output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(!output.status.success() && said.contains(says), "{to:?}: {} {said}", output.status);
-        ensure!(said.contains("bad.toml"), "it does not name the file: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && stderr.contains(message), "{to:?}: {} {stderr}", output.status);
+        ensure!(stderr.contains("bad.toml"), "the error does not name the file: {stderr}");
     }
     let output = node.command().args(["run", "--config", "/nonexistent.toml"]).output()?;
     ensure!(
@@ -53,69 +54,75 @@ pub(crate) fn missing_privileges(tour: &mut Tour) -> Result<()> {
         ensure!(!output.status.success(), "it started without {drop}");
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    for (drop, names) in
-        [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN"), ("net_bind_service", "CAP_NET_BIND_SERVICE")]
-    {
-        let said = without(drop)?;
-        ensure!(said.contains(names), "without {drop} it says: {said}");
+    for (drop, names) in [
+        ("bpf", "CAP_BPF"),
+        ("net_admin", "CAP_NET_ADMIN"),
+        ("net_bind_service", "CAP_NET_BIND_SERVICE"),
+        ("perfmon", "CAP_PERFMON"),
+    ] {
+        let stderr = without(drop)?;
+        ensure!(stderr.contains(names), "without {drop}, it prints: {stderr}");
     }
     let bad = node.folder().join("no-bpffs.toml");
     fs::write(&bad, fs::read_to_string(node.config())?.replace("/sys/fs/bpf/", "/tmp/"))?;
     let output = node.command().args(["run", "--config"]).arg(&bad).output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(!output.status.success() && said.contains("mount -t bpf"), "without a bpffs it says: {said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        !output.status.success() && stderr.contains("mount -t bpf"),
+        "without a bpffs, it prints: {stderr}"
+    );
     Ok(())
 }
 
-/// One that cannot ask the first one to hand over, because it is told of another admin socket.
+/// Starts a second daemon that cannot request a handover, because it has another admin socket.
 pub(crate) fn second_daemon(tour: &mut Tour) -> Result<()> {
     let node = &mut tour.nodes[0];
     let good = fs::read_to_string(node.config())?.replace("admin.sock", "other.sock");
     let other = node.folder().join("other.toml");
     for (what, config) in [
-        ("pins", good.replace("/cache\"", "/other-cache\"")),
-        ("opening the cache", good.replace("\"/sys/fs/bpf/", "\"/sys/fs/bpf/other-")),
+        ("bpffs_path", good.replace("/cache\"", "/other-cache\"")),
+        ("cannot open the cache", good.replace("\"/sys/fs/bpf/", "\"/sys/fs/bpf/other-")),
     ] {
         fs::write(&other, &config)?;
         let output = node.command().args(["run", "--config"]).arg(&other).output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(
-            !output.status.success() && said.contains("another daemon uses it"),
-            "the same {what}: {} {said}",
+            !output.status.success() && stderr.contains("another daemon uses it"),
+            "the same {what}: {} {stderr}",
             output.status
         );
     }
-    ensure!(node.admin("/readyz")?.starts_with("ready"), "the first one suffered");
+    ensure!(node.admin("/readyz")?.starts_with("ready"), "the first daemon is not ready");
     run(node.command().args(["datapath", "detach", "--config"]).arg(&other))?;
     node.stop(Signal::SIGTERM)?;
     node.configure(Mode::OwnCredential)?;
     node.start()
 }
 
-/// The tour, interrupted while it makes its lab, and in its middle.
+/// Interrupts the tour while it makes its lab, and later.
 pub(crate) fn interrupted() -> Result<()> {
-    for moment in ["a lab: three nodes", "upload 64 MiB"] {
+    for line_prefix in ["a lab: three nodes", "upload 64 MiB"] {
         let mut tour = lota_lab();
         tour.arg("tour").arg("--lota").arg(tool("LOTA_BIN")?).arg("--python").arg(tool("LOTA_PYTHON")?);
         let mut tour = tour.stdout(Stdio::piped()).spawn()?;
         let mut output = BufReader::new(tour.stdout.take().context("no output")?);
         let mut line = String::new();
-        while !line.contains(moment) {
+        while !line.contains(line_prefix) {
             line.clear();
-            ensure!(output.read_line(&mut line)? > 0, "the tour ended before `{moment}`");
+            ensure!(output.read_line(&mut line)? > 0, "the tour ended before `{line_prefix}`");
         }
         kill(Pid::from_raw(tour.id().cast_signed()), Signal::SIGINT)?;
-        // Read on: a full or closed pipe would end it in another way.
+        // Reading must continue: a full or closed pipe would end the tour in another way.
         std::io::copy(&mut output, &mut std::io::sink())?;
         let status = tour.wait()?;
-        ensure!(status.code() == Some(130), "interrupted at `{moment}` it ended with {status}");
+        ensure!(status.code() == Some(130), "interrupted at `{line_prefix}` it ended with {status}");
         let left = Lab::leftovers("lota-demo");
-        ensure!(left.is_empty(), "left behind after Ctrl-C at `{moment}`: {}", left.join(", "));
+        ensure!(left.is_empty(), "left behind after Ctrl-C at `{line_prefix}`: {}", left.join(", "));
     }
     Ok(())
 }
 
-/// The lab without the tour.
+/// Verifies the lab without the tour.
 pub(crate) fn kept_lab() -> Result<()> {
     let lab = |arguments: &[&str]| -> Result<String> {
         let mut lab = lota_lab();
@@ -125,10 +132,10 @@ pub(crate) fn kept_lab() -> Result<()> {
         }
         run(lab.args(&arguments[1..]))
     };
-    let said = lab(&["up"])?;
+    let stdout = lab(&["up"])?;
     ensure!(
-        said.contains("ip netns exec lota-kept-n1p1"),
-        "`lab up` does not say how to enter a pod: {said}"
+        stdout.contains("ip netns exec lota-kept-n1p1"),
+        "`lab up` does not say how to enter a pod: {stdout}"
     );
     let found = lab(&["exec", "n1p1", "getent", "ahostsv4", "some-bucket.cwlota.com"]);
     let on_node = lab(&["exec", "n1", "bpftool", "map", "list"]);

@@ -1,4 +1,4 @@
-//! What a node tells of itself: to people, scripts and probes, in health and not.
+//! Reports of a node for people, scripts and probes.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lota_daemon::report::{INSTANCE, Mark, Report};
+use lota_daemon::admin::node_status::{INSTANCE, Level, NodeReport};
 use lota_tests::{
     lab::{ADMIN, DENIED, Mode, NOBODY, Node, POD_ONLY, Pod, READER, Reached, Style, VIP, knock, run},
     tour::{MIB, Tour, wait_until},
@@ -27,8 +27,8 @@ fn command(node: &Node, arguments: &[&str]) -> Command {
     command
 }
 
-/// What a command says, if it ends as expected.
-fn said(command: &mut Command, code: i32) -> Result<String> {
+/// Returns the output of a command that exits with this code.
+fn output_with_status(command: &mut Command, code: i32) -> Result<String> {
     let Output { status, stdout, stderr } = command.output()?;
     let (out, errors) = (String::from_utf8(stdout)?, String::from_utf8_lossy(&stderr).into_owned());
     ensure!(status.code() == Some(code), "{command:?}: {status}, not {code}:\n{out}{errors}");
@@ -40,19 +40,30 @@ pub(crate) fn healthy(tour: &mut Tour) -> Result<()> {
     client.put(&pod, key, 41, MIB)?;
     wait_until("a hit", || Ok(client.get(&pod, key, Style::Path)?.cache() == "hit"))?;
     let node = &tour.nodes[0];
-    let text = said(&mut command(node, &["status"]), OK)?;
+    let text = output_with_status(&mut command(node, &["status"]), OK)?;
     let parts: Vec<_> =
         text.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>()).collect();
-    let expected =
-        ["node", "gateway", "backend", "datapath", "access", "cluster", "cache", "peers", "traffic"];
+    let expected = [
+        "node",
+        "gateway",
+        "backend",
+        "datapath",
+        "connections",
+        "access",
+        "kubernetes",
+        "cache",
+        "peers",
+        "traffic",
+    ];
     ensure!(parts == expected.map(|part| ["ok", part]), "{text}");
 
-    let report: Report = serde_json::from_str(&said(&mut command(node, &["status", "--json"]), OK)?)?;
-    ensure!(report.node.name == "n1" && report.mark() == Mark::Ok, "{:?}", report.findings);
+    let report: NodeReport =
+        serde_json::from_str(&output_with_status(&mut command(node, &["status", "--json"]), OK)?)?;
+    ensure!(report.node.name == "n1" && report.level() == Level::Ok, "{:?}", report.findings);
     let name = client.name(key);
     let object = report.top.objects.iter().flatten().find(|object| object.name == name);
     ensure!(object.is_some_and(|object| object.requests >= 2 && object.bytes >= 2 * MIB), "{:?}", report.top);
-    // Its client takes either.
+    // The client may use either address family.
     let addresses = [Pod(1, 1).address().to_string(), Pod(1, 1).address6().to_string()];
     ensure!(
         report.top.pods.iter().any(|pod| addresses.contains(&pod.name)),
@@ -66,19 +77,24 @@ pub(crate) fn healthy(tour: &mut Tour) -> Result<()> {
     );
     ensure!(report.peers.is_some_and(|peers| peers.len() == 2), "two peers");
 
-    // The admin port tells the same, but for others' names.
-    let told = node.admin("/status.json")?;
-    ensure!(!told.contains("often read"), "the admin port names objects: {told}");
-    let told: Report = serde_json::from_str(&told)?;
-    ensure!(told.top.objects.is_none() && told.top.pods.len() == report.top.pods.len(), "{:?}", told.top);
+    // The admin port reports the same, without the names of objects.
+    let text = node.admin("/status.json")?;
+    ensure!(!text.contains("often read"), "the admin port names objects: {text}");
+    let public: NodeReport = serde_json::from_str(&text)?;
+    ensure!(
+        public.top.objects.is_none() && public.top.pods.len() == report.top.pods.len(),
+        "{:?}",
+        public.top
+    );
     ensure!(node.admin("/")?.starts_with("<!DOCTYPE html>"), "no page");
 
-    // Who is refused is shown.
+    // Refused addresses are shown.
     let (reached, _) = knock(&tour.lab.pod(DENIED), VIP, 80)?;
     ensure!(reached == Reached::Refused, "{reached:?}");
     let node = &tour.nodes[usize::from(DENIED.0) - 1];
-    let report: Report = serde_json::from_str(&said(&mut command(node, &["status", "--json"]), OK)?)?;
-    let denied = report.access.context("no word of access")?.denied;
+    let report: NodeReport =
+        serde_json::from_str(&output_with_status(&mut command(node, &["status", "--json"]), OK)?)?;
+    let denied = report.access.context("no access status")?.denied;
     let refused = denied.iter().find(|refused| refused.address == DENIED.address());
     ensure!(refused.is_some_and(|refused| refused.interface == Some(DENIED.interface())), "{denied:?}");
     Ok(())
@@ -86,71 +102,79 @@ pub(crate) fn healthy(tour: &mut Tour) -> Result<()> {
 
 pub(crate) fn top(tour: &mut Tour) -> Result<()> {
     let node = &tour.nodes[0];
-    let screen = said(command(node, &["top", "--once"]).env("NO_COLOR", "1"), OK)?;
+    let screen = output_with_status(command(node, &["top", "--once"]).env("NO_COLOR", "1"), OK)?;
     ensure!(!screen.contains('\u{1b}') && screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
     for words in ["lota top  n1", "THROUGHPUT FROM", "OBJECTS", "PODS", "REFUSED", "PEERS", "n2"] {
         ensure!(screen.contains(words), "no `{words}` in\n{screen}");
     }
-    let line = said(&mut command(node, &["top", "--once", "--json", "--interval", "0.5"]), OK)?;
+    let line = output_with_status(&mut command(node, &["top", "--once", "--json", "--interval", "0.5"]), OK)?;
     let line: Value = serde_json::from_str(&line)?;
     ensure!(line["node"] == "n1" && line["requests_per_second"].is_number(), "{line}");
-    // A script's pipe is no terminal.
-    ensure!(said(&mut command(node, &["top"]), WRONG)?.contains("--once"), "no hint");
+    // A script's pipe is not a terminal.
+    ensure!(output_with_status(&mut command(node, &["top"]), WRONG)?.contains("--once"), "no hint at --once");
     Ok(())
 }
 
-/// Two daemons share a node while one takes over from the other: a probe asks about its own.
+/// Verifies that a probe reports its own daemon during a handover, when two daemons share the node.
 pub(crate) fn ready(tour: &mut Tour) -> Result<()> {
     let node = &mut tour.nodes[0];
-    let asked =
-        |node: &Node, instance: &str, code| said(command(node, &["ready"]).env(INSTANCE, instance), code);
-    said(&mut command(node, &["ready"]), OK)?;
-    ensure!(asked(node, "pod-1", WRONG)?.contains("another daemon"), "it is taken for another");
+    let ready = |node: &Node, instance: &str, code| {
+        output_with_status(command(node, &["ready"]).env(INSTANCE, instance), code)
+    };
+    output_with_status(&mut command(node, &["ready"]), OK)?;
+    ensure!(ready(node, "pod-1", WRONG)?.contains("another daemon"), "it reports another daemon as its own");
     for (instance, other) in [("pod-1", "pod-2"), ("pod-2", "pod-1")] {
         node.set_environment(vec![(INSTANCE, PathBuf::from(instance))]);
-        // The second beside the first, which ends when it has handed over.
+        // The second daemon starts beside the first, which ends after the handover.
         node.start()?;
-        asked(node, instance, OK)?;
-        ensure!(asked(node, other, WRONG)?.contains(instance), "it does not say which answers");
-        said(&mut command(node, &["ready"]), OK)?;
+        ready(node, instance, OK)?;
+        ensure!(ready(node, other, WRONG)?.contains(instance), "it does not name the instance that answers");
+        output_with_status(&mut command(node, &["ready"]), OK)?;
     }
     node.set_environment(Vec::new());
     node.stop(Signal::SIGTERM)?;
     for arguments in [&["ready"][..], &["status"], &["status", "--json"]] {
-        ensure!(said(&mut command(node, arguments), NO_DAEMON)?.contains("does it run?"), "{arguments:?}");
+        ensure!(
+            output_with_status(&mut command(node, arguments), NO_DAEMON)?.contains("check that it runs"),
+            "{arguments:?}"
+        );
     }
-    said(&mut command(node, &["top", "--once"]), WRONG)?;
+    output_with_status(&mut command(node, &["top", "--once"]), WRONG)?;
     node.start()
 }
 
 pub(crate) fn gateway_gone(tour: &mut Tour) -> Result<()> {
     let (node, switch) = (&tour.nodes[0], tour.lab.switch());
     switch.ip("addr del 10.77.0.100/24 dev br0")?;
-    // That it answered a moment ago is not asked again at once.
-    let missed = || Ok(command(node, &["status"]).output()?.status.code() == Some(WRONG));
-    let told = wait_until("the gateway to be missed", missed)
-        .and_then(|()| said(&mut command(node, &["status"]), WRONG));
+    // The status reuses a recent response of the gateway for a short time.
+    let has_failed = || Ok(command(node, &["status"]).output()?.status.code() == Some(WRONG));
+    let text = wait_until("status to report the gateway", has_failed)
+        .and_then(|()| output_with_status(&mut command(node, &["status", "--json"]), WRONG));
     switch.ip("addr add 10.77.0.100/24 dev br0")?;
-    let told = told?;
-    for words in
-        ["FAIL  gateway   http://10.77.0.100:9000 cannot be reached: ", "> pods get 503", "warn  backend"]
-    {
-        ensure!(told.contains(words), "no `{words}` in\n{told}");
-    }
-    wait_until("all to be well again", || Ok(command(node, &["status"]).output()?.status.code() == Some(OK)))
+    let report: NodeReport = serde_json::from_str(&text?)?;
+    let find = |part: &str| report.findings.iter().find(|finding| finding.part == part);
+    let (gateway, backend) = (find("gateway").context("no gateway")?, find("backend").context("no backend")?);
+    ensure!(
+        gateway.level == Level::Fail && gateway.what.contains("cannot be reached") && gateway.fix.is_some(),
+        "{gateway}"
+    );
+    ensure!(backend.level == Level::Warn && backend.fix.is_some(), "{backend}");
+    wait_until("status to be healthy again", || {
+        Ok(command(node, &["status"]).output()?.status.code() == Some(OK))
+    })
 }
 
-/// Whatever is in the log, no secret is in a bundle.
+/// Verifies that a bundle contains no secret, whatever is in the log.
 pub(crate) fn support_bundle(tour: &mut Tour) -> Result<()> {
-    let secret = "the lab's cluster secret, nothing to protect";
+    let secret = "the lab's cluster key, nothing to protect";
     let folder = tour.lab.folder().join("bundle");
     fs::create_dir_all(&folder)?;
-    tour.restart(Mode::Resign)?;
+    tour.restart(Mode::ReSign)?;
     let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
     client.put(&pod, "status/secret name", 42, 1000)?;
     client.get(&pod, "status/secret name", Style::Path)?;
     let node = &tour.nodes[0];
-    // Stands for the journal: the daemon's own log, and the worst that a line could say.
+    // Replaces the journal by the daemon's own log and lines with secrets.
     let lines = format!(
         "GET /b/k?X-Amz-Signature=5ec2e7&X-Amz-Security-Token=t0ken HTTP/1.1\n\
          authorization: AWS4-HMAC-SHA256 Credential=LOTALABADMIN00000001/20260101, Signature=5ec2e7\n{secret}\n{}\n",
@@ -165,8 +189,11 @@ pub(crate) fn support_bundle(tour: &mut Tour) -> Result<()> {
     let archive = folder.join("support.tar.gz");
     let mut bundle = node.command();
     bundle.arg("support-bundle").arg(&archive).arg("--config").arg(node.config()).env("PATH", path);
-    said(&mut bundle, OK)?;
-    ensure!(fs::metadata(&archive)?.permissions().mode() & 0o777 == 0o600, "others may read it");
+    output_with_status(&mut bundle, OK)?;
+    ensure!(
+        fs::metadata(&archive)?.permissions().mode() & 0o777 == 0o600,
+        "the archive is readable by others"
+    );
     run(Command::new("tar").arg("-xzf").arg(&archive).arg("-C").arg(&folder))?;
     let folder = folder.join("lota-support");
     let manifest = fs::read_to_string(folder.join("MANIFEST"))?;
@@ -201,5 +228,10 @@ pub(crate) fn support_bundle(tour: &mut Tour) -> Result<()> {
             }
         }
     }
+    // As with `kubectl exec` in a pod with a read-only root file system.
+    let mut bundle = node.command();
+    bundle.args(["support-bundle", "-", "--config"]).arg(node.config());
+    let output = bundle.current_dir("/proc").output()?;
+    ensure!(output.status.success() && output.stdout.starts_with(&[0x1f, 0x8b]), "{output:?}");
     tour.restart(Mode::OwnCredential)
 }

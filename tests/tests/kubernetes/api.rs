@@ -1,4 +1,4 @@
-//! What the tests say to the API server.
+//! Requests of the tests to the API server.
 
 use anyhow::Result;
 use k8s_openapi::{
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 /// LOTA's own namespace.
 pub(crate) const HOME: &str = "cw-object-storage";
-/// What LOTA may ask, as it is installed.
+/// LOTA's RBAC objects.
 pub(crate) const ROLES: [&str; 4] = ["clusterrole", "clusterrolebinding", "role", "rolebinding"];
 
 pub(crate) async fn prepare(client: Client) -> Result<()> {
@@ -34,9 +34,9 @@ where
     Ok(())
 }
 
-/// A pod to be told of.
+/// A pod to create.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct TestPod {
     pub(crate) name: String,
     pub(crate) namespace: &'static str,
     pub(crate) allowed: bool,
@@ -45,8 +45,8 @@ pub(crate) struct Told {
     pub(crate) node: &'static str,
 }
 
-/// Tells of a pod as kubelet would: first that it is, then where.
-pub(crate) async fn add(client: &Client, pod: &Told) -> Result<()> {
+/// Creates a pod like kubelet: first the object, then its address.
+pub(crate) async fn add(client: &Client, pod: &TestPod) -> Result<()> {
     let pods = Api::<Pod>::namespaced(client.clone(), pod.namespace);
     create(
         &pods,
@@ -79,7 +79,7 @@ pub(crate) async fn relabel(client: &Client, namespace: &str, name: &str, allowe
     Ok(())
 }
 
-/// What runs in a pod starts, now.
+/// Reports a start of a pod's containers now.
 pub(crate) async fn start(client: &Client, namespace: &str, name: &str) -> Result<()> {
     let state = json!({ "running": { "startedAt": Time(Timestamp::now()) } });
     let container = json!({ "name": "c", "ready": true, "restartCount": 1, "image": "none", "imageID": "", "state": state });

@@ -1,4 +1,4 @@
-//! A thousand pods come and go on a node, and after each step who has access is what a model of a few lines expects.
+//! A thousand pods come and go on a node, and after each step the access entries equal those of a small model.
 
 use std::{
     collections::BTreeMap,
@@ -17,15 +17,15 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::Value;
 
 use super::{
-    api::{self, Told},
+    api::{self, TestPod},
     api_server, restore,
 };
 
 const PODS: usize = 1000;
-/// Most pods at once.
-const MOST: usize = 60;
-/// Longest wait for all to agree: a watch may have to be begun again.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Maximum number of pods at once.
+const MAX_PODS: usize = 60;
+/// Timeout for daemon and model to agree, since a watch may have to restart.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 const RULES: &str = "
 [[access.from]]
@@ -38,14 +38,14 @@ ipBlock = { cidr = '10.200.0.0/16', except = ['10.200.7.0/24'] }
 ";
 const NAMESPACES: [&str; 3] = [api::HOME, "team-a", "team-b"];
 
-/// What is known of a pod, by whoever made it.
+/// State of a pod.
 #[derive(Clone, Debug)]
 struct Pod {
-    told: Told,
-    /// Its interface; none, once that is gone.
+    spec: TestPod,
+    /// Interface of the pod; `None` once it is removed.
     interface: Option<String>,
     ended: bool,
-    /// Which it was, of all, and when it was made.
+    /// Number of the pod, in order of creation.
     number: usize,
     made: Instant,
 }
@@ -53,34 +53,34 @@ struct Pod {
 #[derive(Default)]
 struct Model {
     pods: BTreeMap<String, Pod>,
-    /// Namespaces that are labelled.
+    /// Namespaces with the label of access.
     labelled: BTreeMap<&'static str, bool>,
     made: usize,
 }
 
 impl Model {
-    /// Addresses with access, and from which interface.
+    /// Returns the addresses with access, and their interfaces.
     fn expected(&self) -> BTreeMap<String, String> {
         let mut holders: BTreeMap<&str, &Pod> = BTreeMap::new();
-        for pod in self.pods.values().filter(|pod| !pod.ended && !pod.told.host_network) {
-            let holder = holders.entry(&pod.told.address).or_insert(pod);
+        for pod in self.pods.values().filter(|pod| !pod.ended && !pod.spec.host_network) {
+            let holder = holders.entry(&pod.spec.address).or_insert(pod);
             if pod.number > holder.number {
                 *holder = pod;
             }
         }
         let selected = |pod: &Pod| {
-            let labelled = self.labelled.get(pod.told.namespace).copied().unwrap_or_default();
-            pod.told.namespace == api::HOME || (labelled && pod.told.allowed)
+            let labelled = self.labelled.get(pod.spec.namespace).copied().unwrap_or_default();
+            pod.spec.namespace == api::HOME || (labelled && pod.spec.allowed)
         };
         let entries = holders.into_iter().filter(|(_, pod)| selected(pod));
         entries.filter_map(|(address, pod)| Some((address.to_owned(), pod.interface.clone()?))).collect()
     }
 
-    /// Has no later pod its address, and is it old enough to be told apart from one that gets it now? An API server's
-    /// times are whole seconds.
+    /// Returns whether no later pod has the pod's address, and the pod is old enough to be distinguished from one
+    /// that gets it now. Times of the API server are whole seconds.
     fn can_lose(&self, pod: &Pod) -> bool {
-        let is_later = |other: &Pod| other.told.address == pod.told.address && other.number > pod.number;
-        !pod.told.host_network && pod.made.elapsed() > 2 * SECOND && !self.pods.values().any(is_later)
+        let is_later = |other: &Pod| other.spec.address == pod.spec.address && other.number > pod.number;
+        !pod.spec.host_network && pod.made.elapsed() > 2 * SECOND && !self.pods.values().any(is_later)
     }
 
     fn any(&self, random: &mut StdRng, of: impl Fn(&Pod) -> bool) -> Option<String> {
@@ -88,7 +88,7 @@ impl Model {
         (!names.is_empty()).then(|| names[random.random_range(0..names.len())].clone())
     }
 
-    /// A new pod with this address, or with one that no other has.
+    /// Returns a new pod with this address, or with an unused one.
     fn pod(&mut self, random: &mut StdRng, address: Option<String>) -> Pod {
         let number = self.made;
         self.made += 1;
@@ -98,7 +98,7 @@ impl Model {
             (None, true) => "10.77.0.1".to_owned(),
             (None, false) => format!("10.100.{}.{}", number / 250, 1 + number % 250),
         };
-        let told = Told {
+        let spec = TestPod {
             name: format!("pod-{number}"),
             namespace: NAMESPACES[random.random_range(0..NAMESPACES.len())],
             allowed: random.random_bool(0.6),
@@ -107,7 +107,7 @@ impl Model {
             node: "n1",
         };
         Pod {
-            told,
+            spec,
             interface: (!host_network).then(|| format!("veth-k{number}")),
             ended: false,
             number,
@@ -144,21 +144,21 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
         }
         let mut calm = true;
         match random.random_range(0..21) {
-            // Some pods come.
-            0..8 if model.pods.len() < MOST => {
+            // Adds pods.
+            0..8 if model.pods.len() < MAX_PODS => {
                 let pods: Vec<Pod> =
                     (0..random.random_range(1..40)).map(|_| model.pod(&mut random, None)).collect();
                 done.push(format!("{} come", pods.len()));
                 connect(place, &pods)?;
-                model.pods.extend(pods.iter().map(|pod| (pod.told.name.clone(), pod.clone())));
+                model.pods.extend(pods.iter().map(|pod| (pod.spec.name.clone(), pod.clone())));
                 server.call(async move |client| {
                     for pod in &pods {
-                        api::add(&client, &pod.told).await?;
+                        api::add(&client, &pod.spec).await?;
                     }
                     Ok(())
                 })?;
             }
-            // Some go: first their networks, then what is told of them; or the other way round.
+            // Removes pods: first their networks and then the objects, or the other way round.
             0..12 => {
                 let at_once = random.random_range(1..30);
                 let gone: Vec<Pod> = (0..at_once)
@@ -171,7 +171,7 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                 if network_first {
                     disconnect(place, &gone)?;
                 }
-                let names: Vec<Told> = gone.iter().map(|pod| pod.told.clone()).collect();
+                let names: Vec<TestPod> = gone.iter().map(|pod| pod.spec.clone()).collect();
                 server.call(async move |client| {
                     for pod in &names {
                         api::remove(&client, pod.namespace, &pod.name).await?;
@@ -182,43 +182,43 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                     disconnect(place, &gone)?;
                 }
             }
-            // Its network goes, and its address is another's, before anyone is told that it is gone.
+            // A pod's network is removed, and another pod gets its address, before the API server knows.
             12 | 13 => {
                 let Some(name) = model.any(&mut random, |pod| model.can_lose(pod)) else { continue };
-                done.push(format!("{name}'s address is another's"));
+                done.push(format!("{name}'s address is reused"));
                 let old = model.pods.get_mut(&name).context("a pod")?;
                 disconnect(place, std::slice::from_ref(old))?;
                 old.interface = None;
-                let address = old.told.address.clone();
+                let address = old.spec.address.clone();
                 let next = model.pod(&mut random, Some(address));
-                // Nobody has been told of it yet: it begins without.
+                // The new pod is not reported yet, so it has no access.
                 connect(place, std::slice::from_ref(&next))?;
-                agree(node, &model).context("before anyone is told")?;
-                let told = next.told.clone();
-                model.pods.insert(next.told.name.clone(), next);
-                server.call(async move |client| api::add(&client, &told).await)?;
+                agree(node, &model).context("before the API server reports it")?;
+                let spec = next.spec.clone();
+                model.pods.insert(next.spec.name.clone(), next);
+                server.call(async move |client| api::add(&client, &spec).await)?;
             }
-            // Its network is made anew, as kubelet does when a sandbox has died: with the address it had.
+            // A pod's network is made again with the same address, as kubelet does after the sandbox has died.
             14 => {
                 let is_there = |pod: &Pod| !pod.ended && model.can_lose(pod);
                 let Some(name) = model.any(&mut random, is_there) else { continue };
-                done.push(format!("{name}'s network is made anew"));
+                done.push(format!("{name}'s network is made again"));
                 let pod = model.pods.get_mut(&name).context("a pod")?;
                 disconnect(place, std::slice::from_ref(pod))?;
                 pod.interface = Some(format!("veth-a{steps}"));
                 pod.made = Instant::now();
                 connect(place, std::slice::from_ref(pod))?;
-                let told = pod.told.clone();
-                server.call(async move |client| api::start(&client, told.namespace, &told.name).await)?;
+                let spec = pod.spec.clone();
+                server.call(async move |client| api::start(&client, spec.namespace, &spec.name).await)?;
             }
             15 | 16 => {
                 let Some(name) = model.any(&mut random, |_| true) else { continue };
                 done.push(format!("{name} is relabelled"));
                 let pod = model.pods.get_mut(&name).context("a pod")?;
-                pod.told.allowed = !pod.told.allowed;
-                let told = pod.told.clone();
+                pod.spec.allowed = !pod.spec.allowed;
+                let spec = pod.spec.clone();
                 server.call(async move |client| {
-                    api::relabel(&client, told.namespace, &told.name, told.allowed).await
+                    api::relabel(&client, spec.namespace, &spec.name, spec.allowed).await
                 })?;
             }
             17 => {
@@ -235,20 +235,20 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                 done.push(format!("{name} ends"));
                 let pod = model.pods.get_mut(&name).context("a pod")?;
                 pod.ended = true;
-                let told = pod.told.clone();
-                server.call(async move |client| api::end(&client, told.namespace, &told.name).await)?;
+                let spec = pod.spec.clone();
+                server.call(async move |client| api::end(&client, spec.namespace, &spec.name).await)?;
             }
-            // The API server is away; meanwhile, interfaces go, or the daemon is started anew.
+            // The API server is down. Meanwhile, interfaces are removed, or the daemon restarts.
             19 if steps % 3 == 0 => {
                 calm = false;
                 server.pause()?;
-                done.push("the API server is away".to_owned());
+                done.push("the API server is down".to_owned());
                 let gone = model.any(&mut random, |pod| pod.interface.is_some());
                 if let Some(pod) = gone.and_then(|name| model.pods.get_mut(&name)) {
                     disconnect(place, std::slice::from_ref(pod))?;
                     pod.interface = None;
                 }
-                agree(node, &model).context("while the API server is away")?;
+                agree(node, &model).context("while the API server is down")?;
                 match random.random_range(0..3) {
                     0 => {
                         done.push("the daemon is killed".to_owned());
@@ -261,9 +261,9 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
                     }
                     _ => {}
                 }
-                agree(node, &model).context("by a daemon that nobody has told anything")?;
+                agree(node, &model).context("by a daemon without the API server")?;
                 if random.random_bool(0.5) {
-                    done.push("and its past is forgotten".to_owned());
+                    done.push("and its watch history is lost".to_owned());
                     server.compact()?;
                 }
                 server.resume()?;
@@ -290,7 +290,7 @@ fn walk(node: &mut Node, place: &Namespace, server: &mut ApiServer, seed: u64) -
     Ok(())
 }
 
-/// Starts the daemon in a second after the one that the last pod started in, and leaves that before another does.
+/// Starts the daemon in a later second than that of the last pod, and waits for the next second.
 fn start(node: &mut Node) -> Result<()> {
     std::thread::sleep(SECOND);
     node.start()?;
@@ -302,7 +302,7 @@ fn last(done: &[String]) -> &[String] {
     &done[done.len().saturating_sub(8)..]
 }
 
-/// Waits until who has access is as expected; for how long.
+/// Waits until the access entries equal the model. Returns how long it took.
 fn agree(node: &Node, model: &Model) -> Result<Duration> {
     let (begun, expected) = (Instant::now(), model.expected());
     loop {
@@ -316,9 +316,9 @@ fn agree(node: &Node, model: &Model) -> Result<Duration> {
         if listed == expected {
             return Ok(begun.elapsed());
         }
-        if begun.elapsed() > PATIENCE {
+        if begun.elapsed() > SETTLE_TIMEOUT {
             let differs = |address: &str| expected.get(address) != listed.get(address);
-            let about: Vec<&Pod> = model.pods.values().filter(|pod| differs(&pod.told.address)).collect();
+            let about: Vec<&Pod> = model.pods.values().filter(|pod| differs(&pod.spec.address)).collect();
             bail!("expected {expected:?}\nlisted   {listed:?}\nwhere they differ: {about:#?}");
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -332,7 +332,7 @@ fn list(node: &Node) -> Result<Vec<Value>> {
 
 fn connect(place: &Namespace, pods: &[Pod]) -> Result<()> {
     let commands = pods.iter().filter_map(|pod| {
-        let (interface, address) = (pod.interface.as_ref()?, &pod.told.address);
+        let (interface, address) = (pod.interface.as_ref()?, &pod.spec.address);
         let number = pod.number;
         Some(format!(
             "link add {interface} type veth peer name o{number}\nlink set {interface} up\n\
@@ -349,7 +349,7 @@ fn disconnect(place: &Namespace, pods: &[Pod]) -> Result<()> {
 
 fn batch(place: &Namespace, commands: &str) -> Result<()> {
     let mut ip = place.command("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
-    ip.stdin.take().context("no way in")?.write_all(commands.as_bytes())?;
+    ip.stdin.take().context("no stdin")?.write_all(commands.as_bytes())?;
     let ended = ip.wait()?;
     ensure!(ended.success(), "ip: {ended}, of\n{commands}");
     Ok(())

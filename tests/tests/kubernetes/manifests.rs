@@ -1,4 +1,4 @@
-//! What is installed, taken by a real API server.
+//! The manifests, accepted by a real API server.
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use super::{api, api_server};
 
-/// What this server, being of 1.20, does not know yet, and drops: a surge (1.21), a range of ports (1.21).
+/// Fields that this server (1.20) drops: maxSurge (1.21) and endPort (1.21).
 const DROPPED: [&str; 2] = [
     "DaemonSet: spec.updateStrategy.rollingUpdate.maxSurge",
     "NetworkPolicy: spec.ingress.1.ports.0.endPort",
 ];
 
-/// The chart, rendered with these values besides those of `deploy/base`.
+/// Renders the chart with these values besides those of `deploy/base`.
 pub(crate) fn render(values: &[&str]) -> Result<String> {
     let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
     let mut helm = std::process::Command::new(tool("LOTA_HELM")?);
@@ -25,17 +25,17 @@ pub(crate) fn render(values: &[&str]) -> Result<String> {
     run(helm.args(values.iter().flat_map(|value| ["--set-json", value])))
 }
 
-/// Has the server take a manifest.
+/// Applies a manifest.
 pub(crate) fn apply(tour: &Tour, server: &ApiServer, manifest: &str) -> Result<Vec<Value>> {
     let file = tour.lab.folder().join("manifest.yaml");
     std::fs::write(&file, manifest)?;
     let kubectl = |arguments: &[&str]| -> Result<String> {
         let mut kubectl = tour.lab.switch().command(tool("LOTA_KUBECTL")?);
         kubectl.arg("--kubeconfig").arg(server.kubeconfig("admin")).args(arguments);
-        // Its own description of objects has no word for what it does not know.
+        // The client-side validation of this version does not know newer fields.
         run(kubectl.args(["--validate=false", "-o", "json", "-f"]).arg(&file))
     };
-    // As it is written, in JSON; then as it is kept.
+    // The objects as written, in JSON, and as stored.
     let written: Value = serde_json::from_str(&list(&kubectl(&["create", "--dry-run=client"])?))?;
     let kept: Value = serde_json::from_str(&kubectl(&["apply"])?)?;
     let items = |list: &Value| list["items"].as_array().cloned().unwrap_or_else(|| vec![list.clone()]);
@@ -49,7 +49,7 @@ pub(crate) fn apply(tour: &Tour, server: &ApiServer, manifest: &str) -> Result<V
     Ok(items(&kept))
 }
 
-/// kubectl prints several objects one after another.
+/// Returns the objects that kubectl prints one after another.
 fn list(printed: &str) -> String {
     let objects: Vec<Value> =
         serde_json::Deserializer::from_str(printed).into_iter::<Value>().flatten().collect();
@@ -59,7 +59,7 @@ fn list(printed: &str) -> String {
     }
 }
 
-/// What of `written` is not in `kept`.
+/// Adds the paths in `written` that are missing in `kept`.
 fn lost(path: &str, written: &Value, kept: &Value, found: &mut Vec<String>) {
     let inner = |key: &str| match path.ends_with(": ") {
         true => format!("{path}{key}"),
@@ -81,14 +81,14 @@ fn lost(path: &str, written: &Value, kept: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Is it what is meant where nothing is said? A server does not keep it.
+/// Returns whether a value equals the absence of a value, which a server does not store.
 fn is_empty(value: &Value) -> bool {
     [Value::Null, false.into(), serde_json::json!({}), serde_json::json!([])].contains(value)
 }
 
 pub(crate) fn taken(tour: &mut Tour) -> Result<()> {
     let server = api_server(tour)?;
-    // With no surge it must be allowed to end a pod before another is there.
+    // Without support for maxSurge, the server must be allowed to end a pod before the next one starts.
     let unavailable = "updateStrategy={\"rollingUpdate\":{\"maxSurge\":1,\"maxUnavailable\":1}}";
     for hardened in ["hardened=false", "hardened=true"] {
         let kept = apply(tour, &server, &render(&[unavailable, hardened])?)?;

@@ -1,4 +1,4 @@
-//! Who the cluster's nodes are.
+//! Membership of the cluster's nodes.
 
 use anyhow::{Result, ensure};
 use k8s_openapi::api::{
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{api, api_server, restore};
 
-/// The service's endpoints, so many nodes from the first.
+/// Returns the service's endpoints, with the first so many nodes.
 fn endpoints(nodes: u8) -> Value {
     let address = |node| json!({ "ip": node_address(node).to_string(), "nodeName": format!("n{node}") });
     let addresses: Vec<Value> = (1..=nodes).map(address).collect();
@@ -35,7 +35,7 @@ pub(crate) fn members(tour: &mut Tour) -> Result<()> {
         node.configure(Mode::OwnCredential)?;
         node.stop(nix::sys::signal::Signal::SIGTERM)?;
         node.start()?;
-        ensure!(node.metric("lota_nodes_active")? == 1.0, "{} knows nobody yet", node.name());
+        ensure!(node.metric("lota_nodes_active")? == 1.0, "{} must not know other nodes yet", node.name());
     }
     server.call(async |client| {
         api::create(&Api::<Endpoints>::namespaced(client, api::HOME), endpoints(3)).await
@@ -47,7 +47,7 @@ pub(crate) fn members(tour: &mut Tour) -> Result<()> {
         })
     };
     active(tour, [3.0; 3])?;
-    // An object has one owner, whichever node is asked.
+    // An object has the same owner on every node.
     let made = tour.client.create_bucket(&tour.pod(1, 1))?;
     ensure!(made.status == 200, "making the bucket: {} {}", made.status, made.code);
     tour.client.put(&tour.pod(1, 1), "members", 1, 1 << 20)?;
@@ -63,7 +63,7 @@ pub(crate) fn members(tour: &mut Tour) -> Result<()> {
             got.node()
         );
     }
-    // One that is told to be gone is asked for a while yet: it may only be restarting.
+    // A removed node keeps its share for a while, since it may only be restarting.
     server.call(async |client| {
         let api = Api::<Endpoints>::namespaced(client, api::HOME);
         api.patch("lota", &PatchParams::default(), &Patch::Merge(endpoints(2))).await?;
@@ -102,13 +102,12 @@ pub(crate) fn taint(tour: &mut Tour) -> Result<()> {
     let node = &mut tour.nodes[1];
     node.use_kubernetes(Some(""));
     node.configure(Mode::OwnCredential)?;
-    for (who, says) in
-        [("lota", "tells of this node's pods"), ("nobody", "does not tell of this node's pods")]
+    for (who, expected) in [("lota", "lists this node's pods"), ("nobody", "does not list this node's pods")]
     {
         let mut check = node.command();
         check.arg("check").arg(node.config()).env("KUBECONFIG", server.kubeconfig(who));
-        let said = String::from_utf8_lossy(&check.output()?.stdout).into_owned();
-        ensure!(said.contains(says), "as {who}: {said}");
+        let output = String::from_utf8_lossy(&check.output()?.stdout).into_owned();
+        ensure!(output.contains(expected), "as {who}: {output}");
     }
     node.edit("[kubernetes]\n", "[kubernetes]\ntaint = \"lota.dev/not-ready\"\n");
     node.set_environment(vec![("KUBECONFIG", server.kubeconfig("lota"))]);
@@ -120,7 +119,7 @@ pub(crate) fn taint(tour: &mut Tour) -> Result<()> {
             Ok(node.spec.and_then(|spec| spec.taints).unwrap_or_default())
         })?;
         let keys: Vec<&str> = taints.iter().map(|taint| taint.key.as_str()).collect();
-        ensure!(keys.contains(&"other"), "another's taint is gone: {keys:?}");
+        ensure!(keys.contains(&"other"), "the taint of another program is gone: {keys:?}");
         Ok(!keys.contains(&"lota.dev/not-ready"))
     })?;
     restore(tour)

@@ -1,82 +1,175 @@
-//! The loaded programs, with the cases' addresses in their maps.
+//! The loaded programs, with the addresses of the cases in their maps.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, TcpListener},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use aya::{
-    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
-    programs::{Program, SchedClassifier, Xdp},
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions, VerifierLogLevel,
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, SockMap, lpm_trie::Key},
+    programs::{Program, ProgramError, SchedClassifier, Xdp},
 };
-use lota_common::{Access, Address4, Address6, Count, Denial, Node, Settings, Source, Verdict, map, program};
-
-use super::cases::{
-    Action, BANNED, ELSEWHERE, EXCEPTED, PEER, PEER6, POD, POD6, RULED6, SELF, SELF6, settings,
+use lota_common::{
+    Address4, Address6, Count, Denial, FIRST_STAND_IN, Heartbeat, LISTENER4, NameKey, RawAccess,
+    RawAddressAccess, RawInterface, RawName, RawNode, RawTarget, Settings, Source, StandIn, Verdict, map,
+    program,
+};
+use lota_datapath::{EndpointName, WhenDown};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    time::{ClockId, clock_gettime},
 };
 
-/// More than any answer.
-const MOST: usize = 2048;
-/// Where `struct __sk_buff` (`include/uapi/linux/bpf.h`) has the interface's index.
+use super::{
+    cases::{Action, BANNED, ELSEWHERE, EXCEPTED, PEER, PEER6, POD, POD6, RULED6, SELF, SELF6, settings},
+    daemon,
+};
+
+/// Size of the output buffer in bytes, more than any response.
+const OUTPUT_SIZE: usize = 2048;
+/// Offset of the interface index in `struct __sk_buff` (`include/uapi/linux/bpf.h`).
 const IFINDEX: usize = 40;
 
 pub(crate) struct Kernel {
     pub(crate) ebpf: Ebpf,
-    /// `struct __sk_buff` up to the interface that packets seem to come from.
+    /// `struct __sk_buff` up to the index of the interface from which packets seem to come.
     pub(crate) context: [u8; IFINDEX + 4],
+    /// Number of instructions that the verifier processed, by program.
+    verified: BTreeMap<String, u32>,
+    /// How long ago the daemon wrote its last heartbeat, whenever a program runs: emulated machines are slow.
+    heartbeat_age: Option<Duration>,
 }
 
-/// What became of a packet.
+/// Programs that older kernels refuse, with the first version that loads them.
+const SINCE: [(&str, (u32, u32)); 2] = [(program::GUARD, (5, 18)), (program::LOOKUP, (5, 17))];
+
+/// Returns whether this kernel can load a program.
+pub(crate) fn can_load(program: &str) -> Result<bool> {
+    let version = version()?;
+    Ok(SINCE.iter().all(|(name, since)| *name != program || version >= *since))
+}
+
+/// Returns the version of the kernel.
+pub(crate) fn version() -> Result<(u32, u32)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)))
+}
+
+/// Result of a program run.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) action: Action,
     pub(crate) verdict: Verdict,
-    /// The packet afterwards.
+    /// The packet after the run.
     pub(crate) packet: Vec<u8>,
 }
 
 impl Kernel {
     pub(crate) fn load(ifindex: u32) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(lota_daemon::datapath::OBJECT)?;
-        for (name, program) in ebpf.programs_mut() {
-            match program {
-                Program::SchedClassifier(program) => program.load(),
-                Program::Xdp(program) => program.load(),
-                Program::SkLookup(program) => program.load(),
-                _ => bail!("{name} is of no expected type"),
-            }
-            .with_context(|| format!("loading {name}"))?;
-        }
+        let (ebpf, verified) = daemon::as_daemon(load_programs)?;
         let mut context = [0; IFINDEX + 4];
         context[IFINDEX..].copy_from_slice(&ifindex.to_ne_bytes());
-        let mut kernel = Self { ebpf, context };
+        let mut kernel = Self { ebpf, context, verified, heartbeat_age: None };
         kernel.set(settings())?;
-        let allow = |ifindex| Access { allow: 1, ifindex, source: Source::Config as u32 };
-        let deny = Access { allow: 0, ifindex: 0, source: Source::Command as u32 };
-        let mut access: HashMap<_, Address4, Access> = kernel.map(map::ACCESS4)?.try_into()?;
+        kernel.set_names(&[EndpointName::own("cwlota.com", WhenDown::Refuse).map_err(Error::msg)?])?;
+        let entry = RawAddressAccess { source: Source::Config as u32, ..RawAddressAccess::default() };
+        let allow = |ifindex| RawAddressAccess { allow: 1, ifindex, ..entry };
+        let deny = RawAddressAccess { source: Source::Command as u32, ..entry };
+        let rule = |allow| RawAccess { allow, ifindex: 0, source: Source::Config as u32 };
+        let mut access: HashMap<_, Address4, RawAddressAccess> = kernel.map(map::ACCESS4)?.try_into()?;
         for (address, entry) in
             [(POD, allow(ifindex)), (ELSEWHERE, allow(ifindex + 1)), (EXCEPTED, allow(0)), (BANNED, deny)]
         {
             access.insert(Address4 { address: address.octets() }, entry, 0)?;
         }
-        let mut access6: HashMap<_, Address6, Access> = kernel.map(map::ACCESS6)?.try_into()?;
+        let mut access6: HashMap<_, Address6, RawAddressAccess> = kernel.map(map::ACCESS6)?.try_into()?;
         access6.insert(Address6 { address: POD6.octets() }, allow(ifindex), 0)?;
-        let mut rules: LpmTrie<_, Address4, Access> = kernel.map(map::RULES4)?.try_into()?;
-        rules.insert(&Key::new(22, Address4 { address: [10, 1, 4, 0] }), allow(0), 0)?;
-        rules.insert(&Key::new(24, Address4 { address: [10, 1, 5, 0] }), deny, 0)?;
-        let mut rules6: LpmTrie<_, Address6, Access> = kernel.map(map::RULES6)?.try_into()?;
-        rules6.insert(&Key::new(64, Address6 { address: RULED6.octets() }), allow(0), 0)?;
-        let mut nodes: HashMap<_, Address4, Node> = kernel.map(map::NODES4)?.try_into()?;
-        nodes.insert(Address4 { address: SELF.octets() }, Node { own: 1 }, 0)?;
-        nodes.insert(Address4 { address: PEER.octets() }, Node { own: 0 }, 0)?;
-        let mut nodes6: HashMap<_, Address6, Node> = kernel.map(map::NODES6)?.try_into()?;
-        nodes6.insert(Address6 { address: SELF6.octets() }, Node { own: 1 }, 0)?;
-        nodes6.insert(Address6 { address: PEER6.octets() }, Node { own: 0 }, 0)?;
+        let mut rules: LpmTrie<_, Address4, RawAccess> = kernel.map(map::RULES4)?.try_into()?;
+        rules.insert(&Key::new(22, Address4 { address: [10, 1, 4, 0] }), rule(1), 0)?;
+        rules.insert(&Key::new(24, Address4 { address: [10, 1, 5, 0] }), rule(0), 0)?;
+        let mut rules6: LpmTrie<_, Address6, RawAccess> = kernel.map(map::RULES6)?.try_into()?;
+        rules6.insert(&Key::new(64, Address6 { address: RULED6.octets() }), rule(1), 0)?;
+        let mut nodes: HashMap<_, Address4, RawNode> = kernel.map(map::NODES4)?.try_into()?;
+        nodes.insert(Address4 { address: SELF.octets() }, RawNode { own: 1 }, 0)?;
+        nodes.insert(Address4 { address: PEER.octets() }, RawNode { own: 0 }, 0)?;
+        let mut nodes6: HashMap<_, Address6, RawNode> = kernel.map(map::NODES6)?.try_into()?;
+        nodes6.insert(Address6 { address: SELF6.octets() }, RawNode { own: 1 }, 0)?;
+        nodes6.insert(Address6 { address: PEER6.octets() }, RawNode { own: 0 }, 0)?;
         Ok(kernel)
     }
 
     pub(crate) fn set(&mut self, settings: Settings) -> Result<()> {
         let mut map: Array<_, Settings> = self.map(map::SETTINGS)?.try_into()?;
         Ok(map.set(0, settings, 0)?)
+    }
+
+    /// Replaces the endpoint's names.
+    pub(crate) fn set_names(&mut self, names: &[EndpointName]) -> Result<()> {
+        let mut map: LpmTrie<_, NameKey, RawName> = self.map(map::NAMES)?.try_into()?;
+        let held: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+        held.iter().try_for_each(|key| map.remove(key))?;
+        for name in names {
+            let (key, entry) = name.raw();
+            map.insert(&key, entry, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Sets how long ago the daemon wrote its last heartbeat; `None`: never.
+    pub(crate) fn set_heartbeat(&mut self, age: Option<Duration>) -> Result<()> {
+        self.heartbeat_age = age;
+        self.write_heartbeat()
+    }
+
+    fn write_heartbeat(&mut self) -> Result<()> {
+        let age = self.heartbeat_age;
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
+        let at_ns = age.map_or(0, |age| now.saturating_sub(age).as_nanos()).try_into()?;
+        let mut map: Array<_, Heartbeat> = self.map(map::HEARTBEAT)?.try_into()?;
+        Ok(map.set(0, Heartbeat { at_ns }, 0)?)
+    }
+
+    /// Replaces the targets. Ports of the VIP stand for them in their order.
+    pub(crate) fn set_targets(&mut self, targets: &[(Ipv4Addr, u16)]) -> Result<()> {
+        let target = |(address, port): &(Ipv4Addr, u16)| RawTarget {
+            address: address.octets(),
+            port: *port,
+            reserved: 0,
+        };
+        let targets: Vec<RawTarget> = targets.iter().map(target).collect();
+        let mut map: HashMap<_, RawTarget, StandIn> = self.map(map::TARGETS)?.try_into()?;
+        let held: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+        held.iter().try_for_each(|target| map.remove(target))?;
+        for (port, target) in (FIRST_STAND_IN..).zip(&targets) {
+            map.insert(target, StandIn { port, former: 0 }, 0)?;
+        }
+        let mut map: Array<_, RawTarget> = self.map(map::STAND_INS)?.try_into()?;
+        let unused = std::iter::repeat(RawTarget::default());
+        for (index, target) in (0..map.len()).zip(targets.into_iter().chain(unused)) {
+            map.set(index, target, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Sets whether the interface of the packets intercepts connections to targets.
+    pub(crate) fn set_intercepts(&mut self, intercepts: bool) -> Result<()> {
+        let ifindex = u32::from_ne_bytes(*self.context.last_chunk().context("no index")?);
+        let mut map: HashMap<_, u32, RawInterface> = self.map(map::INTERFACES)?.try_into()?;
+        let interface =
+            RawInterface { steered: RawInterface::BY_TC, intercepts: u32::from(intercepts), has_senders: 1 };
+        Ok(map.insert(ifindex, interface, 0)?)
+    }
+
+    /// Opens the daemon's listener. It is open until the returned one is dropped.
+    pub(crate) fn open_listener(&mut self) -> Result<TcpListener> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let mut map: SockMap<_> = self.map(map::LISTENERS)?.try_into()?;
+        map.set(LISTENER4, &listener, 0)?;
+        Ok(listener)
     }
 
     pub(crate) fn expect(
@@ -96,10 +189,26 @@ impl Kernel {
         Ok(())
     }
 
-    /// Runs a program on a packet; it counts one verdict.
+    /// Runs a program that counts nothing on this packet. Returns its action and the packet.
+    pub(crate) fn run_uncounted(&mut self, program: &str, packet: &[u8]) -> Result<(Action, Vec<u8>)> {
+        let (action, counted, packet) = self.execute(program, packet)?;
+        ensure!(counted.is_empty(), "{program} counted {counted:?}");
+        ensure!(matches!(action, Action::Pass | Action::Next), "{program} decided {action:?}");
+        Ok((action, packet))
+    }
+
+    /// Runs a program on a packet. The program must count exactly one verdict.
     pub(crate) fn run(&mut self, program: &str, packet: &[u8]) -> Result<Ran> {
+        let (action, counted, packet) = self.execute(program, packet)?;
+        let [verdict] = counted[..] else { bail!("counted {counted:?}, not one verdict") };
+        Ok(Ran { action, verdict, packet })
+    }
+
+    /// Runs a program on a packet. Returns its action, the verdicts that it counted, and the packet.
+    fn execute(&mut self, program: &str, packet: &[u8]) -> Result<(Action, Vec<Verdict>, Vec<u8>)> {
+        self.write_heartbeat()?;
         let before = self.counts()?;
-        let mut after_it = vec![0; MOST];
+        let mut after_it = vec![0; OUTPUT_SIZE];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut after_it);
@@ -126,12 +235,11 @@ impl Kernel {
             .copied()
             .filter(|verdict| after[*verdict as usize] > before[*verdict as usize])
             .collect();
-        let [verdict] = counted[..] else { bail!("counted {counted:?}, not one verdict") };
         after_it.truncate(result.data_size_out as usize);
-        Ok(Ran { action, verdict, packet: after_it })
+        Ok((action, counted, after_it))
     }
 
-    /// What is remembered of an address' refusals.
+    /// Returns the recorded refusals of an address.
     pub(crate) fn denial(&mut self, address: IpAddr) -> Result<Denial> {
         Ok(match address {
             IpAddr::V4(address) => {
@@ -145,12 +253,12 @@ impl Kernel {
         })
     }
 
-    /// Instructions of each program, and those that the verifier went through.
+    /// Returns the instructions of each program, and the instructions that the verifier processed.
     pub(crate) fn sizes(&self) -> Result<Vec<(String, u32, u32)>> {
-        let sizes = self.ebpf.programs().map(|(name, program)| {
-            let info = program.info()?;
-            let translated = info.size_translated().context("no size")? / 8;
-            Ok((name.to_owned(), translated, info.verified_instruction_count().unwrap_or(0)))
+        let sizes = self.verified.iter().map(|(name, verified)| {
+            let program = self.ebpf.program(name).context("no such program")?;
+            let translated = program.info()?.size_translated().context("no size")? / 8;
+            Ok((name.clone(), translated, *verified))
         });
         sizes.collect()
     }
@@ -168,4 +276,45 @@ impl Kernel {
     fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
         self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
     }
+}
+
+/// Loads all programs that this kernel can load. Returns also the instructions that the verifier processed for each.
+fn load_programs() -> Result<(Ebpf, BTreeMap<String, u32>)> {
+    let mut ebpf =
+        EbpfLoader::new().verifier_log_level(VerifierLogLevel::STATS).load(lota_datapath::OBJECT)?;
+    let mut verified = BTreeMap::new();
+    for (name, program) in ebpf.programs_mut() {
+        if can_load(name)? {
+            let processed = verified_instructions(program).with_context(|| format!("verifying {name}"))?;
+            verified.insert(name.to_owned(), processed);
+            load(program).with_context(|| format!("loading {name}"))?;
+        }
+    }
+    Ok((ebpf, verified))
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Returns the number of instructions that the verifier processes. Kernels before 5.16 state it only in the verifier's
+/// log, which is returned only if loading fails; it fails last if no file descriptor is left.
+fn verified_instructions(program: &mut Program) -> Result<u32> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard)?;
+    let loaded = load(program);
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+    let Err(ProgramError::LoadError { verifier_log, .. }) = loaded else {
+        bail!("it was loaded without a file descriptor: {loaded:?}")
+    };
+    let log = verifier_log.to_string();
+    let processed = log.lines().find_map(|line| line.strip_prefix("processed ")?.split(' ').next());
+    let processed =
+        processed.with_context(|| format!("no instruction count in the verifier's log: {log}"))?;
+    Ok(processed.parse()?)
 }

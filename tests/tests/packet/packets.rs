@@ -1,10 +1,10 @@
-//! Builds packets, whole or odd.
+//! Builds valid and invalid packets.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 const ETHERNET: usize = 14;
 
-/// What a packet carries.
+/// Payload of a packet.
 #[derive(Clone)]
 pub(crate) enum Transport {
     Tcp {
@@ -22,7 +22,7 @@ pub(crate) enum Transport {
     Other(u8),
 }
 
-/// A packet to be.
+/// Description of a packet.
 #[derive(Clone)]
 pub(crate) struct Packet {
     ether_type: u16,
@@ -32,6 +32,7 @@ pub(crate) struct Packet {
     fragment: u16,
     extension: Option<u8>,
     tags: usize,
+    source_port: u16,
 }
 
 #[derive(Clone, Copy)]
@@ -50,38 +51,44 @@ impl Packet {
     }
 
     fn new(ether_type: u16, addresses: Addresses, transport: Transport) -> Self {
-        Self { ether_type, addresses, transport, options: 0, fragment: 0, extension: None, tags: 0 }
+        let (options, fragment, extension, tags, source_port) = (0, 0, None, 0, 40_000);
+        Self { ether_type, addresses, transport, options, fragment, extension, tags, source_port }
     }
 
-    /// With so many bytes of IPv4 options; a multiple of four.
+    /// Adds this number of bytes of IPv4 options; a multiple of four.
     pub(crate) fn options(self, options: u8) -> Self {
         Self { options, ..self }
     }
 
-    /// With these flags and offset in the IPv4 header.
+    /// Sets flags and offset in the IPv4 header.
     pub(crate) fn fragment(self, fragment: u16) -> Self {
         Self { fragment, ..self }
     }
 
-    /// Behind an IPv6 extension header of this number.
+    /// Adds an IPv6 extension header of this number.
     pub(crate) fn extension(self, number: u8) -> Self {
         Self { extension: Some(number), ..self }
     }
 
-    /// Claiming to be something else.
+    /// Sets another EtherType.
     pub(crate) fn ether_type(self, ether_type: u16) -> Self {
         Self { ether_type, ..self }
     }
 
-    /// Behind so many VLAN tags.
+    /// Adds this number of VLAN tags.
     pub(crate) fn tags(self, tags: usize) -> Self {
         Self { tags, ..self }
     }
 
-    /// The shortest cut of it that the kernel takes as a test packet.
+    /// Sets the source port.
+    pub(crate) fn with_source_port(self, source_port: u16) -> Self {
+        Self { source_port, ..self }
+    }
+
+    /// Returns the shortest length that the kernel accepts as a test packet.
     pub(crate) fn shortest(&self) -> usize {
         match self.addresses {
-            // The kernel looks no further than at the tag.
+            // The kernel parses no further than the tag.
             _ if self.tags > 0 => ETHERNET + 4 * self.tags + 1,
             Addresses::V4(..) => ETHERNET + 20,
             Addresses::V6(..) => ETHERNET + 40,
@@ -89,7 +96,7 @@ impl Packet {
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let (protocol, transport) = self.transport.bytes();
+        let (protocol, transport) = self.transport.bytes(self.source_port);
         let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
         frame.extend([0x81, 0x00, 0, 7].repeat(self.tags));
         frame.extend(self.ether_type.to_be_bytes());
@@ -125,9 +132,9 @@ impl Packet {
 }
 
 impl Transport {
-    /// The IP protocol's number, and the header with one byte of payload.
-    fn bytes(&self) -> (u8, Vec<u8>) {
-        let port = |to: u16| [40_000u16.to_be_bytes(), to.to_be_bytes()].concat();
+    /// Returns the number of the IP protocol, and the header with the payload.
+    fn bytes(&self, source_port: u16) -> (u8, Vec<u8>) {
+        let port = |to: u16| [source_port.to_be_bytes(), to.to_be_bytes()].concat();
         match self {
             Self::Tcp { port: to, flags } => {
                 let mut header = port(*to);

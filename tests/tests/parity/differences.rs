@@ -1,9 +1,9 @@
-//! What may differ between the gateway's answer and LOTA's, and why. All else may not.
+//! Allowed differences between the gateway's response and LOTA's.
 
 use hyper::{HeaderMap, StatusCode};
 use lota_tests::lab::raw::Reply;
 
-/// Headers of one answer, one connection, or one server's taste, on any answer.
+/// Headers of a single response, a connection or a server.
 const OF_THE_ANSWER: [&str; 8] = [
     "connection",
     "date",
@@ -15,10 +15,10 @@ const OF_THE_ANSWER: [&str; 8] = [
     "x-amz-request-id",
 ];
 
-/// On hits: headers that say something about the bucket, the requester or the gateway rather than the object, and may
-/// change without a new `ETag` (object lock, tagging count, replication, expiration, CORS). They are not replayed
-/// from another client's fill.
-const NOT_OF_THE_OBJECT: [&str; 10] = [
+/// Headers that are missing on hits: they describe the bucket, the requester or the gateway, and may change without a
+/// new `ETag` (object lock, tagging count, replication, expiration, CORS). They are not replayed from another
+/// client's fill.
+const NOT_OF_THE_OBJECT: [&str; 11] = [
     "accept-ranges",
     "access-control-",
     "seaweed-",
@@ -29,9 +29,11 @@ const NOT_OF_THE_OBJECT: [&str; 10] = [
     "x-amz-replication-status",
     "x-amz-restore",
     "x-amz-tagging-count",
+    // RGW: whether the object can be appended to.
+    "x-rgw-object-type",
 ];
 
-/// Every difference, as `what: expected, got`.
+/// Returns every difference as `what: expected, got`.
 pub(crate) fn between(expected: &Reply, got: &Reply) -> Vec<String> {
     let mut found = Vec::new();
     let mut differ = |what: &str, expected: String, got: String| {
@@ -43,7 +45,7 @@ pub(crate) fn between(expected: &Reply, got: &Reply) -> Vec<String> {
     if expected.status.is_success() {
         differ("body", digest(&expected.body), digest(&got.body));
     } else {
-        // A range outside an object that LOTA holds is refused by LOTA, in its own words.
+        // LOTA itself refuses ranges outside of cached objects, with another message.
         differ("code", expected.code(), got.code());
     }
     let served = got.status.is_success() || got.status == StatusCode::RANGE_NOT_SATISFIABLE;

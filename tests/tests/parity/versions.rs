@@ -1,4 +1,4 @@
-//! Versions of one object, and the marker that hides it.
+//! Versions of one object, and a delete marker.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -12,7 +12,7 @@ use lota_tests::{
     tour::Tour,
 };
 
-use super::{compare, judge};
+use super::{compare, fail_on_differences};
 
 const BUCKET: &str = "parity-versions";
 const SIZE: usize = 50_000;
@@ -29,7 +29,7 @@ pub(crate) fn all(tour: &mut Tour) -> Result<()> {
     let request = |method, rest: &str| Request::new(method, "cwlota.com", &format!("/{BUCKET}{rest}"));
     let enabled = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
     at_gateway(tour, request(Method::PUT, ""))?;
-    // From before there were versions: its version is `null`.
+    // Written before versioning is enabled, so its version is `null`.
     at_gateway(tour, request(Method::PUT, "/k").body(content(SIZE - 2)))?;
     at_gateway(tour, request(Method::PUT, "?versioning").body(enabled))?;
     let mut versions = vec!["null".to_owned(), "unheard-of".to_owned()];
@@ -39,11 +39,11 @@ pub(crate) fn all(tour: &mut Tour) -> Result<()> {
     }
     let read = |tour: &Tour, differences: &mut BTreeMap<_, _>, newest: &str| -> Result<()> {
         let queries = versions.iter().map(|version| format!("/k?versionId={version}"));
-        let mut asked = Vec::new();
+        let mut labels = Vec::new();
         let mut requests = Vec::new();
         for query in queries.chain(["/k".to_owned()]) {
             for (method, range) in [(Method::GET, ""), (Method::GET, "bytes=7-99"), (Method::HEAD, "")] {
-                asked.push(format!("{method} {query} {range} {newest}"));
+                labels.push(format!("{method} {query} {range} {newest}"));
                 let mut request = request(method, &query);
                 if !range.is_empty() {
                     request = request.header("range", range);
@@ -56,7 +56,7 @@ pub(crate) fn all(tour: &mut Tour) -> Result<()> {
             for (node, pod) in tour.one_pod_per_node() {
                 let got = pod.send_all((VIP, 80).into(), requests.clone())?;
                 let way = format!("{way} at n{node}");
-                compare(&asked, ("the gateway", &expected), (&way, &got), differences)?;
+                compare(&labels, ("the gateway", &expected), (&way, &got), differences)?;
                 let hits = got.iter().filter(|reply| reply.cache() == "hit").count();
                 ensure!(round == 0 || hits >= 4, "{way}: only {hits} hits");
             }
@@ -67,5 +67,5 @@ pub(crate) fn all(tour: &mut Tour) -> Result<()> {
     read(tour, &mut differences, "as it is")?;
     at_gateway(tour, request(Method::DELETE, "/k"))?;
     read(tour, &mut differences, "when deleted")?;
-    judge(&differences)
+    fail_on_differences(&differences)
 }

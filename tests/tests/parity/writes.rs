@@ -1,4 +1,4 @@
-//! Writes: the same steps, under one name at the gateway and under another through LOTA.
+//! The same writes to one bucket at the gateway and to another through LOTA.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -12,21 +12,21 @@ use lota_tests::{
     tour::Tour,
 };
 
-use super::{compare, judge};
+use super::{compare, fail_on_differences};
 
 pub(crate) fn as_they_are(tour: &mut Tour) -> Result<()> {
-    // Names of one length: they are in some answers.
+    // Names of equal length, since some responses contain them.
     run(tour, Mode::OwnCredential, "writes-1", "writes-2")
 }
 
 pub(crate) fn signed_anew(tour: &mut Tour) -> Result<()> {
-    run(tour, Mode::Resign, "writes-3", "writes-4")
+    run(tour, Mode::ReSign, "writes-3", "writes-4")
 }
 
 fn run(tour: &mut Tour, mode: Mode, one: &str, other: &str) -> Result<()> {
     tour.restart(mode)?;
     let gateway = SocketAddr::from((GATEWAY, GATEWAY_PORT));
-    let (asked, at_gateway): (Vec<_>, Vec<_>) = steps(one)?.into_iter().unzip();
+    let (labels, at_gateway): (Vec<_>, Vec<_>) = steps(one)?.into_iter().unzip();
     let (_, through_lota): (Vec<_>, Vec<_>) = steps(other)?.into_iter().unzip();
     let renamed = |reply| renamed(reply, other, one);
     let expected = tour.lab.switch().send_all(gateway, at_gateway)?;
@@ -35,13 +35,13 @@ fn run(tour: &mut Tour, mode: Mode, one: &str, other: &str) -> Result<()> {
     let got: Vec<Reply> = got.into_iter().map(renamed).collect();
     let statuses = expected.iter().map(|reply| reply.status.as_u16());
     let done = statuses.clone().filter(|status| (200..300).contains(status)).count();
-    ensure!(done > 10, "hardly any write succeeds at the gateway: {:?}", statuses.collect::<Vec<_>>());
+    ensure!(done > 10, "too few writes succeed at the gateway: {:?}", statuses.collect::<Vec<_>>());
     let mut differences = BTreeMap::new();
-    compare(&asked, ("the gateway", &expected), ("LOTA", &got), &mut differences)?;
-    judge(&differences)
+    compare(&labels, ("the gateway", &expected), ("LOTA", &got), &mut differences)?;
+    fail_on_differences(&differences)
 }
 
-/// An answer about one bucket, as if it were about the other; without what no two answers share.
+/// Returns a response with the name of the other bucket, without timestamps.
 fn renamed(mut reply: Reply, from: &str, to: &str) -> Reply {
     for value in reply.headers.values_mut() {
         let text = value.to_str().unwrap_or_default().replace(from, to);
@@ -51,8 +51,8 @@ fn renamed(mut reply: Reply, from: &str, to: &str) -> Reply {
     }
     reply.headers.remove("last-modified");
     let mut body = String::from_utf8_lossy(&reply.body).replace(from, to);
-    // An answer that says when something was written says so once. SeaweedFS leaves out trailing zeros of a second's
-    // fraction, so the length tells the time too.
+    // A response contains at most one modification time. SeaweedFS omits trailing zeros of its fraction, so the
+    // length of the response varies, too.
     if let (Some(start), Some(end)) = (body.find("<LastModified>"), body.find("</LastModified>")) {
         body.replace_range(start..end, "");
         reply.headers.remove("content-length");
@@ -76,24 +76,24 @@ fn steps(bucket: &str) -> Result<Vec<(String, Request)>> {
         ),
         ("put nothing", request(Method::PUT, path("empty"))),
         ("put with metadata", put("m").header("x-amz-meta-a", "1").header("content-encoding", "gzip")),
-        ("put what must not be there, and is", put("a").header("if-none-match", "*")),
-        ("put what must not be there, and is not", put("b").header("if-none-match", "*")),
+        ("put with If-None-Match: *, existing", put("a").header("if-none-match", "*")),
+        ("put with If-None-Match: *, missing", put("b").header("if-none-match", "*")),
         ("put with a wrong MD5", put("c").header("content-md5", "1B2M2Y8AsgTpgAmY7PhCfg==")),
         ("put with a malformed MD5", put("c").header("content-md5", "?")),
         ("put with Expect", put("e").header("expect", "100-continue")),
         ("put with a checksum", put("s").header("x-amz-checksum-crc32c", "AAAAAA==")),
         ("copy", request(Method::PUT, path("copy")).header("x-amz-copy-source", &path("a"))),
         (
-            "copy what is not there",
+            "copy a missing object",
             request(Method::PUT, path("copy")).header("x-amz-copy-source", &path("none")),
         ),
         ("get the copy", request(Method::GET, path("copy"))),
         ("head it", request(Method::HEAD, path("copy"))),
         ("list", request(Method::GET, format!("/{bucket}?list-type=2&prefix=a&max-keys=1"))),
         ("delete", request(Method::DELETE, path("b"))),
-        ("get what was deleted", request(Method::GET, path("b"))),
-        ("delete what is not there", request(Method::DELETE, path("none"))),
-        ("a method that is none", request(Method::from_bytes(b"FETCH")?, path("a"))),
+        ("get a deleted object", request(Method::GET, path("b"))),
+        ("delete a missing object", request(Method::DELETE, path("none"))),
+        ("an unknown method", request(Method::from_bytes(b"FETCH")?, path("a"))),
         ("delete a bucket that is not empty", request(Method::DELETE, format!("/{bucket}"))),
         (
             "delete two",
@@ -117,8 +117,8 @@ fn steps(bucket: &str) -> Result<Vec<(String, Request)>> {
         .collect::<Result<_>>()?;
     for (who, credential, signing) in [
         ("anonymous", ADMIN, Signing::Anonymous),
-        ("who may only read", READER, Signing::Header),
-        ("who may nothing", NOBODY, Signing::Header),
+        ("a reader", READER, Signing::Header),
+        ("a user without permissions", NOBODY, Signing::Header),
         ("presigned", ADMIN, Signing::Presigned),
     ] {
         signed.push((format!("put by {who}"), put("w").sign(&credential, signing)?));

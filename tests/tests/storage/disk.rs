@@ -1,4 +1,4 @@
-//! A disk in a file, which can fail.
+//! A disk image that can be made to fail.
 
 use std::{
     fs::{self, File},
@@ -14,7 +14,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-/// An ext4 in a file, mounted where only this thread, and what it starts, can see it.
+/// An ext4 file system in a file, mounted in a mount namespace of this thread and its children.
 pub(crate) struct Disk {
     folder: PathBuf,
 }
@@ -24,12 +24,21 @@ nix::ioctl_read!(shutdown, b'X', 125, u32);
 const WITHOUT_FLUSHING: u32 = 2;
 
 impl Disk {
-    /// Makes one in a new file in `folder`.
+    /// Creates and mounts a disk in a new file in `folder`.
     pub(crate) fn make(folder: &Path, mebibytes: u32) -> Result<Self> {
+        Self::make_with(folder, mebibytes, &[])
+    }
+
+    /// Does the same with this number of inodes, rounded up by mkfs.
+    pub(crate) fn with_inodes(folder: &Path, mebibytes: u32, inodes: u32) -> Result<Self> {
+        Self::make_with(folder, mebibytes, &["-N", &inodes.to_string()])
+    }
+
+    fn make_with(folder: &Path, mebibytes: u32, options: &[&str]) -> Result<Self> {
         let disk = Self { folder: folder.to_owned() };
         fs::create_dir_all(disk.mounted())?;
         File::create(disk.image())?.set_len(u64::from(mebibytes) << 20)?;
-        run(Command::new("mkfs.ext4").args(["-q", "-O", "encrypt"]).arg(disk.image()))?;
+        run(Command::new("mkfs.ext4").args(["-q", "-O", "encrypt"]).args(options).arg(disk.image()))?;
         unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace; this needs root")?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
         disk.mount()?;
@@ -45,7 +54,7 @@ impl Disk {
         umount2(&self.mounted(), MntFlags::empty()).context("unmounting the disk")
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     pub(crate) fn mounted(&self) -> PathBuf {
         self.folder.join("mounted")
     }
@@ -54,7 +63,7 @@ impl Disk {
         self.folder.join("image")
     }
 
-    /// Fails from now on; what was not written to it yet never will be, as when power fails.
+    /// Makes the disk fail from now on. Data that is not yet on the disk is lost, as in a power failure.
     pub(crate) fn fail(&self) -> Result<()> {
         let root = File::open(self.mounted())?;
         let mut how = WITHOUT_FLUSHING;
@@ -63,7 +72,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Goes back to what an image, taken earlier, holds.
+    /// Replaces the disk with an earlier copy of its image.
     pub(crate) fn become_the_copy(&self, copy: &Path) -> Result<()> {
         self.unmount()?;
         fs::rename(copy, self.image())?;
@@ -73,7 +82,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // The mount would go with its namespace; the loop device goes with it.
+        // Unmounting releases the loop device.
         let _ = umount2(&self.mounted(), MntFlags::MNT_DETACH);
     }
 }

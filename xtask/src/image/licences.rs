@@ -1,4 +1,4 @@
-//! The licences of everything that is linked: most of them want to be handed on with the program.
+//! Collects the licenses of all linked code; most of them must be distributed with the program.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,14 +8,14 @@ use std::{
 
 use super::sbom;
 use crate::{
+    process::{command, output_of},
     setup::ImageTools,
-    tell::{ask, command},
 };
 
-/// How names of files with licences begin.
+/// Prefixes of license file names.
 const BEGINNINGS: [&str; 6] = ["COPYING", "COPYRIGHT", "LICENCE", "LICENSE", "NOTICE", "UNLICENSE"];
 
-/// Every text once, with whose it is.
+/// Returns every license text once, with the code that it applies to.
 pub(super) fn gather(tools: &ImageTools) -> Result<String, String> {
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut without = String::new();
@@ -26,14 +26,14 @@ pub(super) fn gather(tools: &ImageTools) -> Result<String, String> {
         let crate_ = format!("{name} {version}");
         let files = files(&sources(&format!("{name}-{version}"))?)?;
         if files.is_empty() {
-            without += &format!("{crate_}: {} (its package has no text)\n", found.licence);
+            without += &format!("{crate_}: {} (its package contains no license text)\n", found.licence);
         }
         for file in files {
             texts.entry(read(&file)?).or_default().insert(crate_.clone());
         }
     }
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
-    let rust = ask(&mut command(&rustc, &["--print", "sysroot"]))?;
+    let rust = output_of(&mut command(&rustc, &["--print", "sysroot"]))?;
     let foreign = [
         ("Rust's library", PathBuf::from(rust).join("share/doc/rust/COPYRIGHT-library.html")),
         ("glibc", PathBuf::from("/usr/share/doc/libc6-dev/copyright")),
@@ -44,7 +44,7 @@ pub(super) fn gather(tools: &ImageTools) -> Result<String, String> {
         texts.entry(read(file)?).or_default().insert((*name).to_owned());
     }
     let rule = "=".repeat(80);
-    let mut all = format!("What is linked into lota or beside it, and under which licences.\n\n{without}");
+    let mut all = format!("Licenses of the code in lota and its image.\n\n{without}");
     for (text, whose) in texts {
         let whose: Vec<String> = whose.into_iter().collect();
         all += &format!("\n{rule}\n{}\n{rule}\n\n{}\n", whose.join(", "), text.trim_end());
@@ -52,14 +52,14 @@ pub(super) fn gather(tools: &ImageTools) -> Result<String, String> {
     Ok(all)
 }
 
-/// Where cargo has unpacked a crate.
+/// Returns the folder that cargo has unpacked a crate in.
 fn sources(package: &str) -> Result<PathBuf, String> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
     let registries = fs::read_dir(home.ok_or("no HOME")?.join("registry/src"));
-    let registries = registries.map_err(|error| format!("cargo's sources: {error}"))?.flatten();
+    let registries = registries.map_err(|error| format!("cannot read cargo's sources: {error}"))?.flatten();
     let mut places = registries.map(|registry| registry.path().join(package));
-    places.find(|place| place.is_dir()).ok_or_else(|| format!("the sources of {package} are not there"))
+    places.find(|place| place.is_dir()).ok_or_else(|| format!("cannot find the sources of {package}"))
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {

@@ -1,37 +1,38 @@
-//! The list of the image's components, in CycloneDX: every crate that is linked, on either side of the kernel's door,
-//! and what comes from elsewhere.
+//! The list of the image's components, in CycloneDX: every crate that is linked into the daemon or the eBPF programs,
+//! and code from other sources.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    ops::Range,
     path::Path,
 };
 
 use super::{TARGET, VERSION};
 use crate::{
+    process::{ROOT, cargo, command, output_of},
     setup::ImageTools,
-    tell::{ROOT, ask, cargo, command},
 };
 
-/// What is linked, and for which target: the daemon, and the kernel side that it carries.
+/// Linked packages and their targets: the daemon, and the eBPF programs that it contains.
 const LINKED: [(&str, &str); 2] = [("lota-daemon", TARGET), ("lota-ebpf", "bpfel-unknown-none")];
 
-/// A crate's name and version.
+/// Name and version of a crate.
 pub(super) type Id = (String, String);
 
-/// One of the crates.
+/// A linked crate.
 #[derive(Default)]
 pub(super) struct Crate {
     pub(super) licence: String,
-    /// Of its archive on crates.io; the project's own have none.
+    /// Checksum of its archive on crates.io; the project's own crates have none.
     pub(super) checksum: Option<String>,
     needs: BTreeSet<Id>,
 }
 
-/// Makes it, for the image whose files are in `root`.
+/// Returns the list for the image whose files are in `root`.
 pub(super) fn make(tools: &ImageTools, root: &Path, date: &str) -> Result<String, String> {
     let crates = crates()?;
-    let program = ask(command("sha256sum", &["--binary"]).arg(root.join("usr/bin/lota")))?;
+    let program = output_of(command("sha256sum", &["--binary"]).arg(root.join("usr/bin/lota")))?;
     let program = program.split_whitespace().next().unwrap_or_default();
     let mut components: Vec<String> = crates.iter().map(|(id, found)| component(id, found)).collect();
     components.extend(foreign(tools)?);
@@ -47,6 +48,7 @@ pub(super) fn make(tools: &ImageTools, root: &Path, date: &str) -> Result<String
         r#"{{
   "bomFormat": "CycloneDX",
   "specVersion": "1.5",
+  "serialNumber": {serial},
   "version": 1,
   "metadata": {{
     "timestamp": {date},
@@ -66,6 +68,7 @@ pub(super) fn make(tools: &ImageTools, root: &Path, date: &str) -> Result<String
   ]
 }}
 "#,
+        serial = quote(&serial(program)),
         date = quote(date),
         version = quote(VERSION),
         program = quote(program),
@@ -74,16 +77,23 @@ pub(super) fn make(tools: &ImageTools, root: &Path, date: &str) -> Result<String
     ))
 }
 
-/// Every crate that is linked, by what cargo would build.
+/// Returns the list's serial number, which tools for attestations require: a UUID of version 8 (RFC 9562) from the
+/// program's checksum in hexadecimal, so that the list of a program is always the same.
+fn serial(checksum: &str) -> String {
+    let part = |range: Range<usize>| checksum.get(range).unwrap_or_default();
+    format!("urn:uuid:{}-{}-8{}-a{}-{}", part(0..8), part(8..12), part(13..16), part(17..20), part(20..32))
+}
+
+/// Returns every linked crate, from cargo's dependency tree.
 pub(super) fn crates() -> Result<BTreeMap<Id, Crate>, String> {
     let mut crates: BTreeMap<Id, Crate> = BTreeMap::new();
     for (package, target) in LINKED {
-        // Procedural macros run at build time; so do build scripts and what they use, which are no normal dependencies.
+        // Procedural macros run at build time. Build scripts and their dependencies are not normal dependencies.
         let edges = ["--edges", "normal,no-proc-macro", "--prefix", "depth", "--format", "{p}|{l}"];
         let mut tree = cargo(&["tree", "--locked", "--package", package, "--target", target]);
         let mut above: Vec<Id> = Vec::new();
-        for line in ask(tree.args(edges))?.lines() {
-            let wrong = || format!("cargo tree says `{line}`");
+        for line in output_of(tree.args(edges))?.lines() {
+            let wrong = || format!("unexpected line of cargo tree: `{line}`");
             let at = line.find(|character: char| !character.is_ascii_digit()).ok_or_else(wrong)?;
             let depth: usize = line[..at].parse().map_err(|_| wrong())?;
             let (crate_, licence) = line[at..].split_once('|').ok_or_else(wrong)?;
@@ -95,7 +105,7 @@ pub(super) fn crates() -> Result<BTreeMap<Id, Crate>, String> {
             if let Some(parent) = above.last().and_then(|parent| crates.get_mut(parent)) {
                 parent.needs.insert(id.clone());
             }
-            // The second time around it is marked, and its dependencies are left out.
+            // A repeated crate is marked, and its dependencies are left out.
             let licence = licence.trim_end_matches(" (*)").replace('/', " OR ");
             crates.entry(id.clone()).or_default().licence = licence;
             above.push(id);
@@ -108,7 +118,7 @@ pub(super) fn crates() -> Result<BTreeMap<Id, Crate>, String> {
     Ok(crates)
 }
 
-/// What `Cargo.lock` pins the crates of crates.io to.
+/// Returns the checksums of the crates.io crates in `Cargo.lock`.
 pub(super) fn checksums() -> Result<BTreeMap<Id, String>, String> {
     let lock = fs::read_to_string(Path::new(ROOT).join("Cargo.lock")).map_err(|error| error.to_string())?;
     let packages = lock.split("[[package]]").skip(1).filter_map(|package| {
@@ -122,7 +132,7 @@ pub(super) fn checksums() -> Result<BTreeMap<Id, String>, String> {
 }
 
 fn component(id: &Id, found: &Crate) -> String {
-    // What is not on crates.io has no address there: it could be somebody else's.
+    // A crate that is not on crates.io has no URL there, since the name could belong to another project.
     let origin = found.checksum.as_ref().map_or_else(String::new, |checksum| {
         format!(
             r#""purl": {}, "hashes": [{{"alg": "SHA-256", "content": {}}}], "#,
@@ -133,7 +143,7 @@ fn component(id: &Id, found: &Crate) -> String {
     line("library", &reference(id), (&id.0, &id.1, &found.licence), &origin)
 }
 
-/// How the list refers to a crate.
+/// Returns the reference of a crate in the list.
 fn reference((name, version): &Id) -> String {
     quote(&purl("cargo", name, version))
 }
@@ -142,12 +152,13 @@ fn purl(kind: &str, name: &str, version: &str) -> String {
     format!("pkg:{kind}/{name}@{}", version.replace('+', "%2B"))
 }
 
-/// What is in the image and is no crate: Rust's library, glibc and GCC's unwinder, linked; certificates.
+/// Returns the components that are not crates: Rust's library, glibc and GCC's unwinder, which are linked;
+/// certificates.
 fn foreign(tools: &ImageTools) -> Result<Vec<String>, String> {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
-    let rust = ask(&mut command(&rustc, &["--version"]))?;
+    let rust = output_of(&mut command(&rustc, &["--version"]))?;
     let rust = rust.split(' ').nth(1).unwrap_or_default();
-    let log = ask(command("zcat", &[]).arg(&tools.certificates_log))?;
+    let log = output_of(command("zcat", &[]).arg(&tools.certificates_log))?;
     let certificates = log.split(['(', ')']).nth(1).unwrap_or_default();
     let gcc = libgcc()?;
     let found = [
@@ -163,7 +174,7 @@ fn foreign(tools: &ImageTools) -> Result<Vec<String>, String> {
     Ok(found.iter().map(line).collect())
 }
 
-/// A component. `origin` is JSON already.
+/// Returns one component as JSON. `origin` is JSON already.
 fn line(type_: &str, reference: &str, (name, version, licence): (&str, &str, &str), origin: &str) -> String {
     let [type_, name, version, licence] = [type_, name, version, licence].map(quote);
     let name = format!(r#""name": {name}, "version": {version}, "#);
@@ -171,21 +182,21 @@ fn line(type_: &str, reference: &str, (name, version, licence): (&str, &str, &st
     format!(r#"    {{"type": {type_}, "bom-ref": {reference}, {name}{origin}{licence}}}"#)
 }
 
-/// The Debian package with GCC's own library.
+/// Returns the Debian package of GCC's library.
 pub(super) fn libgcc() -> Result<String, String> {
-    let version = ask(&mut command("cc", &["-dumpversion"]))?;
+    let version = output_of(&mut command("cc", &["-dumpversion"]))?;
     Ok(format!("libgcc-{}-dev", version.split('.').next().unwrap_or_default()))
 }
 
-/// A Debian package's version; another system's is not known.
+/// Returns the version of a Debian package. Packages of other systems are unknown.
 fn installed(package: &str) -> Result<String, String> {
     if !Path::new("/usr/bin/dpkg-query").exists() {
         return Ok("unknown".to_owned());
     }
-    ask(&mut command("dpkg-query", &["-W", "-f", "${Version}", package]))
+    output_of(&mut command("dpkg-query", &["-W", "-f", "${Version}", package]))
 }
 
-/// As a JSON string.
+/// Quotes a JSON string.
 fn quote(text: &str) -> String {
     let mut quoted = String::from("\"");
     for character in text.chars() {
@@ -196,4 +207,15 @@ fn quote(text: &str) -> String {
         }
     }
     quoted + "\""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::serial;
+
+    #[test]
+    fn the_serial_number_is_a_uuid_of_the_program() {
+        let checksum = "9a73a5088750b4c95158ab26629c854c3d6fc4b173cb7bc8079ad252d8ed7bfa";
+        assert_eq!(serial(checksum), "urn:uuid:9a73a508-8750-84c9-a158-ab26629c854c");
+    }
 }

@@ -1,5 +1,5 @@
-//! The image's files as a container, by runc: what the hardened DaemonSet's pod gets, and a network namespace of its
-//! own instead of the host's.
+//! Runs the image's files as a container, with runc: with the privileges of the hardened DaemonSet's pod, and its own
+//! network namespace instead of the host's.
 
 use std::{
     fs::{self, File},
@@ -11,15 +11,16 @@ use std::{
 
 use super::{VERSION, folder, remove};
 use crate::{
+    process::{command, output_of, succeeds},
     setup::ImageTools,
-    tell::{ask, command, succeeds},
 };
 
-/// The container's, and its network namespace's.
+/// Name of the container and of its network namespace.
 const NAME: &str = "lota-image-test";
-/// CAP_BPF, CAP_NET_ADMIN and CAP_NET_BIND_SERVICE, as the kernel shows them.
-const THREE: &str = "0000008000001400";
-const PATIENCE: Duration = Duration::from_secs(30);
+/// CAP_BPF, CAP_NET_ADMIN, CAP_NET_BIND_SERVICE and CAP_PERFMON, as the kernel shows them.
+const FOUR: &str = "000000c000001400";
+/// Timeout for the daemon to become ready, and to stop after SIGTERM.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 const CONFIG: &str = r#"[node]
 name = "image"
@@ -43,19 +44,19 @@ listen = "127.0.0.1:7481"
 host_network = true
 "#;
 const HOSTS: &str = "127.0.0.1 localhost gateway.test\n";
-/// LOTA's own, which knows its zone.
+/// LOTA's own responder, which answers for its zone.
 const RESOLV: &str = "nameserver 169.254.77.80\noptions timeout:1 attempts:1\n";
 
-/// How it is started: `ARGUMENTS`, `ROOT` and `OUTSIDE` are filled in.
+/// Configuration of the container; `ARGUMENTS`, `ROOT` and `OUTSIDE` are filled in.
 const RUNTIME: &str = r#"{
   "ociVersion": "1.0.2",
   "process": {
     "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ARGUMENTS,
     "env": ["AWS_ACCESS_KEY_ID=none", "AWS_SECRET_ACCESS_KEY=none"],
     "capabilities": {
-      "bounding": ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"],
-      "permitted": ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"],
-      "effective": ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE"]
+      "bounding": ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_PERFMON"],
+      "permitted": ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_PERFMON"],
+      "effective": ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_PERFMON"]
     },
     "noNewPrivileges": true
   },
@@ -83,20 +84,34 @@ const RUNTIME: &str = r#"{
 }
 "#;
 
-/// A container that is there until it is dropped.
+/// Removes the container and its network namespace. Arguments: runc, its libraries, and the folder of its state.
+const CLEAN: &str = r#"
+LD_LIBRARY_PATH="$2" "$1" --root "$3" delete --force lota-image-test
+ip netns del lota-image-test
+"#;
+/// Waits for the end of this process, by whatever signal, before it does so.
+const GUARD: &str = "trap '' INT TERM HUP; read -r _;";
+
+/// A container that exists until it is dropped, or until this process ends.
 pub(super) struct Container<'a> {
     tools: &'a ImageTools,
     root: PathBuf,
     outside: PathBuf,
     node: Option<Child>,
+    /// Process that removes the container once its standard input is closed.
+    guard: Option<Child>,
 }
 
 impl<'a> Container<'a> {
-    /// Makes what is around it.
+    /// Creates the environment of the container.
     pub(super) fn new(tools: &'a ImageTools, root: &Path) -> Result<Self, String> {
         let outside = folder().join("outside");
-        let container = Self { tools, root: root.to_owned(), outside, node: None };
-        container.clean();
+        let mut container = Self { tools, root: root.to_owned(), outside, node: None, guard: None };
+        succeeds(&mut container.script(CLEAN));
+        remove(&container.outside)?;
+        let mut guard = container.script(&format!("{GUARD}{CLEAN}"));
+        guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        container.guard = Some(guard.spawn().map_err(|error| format!("cannot run {guard:?}: {error}"))?);
         let failed = |error: std::io::Error| format!("{}: {error}", container.outside.display());
         for folder in ["cache", "etc", "state"] {
             fs::create_dir_all(container.outside.join(folder)).map_err(failed)?;
@@ -110,58 +125,58 @@ impl<'a> Container<'a> {
             &["-n", NAME, "link", "add", "pod", "type", "veth", "peer", "name", "inside"],
             &["-n", NAME, "link", "set", "pod", "up"],
         ] {
-            ask(&mut command("ip", arguments))?;
+            output_of(&mut command("ip", arguments))?;
         }
         Ok(container)
     }
 
-    /// `lota --version`, and that it is ours.
+    /// Verifies `lota --version`.
     pub(super) fn version(&self) -> Result<(), String> {
-        let said = ask(&mut self.run_it(&["--version"])?)?;
-        if said == format!("lota {VERSION}") { Ok(()) } else { Err(format!("it says `{said}`")) }
+        let output = output_of(&mut self.run_container(&["--version"])?)?;
+        if output == format!("lota {VERSION}") { Ok(()) } else { Err(format!("it prints `{output}`")) }
     }
 
-    /// `lota run`.
+    /// Starts `lota run`.
     pub(super) fn start(&mut self) -> Result<(), String> {
         let log = File::create(self.log()).map_err(|error| error.to_string())?;
-        let mut run = self.run_it(&["run"])?;
+        let mut run = self.run_container(&["run"])?;
         let node = run.stdin(Stdio::null()).stderr(log).spawn();
         self.node = Some(node.map_err(|error| format!("cannot run {run:?}: {error}"))?);
         Ok(())
     }
 
-    /// What the kernel lets its process do.
+    /// Verifies the capabilities of its process.
     pub(super) fn privileges(&self) -> Result<(), String> {
-        let pids = ask(&mut command("ip", &["netns", "pids", NAME]))?;
+        let pids = output_of(&mut command("ip", &["netns", "pids", NAME]))?;
         let status = fs::read_to_string(format!("/proc/{}/status", pids.trim())).unwrap_or_default();
         let has = |line: &str| status.lines().any(|found| found == line);
-        let sets = ["CapPrm", "CapEff", "CapBnd"].map(|set| format!("{set}:\t{THREE}"));
+        let sets = ["CapPrm", "CapEff", "CapBnd"].map(|set| format!("{set}:\t{FOUR}"));
         if sets.iter().all(|set| has(set)) && has("NoNewPrivs:\t1") { Ok(()) } else { Err(status) }
     }
 
-    /// Is the pod's interface steered?
+    /// Verifies that the pod's interface is attached.
     pub(super) fn attached(&self) -> Result<(), String> {
-        let status = ask(&mut self.exec(&["datapath", "status"]))?;
+        let status = output_of(&mut self.exec(&["datapath", "status"]))?;
         if status.lines().any(|line| line.contains("pod")) { Ok(()) } else { Err(status) }
     }
 
-    /// A request to this place is answered so.
+    /// Verifies the answer to a request to this server.
     pub(super) fn finds(&self, place: &str, answer: &str) -> Result<(), String> {
-        let said = self.prefetch(place);
-        if said.contains(answer) { Ok(()) } else { Err(said) }
+        let output = self.prefetch(place);
+        if output.contains(answer) { Ok(()) } else { Err(output) }
     }
 
     fn prefetch(&self, place: &str) -> String {
         let mut prefetch = self.exec(&["prefetch", "--endpoint", &format!("http://{place}"), "s3://bucket/"]);
-        ask(&mut prefetch).unwrap_or_else(|error| error)
+        output_of(&mut prefetch).unwrap_or_else(|error| error)
     }
 
-    /// Asks it to end; it says that it did so in order.
+    /// Stops the daemon, and verifies that it exits cleanly.
     pub(super) fn stop(&mut self) -> Result<(), String> {
-        let mut node = self.node.take().ok_or("it does not run")?;
-        ask(&mut self.runc(&["kill", NAME, "TERM"]))?;
+        let mut node = self.node.take().ok_or("the daemon does not run")?;
+        output_of(&mut self.runc(&["kill", NAME, "TERM"]))?;
         let started = Instant::now();
-        while started.elapsed() < PATIENCE {
+        while started.elapsed() < STOP_TIMEOUT {
             if let Some(status) = node.try_wait().map_err(|error| error.to_string())? {
                 let log = || fs::read_to_string(self.log()).unwrap_or_default();
                 return if status.success() { Ok(()) } else { Err(format!("{status}\n{}", log())) };
@@ -169,15 +184,15 @@ impl<'a> Container<'a> {
             thread::sleep(Duration::from_millis(50));
         }
         self.node = Some(node);
-        Err(format!("it still runs after {PATIENCE:?}"))
+        Err(format!("the daemon still runs after {STOP_TIMEOUT:?}"))
     }
 
     fn log(&self) -> PathBuf {
         self.outside.join("log")
     }
 
-    /// A new container, in the foreground.
-    fn run_it(&self, arguments: &[&str]) -> Result<Command, String> {
+    /// Returns the command of a new container in the foreground.
+    fn run_container(&self, arguments: &[&str]) -> Result<Command, String> {
         let quoted: Vec<String> = arguments.iter().map(|argument| format!("\"{argument}\"")).collect();
         let config = RUNTIME
             .replace("ARGUMENTS", &format!("[\"/usr/bin/lota\", {}]", quoted.join(", ")))
@@ -189,7 +204,7 @@ impl<'a> Container<'a> {
         Ok(run)
     }
 
-    /// Another command in the one that runs.
+    /// Returns another command in the running container.
     fn exec(&self, arguments: &[&str]) -> Command {
         let mut exec = self.runc(&["exec", NAME, "/usr/bin/lota"]);
         exec.args(arguments);
@@ -203,32 +218,37 @@ impl<'a> Container<'a> {
         runc
     }
 
-    fn clean(&self) {
-        succeeds(&mut self.runc(&["delete", "--force", NAME]));
-        succeeds(&mut command("ip", &["netns", "del", NAME]));
-        let _ = remove(&self.outside);
+    fn script(&self, script: &str) -> Command {
+        let mut sh = Command::new("sh");
+        sh.args(["-c", script, "sh"]).arg(&self.tools.runc).arg(&self.tools.libraries);
+        sh.arg(self.outside.join("state"));
+        sh
     }
 }
 
 impl Drop for Container<'_> {
     fn drop(&mut self) {
-        self.clean();
+        if let Some(mut guard) = self.guard.take() {
+            // Closes its standard input.
+            let _ = guard.wait();
+        }
         if let Some(mut node) = self.node.take() {
             let _ = node.wait();
         }
+        let _ = remove(&self.outside);
     }
 }
 
-/// Waits until the node in the container says that it is ready.
+/// Waits until the node in the container is ready.
 pub(super) fn ready() -> Result<(), String> {
     let started = Instant::now();
-    let asked = ["netns", "exec", NAME, "curl", "-sf", "--max-time", "1", "http://127.0.0.1:7481/readyz"];
-    while started.elapsed() < PATIENCE {
-        if ask(&mut command("ip", &asked)).is_ok_and(|said| said.starts_with("ready")) {
+    let arguments = ["netns", "exec", NAME, "curl", "-sf", "--max-time", "1", "http://127.0.0.1:7481/readyz"];
+    while started.elapsed() < STOP_TIMEOUT {
+        if output_of(&mut command("ip", &arguments)).is_ok_and(|output| output.starts_with("ready")) {
             return Ok(());
         }
         thread::sleep(Duration::from_millis(100));
     }
     let log = fs::read_to_string(folder().join("outside/log")).unwrap_or_default();
-    Err(format!("not ready after {PATIENCE:?}:\n{log}"))
+    Err(format!("not ready after {STOP_TIMEOUT:?}:\n{log}"))
 }

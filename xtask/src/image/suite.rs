@@ -1,4 +1,4 @@
-//! The suite `image`: builds it, looks into it, and starts it as a hardened pod does.
+//! The suite `image`: builds the image, inspects it, and starts it like a hardened pod.
 
 use std::{
     fs,
@@ -11,13 +11,13 @@ use super::{
     started::{Container, ready},
 };
 use crate::{
+    process::{command, output_of, run},
     setup::{self, ImageTools},
     suites::Counts,
-    tell::{ask, command, run},
 };
 
 const TAG: &str = "localhost/lota:test";
-/// Everything in the image that is no folder.
+/// All files in the image.
 const FILES: [&str; 5] = [
     "etc/ssl/certs/ca-certificates.crt",
     "usr/bin/lota",
@@ -25,10 +25,10 @@ const FILES: [&str; 5] = [
     "usr/share/doc/lota/third-party.txt",
     "usr/share/lota/sbom.cdx.json",
 ];
-/// Most bytes of all of them but the program.
-const MOST_BESIDES: u64 = 2 << 20;
+/// Maximum size of all files except the program, in bytes.
+const MAX_OTHER_BYTES: u64 = 2 << 20;
 
-/// The suite.
+/// Runs the suite.
 pub(crate) fn suite(counts: &mut Counts) -> Result<(), String> {
     setup::to_run()?;
     let tools = setup::image_tools()?;
@@ -39,28 +39,28 @@ pub(crate) fn suite(counts: &mut Counts) -> Result<(), String> {
     counts.check("two images of one program are the same", same(&first, &first_sum, &image));
     let loaded = Loaded::from(&tools, &image)?;
     counts.check("it starts `lota run` as root", loaded.settings());
-    counts.check("nobody can write what it has, nothing is setuid", only_what_should_be(&loaded.root));
+    counts.check("no file is writable or setuid", only_what_should_be(&loaded.root));
     counts.check("the list of components is complete", list_is_complete(&loaded.root));
 
     let mut container = Container::new(&tools, &loaded.root)?;
-    counts.check("it says its version", container.version());
+    counts.check("it prints its version", container.version());
     counts.check(
         "it becomes ready, with the hardened pod's privileges",
         container.start().and_then(|()| ready()),
     );
-    counts.check("it has three capabilities", container.privileges());
+    counts.check("it has four capabilities", container.privileges());
     counts.check("the datapath is attached", container.attached());
-    // The admin port answers in its own way, and LOTA that its gateway is not there: both were found.
-    let (admin, no_gateway) = ("here are /, /status.json", "The gateway cannot be reached");
+    // Both servers were found: the answers are the admin port's, and LOTA's without a gateway.
+    let (admin, no_gateway) = ("available: /, /status.json", "The gateway cannot be reached");
     counts.check("names are found in /etc/hosts", container.finds("gateway.test:7481", admin));
     counts.check("names are found by a name server", container.finds("cwlota.com", no_gateway));
-    counts.check("others are not", container.finds("cwlota.org", "dns error"));
+    counts.check("other names are not found", container.finds("cwlota.org", "dns error"));
     counts.check("it ends on SIGTERM", container.stop());
     Ok(())
 }
 
 fn checksum(image: &Image) -> Result<String, String> {
-    ask(command("sha256sum", &[]).arg(&image.archive))
+    output_of(command("sha256sum", &[]).arg(&image.archive))
 }
 
 fn same(first: &Image, first_sum: &str, second: &Image) -> Result<(), String> {
@@ -71,7 +71,7 @@ fn same(first: &Image, first_sum: &str, second: &Image) -> Result<(), String> {
     Ok(())
 }
 
-/// The image as others get it: out of its archive.
+/// The image as users get it: loaded from its archive.
 struct Loaded<'a> {
     tools: &'a ImageTools,
     root: PathBuf,
@@ -85,14 +85,14 @@ impl<'a> Loaded<'a> {
         from.args(["from", "--quiet", "--name", "started", "--signature-policy"]).arg(&tools.policy);
         run("loading the archive", from.arg(archive).stdout(std::process::Stdio::null()))?;
         let mut mount = buildah(tools, &folder)?;
-        let root = PathBuf::from(ask(mount.args(["mount", "started"]))?);
+        let root = PathBuf::from(output_of(mount.args(["mount", "started"]))?);
         Ok(Self { tools, root })
     }
 
     fn settings(&self) -> Result<(), String> {
         let settings = "{{.OCIv1.Config.User}} {{.OCIv1.Config.Entrypoint}} {{.OCIv1.Config.Cmd}}";
         let mut inspect = buildah(self.tools, &folder())?;
-        let found = ask(inspect.args(["inspect", "--format", settings, "started"]))?;
+        let found = output_of(inspect.args(["inspect", "--format", settings, "started"]))?;
         if found == "0:0 [/usr/bin/lota] [run]" { Ok(()) } else { Err(found) }
     }
 }
@@ -104,13 +104,13 @@ impl Drop for Loaded<'_> {
 }
 
 fn only_what_should_be(root: &Path) -> Result<(), String> {
-    let (mut files, mut besides) = (Vec::new(), 0);
+    let (mut files, mut other_bytes) = (Vec::new(), 0);
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).map_err(|error| error.to_string())?.flatten() {
             let (path, found) = (entry.path(), entry.metadata().map_err(|error| error.to_string())?);
             let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
-            // setuid, setgid, sticky, and who may write: root in folders, nobody else and nothing else.
+            // setuid, setgid, sticky and write permission: only root may write, and only to folders.
             let forbidden = if found.is_dir() { 0o7022 } else { 0o7222 };
             if found.mode() & forbidden != 0 || (found.uid(), found.gid()) != (0, 0) {
                 return Err(format!("{name} is {:o}, of {}:{}", found.mode(), found.uid(), found.gid()));
@@ -119,48 +119,53 @@ fn only_what_should_be(root: &Path) -> Result<(), String> {
                 folders.push(path);
                 continue;
             }
-            besides += if name == "usr/bin/lota" { 0 } else { found.len() };
+            other_bytes += if name == "usr/bin/lota" { 0 } else { found.len() };
             files.push(name);
         }
     }
     files.sort();
     if files != FILES {
-        return Err(format!("it has {files:?}"));
+        return Err(format!("the image contains {files:?}"));
     }
-    if besides > MOST_BESIDES { Err(format!("{besides} bytes besides the program")) } else { Ok(()) }
+    if other_bytes > MAX_OTHER_BYTES {
+        Err(format!("the files other than the program have {other_bytes} bytes"))
+    } else {
+        Ok(())
+    }
 }
 
-/// What `Cargo.lock` pins, and no crate missing of those that left traces in the program: where they may panic.
+/// Verifies the list against `Cargo.lock`, and against the crates whose source paths are in the program's panic
+/// messages.
 fn list_is_complete(root: &Path) -> Result<(), String> {
     let read = |name: &str| fs::read(root.join(name)).map_err(|error| format!("{name}: {error}"));
     let list = String::from_utf8(read("usr/share/lota/sbom.cdx.json")?).map_err(|error| error.to_string())?;
     if fs::read_to_string(folder().join("sbom.cdx.json")).ok().as_ref() != Some(&list) {
-        return Err("the list beside the image is not the one in it".into());
+        return Err("the list beside the image differs from the one in it".into());
     }
     let pinned = sbom::checksums()?;
     for ((name, version), found) in sbom::crates()? {
         let id = (name, version);
         let named = format!("\"name\": \"{}\", \"version\": \"{}\"", id.0, id.1);
         let line = list.lines().find(|line| line.contains(&named));
-        let line = line.ok_or_else(|| format!("not in the list: {named}"))?;
+        let line = line.ok_or_else(|| format!("missing in the list: {named}"))?;
         let checksum = pinned.get(&id).map_or("\"hashes\"", String::as_str);
         if line.contains(checksum) != found.checksum.is_some() || line.contains("\"expression\": \"\"") {
-            return Err(format!("not as in Cargo.lock, or without a licence: {line}"));
+            return Err(format!("differs from Cargo.lock, or has no license: {line}"));
         }
     }
     let program = read("usr/bin/lota")?;
     let traces = traces(&program);
     if traces.len() < 50 {
-        return Err(format!("only {} crates left traces in the program", traces.len()));
+        return Err(format!("the program contains the paths of only {} crates", traces.len()));
     }
     match traces.iter().find(|trace| !list.contains(&format!("\"pkg:cargo/{}\"", trace.replace('+', "%2B"))))
     {
-        Some(missing) => Err(format!("{missing} is linked, and not in the list")),
+        Some(missing) => Err(format!("{missing} is linked, but missing in the list")),
         None => Ok(()),
     }
 }
 
-/// Names and versions of the crates whose sources' paths are in the program, as `name@version`.
+/// Returns the crates whose source paths are in the program, as `name@version`.
 fn traces(program: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(program);
     let mut traces: Vec<String> =
@@ -171,7 +176,7 @@ fn traces(program: &[u8]) -> Vec<String> {
                 if !package.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte)) {
                     return None;
                 }
-                // The first hyphen that a digit follows begins the version.
+                // The version begins after the first hyphen that precedes a digit.
                 let at = package.match_indices('-').find(|(at, _)| {
                     package[at + 1..].split('.').next().is_some_and(|major| {
                         !major.is_empty() && major.bytes().all(|byte| byte.is_ascii_digit())

@@ -1,28 +1,24 @@
-//! What runs pods: controllers and a scheduler beside the API server, containerd and a kubelet at each node.
+//! Components that run pods: controllers and a scheduler beside the API server, containerd and a kubelet on each node.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::Child,
 };
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
-use super::{ApiServer, end, log};
-use crate::lab::{GATEWAY, Lab, node_address, run};
+use super::{ApiServer, dns, end, images, log, network::PodNetwork};
+use crate::lab::{Lab, kubelet_cgroups, node_address};
 
-/// Where pods find the API server; the cluster has no other services that need an address.
-pub(super) const SERVICE: &str = "10.96.0.1";
-/// The controllers that anything here needs.
-const CONTROLLERS: &str = "daemonset,endpoint,endpointslice,garbagecollector,namespace,nodelifecycle,\
-                           root-ca-cert-publisher,serviceaccount,serviceaccount-token";
-/// What process 1 of a node does.
-const SCRIPT: &str = include_str!("kubelet.sh");
+/// The controllers that the tests need.
+const CONTROLLERS: &str = "daemonset,deployment,endpoint,endpointslice,garbagecollector,namespace,nodelifecycle,\
+                           replicaset,root-ca-cert-publisher,serviceaccount,serviceaccount-token";
+/// Script of process 1 of a node.
+const SCRIPT: &str = include_str!("node/kubelet.sh");
 
-/// The programs.
+/// Paths of the programs.
 #[derive(Clone, Debug)]
 pub struct NodePrograms {
     /// `kubelet`.
@@ -31,9 +27,11 @@ pub struct NodePrograms {
     pub controller_manager: PathBuf,
     /// `kube-scheduler`.
     pub scheduler: PathBuf,
-    /// Debian's containerd and runc, unpacked.
+    /// Folder with Debian's containerd and runc, unpacked.
     pub containerd: PathBuf,
-    /// A static busybox.
+    /// Folder with CNI plugins.
+    pub cni: PathBuf,
+    /// Static busybox.
     pub busybox: PathBuf,
 }
 
@@ -42,7 +40,7 @@ pub struct NodePrograms {
 pub struct Controllers(Vec<Child>);
 
 impl Controllers {
-    /// Starts them at the lab's switch; the API server must know [accounts](ApiServer::start_with_accounts).
+    /// Starts them in the lab's switch. The API server must run [with accounts](ApiServer::start_with_accounts).
     ///
     /// # Errors
     /// If one cannot be started.
@@ -75,33 +73,29 @@ impl Drop for Controllers {
     }
 }
 
-/// A node's kubelet, and all that it runs.
+/// A node's kubelet and everything that it runs. [`Lab::down`] removes its cgroups.
 #[derive(Debug)]
 pub struct Kubelet {
     process: Child,
-    cgroup: String,
 }
 
 impl Kubelet {
-    /// Starts it at a node of the lab, which has these images, as archives.
+    /// Starts a kubelet on a node of the lab, with these image archives.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn start(
         lab: &Lab,
-        node: u8,
+        network: PodNetwork,
         server: &ApiServer,
         programs: &NodePrograms,
         images: &[PathBuf],
     ) -> Result<Self> {
-        let name = format!("n{node}");
-        let cgroup = format!("{}-{name}", lab.name());
-        let folder = lab.folder().join(format!("kubelet-{name}"));
-        fs::create_dir_all(&folder)?;
-        // Of a run that was killed.
-        remove_cgroups(&cgroup);
-        lab.node(node).ip(&format!("route replace {SERVICE}/32 via {GATEWAY}"))?;
-        let mut archives = vec![pause(&folder, &programs.busybox)?];
+        let node = network.node;
+        let folder = folder(lab, node);
+        fs::create_dir_all(static_pods(lab, node))?;
+        network.prepare(lab, &folder, &programs.cni).context("preparing the network of pods")?;
+        let mut archives = vec![images::pause(&folder, &programs.busybox)?];
         archives.extend_from_slice(images);
         let archives: Vec<String> = archives.iter().map(|path| path.display().to_string()).collect();
         let script = folder.join("kubelet.sh");
@@ -111,74 +105,49 @@ impl Kubelet {
             .command("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh"])
             .arg(&script)
-            .env("NAME", &name)
+            .env("NAME", format!("n{node}"))
             .env("ADDRESS", node_address(node).to_string())
             .env("FOLDER", &folder)
-            .env("CGROUP", &cgroup)
+            .env("CGROUP", kubelet_cgroups::of_node(lab.name(), node))
+            .env("ALL_NODES_CGROUP", kubelet_cgroups::of_all_nodes(lab.name()))
             .env("KUBECONFIG", server.kubeconfig("admin"))
             .env("KUBELET", &programs.kubelet)
             .env("CONTAINERD", &programs.containerd)
             .env("IMAGES", archives.join(" "))
+            .env("DNS", dns::SERVICE)
             .stdout(log(&folder, "kubelet")?)
             .stderr(log(&folder, "kubelet")?)
             .spawn()
             .context("starting a kubelet")?;
-        Ok(Self { process, cgroup })
+        Ok(Self { process })
+    }
+
+    /// Returns the root folder of the node, whose mounts differ from the machine's.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        format!("/proc/{}/root", self.process.id()).into()
     }
 }
 
 impl Drop for Kubelet {
     fn drop(&mut self) {
         let _ = end(&mut self.process, Signal::SIGKILL);
-        // What ends with it has left its cgroups in a moment.
-        for _ in 0..50 {
-            if remove_cgroups(&self.cgroup) {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
     }
 }
 
-/// Removes the cgroups of a node that is gone; are they?
-fn remove_cgroups(name: &str) -> bool {
-    fn remove(folder: &Path) {
-        for inner in fs::read_dir(folder).into_iter().flatten().flatten() {
-            if inner.file_type().is_ok_and(|kind| kind.is_dir()) {
-                remove(&inner.path());
-            }
-        }
-        let _ = fs::remove_dir(folder);
-    }
-    let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-    let folders: Vec<PathBuf> = roots.map(|root| root.path().join(name)).collect();
-    for folder in &folders {
-        remove(folder);
-    }
-    folders.iter().all(|folder| !folder.exists())
+/// Returns the folder with the definitions of a node's static pods.
+#[must_use]
+pub fn static_pods(lab: &Lab, node: u8) -> PathBuf {
+    folder(lab, node).join("static")
 }
 
-/// An image of what holds a pod's namespaces, and does nothing: an archive as `docker save` makes it.
-fn pause(folder: &Path, busybox: &Path) -> Result<PathBuf> {
-    let parts = folder.join("pause");
-    fs::create_dir_all(&parts)?;
-    fs::copy(busybox, parts.join("busybox"))?;
-    let tar = |archive: &str, files: &[&str]| {
-        run(Command::new("tar").arg("-C").arg(&parts).args(["-cf", archive]).args(files)).map(|_| ())
-    };
-    let layer = parts.join("layer.tar");
-    tar(&layer.display().to_string(), &["busybox"])?;
-    let digest = hex::encode(Sha256::digest(fs::read(&layer)?));
-    let config = json!({
-        "architecture": "amd64",
-        "os": "linux",
-        "config": { "Entrypoint": ["/busybox", "sleep", "1000000"] },
-        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
-    });
-    let manifest = json!([{ "Config": "config.json", "RepoTags": ["lab/pause:1"], "Layers": ["layer.tar"] }]);
-    fs::write(parts.join("config.json"), config.to_string())?;
-    fs::write(parts.join("manifest.json"), manifest.to_string())?;
-    let archive = folder.join("pause.tar");
-    tar(&archive.display().to_string(), &["config.json", "layer.tar", "manifest.json"])?;
-    Ok(archive)
+/// Returns the folder below `/sys/fs/cgroup` in which each node's kubelet has its cgroups of version 2 (`--cgroup-root`).
+#[must_use]
+pub fn cgroup_root(lab: &Lab) -> String {
+    kubelet_cgroups::node_root(lab.name())
+}
+
+/// Returns the folder with all files of a node's kubelet.
+pub(super) fn folder(lab: &Lab, node: u8) -> PathBuf {
+    lab.folder().join(format!("kubelet-n{node}"))
 }

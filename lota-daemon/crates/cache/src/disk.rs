@@ -1,0 +1,396 @@
+//! The part of the cache that is on one disk.
+
+use std::{
+    fs::File,
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use lota_s3::ObjectMeta;
+use nix::errno::Errno;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{
+    CachePlan, DiskPlan, Fill, Join, NoRoom, Object, Usage,
+    ids::{NameId, VersionId},
+    index::{CachedLocation, Index},
+    progress::Progress,
+    room::Room,
+    store::{Opened, PartialFile, Store, StoreEntry},
+    verify,
+};
+use crate::shares::{Shares, Taking};
+
+/// A cache folder on one disk. No file is accessed while one of its mutexes is held.
+pub(super) struct Disk {
+    pub(super) folder: PathBuf,
+    pub(super) capacity: u64,
+    pub(super) encrypted: bool,
+    pub(super) store: Store,
+    pub(super) plan: CachePlan,
+    /// Permits for additional range requests of fills, beyond the first of each fill; shared by all disks.
+    pub(super) lanes: Arc<Shares>,
+    /// Permits for concurrent fills on this disk.
+    fills: Arc<Shares>,
+    index: Mutex<Index>,
+    /// Whether another daemon owns the folder; objects are then read, and nothing is changed.
+    handed_over: AtomicBool,
+    /// Whether the disk has failed; it is then ignored.
+    failed: AtomicBool,
+    /// Whether some objects may be unverified, which is recorded on disk for the next daemon.
+    unchecked: AtomicBool,
+    /// The lock by which this process owns the folder.
+    lock: Mutex<Option<File>>,
+    /// Serializes replacements of records.
+    rewriting: Mutex<()>,
+    pub(super) evictions: AtomicU64,
+    pub(super) corrupt: AtomicU64,
+    /// Bytes verified against checksums.
+    pub(super) verified: AtomicU64,
+}
+
+impl Disk {
+    /// Opens a folder, removes partial files of a crashed daemon, and indexes complete objects.
+    pub(super) fn open(
+        disk: &DiskPlan,
+        plan: &CachePlan,
+        lanes: &Arc<Shares>,
+        locks: &[File],
+    ) -> io::Result<Self> {
+        let Opened { store, lock, clean, encrypted } =
+            Store::open(&disk.folder, plan.min_free, plan.encryption, locks)?;
+        let (index, superfluous) = Index::new(plan, disk.capacity, plan.objects, store.recover()?, clean)?;
+        if !clean {
+            tracing::warn!(
+                folder = %disk.folder.display(),
+                objects = index.usage().objects,
+                "unclean shutdown detected; verifying checksums when objects are first read"
+            );
+        }
+        superfluous.iter().for_each(|entry| store.remove(entry));
+        store.make_blanks()?;
+        Ok(Self {
+            folder: disk.folder.clone(),
+            capacity: disk.capacity,
+            encrypted,
+            store,
+            plan: *plan,
+            lanes: lanes.clone(),
+            fills: Shares::new(plan.fills as u64),
+            index: Mutex::new(index),
+            handed_over: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            unchecked: AtomicBool::new(!clean),
+            lock: Mutex::new(Some(lock)),
+            rewriting: Mutex::default(),
+            evictions: AtomicU64::new(0),
+            corrupt: AtomicU64::new(0),
+            verified: AtomicU64::new(0),
+        })
+    }
+
+    /// Returns the version of an object that the gateway named last, if it is cached or being filled.
+    pub(super) async fn find(self: &Arc<Self>, name: NameId) -> Option<Arc<Object>> {
+        let version = self.index().newest(name)?;
+        self.get(version).await
+    }
+
+    /// Returns a version, if it is cached or being filled.
+    pub(super) async fn get(self: &Arc<Self>, version: VersionId) -> Option<Arc<Object>> {
+        let place = self.index().look_up(version)?;
+        let (entry, suspect) = match place {
+            CachedLocation::AtHand(object) if !object.file().has_failed() => return Some(object),
+            CachedLocation::AtHand(_) => {
+                tracing::warn!(file = %version, "cannot read a cached object; dropping it");
+                self.drop_object(version);
+                return None;
+            }
+            CachedLocation::OnDisk { entry, suspect } => (entry, suspect),
+        };
+        let disk = self.clone();
+        let loaded = tokio::task::spawn_blocking(move || disk.store.load(&entry)).await.ok()?;
+        match loaded {
+            Ok((record, file)) if suspect => {
+                let progress = Arc::new(Progress::new(record.meta.size));
+                let object = Arc::new(Object::suspect(record.meta, file, progress.clone()));
+                let open = self.index().opened(version, object.clone());
+                if Arc::ptr_eq(&open, &object) {
+                    tokio::spawn(self.clone().check(entry, object, progress, record.checksums));
+                }
+                Some(open)
+            }
+            Ok((record, file)) => {
+                Some(self.index().opened(version, Arc::new(Object::complete(record.meta, file))))
+            }
+            Err(error) => {
+                tracing::warn!(file = %version, %error, "cannot read a cached object");
+                // A lack of descriptors or memory is temporary and does not mean that the object is damaged.
+                let code = error.raw_os_error().map(Errno::from_raw);
+                if !matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) {
+                    self.drop_object(version);
+                }
+                self.notice(&error);
+                None
+            }
+        }
+    }
+
+    /// Compares an object with its checksums, beginning with the chunks that readers wait for.
+    async fn check(
+        self: Arc<Self>,
+        entry: StoreEntry,
+        object: Arc<Object>,
+        progress: Arc<Progress>,
+        checksums: Vec<u32>,
+    ) {
+        while let Some(chunks) = progress.claim(1, false) {
+            let (file, chunk) = (object.file().clone(), chunks.start);
+            let (range, expected) = (progress.bytes(chunks), checksums[chunk]);
+            let compared = tokio::task::spawn_blocking(move || verify::chunk(&file, range, expected)).await;
+            match compared.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                Ok(()) => progress.arrived(chunk, expected),
+                Err(error) => {
+                    progress.end();
+                    return self.found_corrupt(&entry, &error);
+                }
+            }
+            self.verified.fetch_add(range.length(), Ordering::Relaxed);
+        }
+        self.trust(&entry);
+    }
+
+    /// Marks an object as verified.
+    pub(super) fn trust(&self, entry: &StoreEntry) {
+        self.index().trust(&entry.version);
+    }
+
+    /// Removes the marker for unverified objects from the disk once all are verified.
+    pub(super) fn note_checked(&self) {
+        let none_left = !self.index().has_suspects();
+        if none_left && !self.is_handed_over() && self.unchecked.swap(false, Ordering::AcqRel) {
+            self.store.all_checked();
+        }
+    }
+
+    /// Drops an object whose bytes are corrupt or unreadable.
+    pub(super) fn found_corrupt(self: &Arc<Self>, entry: &StoreEntry, error: &io::Error) {
+        self.notice(error);
+        // It may have been evicted meanwhile.
+        if self.drop_object(entry.version) {
+            tracing::error!(file = %entry.version, %error, "dropped a corrupt cached object");
+            self.corrupt.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Stores a newer description of a complete object. If this fails, the gateway is only asked more often.
+    pub(super) fn keep_meta(self: &Arc<Self>, version: VersionId, meta: Arc<ObjectMeta>) {
+        let Some(entry) = self.index().entry(version).filter(|_| !self.is_handed_over()) else { return };
+        let disk = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let _one = disk.rewriting.lock();
+            if let Err(error) = disk.store.rewrite(&entry, &meta) {
+                tracing::debug!(file = %entry.version, %error, "cannot rewrite a record");
+            }
+        });
+    }
+
+    /// Records the version of an object that the gateway named last.
+    pub(super) fn named(&self, name: NameId, version: VersionId) {
+        self.index().named(name, version);
+    }
+
+    /// Starts a fill and evicts objects to make room for it, or joins the running fill of this version.
+    pub(super) async fn begin_or_join(
+        self: &Arc<Self>,
+        entry: StoreEntry,
+        meta: ObjectMeta,
+        pod: IpAddr,
+    ) -> Result<Join, NoRoom> {
+        if let Some(object) = self.get(entry.version).await {
+            self.named(entry.name, entry.version);
+            return Ok(Join::Follow(object));
+        }
+        if self.is_handed_over() {
+            return Err(NoRoom::new("another daemon owns the cache"));
+        }
+        let share = self.fills.take(pod, 1).map_err(|taking| match taking {
+            Taking::All => NoRoom::new("limits.fills reached"),
+            Taking::Pod => {
+                NoRoom { reason: "pod-fills", ..NoRoom::new("the pod's share of limits.fills reached") }
+            }
+        })?;
+        let evicted = self.index().reserve(&entry)?;
+        let part = match self.file_for(entry, evicted).await {
+            Ok(part) => part,
+            Err(error) => {
+                self.index().release(entry.disk);
+                self.notice(&error);
+                return Err(NoRoom::new(format!("cannot create a file for {} bytes: {error}", entry.size)));
+            }
+        };
+        let progress = Arc::new(Progress::new(entry.size));
+        let object = Arc::new(Object::filling(meta, part.file(), progress.clone()));
+        if self.index().register(&entry, &object) {
+            return Ok(Join::Lead(Fill::new(self.clone(), (entry, pod), object, progress, (part, share))));
+        }
+        // Another request has started the fill meanwhile.
+        let other = self.get(entry.version).await;
+        other
+            .map(Join::Follow)
+            .ok_or_else(|| NoRoom::new("another request filled the object, and it was evicted meanwhile"))
+    }
+
+    /// Returns a file for a fill, and removes the files of `evicted` objects.
+    async fn file_for(
+        self: &Arc<Self>,
+        entry: StoreEntry,
+        evicted: Vec<StoreEntry>,
+    ) -> io::Result<PartialFile> {
+        let at_once = if self.store.has_blank() { self.store.create(&entry).ok() } else { None };
+        let disk = self.clone();
+        let created = match at_once {
+            Some(part) => {
+                self.remove_meanwhile(evicted);
+                Ok(part)
+            }
+            None => tokio::task::spawn_blocking(move || disk.create(&entry, evicted))
+                .await
+                .unwrap_or_else(|error| Err(io::Error::other(error))),
+        };
+        let disk = self.clone();
+        tokio::task::spawn_blocking(move || disk.store.make_blanks().inspect_err(|error| disk.notice(error)));
+        created
+    }
+
+    /// Creates a file for a fill; blocks. If other programs have filled the disk, evicts the least recently used
+    /// objects, too.
+    fn create(self: &Arc<Self>, entry: &StoreEntry, evicted: Vec<StoreEntry>) -> io::Result<PartialFile> {
+        let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+        match self.store.create(entry) {
+            Err(error) if is_full(&error) => self.remove(&evicted),
+            created => {
+                self.remove_meanwhile(evicted);
+                return created;
+            }
+        }
+        match self.store.create(entry) {
+            Err(error) if is_full(&error) => {
+                let Room { bytes, files } = self.store.room()?;
+                let short = Room { bytes: bytes - i128::from(entry.disk), files: files - 1 }.short();
+                let evicted = self.index().evict_if_enough(short);
+                self.remove(&evicted);
+                self.store.create(entry)
+            }
+            created => created,
+        }
+    }
+
+    /// Removes the files of evicted objects in the background.
+    fn remove_meanwhile(self: &Arc<Self>, evicted: Vec<StoreEntry>) {
+        if !evicted.is_empty() {
+            let disk = self.clone();
+            tokio::task::spawn_blocking(move || disk.remove(&evicted));
+        }
+    }
+
+    /// Removes the files of objects that were taken out of the index.
+    pub(super) fn remove(&self, evicted: &[StoreEntry]) {
+        if !self.is_handed_over() {
+            evicted.iter().for_each(|entry| self.store.remove(entry));
+        }
+        self.index().removed(evicted);
+        self.evictions.fetch_add(evicted.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Drops a complete object; returns whether there was one. Reads in progress complete, since the file exists until
+    /// its last descriptor is closed.
+    fn drop_object(self: &Arc<Self>, version: VersionId) -> bool {
+        let Some(entry) = self.index().take(version) else { return false };
+        let disk = self.clone();
+        tokio::task::spawn_blocking(move || disk.remove(&[entry]));
+        true
+    }
+
+    pub(super) fn set_handed_over(&self, handed_over: bool) {
+        self.handed_over.store(handed_over, Ordering::Release);
+        if handed_over {
+            self.save_order();
+            self.store.drop_blanks();
+        }
+    }
+
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire)
+    }
+
+    /// Marks a clean shutdown.
+    pub(super) fn close(&self) {
+        if !self.is_handed_over() && !self.has_failed() {
+            self.note_checked();
+            self.save_order();
+            self.store.close();
+        }
+    }
+
+    /// Saves the LRU order for the next daemon.
+    pub(super) fn save_order(&self) {
+        let order = self.index().order();
+        if let Err(error) = self.store.save_order(&order) {
+            tracing::warn!(folder = %self.folder.display(), %error, "cannot save the LRU order");
+        }
+    }
+
+    /// Returns a duplicate of the lock on the folder, for the handover.
+    pub(super) fn lock(&self) -> io::Result<File> {
+        let lock = self.lock.lock();
+        lock.as_ref().map_or(Err(io::ErrorKind::NotFound.into()), File::try_clone)
+    }
+
+    pub(super) fn release_lock(&self) {
+        *self.lock.lock() = None;
+    }
+
+    /// Marks the disk as failed if the error is that of a broken disk.
+    pub(super) fn notice(&self, error: &io::Error) {
+        if is_broken(error) && !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                folder = %self.folder.display(), %error,
+                "disk failed; continuing without it. Repair it and restart the daemon"
+            );
+        }
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        self.index().usage()
+    }
+
+    pub(super) fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock()
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// Returns whether the error means that the disk does not work.
+pub(super) fn is_broken(error: &io::Error) -> bool {
+    use Errno::{EIO, ENODEV, ENOKEY, ENXIO, EROFS, ESHUTDOWN, EUCLEAN};
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(EIO | EROFS | ENXIO | ENODEV | ESHUTDOWN | EUCLEAN | ENOKEY))
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,278 @@
+//! Index of the objects on one disk, in LRU order.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    sync::Arc,
+};
+
+use caches::lfu::TinyLFU;
+
+use super::{
+    Admission, CachePlan, NoRoom, Object, Usage,
+    ids::{IdHash, NameId, VersionId},
+    lru::ByteLru,
+    room::Short,
+    store::StoreEntry,
+};
+
+/// Maximum number of complete objects that are kept open, with one file descriptor each.
+const OPEN_OBJECTS: usize = 1024;
+/// Number of counted reads after which every count is halved.
+const COUNTED_READS: usize = 1 << 20;
+
+/// A version is in at most one of `lru` (complete), `filling` and `removing`.
+pub(super) struct Index {
+    /// Complete objects with their sizes, weighted by the disk space that they use.
+    lru: ByteLru<VersionId, (NameId, u64), IdHash>,
+    /// The version of each object that the gateway named last; complete or being filled.
+    newest: HashMap<NameId, VersionId, IdHash>,
+    /// Objects that are being filled.
+    filling: HashMap<VersionId, Arc<Object>>,
+    /// Evicted objects whose files still exist; they cannot be filled until these are removed.
+    removing: HashSet<VersionId>,
+    /// Complete objects that are open.
+    open: caches::RawLRU<VersionId, Arc<Object>>,
+    /// Complete objects that must be verified against their checksums before they are served.
+    suspects: HashSet<VersionId, IdHash>,
+    /// Recent read frequency of objects, for admission by frequency.
+    reads: Option<TinyLFU<NameId>>,
+    /// Low watermark in bytes, to which evictions go down.
+    low: u64,
+}
+
+/// Location of a cached version.
+pub(super) enum CachedLocation {
+    /// Open, or being filled.
+    AtHand(Arc<Object>),
+    /// On disk; the caller opens it.
+    OnDisk {
+        entry: StoreEntry,
+        /// Whether it must be verified against its checksums.
+        suspect: bool,
+    },
+}
+
+impl Index {
+    /// Creates an index of the objects in `found`, which are sorted from least to most recently used. Returns the
+    /// objects that exceed the limits, too.
+    pub(super) fn new(
+        plan: &CachePlan,
+        capacity: u64,
+        most: usize,
+        found: Vec<StoreEntry>,
+        trusted: bool,
+    ) -> io::Result<(Self, Vec<StoreEntry>)> {
+        let wrong = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
+        let reads = match plan.admission {
+            Admission::All => None,
+            Admission::Frequent => {
+                let tracked = found.len().max(100_000);
+                Some(TinyLFU::new(tracked, COUNTED_READS, 0.01).map_err(|error| wrong(&error))?)
+            }
+        };
+        let mut index = Self {
+            lru: ByteLru::new(capacity, most, found.len()),
+            newest: HashMap::with_capacity_and_hasher(found.len(), IdHash::default()),
+            filling: HashMap::new(),
+            removing: HashSet::new(),
+            open: caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| wrong(&error))?,
+            suspects: HashSet::default(),
+            reads,
+            low: percent(capacity, plan.low),
+        };
+        let mut superfluous = Vec::new();
+        for StoreEntry { version, name, size, disk } in found {
+            index.newest.insert(name, version);
+            if !trusted {
+                index.suspects.insert(version);
+            }
+            for (version, (name, size), disk) in index.lru.insert(version, (name, size), disk) {
+                index.forget(&version, name);
+                superfluous.push(StoreEntry { version, name, size, disk });
+            }
+        }
+        Ok((index, superfluous))
+    }
+
+    /// Returns the version of an object that the gateway named last.
+    pub(super) fn newest(&self, name: NameId) -> Option<VersionId> {
+        self.newest.get(&name).copied()
+    }
+
+    /// Records the version that the gateway named last, if it is complete or being filled.
+    pub(super) fn named(&mut self, name: NameId, version: VersionId) {
+        if self.filling.contains_key(&version) || self.lru.contains(&version) {
+            self.newest.insert(name, version);
+        }
+    }
+
+    /// Returns the location of a version and makes it the most recently used.
+    pub(super) fn look_up(&mut self, version: VersionId) -> Option<CachedLocation> {
+        if let Some(object) = self.filling.get(&version) {
+            return Some(CachedLocation::AtHand(object.clone()));
+        }
+        let (&(name, size), disk) = self.lru.touch(&version)?;
+        let entry = StoreEntry { version, name, size, disk };
+        if let Some(object) = caches::Cache::get(&mut self.open, &version) {
+            return Some(CachedLocation::AtHand(object.clone()));
+        }
+        Some(CachedLocation::OnDisk { entry, suspect: self.suspects.contains(&version) })
+    }
+
+    /// Returns a complete object without a change of the LRU order.
+    pub(super) fn entry(&self, version: VersionId) -> Option<StoreEntry> {
+        let (&(name, size), disk) = self.lru.peek(&version)?;
+        Some(StoreEntry { version, name, size, disk })
+    }
+
+    /// Counts a read of an object for admission by frequency.
+    pub(super) fn count_read(&mut self, name: NameId) {
+        if let Some(reads) = &mut self.reads {
+            reads.increment(&name);
+        }
+    }
+
+    /// Keeps an opened object. Returns it, or the one that another request has opened meanwhile.
+    pub(super) fn opened(&mut self, version: VersionId, object: Arc<Object>) -> Arc<Object> {
+        if let Some(open) = caches::Cache::get(&mut self.open, &version) {
+            return open.clone();
+        }
+        if self.lru.contains(&version) {
+            caches::Cache::put(&mut self.open, version, object.clone());
+        }
+        object
+    }
+
+    /// Marks an object as verified.
+    pub(super) fn trust(&mut self, version: &VersionId) {
+        if self.suspects.remove(version) && self.suspects.is_empty() {
+            self.suspects.shrink_to_fit();
+        }
+    }
+
+    /// Returns whether there are unverified objects.
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.suspects.is_empty()
+    }
+
+    /// Reserves disk space for a new object. Returns the objects evicted for it; the caller removes their files.
+    pub(super) fn reserve(&mut self, entry: &StoreEntry) -> Result<Vec<StoreEntry>, NoRoom> {
+        if self.removing.contains(&entry.version) {
+            return Err(NoRoom::new("the object is being evicted"));
+        }
+        if let (Some(reads), Some(oldest)) = (&self.reads, self.lru.oldest())
+            && self.lru.bytes().saturating_add(entry.disk) > self.low
+            && reads.estimate(&entry.name) <= reads.estimate(&oldest.0)
+        {
+            return Err(NoRoom::new("the object is not read more often than the one it would replace"));
+        }
+        let evicted = self.lru.reserve(entry.disk).ok_or_else(|| {
+            let (size, capacity) = (entry.disk, self.lru.capacity());
+            NoRoom::new(format!("{size} bytes do not fit into a cache of {capacity} bytes"))
+        })?;
+        Ok(evicted.into_iter().map(|evicted| self.evicted(evicted)).collect())
+    }
+
+    /// Releases a reservation of `bytes`.
+    pub(super) fn release(&mut self, bytes: u64) {
+        self.lru.release(bytes);
+    }
+
+    /// Evicts the least recently used objects until `short` is free; the caller removes their files.
+    pub(super) fn evict(&mut self, short: Short) -> Vec<StoreEntry> {
+        let (mut evicted, mut freed) = (Vec::new(), 0);
+        while freed < short.bytes || (evicted.len() as u64) < short.files {
+            let Some(oldest) = self.lru.evict() else { break };
+            freed += oldest.2;
+            evicted.push(self.evicted(oldest));
+        }
+        evicted
+    }
+
+    /// Evicts like [`Index::evict`], but nothing if all objects together would not suffice.
+    pub(super) fn evict_if_enough(&mut self, short: Short) -> Vec<StoreEntry> {
+        let is_enough = self.lru.held() >= short.bytes && self.lru.len() as u64 >= short.files;
+        if is_enough { self.evict(short) } else { Vec::new() }
+    }
+
+    /// Returns the bytes to evict down to the low watermark; zero unless more than `high` bytes are used.
+    pub(super) fn over(&self, high: u64) -> Short {
+        let bytes = self.lru.bytes();
+        Short { bytes: if bytes > high { bytes - self.low } else { 0 }, files: 0 }
+    }
+
+    /// Evicts one complete object; the caller removes its file.
+    pub(super) fn take(&mut self, version: VersionId) -> Option<StoreEntry> {
+        let (held, disk) = self.lru.remove(&version)?;
+        Some(self.evicted((version, held, disk)))
+    }
+
+    fn evicted(&mut self, (version, (name, size), disk): (VersionId, (NameId, u64), u64)) -> StoreEntry {
+        self.forget(&version, name);
+        self.removing.insert(version);
+        StoreEntry { version, name, size, disk }
+    }
+
+    /// Records that the files of evicted objects were removed.
+    pub(super) fn removed(&mut self, entries: &[StoreEntry]) {
+        for entry in entries {
+            self.removing.remove(&entry.version);
+        }
+    }
+
+    /// Registers a fill, whose disk space is reserved. Releases the reservation and returns false if the version is
+    /// complete or already being filled.
+    pub(super) fn register(&mut self, entry: &StoreEntry, object: &Arc<Object>) -> bool {
+        if self.filling.contains_key(&entry.version) || self.lru.contains(&entry.version) {
+            self.lru.release(entry.disk);
+            return false;
+        }
+        self.filling.insert(entry.version, object.clone());
+        self.newest.insert(entry.name, entry.version);
+        true
+    }
+
+    /// Records a successful fill and turns its reservation of `reserved` bytes into an entry.
+    pub(super) fn committed(&mut self, reserved: u64, entry: &StoreEntry, object: &Arc<Object>) {
+        self.filling.remove(&entry.version);
+        self.lru.commit(entry.version, (entry.name, entry.size), reserved, entry.disk);
+        caches::Cache::put(&mut self.open, entry.version, object.clone());
+    }
+
+    /// Records a failed fill and releases its reservation.
+    pub(super) fn abandoned(&mut self, entry: &StoreEntry) {
+        self.filling.remove(&entry.version);
+        self.lru.release(entry.disk);
+        self.forget(&entry.version, entry.name);
+    }
+
+    /// Removes all references to a version that is no longer in the index.
+    fn forget(&mut self, version: &VersionId, name: NameId) {
+        caches::Cache::remove(&mut self.open, version);
+        self.suspects.remove(version);
+        if self.newest.get(&name) == Some(version) {
+            self.newest.remove(&name);
+        }
+    }
+
+    /// Returns every complete object, least recently used first.
+    pub(super) fn order(&self) -> Vec<VersionId> {
+        self.lru.keys().copied().collect()
+    }
+
+    /// Returns the current usage.
+    pub(super) fn usage(&self) -> Usage {
+        Usage { objects: self.lru.len(), bytes: self.lru.bytes(), fills: self.filling.len() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_removing(&self) -> bool {
+        !self.removing.is_empty()
+    }
+}
+
+/// Returns a percentage of a number of bytes.
+pub(super) fn percent(bytes: u64, percent: u8) -> u64 {
+    u64::try_from(u128::from(bytes) * u128::from(percent) / 100).unwrap_or(bytes)
+}

@@ -1,0 +1,34 @@
+//! S3 requests and responses, without I/O: addressing, classification, ranges, metadata, signatures.
+
+pub mod address;
+pub mod cache_control;
+pub mod canonical;
+pub mod chunks;
+pub mod credential;
+pub mod endpoint;
+pub mod error;
+pub mod headers;
+pub mod invalid_signature;
+pub mod meta;
+pub mod operation;
+mod origin;
+pub mod range;
+pub mod request_headers;
+pub mod signature_location;
+pub mod signing;
+pub mod storable;
+mod validator;
+pub mod verification;
+
+pub use address::{Bucket, Key, ObjectName, Zone};
+pub use cache_control::CacheControl;
+pub use credential::{Credential, Secret};
+pub use endpoint::{Endpoint, Endpoints};
+pub use error::S3Error;
+pub use meta::{Learned, ObjectMeta, ObjectVersion};
+pub use operation::{GetObject, Operation};
+pub use origin::{GatewayId, Origin};
+pub use range::{ByteRange, MAX_SIZE, RangeRequest, Unsatisfiable};
+pub use signature_location::SignedBy;
+pub use storable::NotStorable;
+pub use validator::Validator;

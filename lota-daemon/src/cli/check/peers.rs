@@ -1,0 +1,65 @@
+//! Checks that the other nodes can be reached and have the same secret.
+
+use std::{net::SocketAddr, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use lota_cache::placement::NodeName;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::CheckReport;
+use crate::{cluster::PeerConfig, cluster::peer::Peers, config::Config, http::upstream::Upstream};
+
+/// Timeout for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Number of nodes that are checked at the same time.
+const MAX_CONCURRENT_CHECKS: usize = 32;
+
+/// Result of checking one node.
+enum PeerProbe {
+    Peer,
+    Stranger,
+    Unreachable(String),
+}
+
+pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
+    let Some(configured) = &config.peers else { return };
+    // An unreadable file is reported by the check of files.
+    let (Ok(secret), Ok(upstream)) = (configured.secret(), Upstream::new(false)) else { return };
+    let me = NodeName(config.node.name.clone());
+    let others: Vec<&PeerConfig> = configured.nodes.iter().filter(|node| node.name != me.0).collect();
+    let names: Vec<NodeName> = others.iter().map(|node| NodeName(node.name.clone())).collect();
+    let peers = Peers::new(me, &secret, configured.port, upstream.without_retries());
+    peers.set_nodes(names.iter().zip(others.iter().map(|node| node.address)));
+    let found = stream::iter(others).map(async |node| {
+        let address = SocketAddr::new(node.address, configured.port);
+        let found = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+            Err(_) => PeerProbe::Unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
+            Ok(Err(error)) => PeerProbe::Unreachable(error.to_string()),
+            Ok(Ok(_)) => match peers.is_alive(&NodeName(node.name.clone())).await {
+                true => PeerProbe::Peer,
+                false => PeerProbe::Stranger,
+            },
+        };
+        (node, address, found)
+    });
+    let found: Vec<_> = found.buffered(MAX_CONCURRENT_CHECKS).collect().await;
+    let there = found.iter().filter(|(.., found)| matches!(found, PeerProbe::Peer)).count();
+    if there > 0 {
+        report.ok("peers", format!("{there} of {} other nodes answer, with the same secret", found.len()));
+    }
+    for (node, address, found) in found {
+        match found {
+            PeerProbe::Peer => {}
+            PeerProbe::Stranger => report.fail(
+                "peers",
+                format!("{} at {address} does not answer as a peer", node.name),
+                "check the secret, name and clock of that node; see its log",
+            ),
+            PeerProbe::Unreachable(why) => report.warn(
+                "peers",
+                format!("{} at {address} cannot be reached: {why}", node.name),
+                "expected if no daemon runs there yet; other nodes take over its objects",
+            ),
+        }
+    }
+}

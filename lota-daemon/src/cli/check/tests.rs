@@ -1,0 +1,80 @@
+use std::{fs, path::PathBuf};
+
+use lota_s3::Origin;
+
+use super::*;
+
+/// Returns the results for a configuration, and the number of failures.
+async fn check_config(folder: &Path, config: &str) -> (Vec<Finding>, usize) {
+    let file: PathBuf = folder.join("lota.toml");
+    fs::write(&file, config).unwrap();
+    let mut lines = Vec::new();
+    let failures = run(&file, |line| lines.push(line.clone())).await;
+    (lines, failures)
+}
+
+fn config(folder: &Path, more: &str) -> String {
+    let folder = folder.display();
+    format!(
+        "[node]\nname = \"n1\"\naddress = \"127.0.0.1\"\n[gateway]\nendpoint = \"http://gateway.example\"\n[cache]\n\
+         folder = \"{folder}/cache\"\ncapacity = \"1MiB\"\nmin_free = \"0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         socket = \"{folder}/admin.sock\"\n{more}"
+    )
+}
+
+#[tokio::test]
+async fn an_invalid_file_is_the_only_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let (lines, failures) = check_config(folder.path(), "[gatway]").await;
+    assert_eq!((lines.len(), failures, lines[0].level), (1, 1, Level::Fail));
+    assert!(lines[0].what.contains("did you mean `gateway`?"), "{}", lines[0]);
+}
+
+#[tokio::test]
+async fn placeholders_and_readable_secrets_are_reported() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let credential = folder.path().join("credential.toml");
+    fs::write(&credential, "access_key = \"AK\"\nsecret_key = \"hunter2\"\n").unwrap();
+    fs::set_permissions(&credential, fs::Permissions::from_mode(0o644)).unwrap();
+    let more = format!(
+        "[backend]\nendpoints = [\"http://127.0.0.1:1\"]\ncredential_file = \"{}\"\n",
+        credential.display()
+    );
+    let (lines, failures) = check_config(folder.path(), &config(folder.path(), &more)).await;
+    let find =
+        |text: &str| lines.iter().find(|line| line.what.contains(text)).unwrap_or_else(|| panic!("{text}"));
+    assert_eq!(find("is a placeholder").level, Level::Fail);
+    assert_eq!(find("every user of this machine").level, Level::Warn);
+    assert_eq!(find("http://127.0.0.1:1 cannot be reached").level, Level::Fail);
+    assert_eq!(find("1.0 MiB of 1.0 MiB").level, Level::Ok);
+    assert_eq!(failures, lines.iter().filter(|line| line.level == Level::Fail).count());
+    let all: String = lines.iter().map(ToString::to_string).collect();
+    assert!(all.contains("AK") && !all.contains("hunter2"), "{all}");
+}
+
+#[test]
+fn a_line_names_the_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lota.toml");
+    fs::write(&file, config(folder.path(), "")).unwrap();
+    assert_eq!(node_name(&file), "n1");
+    assert!(!node_name(Path::new("/nonexistent")).is_empty());
+    let finding = Finding { part: "rules".to_owned(), level: Level::Ok, what: "none".to_owned(), fix: None };
+    let line: serde_json::Value = serde_json::from_str(&json_line("n1", &finding)).unwrap();
+    let expected = serde_json::json!(
+        {"node": "n1", "part": "rules", "level": "ok", "what": "none", "fix": null}
+    );
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn reserved_names_are_placeholders() {
+    let is = |text: &str| server::is_placeholder(&Origin::parse(text).unwrap());
+    for text in ["http://gateway.example", "https://S3.example.com:9000", "http://example.org"] {
+        assert!(is(text), "{text}");
+    }
+    for text in ["http://10.0.0.1:9000", "http://s3.internal", "http://myexample.com"] {
+        assert!(!is(text), "{text}");
+    }
+}

@@ -1,0 +1,131 @@
+//! `[peers]` of the configuration.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use lota_common::ByteSize;
+use lota_s3::Secret;
+use serde::Deserialize;
+
+use crate::settings::{ConfigError, read};
+
+/// Identity of this node.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "NodeSection")]
+pub struct NodeConfig {
+    /// Name of the node. Placement hashes it, so it must stay the same for as long as the cache is kept.
+    pub name: String,
+    /// Address of the node in the cluster. The peer port listens on this address only.
+    pub address: IpAddr,
+    /// Zone of the node, sent to gateways that speak the LOTA protocol. Among several owners of an object, a node
+    /// prefers one in its own zone.
+    pub zone: String,
+    /// Region of the node, sent to gateways that speak the LOTA protocol.
+    pub region: String,
+}
+
+/// `[node]` as written in the file. Where nodes share one file, the environment supplies the keys that differ.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeSection {
+    /// Name of the node. Placement hashes it, so it must stay the same for as long as the cache is kept. Default: the
+    /// environment variable `LOTA_NODE_NAME`; one of the two is required.
+    name: Option<String>,
+    /// Address of the node in the cluster. The peer port listens on this address only. Default: the environment
+    /// variable `LOTA_NODE_ADDRESS`; one of the two is required.
+    address: Option<IpAddr>,
+    /// Zone of the node, sent to gateways that speak the LOTA protocol. Among several owners of an object, a node
+    /// prefers one in its own zone. Default: the environment variable `LOTA_NODE_ZONE`, or else the zone that the API
+    /// server reports.
+    #[serde(default)]
+    zone: String,
+    /// Region of the node, sent to gateways that speak the LOTA protocol.
+    #[serde(default)]
+    region: String,
+}
+
+impl TryFrom<NodeSection> for NodeConfig {
+    type Error = String;
+
+    fn try_from(NodeSection { name, address, zone, region }: NodeSection) -> Result<Self, String> {
+        let environment = |variable: &str| std::env::var(variable).ok().filter(|value| !value.is_empty());
+        let name = name.or_else(|| environment("LOTA_NODE_NAME"));
+        let name = name.ok_or("node.name: missing; set it, or LOTA_NODE_NAME in the environment")?;
+        let address = match (address, environment("LOTA_NODE_ADDRESS")) {
+            (Some(address), _) => address,
+            (None, Some(text)) => {
+                text.parse().map_err(|_| format!("LOTA_NODE_ADDRESS: `{text}` is not an IP address"))?
+            }
+            (None, None) => {
+                return Err("node.address: missing; set it, or LOTA_NODE_ADDRESS in the environment".into());
+            }
+        };
+        let zone = if zone.is_empty() { environment("LOTA_NODE_ZONE").unwrap_or_default() } else { zone };
+        Ok(Self { name, address, zone, region })
+    }
+}
+
+/// Other nodes of the cluster.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeersConfig {
+    /// Port for traffic between nodes, the same on every node.
+    #[serde(default = "default_peer_port")]
+    pub port: u16,
+    /// File with the cluster key: at least 32 bytes, the same on every node.
+    pub secret_file: PathBuf,
+    /// Maximum number of owners of a hot object.
+    #[serde(default = "default_max_owners")]
+    pub max_owners: usize,
+    /// Request rate, in requests per second for one object, up to which a single owner serves it. At a higher rate
+    /// LOTA adds owners.
+    #[serde(default = "default_hot_request_rate")]
+    pub hot_request_rate: u32,
+    /// All nodes of the cluster; this node may be included. With `[kubernetes]`, leave it out: the endpoints of
+    /// `kubernetes.service` are used.
+    #[serde(default)]
+    pub nodes: Vec<PeerConfig>,
+}
+
+fn default_max_owners() -> usize {
+    3
+}
+
+fn default_hot_request_rate() -> u32 {
+    200
+}
+
+/// Returns the default port for traffic between nodes.
+#[must_use]
+pub fn default_peer_port() -> u16 {
+    7480
+}
+
+/// Node of the cluster.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// Name of the node.
+    pub name: String,
+    /// Address of the node.
+    pub address: IpAddr,
+    /// Cache capacity of the node: its weight in placement.
+    pub capacity: ByteSize,
+}
+
+impl PeersConfig {
+    /// Reads the cluster key.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the file is missing or shorter than 32 bytes.
+    pub fn secret(&self) -> Result<Secret, ConfigError> {
+        let path = &self.secret_file;
+        let text = read(path)?;
+        let secret = text.trim();
+        if secret.len() < 32 {
+            let message =
+                "the cluster key must be at least 32 bytes long; make one with `openssl rand -hex 32`";
+            return Err(ConfigError::invalid(path, message));
+        }
+        Ok(Secret::from(secret.to_owned()))
+    }
+}

@@ -1,0 +1,235 @@
+//! Headers that nodes add to the client's request and to the response to it.
+
+use std::net::IpAddr;
+
+use hyper::{
+    HeaderMap, Response,
+    header::{HeaderName, HeaderValue},
+};
+use lota_s3::{ByteRange, GatewayId, Learned, RangeRequest};
+
+/// Address of the pod whose request it is, and whose quota fills use.
+const CLIENT: HeaderName = HeaderName::from_static("lota-client");
+/// Gateway that the node which asks has configured for the host.
+const GATEWAY: HeaderName = HeaderName::from_static("lota-gateway");
+const PING: HeaderName = HeaderName::from_static("lota-ping");
+const SKIP: HeaderName = HeaderName::from_static("lota-skip");
+const PART: HeaderName = HeaderName::from_static("lota-part");
+const LEARNED: HeaderName = HeaderName::from_static("lota-learned");
+const LOAD: HeaderName = HeaderName::from_static("lota-load");
+const CAPACITY: HeaderName = HeaderName::from_static("lota-capacity");
+const OWNERS: HeaderName = HeaderName::from_static("lota-owners");
+
+/// Request of one node to another, beside the client's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerMethod {
+    /// The response to the client's request, without its first `skip` bytes, which the client already has.
+    Get {
+        /// Number of bytes to leave out.
+        skip: u64,
+    },
+    /// These bytes of the object, only from the cache, for the cache of the node that asks. The client's request
+    /// authorizes them.
+    Part(ByteRange),
+    /// A sign of life.
+    Ping,
+}
+
+impl PeerMethod {
+    /// The whole response to the client's request.
+    pub const WHOLE: Self = Self::Get { skip: 0 };
+
+    pub(super) fn write(self, headers: &mut HeaderMap) {
+        match self {
+            Self::Get { skip: 0 } => {}
+            Self::Get { skip } => drop(headers.insert(SKIP, HeaderValue::from(skip))),
+            Self::Part(range) => {
+                if let Ok(part) = HeaderValue::from_str(&range.to_string()) {
+                    headers.insert(PART, part);
+                }
+            }
+            Self::Ping => drop(headers.insert(PING, HeaderValue::from_static("1"))),
+        }
+    }
+
+    /// Returns what a verified request asks for; `None` if its headers are malformed.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        if headers.contains_key(PING) {
+            return Some(Self::Ping);
+        }
+        let Some(part) = headers.get(PART) else {
+            return Some(Self::Get { skip: Skipped::parse(headers).0 });
+        };
+        match RangeRequest::parse(part.to_str().ok()?) {
+            RangeRequest::FromTo(first, last) => {
+                Some(Self::Part(ByteRange { start: first, end: last.checked_add(1)? }))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Number of bytes that a response leaves out at its beginning, because the client has them. An extension of the
+/// response inside of a node, and a header between nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped(pub u64);
+
+impl Skipped {
+    /// Returns the number of a response inside of this node; 0 if it has no such extension.
+    #[must_use]
+    pub fn of<B>(response: &Response<B>) -> Self {
+        response.extensions().get().copied().unwrap_or_default()
+    }
+
+    /// Writes the header of a response to another node.
+    pub fn write<B>(response: &mut Response<B>) {
+        let Self(skipped) = Self::of(response);
+        let headers = response.headers_mut();
+        // Only this node may state it.
+        headers.remove(SKIP);
+        if skipped > 0 {
+            headers.insert(SKIP, HeaderValue::from(skipped));
+        }
+    }
+
+    /// Makes the header of another node's verified response an extension.
+    pub(super) fn read<B>(response: &mut Response<B>) {
+        let skipped = Self::parse(response.headers());
+        response.headers_mut().remove(SKIP);
+        response.extensions_mut().insert(skipped);
+    }
+
+    fn parse(headers: &HeaderMap) -> Self {
+        Self(number(headers, &SKIP).unwrap_or_default())
+    }
+}
+
+/// Adds the gateway that this node has configured for the host of a request.
+pub(super) fn set_gateway(headers: &mut HeaderMap, gateway: &GatewayId) {
+    if let Ok(value) = HeaderValue::from_str(gateway.as_str()) {
+        headers.insert(GATEWAY, value);
+    }
+}
+
+/// Returns the gateway that a node has configured for the host of its request; `None` if it does not say.
+pub(super) fn gateway(headers: &HeaderMap) -> Option<GatewayId> {
+    headers.get(GATEWAY).and_then(|value| value.to_str().ok()).map(GatewayId::from)
+}
+
+/// Adds to a response when, and under which authority, the object's headers in it were learned.
+pub fn set_learned(headers: &mut HeaderMap, learned: Learned) {
+    let Some(at) = learned.at else { return };
+    if let Ok(value) = HeaderValue::from_str(&format!("{at};{}", learned.by)) {
+        headers.insert(LEARNED, value);
+    }
+}
+
+/// Returns when, and under which authority, the object's headers in a response were learned; the default if it does not
+/// say.
+#[must_use]
+pub fn learned(headers: &HeaderMap) -> Learned {
+    let value = headers.get(LEARNED).and_then(|value| value.to_str().ok()?.split_once(';'));
+    let value = value.and_then(|(at, by)| Some(Learned { at: Some(at.parse().ok()?), by: by.parse().ok()? }));
+    value.unwrap_or_default()
+}
+
+/// Adds the address of the pod whose request it is.
+pub(super) fn set_client(headers: &mut HeaderMap, client: IpAddr) {
+    if let Ok(client) = HeaderValue::from_str(&client.to_canonical().to_string()) {
+        headers.insert(CLIENT, client);
+    }
+}
+
+/// Returns the address of the pod whose request a verified request forwards.
+#[must_use]
+pub fn client(headers: &HeaderMap) -> Option<IpAddr> {
+    headers.get(CLIENT)?.to_str().ok()?.parse().ok()
+}
+
+/// State of a node that it reports with every response.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerHints {
+    /// Bytes of responses that it still has to send.
+    pub load: u64,
+    /// Capacity of its cache in bytes, which is its weight in placement.
+    pub capacity: Option<u64>,
+    /// Number of owners that the requested object should have; only its first owner reports it.
+    pub owners: Option<usize>,
+}
+
+impl PeerHints {
+    /// Adds the hints to a response.
+    pub fn write(self, headers: &mut HeaderMap) {
+        headers.insert(LOAD, HeaderValue::from(self.load));
+        if let Some(capacity) = self.capacity {
+            headers.insert(CAPACITY, HeaderValue::from(capacity));
+        }
+        if let Some(owners) = self.owners {
+            headers.insert(OWNERS, HeaderValue::from(owners));
+        }
+    }
+
+    /// Returns the hints of a verified response.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Self {
+        let owners = number(headers, &OWNERS).and_then(|owners| usize::try_from(owners).ok());
+        let load = number(headers, &LOAD).unwrap_or_default();
+        Self { load, capacity: number(headers, &CAPACITY), owners }
+    }
+}
+
+pub(super) fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn methods_and_hints_are_read_as_written() {
+        let part = PeerMethod::Part(ByteRange { start: 5, end: 6 });
+        for method in [PeerMethod::WHOLE, PeerMethod::Get { skip: 7 }, part, PeerMethod::Ping] {
+            let mut headers = HeaderMap::new();
+            method.write(&mut headers);
+            assert_eq!(PeerMethod::of(&headers), Some(method));
+        }
+        let hints = PeerHints { load: 9, capacity: Some(1 << 40), owners: Some(3) };
+        let mut headers = HeaderMap::new();
+        hints.write(&mut headers);
+        assert_eq!(PeerHints::of(&headers), hints);
+        assert_eq!(PeerHints::of(&HeaderMap::new()), PeerHints::default());
+    }
+
+    #[test]
+    fn the_header_of_skipped_bytes_is_written_only_from_the_extension() {
+        let mut response = Response::new(());
+        response.headers_mut().insert(SKIP, HeaderValue::from(7));
+        assert_eq!(Skipped::of(&response), Skipped(0), "a header from elsewhere");
+        Skipped::write(&mut response);
+        assert!(!response.headers().contains_key(SKIP));
+        response.extensions_mut().insert(Skipped(7));
+        Skipped::write(&mut response);
+        let mut received = Response::new(());
+        *received.headers_mut() = response.headers().clone();
+        Skipped::read(&mut received);
+        assert_eq!(Skipped::of(&received), Skipped(7));
+        assert!(!received.headers().contains_key(SKIP));
+    }
+
+    proptest! {
+        #[test]
+        fn malformed_parts_do_not_panic(part in "[ -~]*", numbers in "bytes=[0-9]{1,20}-[0-9]{1,20}") {
+            for part in [part, numbers] {
+                let mut headers = HeaderMap::new();
+                headers.insert(PART, HeaderValue::from_str(&part).unwrap());
+                if let Some(PeerMethod::Part(range)) = PeerMethod::of(&headers) {
+                    prop_assert!(range.start < range.end);
+                }
+            }
+        }
+    }
+}

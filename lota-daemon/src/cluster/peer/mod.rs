@@ -1,0 +1,410 @@
+//! Protocol between nodes. The entry node forwards the client's whole request, and the owner has the gateway authorize it.
+//!
+//! HTTP/1.1 on a port of its own. Every request has a MAC under the cluster key over sender, receiver, time and its head;
+//! every response has one over its head and the request's nonce. Grants are never sent.
+
+pub mod headers;
+pub mod raw;
+mod replay;
+mod request;
+mod wire;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures_util::{StreamExt as _, stream};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use thiserror::Error;
+use tokio::time::MissedTickBehavior;
+
+pub use request::{ForwardedCall, PeerCall, PeerRequest};
+pub use wire::{MessageMac, RejectedMessage};
+
+use self::{
+    headers::{PeerHints, PeerMethod, Skipped},
+    replay::Window,
+    wire::Wire,
+};
+use crate::http::{
+    Body, RequestHead, Slices, empty,
+    upstream::{Upstream, chain},
+};
+use lota_cache::placement::NodeName;
+use lota_s3::{Origin, Secret};
+
+/// Interval at which lost peers are probed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Time after which a lost peer has no share of the objects.
+pub const LOST_NODE_GRACE: Duration = Duration::from_secs(60);
+/// Time for which a peer's reported load is valid.
+const LOAD_TTL: Duration = Duration::from_secs(1);
+/// Maximum number of lost peers that are probed concurrently.
+const MAX_PROBES: usize = 32;
+/// Default timeout for an owner that responds to pings. It is longer than any timeout of the owner, so that the owner's own
+/// error response comes first.
+const OWNER_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Time without data after which an owner is pinged.
+const PING_AFTER: Duration = Duration::from_secs(3);
+/// Timeout for the response to a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The other nodes, and the secret shared with them.
+#[derive(Debug)]
+pub struct Peers {
+    wire: Wire,
+    window: Mutex<Window>,
+    port: u16,
+    nodes: RwLock<HashMap<NodeName, Origin>>,
+    states: Mutex<HashMap<NodeName, PeerState>>,
+    upstream: Upstream,
+    owner_timeout: Duration,
+}
+
+/// Last known state of a peer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeerState {
+    /// Time of the first failed attempt since its last response.
+    pub lost: Option<Instant>,
+    /// Load in bytes that it reported last, and the time of the report.
+    pub load: Option<(u64, Instant)>,
+    /// Capacity of its cache in bytes that it reported last.
+    pub capacity: Option<u64>,
+}
+
+/// Reason why a request could not be sent to an owner. The caller tries another node.
+#[derive(Debug, Error)]
+pub enum PeerError {
+    /// It did not respond to the last request, and not to a ping since.
+    #[error("it is lost")]
+    Lost,
+    /// No such node is configured.
+    #[error("its address is not known")]
+    Unknown,
+    /// The connection failed.
+    #[error("no connection: {0}")]
+    NoConnection(String),
+    /// It does not respond to pings.
+    #[error("it hangs")]
+    Hangs,
+    /// The request failed.
+    #[error("no response: {0}")]
+    NoAnswer(String),
+    /// The response is not authentic.
+    #[error("its response is not authentic: {0}")]
+    NotAuthentic(#[from] RejectedMessage),
+}
+
+impl Peers {
+    /// Makes the peers of node `me`, none at first.
+    pub fn new(me: NodeName, secret: &Secret, port: u16, upstream: Upstream) -> Self {
+        Self {
+            wire: Wire::new(me, secret),
+            window: Mutex::new(Window::starting(SystemTime::now())),
+            port,
+            nodes: RwLock::default(),
+            states: Mutex::default(),
+            upstream,
+            owner_timeout: OWNER_TIMEOUT,
+        }
+    }
+
+    /// Sets the timeout for an owner that responds to pings.
+    #[must_use]
+    pub fn waiting(self, owner_timeout: Duration) -> Self {
+        Self { owner_timeout, ..self }
+    }
+
+    /// Replaces the set of the cluster's other nodes.
+    pub fn set_nodes<'a>(&self, nodes: impl IntoIterator<Item = (&'a NodeName, IpAddr)>) {
+        let origin = |address| {
+            let authority = SocketAddr::new(address, self.port).to_string();
+            Origin::parse(&format!("http://{authority}")).ok()
+        };
+        let nodes: HashMap<NodeName, Origin> =
+            nodes.into_iter().filter_map(|(name, address)| Some((name.clone(), origin(address)?))).collect();
+        self.states().retain(|name, _| nodes.contains_key(name));
+        *self.nodes.write() = nodes;
+    }
+
+    fn origin(&self, peer: &NodeName) -> Option<Origin> {
+        self.nodes.read().get(peer).cloned()
+    }
+
+    /// Sends a client's request to `owner`, and returns the response when its head has arrived and is verified.
+    ///
+    /// # Errors
+    /// [`PeerError`] without an authentic response. Refusals and errors of the owner are responses.
+    pub async fn ask(
+        &self,
+        owner: &NodeName,
+        client: IpAddr,
+        head: &RequestHead,
+        method: PeerMethod,
+    ) -> Result<Response<Incoming>, PeerError> {
+        let origin = self.origin(owner).ok_or(PeerError::Unknown)?;
+        if self.is_lost(owner) {
+            return Err(PeerError::Lost);
+        }
+        let answer = self.send(owner, &origin, client, head, method).await;
+        match &answer {
+            Ok(answer) => self.is_here(owner, PeerHints::of(answer.headers())),
+            Err(error) => {
+                tracing::warn!(peer = %owner.0, %error, "peer unavailable");
+                // Other errors may concern this request only.
+                if let PeerError::NoConnection(_) = error {
+                    self.lose(owner);
+                }
+            }
+        }
+        answer
+    }
+
+    /// Sends a request like [`Peers::ask`]. The response's body is relayed over a connection with these `slices`.
+    ///
+    /// # Errors
+    /// The errors of [`Peers::ask`].
+    pub async fn ask_and_relay(
+        &self,
+        owner: &NodeName,
+        client: IpAddr,
+        head: &RequestHead,
+        method: PeerMethod,
+        slices: &Slices,
+    ) -> Result<Response<Body>, PeerError> {
+        let answer = self.ask(owner, client, head, method).await?;
+        raw::answer(answer, slices).await.map_err(|error| PeerError::NoAnswer(error.to_string()))
+    }
+
+    async fn send(
+        &self,
+        owner: &NodeName,
+        origin: &Origin,
+        client: IpAddr,
+        head: &RequestHead,
+        method: PeerMethod,
+    ) -> Result<Response<Incoming>, PeerError> {
+        let mut request =
+            head.request(origin, empty()).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
+        headers::set_client(request.headers_mut(), client);
+        if let Some(gateway) = &head.gateway {
+            headers::set_gateway(request.headers_mut(), gateway);
+        }
+        method.write(request.headers_mut());
+        if let PeerMethod::Get { .. } = method {
+            raw::accept(request.headers_mut());
+        }
+        let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());
+        let answer = self.while_alive(owner, self.upstream.send(request)).await?;
+        let mut answer = answer.map_err(|error| match error.is_connect() {
+            true => PeerError::NoConnection(chain(&error)),
+            false => PeerError::NoAnswer(chain(&error)),
+        })?;
+        self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
+        Skipped::read(&mut answer);
+        Ok(answer)
+    }
+
+    /// Waits for `awaited` from `owner` as long as `owner` responds to pings.
+    ///
+    /// # Errors
+    /// [`PeerError::Hangs`] if it misses two pings, or at the timeout.
+    pub async fn while_alive<T>(
+        &self,
+        owner: &NodeName,
+        awaited: impl Future<Output = T>,
+    ) -> Result<T, PeerError> {
+        let mut awaited = std::pin::pin!(awaited);
+        let (mut missed, deadline) = (0, Instant::now() + self.owner_timeout);
+        loop {
+            let alive = async {
+                tokio::time::sleep(PING_AFTER).await;
+                self.is_alive(owner).await
+            };
+            let alive = tokio::select! {
+                biased;
+                come = &mut awaited => return Ok(come),
+                alive = alive => alive,
+            };
+            // One missed ping may be a lost packet.
+            missed = if alive { 0 } else { missed + 1 };
+            if missed == 2 || Instant::now() > deadline {
+                // An owner that responds to pings is slow, not lost.
+                if !alive {
+                    self.lose(owner);
+                }
+                return Err(PeerError::Hangs);
+            }
+        }
+    }
+
+    /// Pings `owner`, and returns whether it responds authentically.
+    pub async fn is_alive(&self, owner: &NodeName) -> bool {
+        let Some(origin) = self.origin(owner) else { return false };
+        let Ok(mut ping) = Request::builder().uri(format!("{origin}/")).body(empty()) else { return false };
+        if let Ok(host) = HeaderValue::from_str(origin.authority.as_str()) {
+            ping.headers_mut().insert(header::HOST, host);
+        }
+        PeerMethod::Ping.write(ping.headers_mut());
+        let nonce = self.wire.sign_request(owner, &mut ping, SystemTime::now());
+        match tokio::time::timeout(PING_TIMEOUT, self.upstream.send(ping)).await {
+            Ok(Ok(answer)) => {
+                let is_its = self.wire.verify_answer(&nonce, answer.status(), answer.headers()).is_ok();
+                if is_its {
+                    self.is_here(owner, PeerHints::of(answer.headers()));
+                }
+                is_its
+            }
+            _ => false,
+        }
+    }
+
+    /// Verifies that a request on the peer port is a peer's, and returns what its response is signed with.
+    ///
+    /// # Errors
+    /// [`RejectedMessage`]; the sender must get no response.
+    pub fn verify<B>(&self, request: &Request<B>) -> Result<MessageMac, RejectedMessage> {
+        let now = SystemTime::now();
+        let (signature, sent) = self.wire.verify_request(request)?;
+        self.window().admit(now, sent, signature.nonce())?;
+        Ok(signature)
+    }
+
+    /// Rejects every request from now on, and returns the recently verified ones for [`Peers::adopt_seen`] in the process
+    /// that takes over.
+    ///
+    /// # Errors
+    /// If they cannot be serialized.
+    pub fn seal(&self) -> Result<Vec<u8>, postcard::Error> {
+        postcard::to_stdvec(&self.window().seal())
+    }
+
+    /// Verifies requests again after a handover has failed.
+    pub fn unseal(&self) {
+        self.window().unseal();
+    }
+
+    /// Rejects requests that the previous process has verified, as replays.
+    ///
+    /// # Errors
+    /// If `seen` is not what [`Peers::seal`] returns.
+    pub fn adopt_seen(&self, seen: &[u8]) -> Result<(), postcard::Error> {
+        self.window().adopt(postcard::from_bytes(seen)?);
+        Ok(())
+    }
+
+    /// Signs the response to a verified request.
+    pub fn sign(&self, signature: &MessageMac, answer: &mut Response<Body>) {
+        self.wire.sign_answer(signature, answer);
+    }
+
+    /// Pings peers that are lost or have never responded, at an interval, forever.
+    pub async fn look_for_the_lost(&self) {
+        let mut look = tokio::time::interval(PROBE_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let sought = {
+                let (nodes, states) = (self.names(), self.states());
+                let is_sought = |name: &NodeName| states.get(name).is_none_or(|state| state.lost.is_some());
+                nodes.into_iter().filter(is_sought).collect::<Vec<_>>()
+            };
+            let looked = stream::iter(&sought).for_each_concurrent(MAX_PROBES, async |peer| {
+                let was_lost = self.is_lost(peer);
+                match self.is_alive(peer).await {
+                    true if was_lost => tracing::info!(peer = %peer.0, "peer available again"),
+                    true => {}
+                    false => self.lose(peer),
+                }
+            });
+            looked.await;
+        }
+    }
+
+    fn names(&self) -> Vec<NodeName> {
+        self.nodes.read().keys().cloned().collect()
+    }
+
+    /// Returns the cache capacity of each peer that has reported it, in bytes.
+    #[must_use]
+    pub fn capacities(&self) -> BTreeMap<NodeName, u64> {
+        let states = self.states();
+        states.iter().filter_map(|(name, state)| Some((name.clone(), state.capacity?))).collect()
+    }
+
+    /// Returns whether a peer has not responded since its last failure.
+    #[must_use]
+    pub fn is_lost(&self, peer: &NodeName) -> bool {
+        self.states().get(peer).is_some_and(|state| state.lost.is_some())
+    }
+
+    /// Returns the number of peers.
+    #[must_use]
+    pub fn known(&self) -> usize {
+        self.names().len()
+    }
+
+    /// Returns the number of peers that are not lost.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.names().iter().filter(|peer| !self.is_lost(peer)).count()
+    }
+
+    /// Returns the peers that have been lost for so long that they have no share of the objects.
+    #[must_use]
+    pub fn gone(&self) -> Vec<NodeName> {
+        let is_gone = |state: &PeerState| state.lost.is_some_and(|since| since.elapsed() > LOST_NODE_GRACE);
+        let states = self.states();
+        states.iter().filter(|(_, state)| is_gone(state)).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Returns the load that a peer reported recently, in bytes; 0 without a recent report, so that it is asked again.
+    #[must_use]
+    pub fn load(&self, peer: &NodeName) -> u64 {
+        match self.states().get(peer).and_then(|state| state.load) {
+            Some((load, reported)) if reported.elapsed() < LOAD_TTL => load,
+            _ => 0,
+        }
+    }
+
+    /// Returns each peer's name, address and last known state.
+    #[must_use]
+    pub fn each(&self) -> Vec<(NodeName, String, PeerState)> {
+        let (nodes, states) = (self.nodes.read(), self.states());
+        let state = |name| states.get(name).copied().unwrap_or_default();
+        nodes.iter().map(|(name, origin)| (name.clone(), origin.authority.to_string(), state(name))).collect()
+    }
+
+    fn is_here(&self, peer: &NodeName, hints: PeerHints) {
+        let mut states = self.states();
+        let state = match states.get_mut(peer) {
+            Some(state) => state,
+            None => states.entry(peer.clone()).or_default(),
+        };
+        let capacity = hints.capacity.or(state.capacity);
+        *state = PeerState { lost: None, load: Some((hints.load, Instant::now())), capacity };
+    }
+
+    fn lose(&self, peer: &NodeName) {
+        let mut states = self.states();
+        states.entry(peer.clone()).or_default().lost.get_or_insert_with(Instant::now);
+    }
+
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock()
+    }
+
+    fn states(&self) -> MutexGuard<'_, HashMap<NodeName, PeerState>> {
+        self.states.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests;

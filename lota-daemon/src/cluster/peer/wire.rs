@@ -1,0 +1,197 @@
+//! The `Lota-Peer` header and its MACs.
+//!
+//! In a request: `v=1;from=n1;to=n2;time=<unix seconds>;nonce=<hex>;mac=<hex>`. In a response: `v=1;mac=<hex>`.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hmac::{Hmac, Mac as _};
+use hyper::{
+    HeaderMap, Request, Response, StatusCode,
+    header::{self, HeaderName, HeaderValue},
+};
+use lota_cache::placement::NodeName;
+use lota_s3::Secret;
+use sha2::Sha256;
+use thiserror::Error;
+
+const LOTA_PEER: HeaderName = HeaderName::from_static("lota-peer");
+const VERSION: &str = "1";
+
+type HmacSha256 = Hmac<Sha256>;
+
+/// Reason why a message is not accepted as a peer's.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum RejectedMessage {
+    /// The `Lota-Peer` header is missing or malformed.
+    #[error("no peer header")]
+    NoHeader,
+    /// The message has another wire version. All nodes of a cluster must have the same.
+    #[error("another wire version")]
+    Version,
+    /// The message is for another node.
+    #[error("meant for another node")]
+    Destination,
+    /// The MAC does not match the cluster key.
+    #[error("a wrong MAC")]
+    Mac,
+    /// The time is too far in the past or future, or before the first time for which nonces are known.
+    #[error("a stale time; compare the nodes' clocks")]
+    Stale,
+    /// Another process of this node verifies messages now.
+    #[error("handed over to another daemon")]
+    HandedOver,
+    /// The nonce was seen before.
+    #[error("a replay")]
+    Replay,
+}
+
+/// Nonce of a request, to which the MAC of its response is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageMac {
+    nonce: String,
+}
+
+impl MessageMac {
+    pub(super) fn nonce(&self) -> &str {
+        &self.nonce
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Wire {
+    me: NodeName,
+    secret: Secret,
+}
+
+impl Wire {
+    pub(super) fn new(me: NodeName, secret: &Secret) -> Self {
+        Self { me, secret: secret.clone() }
+    }
+
+    /// Signs a request to `to`, and returns what its response must be bound to.
+    pub(super) fn sign_request<B>(
+        &self,
+        to: &NodeName,
+        request: &mut Request<B>,
+        now: SystemTime,
+    ) -> MessageMac {
+        let time = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).to_string();
+        let nonce = hex::encode(rand::random::<[u8; 16]>());
+        let claims = Claims { from: &self.me.0, to: &to.0, time: &time, nonce: &nonce };
+        let mac = hex::encode(self.request_mac(&claims, request).finalize().into_bytes());
+        let Claims { from, to, .. } = claims;
+        let value = format!("v={VERSION};from={from};to={to};time={time};nonce={nonce};mac={mac}");
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            request.headers_mut().insert(LOTA_PEER, value);
+        }
+        MessageMac { nonce }
+    }
+
+    /// Verifies a request's MAC and destination, and returns the time at which it was sent for the caller to check.
+    pub(super) fn verify_request<B>(
+        &self,
+        request: &Request<B>,
+    ) -> Result<(MessageMac, SystemTime), RejectedMessage> {
+        let value = peer_header(request.headers())?;
+        let field = |name| field(value, name);
+        if field("v")? != VERSION {
+            return Err(RejectedMessage::Version);
+        }
+        let claims =
+            Claims { from: field("from")?, to: field("to")?, time: field("time")?, nonce: field("nonce")? };
+        let mac = hex::decode(field("mac")?).map_err(|_| RejectedMessage::NoHeader)?;
+        self.request_mac(&claims, request).verify_slice(&mac).map_err(|_| RejectedMessage::Mac)?;
+        if claims.to != self.me.0 {
+            return Err(RejectedMessage::Destination);
+        }
+        let time: u32 = claims.time.parse().map_err(|_| RejectedMessage::NoHeader)?;
+        let sent = UNIX_EPOCH + Duration::from_secs(time.into());
+        Ok((MessageMac { nonce: claims.nonce.to_owned() }, sent))
+    }
+
+    pub(super) fn sign_answer<B>(&self, signature: &MessageMac, answer: &mut Response<B>) {
+        let mac = self.answer_mac(signature, answer.status(), answer.headers()).finalize().into_bytes();
+        if let Ok(value) = HeaderValue::from_str(&format!("v={VERSION};mac={}", hex::encode(mac))) {
+            answer.headers_mut().insert(LOTA_PEER, value);
+        }
+    }
+
+    pub(super) fn verify_answer(
+        &self,
+        signature: &MessageMac,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) -> Result<(), RejectedMessage> {
+        let value = peer_header(headers)?;
+        if field(value, "v")? != VERSION {
+            return Err(RejectedMessage::Version);
+        }
+        let mac = hex::decode(field(value, "mac")?).map_err(|_| RejectedMessage::NoHeader)?;
+        self.answer_mac(signature, status, headers).verify_slice(&mac).map_err(|_| RejectedMessage::Mac)
+    }
+
+    fn request_mac<B>(&self, claims: &Claims<'_>, request: &Request<B>) -> HmacSha256 {
+        let mut mac = self.mac("lota-peer-request");
+        let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+        for text in [claims.from, claims.to, claims.time, claims.nonce, request.method().as_str(), target] {
+            feed(&mut mac, text.as_bytes());
+        }
+        feed_headers(&mut mac, request.headers());
+        mac
+    }
+
+    fn answer_mac(&self, signature: &MessageMac, status: StatusCode, headers: &HeaderMap) -> HmacSha256 {
+        let mut mac = self.mac("lota-peer-answer");
+        feed(&mut mac, signature.nonce.as_bytes());
+        feed(&mut mac, status.as_str().as_bytes());
+        feed_headers(&mut mac, headers);
+        mac
+    }
+
+    fn mac(&self, purpose: &str) -> HmacSha256 {
+        let mut mac = HmacSha256::new_from_slice(self.secret.expose().as_bytes())
+            .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+        feed(&mut mac, purpose.as_bytes());
+        feed(&mut mac, VERSION.as_bytes());
+        mac
+    }
+}
+
+struct Claims<'a> {
+    from: &'a str,
+    to: &'a str,
+    time: &'a str,
+    nonce: &'a str,
+}
+
+fn peer_header(headers: &HeaderMap) -> Result<&str, RejectedMessage> {
+    headers.get(LOTA_PEER).and_then(|value| value.to_str().ok()).ok_or(RejectedMessage::NoHeader)
+}
+
+fn field<'a>(value: &'a str, name: &str) -> Result<&'a str, RejectedMessage> {
+    value
+        .split(';')
+        .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+        .ok_or(RejectedMessage::NoHeader)
+}
+
+/// Adds a field with its length, so that different lists of fields are different bytes.
+fn feed(mac: &mut HmacSha256, bytes: &[u8]) {
+    mac.update(&(bytes.len() as u64).to_le_bytes());
+    mac.update(bytes);
+}
+
+/// Adds all headers in a fixed order, except those that connections or HTTP libraries change.
+fn feed_headers(mac: &mut HmacSha256, headers: &HeaderMap) {
+    let ours = [&LOTA_PEER, &header::CONNECTION, &header::DATE, &header::TRANSFER_ENCODING];
+    let mut fields: Vec<(&str, &[u8])> = headers
+        .iter()
+        .filter(|(name, _)| !ours.contains(name))
+        .map(|(name, value)| (name.as_str(), value.as_bytes()))
+        .collect();
+    fields.sort_by_key(|(name, _)| *name);
+    for (name, value) in fields {
+        feed(mac, name.as_bytes());
+        feed(mac, value);
+    }
+}

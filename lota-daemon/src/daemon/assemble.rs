@@ -1,0 +1,189 @@
+//! Builds the request path from the configuration.
+
+use std::{collections::BTreeMap, fs::File, net::SocketAddr, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use lota_cache::{Cache, CachePlan, objects_by_memory, placement::NodeName};
+use lota_datapath::InterceptedTarget;
+use lota_s3::{GatewayId, signing::Signer};
+
+use super::pod_stream::PassTarget;
+use crate::{
+    access::AccessConfig,
+    cluster::{Cluster, ClusterMember, Members, PeerConfig, peer::Peers},
+    config::{Config, ConfiguredGateway},
+    gateway::{Gateway, TlsConfig},
+    http::{
+        tls::{CertificateFiles, Certificates, TlsServer},
+        upstream::Upstream,
+    },
+    kubernetes::PodRules,
+    metrics::{Metrics, heavy_hitters::HeavyHitterCounter},
+    proxy::{FillQuota, HotObjects, Load, Proxy, S3Store, S3Stores},
+    reconciler::ControlConfig,
+    storage::Storage,
+};
+
+/// Memory that a fill holds for its one range request, and for each further one: a chunk that is being written and
+/// the next one.
+const FILL_MEMORY: u64 = 4 << 20;
+
+/// Returns the nodes that the configuration lists.
+pub(super) fn configured_members(config: &Config) -> Members {
+    let nodes = config.peers.iter().flat_map(|peers| &peers.nodes);
+    let member = |peer: &PeerConfig| {
+        let member =
+            ClusterMember { address: peer.address, zone: String::new(), capacity: Some(peer.capacity.0) };
+        (NodeName(peer.name.clone()), member)
+    };
+    nodes.map(member).collect()
+}
+
+/// Returns the rules of the configuration that select pods.
+pub(super) fn pod_rules(access: &AccessConfig) -> PodRules {
+    PodRules { allowed: access.from.clone(), forwarders: access.forwarders.clone() }
+}
+
+/// Returns the parts of the configuration that the kernel side follows.
+pub(super) fn control_config(config: &Config) -> Result<ControlConfig> {
+    let peers = config.peers.iter().flat_map(|peers| &peers.nodes);
+    Ok(ControlConfig {
+        datapath: config.datapath.clone(),
+        endpoint: config.endpoint.clone(),
+        names: config.names().map_err(anyhow::Error::msg)?,
+        ports: config.ports().map_err(anyhow::Error::msg)?,
+        targets: config.targets().map_err(anyhow::Error::msg)?,
+        access: config.access.clone(),
+        peers: peers.map(|peer| peer.address).collect(),
+        own: [config.node.address, config.admin.listen.ip()],
+        peer_port: config.peer_port(),
+        admin_port: config.admin.listen.port(),
+        has_kubernetes: config.kubernetes.is_some(),
+    })
+}
+
+/// Builds the request path from the configuration.
+pub(super) fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
+    let me = NodeName(config.node.name.clone());
+    // Half for fills, half for uploads.
+    let body_memory = config.limits.body_memory.0 / 2;
+    let upstream = upstream(config)?;
+    let stores = s3_stores(config, &metrics, &upstream, body_memory)?;
+    let capacity = config.cache.capacity();
+    let limits = &config.limits;
+    let most_fills = limits.fills.min(usize::try_from(body_memory / FILL_MEMORY).unwrap_or(usize::MAX));
+    let plan = CachePlan {
+        min_free: config.cache.min_free.0,
+        high: config.cache.high_percent,
+        low: config.cache.low_percent,
+        admission: config.cache.admission,
+        encryption: config.cache.encryption,
+        scrub: config.cache.scrub_rate.0,
+        objects: config.cache.max_objects.unwrap_or_else(objects_by_memory),
+        fills: most_fills,
+        requests: config.fill.concurrency,
+        part: config.fill.part_size.0,
+        md5_max_size: config.fill.md5_max_size.0,
+        silence: limits.idle_timeout(),
+    };
+    let cache = Cache::open(&config.cache.disks, &plan, locks).context("cannot open the cache")?;
+
+    let (mut peers, mut hot_objects) = (None, HotObjects::new(u32::MAX, 1));
+    if let Some(configured) = &config.peers {
+        let secret = configured.secret()?;
+        let made = Peers::new(me.clone(), &secret, configured.port, upstream.without_retries());
+        peers = Some(Arc::new(made.waiting(config.owner_timeout())));
+        hot_objects = HotObjects::new(configured.hot_request_rate, configured.max_owners);
+    }
+    let zone = config.node.zone.clone();
+    let cluster = Arc::new(Cluster::new(me.clone(), zone, capacity, peers.clone()));
+    Ok(Proxy {
+        cluster,
+        node: me,
+        stores,
+        cache: Arc::new(cache),
+        peers,
+        hot_objects,
+        load: Load::default(),
+        fill_quota: Arc::new(FillQuota::new(limits.fill_overread.map_or(capacity / 4, |limit| limit.0))),
+        metrics,
+        top: HeavyHitterCounter::default(),
+    })
+}
+
+fn upstream(config: &Config) -> Result<Upstream> {
+    let origins = config.all_gateways().flat_map(|ConfiguredGateway { gateway, backend, .. }| {
+        let backends = backend.into_iter().flat_map(|backend| &backend.endpoints);
+        [&gateway.endpoint].into_iter().chain(backends).chain(&gateway.direct_allow)
+    });
+    let any_tls = origins.into_iter().any(|origin| origin.tls);
+    Upstream::new(any_tls).context("cannot load the system's root certificates for TLS")
+}
+
+/// Builds every gateway with its storage. Gateways that re-sign share the memory for uploads equally.
+fn s3_stores(
+    config: &Config,
+    metrics: &Metrics,
+    upstream: &Upstream,
+    upload_memory: u64,
+) -> Result<S3Stores> {
+    let endpoints = config.endpoints();
+    let re_signing = config.all_gateways().filter(|configured| configured.gateway.re_sign.is_some()).count();
+    let memory = upload_memory / re_signing.max(1) as u64;
+    let stores = config.all_gateways().map(|configured| {
+        let ConfiguredGateway { name, gateway: settings, backend } = &configured;
+        let section = name.section();
+        let mut gateway =
+            Gateway::new(settings, &config.node, upstream.clone()).map_err(anyhow::Error::msg)?;
+        gateway = gateway.counting(metrics.clone(), name.as_str());
+        if let Some(re_sign) = &settings.re_sign {
+            gateway = gateway
+                .re_signing(re_sign, &endpoints, memory)
+                .with_context(|| format!("cannot set up [{section}.re_sign]"))?;
+        }
+        if let Some(backend) = backend {
+            gateway = gateway.tried_by(Signer::new(&backend.credential()?, &backend.region));
+        }
+        let gateway = Arc::new(gateway);
+        let timeout = settings.response_timeout();
+        let backend = Storage::new(*backend, gateway.clone(), upstream.clone(), timeout)?;
+        Ok((configured.id(), Arc::new(S3Store { name: name.clone(), gateway, backend })))
+    });
+    Ok(S3Stores::new(endpoints.clone(), stores.collect::<Result<_>>()?))
+}
+
+/// Reads the certificates of all gateways.
+pub(super) fn tls_server(config: &Config) -> Result<TlsServer> {
+    let files = config.all_gateways().filter_map(|configured| {
+        let TlsConfig { certificate, key } = configured.gateway.tls.as_ref()?;
+        Some((configured.id(), CertificateFiles { certificate: certificate.clone(), key: key.clone() }))
+    });
+    let certificates = Certificates::read(config.endpoints(), files.collect());
+    let certificates =
+        certificates.map_err(anyhow::Error::msg).context("cannot use a certificate of [gateway.tls]")?;
+    TlsServer::new(certificates).context("cannot set up TLS")
+}
+
+/// Returns the gateways by the address of LOTA that stands for theirs.
+pub(super) fn targets(config: &Config, assigned: &[InterceptedTarget]) -> BTreeMap<SocketAddr, GatewayId> {
+    let all = config.all_gateways().flat_map(|configured| {
+        let id = configured.id();
+        configured.gateway.targets().map(move |target| (target, id.clone())).collect::<Vec<_>>()
+    });
+    let vip = config.endpoint.vip;
+    let stand_ins = all.filter_map(|(target, gateway)| {
+        let assigned = assigned.iter().find(|assigned| assigned.target == target)?;
+        Some((SocketAddr::from((vip, assigned.port)), gateway))
+    });
+    stand_ins.collect()
+}
+
+/// Returns the gateways that TLS can be passed on to.
+pub(super) fn pass_targets(config: &Config) -> Vec<PassTarget> {
+    let targets = config.all_gateways().map(|configured| PassTarget {
+        gateway: configured.id(),
+        host: configured.gateway.endpoint.authority.host().trim_matches(['[', ']']).to_owned(),
+        ports: configured.gateway.all_ports().collect(),
+    });
+    targets.collect()
+}

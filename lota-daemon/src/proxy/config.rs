@@ -1,0 +1,54 @@
+//! `[limits]` of the configuration.
+
+use std::time::Duration;
+
+use lota_cache::CachePlan;
+use lota_common::ByteSize;
+use serde::Deserialize;
+
+/// Resource limits of this node.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Maximum number of concurrent connections from pods. Further connections receive `503 SlowDown`.
+    pub connections: usize,
+    /// Maximum number of concurrent connections from one pod.
+    pub connections_per_pod: usize,
+    /// Maximum size of a request line with its headers.
+    pub header_size: ByteSize,
+    /// Timeout in seconds for a transfer that makes no progress.
+    pub idle_timeout_seconds: u64,
+    /// Maximum number of concurrent fills. Further objects pass through uncached. Beyond its first fill, a pod may not
+    /// hold more fills than remain free: a single pod gets at most half of them.
+    pub fills: usize,
+    /// Memory for buffered parts of bodies. Half is for chunks of fills; objects for which none is left pass through
+    /// uncached. Half is for signed chunks of uploads that LOTA re-signs; they wait up to 30 s and then receive `503
+    /// SlowDown`. Pods share the memory as they share `fills`.
+    pub body_memory: ByteSize,
+    /// Maximum number of bytes that fills fetch for one pod in excess of what the pod reads. If the unread bytes of
+    /// responses in progress are included, the maximum is twice as high. The count expires within one hour. A pod
+    /// over the limit reads uncached. Default: a quarter of the cache capacity.
+    pub fill_overread: Option<ByteSize>,
+}
+
+impl LimitsConfig {
+    /// Returns the timeout for a transfer that makes no progress.
+    #[must_use]
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_secs(self.idle_timeout_seconds)
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            connections_per_pod: 2_500,
+            header_size: ByteSize(64 << 10),
+            idle_timeout_seconds: 300,
+            fills: CachePlan::DEFAULT.fills,
+            body_memory: ByteSize(1 << 30),
+            fill_overread: None,
+        }
+    }
+}

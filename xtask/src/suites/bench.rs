@@ -1,0 +1,46 @@
+//! Benchmarks. They are no suites: machines differ, and so do their minutes.
+
+use crate::{
+    demo,
+    process::{cargo, watch},
+    setup,
+};
+
+/// Runs the named benchmarks, or all.
+pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
+    // What runs in this process itself is measured as it is delivered.
+    const BENCHES: [(&str, &str); 6] = [
+        ("datapath", "dev"),
+        ("placement", "release"),
+        ("serving", "release"),
+        ("cold", "release"),
+        ("memory", "release"),
+        ("storage", "release"),
+    ];
+    let known = BENCHES.map(|(name, _)| name);
+    if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
+        return Err(format!("there is no benchmark `{unknown}`; there are {}", known.join(", ")));
+    }
+    setup::to_build()?;
+    setup::to_run()?;
+    let mut missed = Vec::new();
+    for (bench, profile) in BENCHES.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+        let mut command =
+            cargo(&["bench", "--quiet", "--profile", profile, "--package", "lota-tests", "--bench", bench]);
+        command.env("LOTA_PYTHON", setup::client()?);
+        command.env("LOTA_BIN", demo::build_lota(*profile == "release")?);
+        if ["serving", "cold", "memory"].contains(bench) {
+            command.env("LOTA_NGINX", setup::nginx()?);
+        }
+        if *bench == "serving" {
+            command.env("LOTA_WEED", setup::seaweedfs()?);
+        }
+        if !watch(&format!("benchmark {bench}"), &mut command, |_| ())? {
+            missed.push(*bench);
+        }
+    }
+    match missed.as_slice() {
+        [] => Ok(()),
+        missed => Err(format!("a goal was missed, or it failed: {}", missed.join(", "))),
+    }
+}

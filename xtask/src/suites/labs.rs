@@ -1,0 +1,122 @@
+//! Suites whose programs are tests of the package `lota-tests`.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use super::{Counts, counts::add_result};
+use crate::{
+    image,
+    kernels::{KERNELS, boot},
+    kubernetes, programs, setup,
+};
+
+/// Tools for a suite's tests: environment variables with their values.
+pub(super) type Tools = Result<Vec<(&'static str, OsString)>, String>;
+
+/// Suites of which one failure is one too many, however busy the machine is: what they verify does not depend on time.
+const NEVER_REPEATED: [&str; 4] = ["consistency", "deploy", "packet", "storage"];
+
+/// Runs a suite's tests, with the daemon and these tools.
+pub(super) fn tests(counts: &mut Counts, name: &str, tools: Tools) -> Result<(), String> {
+    let (program, lota) = programs::test(name)?;
+    let mut tests = programs::run(&program);
+    tests.env("LOTA_BIN", lota).envs(tools?);
+    if !NEVER_REPEATED.contains(&name) {
+        tests.env("LOTA_TEST_ATTEMPTS", "2");
+    }
+    counts.tests(&format!("suite {name}"), &mut tests)
+}
+
+/// The programs, run and attached by other kernels.
+pub(super) fn kernels(counts: &mut Counts) -> Result<(), String> {
+    setup::to_run()?;
+    let (suite, _) = programs::test("packet")?;
+    for kernel in &KERNELS {
+        let (before, mut result) = (counts.passed, (0, 0));
+        let passed = boot(kernel, &suite, |line| result = add_result(line, result))?;
+        counts.passed += result.0;
+        counts.failed += result.1;
+        if !passed && result.1 == 0 {
+            return Err(format!("{kernel} did not get to the end of the suite"));
+        }
+        if counts.passed == before {
+            return Err(format!("no test passed on {kernel}"));
+        }
+    }
+    Ok(())
+}
+
+/// The image as pods, on real kubelets.
+pub(super) fn cluster(counts: &mut Counts) -> Result<(), String> {
+    let mut tools = node()?;
+    tools.push(("LOTA_IMAGE", image::for_tests()?.into()));
+    tests(counts, "cluster", Ok(tools))
+}
+
+/// Tools for tests that only need root.
+pub(super) fn none() -> Tools {
+    setup::to_run().map(|()| Vec::new())
+}
+
+/// Tools for every lab: a Python with a client, and more.
+fn lab(python: PathBuf, more: Vec<(&'static str, PathBuf)>) -> Tools {
+    setup::to_run()?;
+    let tools = more.into_iter().chain([("LOTA_PYTHON", python)]);
+    Ok(tools.map(|(name, path)| (name, path.into())).collect())
+}
+
+pub(super) fn resolvers() -> Tools {
+    lab(setup::client()?, vec![("LOTA_RCLONE", setup::resolvers()?)])
+}
+
+pub(super) fn gateways() -> Tools {
+    lab(setup::client()?, vec![("LOTA_WEED", setup::seaweedfs()?), ("LOTA_RGW", setup::rgw()?)])
+}
+
+pub(super) fn other_clients() -> Tools {
+    lab(setup::clients()?, vec![("LOTA_WEED", setup::seaweedfs()?)])
+}
+
+pub(super) fn promtool() -> Tools {
+    lab(setup::client()?, vec![("LOTA_PROMTOOL", setup::promtool()?)])
+}
+
+pub(super) fn browser() -> Tools {
+    lab(setup::client()?, vec![("LOTA_BROWSER", setup::browser()?)])
+}
+
+pub(super) fn renderers() -> Tools {
+    setup::jq()?;
+    let tools = kubernetes::clients()?;
+    let paths =
+        [("LOTA_HELM", tools.helm), ("LOTA_KUBECTL", tools.kubectl), ("LOTA_PYTHON", setup::schemas()?)];
+    let paths = paths.map(|(name, path)| (name, path.into()));
+    // As the DaemonSet does.
+    let node = [("LOTA_NODE_NAME", "n1".into()), ("LOTA_NODE_ADDRESS", "10.0.0.1".into())];
+    Ok(paths.into_iter().chain(node).collect())
+}
+
+pub(super) fn api_server() -> Tools {
+    let python = setup::client()?;
+    let servers = kubernetes::servers()?;
+    let clients = servers.clients;
+    let servers = [("LOTA_APISERVER", servers.apiserver), ("LOTA_ETCD", servers.etcd)];
+    let clients = [("LOTA_KUBECTL", clients.kubectl), ("LOTA_HELM", clients.helm)];
+    lab(python, servers.into_iter().chain(clients).collect())
+}
+
+pub(super) fn node() -> Tools {
+    setup::iptables()?;
+    setup::jq()?;
+    let mut tools = api_server()?;
+    let node = kubernetes::node_servers()?;
+    let node = [
+        ("LOTA_KUBELET", node.kubelet),
+        ("LOTA_CONTROLLER_MANAGER", node.controller_manager),
+        ("LOTA_SCHEDULER", node.scheduler),
+        ("LOTA_CONTAINERD", node.containerd),
+        ("LOTA_CNI", node.cni),
+        ("LOTA_BUSYBOX", node.busybox),
+    ];
+    tools.extend(node.map(|(name, path)| (name, path.into())));
+    Ok(tools)
+}
