@@ -163,13 +163,12 @@ fn entries(tour: &Tour) -> Result<Line> {
             allowed.len()
         );
         for entry in entries {
-            let formatted = &entry["formatted"];
-            let octets: Vec<u8> = serde_json::from_value(formatted["key"]["address"].clone())
-                .with_context(|| format!("no field `address` in {formatted}"))?;
-            ensure!(formatted["value"]["ifindex"].is_u64(), "no field `ifindex` in {formatted}");
+            let octets: Vec<u8> = serde_json::from_value(entry["key"]["address"].clone())
+                .with_context(|| format!("no field `address` in {entry}"))?;
+            ensure!(entry["value"]["ifindex"].is_u64(), "no field `ifindex` in {entry}");
             let known = allowed.iter().any(|pod| pod.address().octets() == octets[..]);
             ensure!(known, "n{node} allows {octets:?}");
-            shown = formatted.to_string();
+            shown = entry.to_string();
         }
     }
     Ok(Line::new("bpftool map dump pinned …/lota_access4", shown))
