@@ -36,7 +36,7 @@ impl std::fmt::Display for DebianKernel {
 /// Kernel modules in the order of their dependencies.
 const MODULES: [&str; 6] = ["llc", "stp", "bridge", "veth", "sch_ingress", "cls_bpf"];
 /// Timeout for a guest, in seconds.
-const GUEST_TIMEOUT_SECONDS: &str = "300";
+const GUEST_TIMEOUT_SECONDS: &str = "900";
 /// Prefix of the guest's last line.
 const EXIT: &str = "GUEST-EXIT: ";
 
