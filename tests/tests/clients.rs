@@ -1,5 +1,6 @@
 //! Unmodified S3 clients: through LOTA from a pod, each writes, reads, reads a range, and transfers a larger object
-//! in parallel parts in both directions; then it reads everything again on another node.
+//! in parallel parts in both directions; then it reads everything again on another node. Without a credential of LOTA,
+//! every read after the first must be a hit.
 
 use std::{
     fs,
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use hyper::Method;
 use lota_tests::{
     lab::{
-        ADMIN, Credential, GATEWAY, GATEWAY_PORT, Mode, Namespace, POD_ONLY,
+        ADMIN, Credential, GATEWAY, GATEWAY_PORT, Mode, Namespace, Node, POD_ONLY,
         raw::{Request, Signing, content},
         run,
     },
@@ -20,6 +21,9 @@ use lota_tests::{
     tool,
     tour::{Tour, wait_until},
 };
+
+#[path = "clients/ranges.rs"]
+mod ranges;
 
 /// The lab of this suite.
 const NAME: &str = "lota-clients";
@@ -52,15 +56,22 @@ const CLIENTS: [(&str, How); 10] = [
 
 fn main() -> ExitCode {
     Suite::run(NAME, |suite| {
-        for (mode, credential, suffix) in
-            [(Mode::OwnCredential, ADMIN, ""), (Mode::ReSign, POD_ONLY, ", re-signed")]
-        {
+        for (mode, credential, suffix) in [
+            (Mode::OwnCredential, ADMIN, ""),
+            (Mode::ReSign, POD_ONLY, ", re-signed"),
+            (Mode::ClientOnly, ADMIN, ", without a credential of LOTA"),
+        ] {
             let tests = CLIENTS.map(|(name, how)| {
                 let credential = credential.clone();
-                let test = move |tour: &mut Tour| Real { name, how, credential: &credential }.test(tour);
+                let test =
+                    move |tour: &mut Tour| Real { name, how, credential: &credential, mode }.test(tour);
                 (format!("{name}{suffix}"), Box::new(test) as Box<_>)
             });
-            suite.in_lab(move || make(mode), tests.into());
+            let mut tests = Vec::from(tests);
+            if mode == Mode::ClientOnly {
+                tests.extend(ranges::TESTS.map(|(name, test)| (name.to_owned(), Box::new(test) as Box<_>)));
+            }
+            suite.in_lab(move || make(mode), tests);
         }
     })
 }
@@ -70,6 +81,7 @@ struct Real<'a> {
     name: &'static str,
     how: How,
     credential: &'a Credential,
+    mode: Mode,
 }
 
 fn make(mode: Mode) -> Result<Tour> {
@@ -81,6 +93,9 @@ fn make(mode: Mode) -> Result<Tour> {
     fs::write(work(&tour).join("big.bin"), content(BIG))?;
     let settings = "[default]\ns3 =\n    multipart_threshold = 8MB\n    multipart_chunksize = 5MB\n    max_concurrent_requests = 4\n";
     fs::write(work(&tour).join("aws.cfg"), settings)?;
+    if mode == Mode::ClientOnly {
+        ranges::verify_gateway(&tour)?;
+    }
     Ok(tour)
 }
 
@@ -100,7 +115,13 @@ impl Real<'_> {
             for file in ["small.out", "big.out", "range.out"] {
                 let _ = fs::remove_file(work(tour).join(file));
             }
+            let before = missed(tour)?;
             self.run(tour, &tour.pod(node, 1), "down").with_context(|| format!("reading {temperature}"))?;
+            // The first hits of a client make nodes verify the gateway for its form of requests.
+            if temperature == "warm elsewhere" && self.mode == Mode::ClientOnly {
+                let missed = missed(tour)? - before;
+                ensure!(missed == 0.0, "{temperature}: {missed} reads were not hits");
+            }
             let read = |file| fs::read(work(tour).join(file));
             ensure!(read("small.out")? == content(SMALL), "{temperature}: other bytes of the small object");
             ensure!(read("big.out")? == content(BIG), "{temperature}: other bytes of the big object");
@@ -140,6 +161,24 @@ impl Real<'_> {
         command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", work.join("aws.cfg"));
         run(&mut command).map(|_| ())
     }
+}
+
+/// Returns how many reads were not hits, on all nodes.
+fn missed(tour: &Tour) -> Result<f64> {
+    let of_node = |node: &Node| {
+        let metrics = node.admin("/metrics")?;
+        let misses = metrics.lines().filter(|line| {
+            [
+                "lota_requests_total{cache=\"miss\"",
+                "lota_requests_total{cache=\"fill\"",
+                "lota_uncached_total",
+            ]
+            .iter()
+            .any(|prefix| line.starts_with(prefix))
+        });
+        Ok(misses.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>())
+    };
+    tour.nodes.iter().map(of_node).sum()
 }
 
 /// Sends a request to the gateway itself. Returns the status and the body.

@@ -142,6 +142,7 @@ impl Collector for Scraped {
         let sent = &self.metrics.sent;
         for (metric, value) in [
             (&catalog::CACHE_OBJECTS, usage.objects as u64),
+            (&catalog::CACHE_PARTIAL, usage.partial as u64),
             (&catalog::CACHE_BYTES, usage.bytes),
             (&catalog::CACHE_CAPACITY, capacity),
             (&catalog::FILLS_IN_PROGRESS, usage.fills as u64),

@@ -79,6 +79,7 @@ pub(super) fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result
         admission: config.cache.admission,
         encryption: config.cache.encryption,
         scrub: config.cache.scrub_rate.0,
+        partial: config.cache.partial,
         objects: config.cache.max_objects.unwrap_or_else(objects_by_memory),
         fills: most_fills,
         requests: config.fill.concurrency,

@@ -200,6 +200,11 @@ impl Gateway {
         Self { own: Some(own), ..self }
     }
 
+    /// Returns whether the gateway may answer with a direct path to the storage backend.
+    pub fn gives_direct_paths(&self) -> bool {
+        self.protocol == Protocol::Lota
+    }
+
     /// Returns whether a fill may omit the `Range` of the client's own request.
     pub fn may_ask_for_the_whole(&self, range_signed: bool) -> bool {
         !range_signed || self.re_sign.is_some()

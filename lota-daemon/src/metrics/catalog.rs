@@ -114,14 +114,14 @@ catalog! {
     "Fills": {
         FILLS = Counter "lota_fills_total" {
             authority: "source of the bytes: `direct` (a direct path of the gateway), `own` (the backend, with LOTA's credential), `client` (the gateway, with the client's request) or `owner` (another owner)",
-            end: "`complete`; `broken`: cut short; `replaced`: the object was overwritten during the fill, which is not an error"
+            end: "`complete`; `range`: one range of a partial object; `broken`: cut short; `replaced`: the object was overwritten during the fill, which is not an error"
         } "Finished fills";
         FILL_BYTES = Counter "lota_fill_bytes_total" {
         } "Bytes fetched by fills";
         FILLS_IN_PROGRESS = Gauge "lota_fills_in_progress" {
         } "Fills in progress";
         UNCACHED = Counter "lota_uncached_total" {
-            reason: "`no-room`, `pod-fills`, `no-fill-authority`, `fill-overread`, `fill-refused`, `fill-broke-off`, `overrides`, \
+            reason: "`no-room`, `pod-fills`, `no-fill-authority`, `fragments` (too many separate ranges of one object), `fill-overread`, `fill-refused`, `fill-broke-off`, `overrides`, \
                      `checksums-unknown`, `direct-path-failed`, `granted-otherwise`, `replaced` \
                      (overwritten while its fill began); or the part of the gateway's response that prevents \
                      caching: `response-status`, `response-etag`, `response-length`, `response-range`, `response-vary`, \
@@ -131,6 +131,8 @@ catalog! {
     "Cache": {
         CACHE_OBJECTS = Gauge "lota_cache_objects" {
         } "Complete objects in the cache";
+        CACHE_PARTIAL = Gauge "lota_cache_partial_objects" {
+        } "Partial objects in the cache: some ranges of each are cached";
         CACHE_BYTES = Gauge "lota_cache_bytes" {
         } "Disk space used by cached objects and by fills, in bytes";
         CACHE_CAPACITY = Gauge "lota_cache_capacity_bytes" {

@@ -201,7 +201,7 @@ impl EncodeLabelValue for StatusLabel {
 pub struct FillLabels {
     /// `direct`, `own`, `client` or `owner`.
     pub authority: &'static str,
-    /// `complete`, `broken` or `replaced`.
+    /// `complete`, `range`, `broken` or `replaced`.
     pub end: &'static str,
 }
 

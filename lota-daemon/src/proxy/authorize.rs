@@ -19,12 +19,19 @@ impl Proxy {
         let mut held = self.cache.find(name).await;
         if held.is_none() {
             // Of many requests for an unknown object, one asks the gateway; the others then find what it learned.
-            get.lead_or_wait(&self.cache).await;
+            get.lead_or_wait(&self.cache, None).await;
             held = self.cache.find(name).await;
         }
-        // The gateway's 304 does not suffice for a HEAD, which gets the gateway's own headers, nor for checksums that are
-        // not known yet.
-        let known = held.as_ref().filter(|object| !get.is_bodiless() && !get.lacks_checksums(&object.meta()));
+        if held.as_ref().is_some_and(|object| !get.is_bodiless() && !object.serves(get.object.range)) {
+            // Likewise for a range that a partial object lacks.
+            get.lead_or_wait(&self.cache, Some(get.object.range)).await;
+            held = self.cache.find(name).await;
+        }
+        // The gateway's 304 does not suffice for a HEAD, which gets the gateway's own headers, for checksums that are not
+        // known yet, nor for bytes that a partial object lacks.
+        let known = held.as_ref().filter(|object| {
+            !get.is_bodiless() && !get.lacks_checksums(&object.meta()) && object.serves(get.object.range)
+        });
         let described = known.map(|object| object.meta());
         if let Some(object) = known {
             // The disk reads while the gateway authorizes.

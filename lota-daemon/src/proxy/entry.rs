@@ -170,7 +170,7 @@ impl Proxy {
     async fn serve_as_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
         let name = &get.object.name;
         self.metrics.owners.of(Locality::Local).inc();
-        let counts = self.peers.is_some() && self.is_first(name);
+        let counts = self.peers.is_some() && self.can_replicate(&get) && self.is_first(name);
         let answer = self.authorize_and_serve(get).await;
         if counts && is_success(&answer) {
             self.hot_objects.set_owners(name, self.hot_objects.count_request(name));

@@ -9,11 +9,17 @@ use hyper::{HeaderMap, Response, StatusCode, body::Incoming, header};
 use lota_cache::{
     Fill, FillError, FillOptions, FillSource, Join, NoRoom, Object, SourceError, placement::NodeName,
 };
-use lota_s3::{ByteRange, ObjectMeta, Validator};
+use lota_s3::{ByteRange, ObjectMeta, ObjectName, Validator};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
-use super::{Proxy, S3Store, fill_quota::FillReservation, get::Get, owner::part_headers, response};
+use super::{
+    Proxy, S3Store,
+    fill_quota::{FillReservation, ResponseReservation},
+    get::Get,
+    owner::part_headers,
+    response,
+};
 use crate::{
     cluster::peer::headers::PeerMethod,
     gateway::{Authorization, DirectPath, FillAuthority},
@@ -40,17 +46,8 @@ impl Proxy {
     /// Starts a fill of a version, or joins the one in progress. Returns `None` if the object must pass through uncached.
     pub(super) async fn join(&self, get: &Get<'_>, meta: &ObjectMeta) -> Option<(Join, FillReservation)> {
         let pod = get.pod;
-        let (requested, received) = get.needed_and_received(meta.size);
-        let Some((reservation, response)) = self.fill_quota.reserve(pod, meta.size, requested, received)
-        else {
-            static LINES: LogLimit = LogLimit::new(Duration::from_secs(1));
-            if let Some(held_back) = LINES.admit() {
-                let object = &meta.version.name;
-                tracing::info!(%pod, %object, held_back, "pod exceeded limits.fill_overread; not caching this object");
-            }
-            self.uncached("fill-overread");
-            return None;
-        };
+        let needed = get.needed_and_received(meta.size);
+        let (reservation, response) = self.reserve_fill(pod, &meta.version.name, meta.size, needed)?;
         match self.cache.begin_fill(meta, pod).await {
             Ok(join) => {
                 if let Join::Lead(_) = join {
@@ -58,15 +55,40 @@ impl Proxy {
                 }
                 Some((join, reservation))
             }
-            Err(NoRoom { why, reason }) => {
-                static LINES: LogLimit = LogLimit::new(Duration::from_secs(1));
-                if let Some(held_back) = LINES.admit() {
-                    tracing::info!(%pod, object = %meta.version.name, why, held_back, "not cached");
-                }
-                self.uncached(reason);
+            Err(no_room) => {
+                self.not_cached(pod, &meta.version.name, &no_room);
                 None
             }
         }
+    }
+
+    /// Reserves a fill of `size` bytes in a pod's quota, as [`FillQuota::reserve`](super::FillQuota::reserve) does. Counts and
+    /// logs a refusal.
+    pub(super) fn reserve_fill(
+        &self,
+        pod: IpAddr,
+        object: &ObjectName,
+        size: u64,
+        (requested, received): (u64, u64),
+    ) -> Option<(FillReservation, ResponseReservation)> {
+        static LINES: LogLimit = LogLimit::new(Duration::from_secs(1));
+        let reserved = self.fill_quota.reserve(pod, size, requested, received);
+        if reserved.is_none() {
+            if let Some(held_back) = LINES.admit() {
+                tracing::info!(%pod, %object, held_back, "pod exceeded limits.fill_overread; not caching this object");
+            }
+            self.uncached("fill-overread");
+        }
+        reserved
+    }
+
+    /// Counts and logs an object that the cache does not take.
+    pub(super) fn not_cached(&self, pod: IpAddr, object: &ObjectName, NoRoom { why, reason }: &NoRoom) {
+        static LINES: LogLimit = LogLimit::new(Duration::from_secs(1));
+        if let Some(held_back) = LINES.admit() {
+            tracing::info!(%pod, %object, why, held_back, "not cached");
+        }
+        self.uncached(reason);
     }
 
     /// Starts a fill under `authority` and waits until its source has agreed, or joins the fill in progress. Reads from
@@ -362,7 +384,8 @@ fn is_of_object(meta: &ObjectMeta, status: StatusCode, headers: &HeaderMap) -> b
     response::object_size(status, headers) == Some(meta.size) && etag == Some(&*meta.version.validator.etag)
 }
 
-fn bytes_of(answer: Response<Incoming>) -> BoxStream<'static, Result<Bytes, String>> {
+/// Returns the pieces of a response body.
+pub(super) fn bytes_of(answer: Response<Incoming>) -> BoxStream<'static, Result<Bytes, String>> {
     let frames = BodyStream::new(answer.into_body());
     frames.map_err(|error| chain(&error)).try_filter_map(async |frame| Ok(frame.into_data().ok())).boxed()
 }
@@ -373,8 +396,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use lota_s3::ObjectName;
-
     use super::*;
     use crate::testing::answer;
 

@@ -48,10 +48,12 @@ impl<'a> Get<'a> {
         Self { skip, ..self }
     }
 
-    /// Takes the single-flight leadership for the object if no other request has it; otherwise waits until that request
-    /// has released it.
-    pub(super) async fn lead_or_wait(&mut self, cache: &Arc<Cache>) {
-        self.leadership = cache.lead(&self.object.name).await;
+    /// Takes the single-flight leadership for the object, or for a range of it, if no other request has it; otherwise waits
+    /// until that request has released it.
+    pub(super) async fn lead_or_wait(&mut self, cache: &Arc<Cache>, range: Option<RangeRequest>) {
+        // While it waits, no other request waits for it.
+        self.leadership = None;
+        self.leadership = cache.lead(&self.object.name, range).await;
     }
 
     /// Releases the single-flight leadership: requests that wait for it can now find the object in the cache.

@@ -16,7 +16,8 @@
 //! 2. `serve.rs` serves the version that the gateway named: from the cache or a fill. If the gateway sends the object along,
 //!    `plan.rs` decides whether to relay that response, to fill from it, or to start a fill.
 //! 3. `fill.rs` fetches the whole object from the backend, the gateway or another owner. `fill_quota.rs` bounds the bytes
-//!    that fills fetch for a pod in excess of its reads.
+//!    that fills fetch for a pod in excess of its reads. Where nothing may fetch the whole object, `keep_range.rs` stores
+//!    the range that the gateway sends.
 //! 4. `response.rs` makes the response from the grant and a reader of the cached file.
 //!
 //! A failure of the cache costs speed: the request falls back to the gateway. A failure of authorization costs the
@@ -30,6 +31,7 @@ mod fill;
 mod fill_quota;
 mod get;
 mod hot_objects;
+mod keep_range;
 mod owner;
 mod peer_service;
 mod plan;

@@ -143,6 +143,12 @@ impl Proxy {
         self.choices(name, 1).first().is_none_or(|first| *first == self.node)
     }
 
+    /// Returns whether further owners of a hot object could fetch it: they have an authority, or direct paths. Ranges that
+    /// clients read are kept by one owner only, since each would request them from the gateway.
+    pub(super) fn can_replicate(&self, get: &Get<'_>) -> bool {
+        get.store.gateway.gives_direct_paths() || FillAuthority::choose(get).is_some()
+    }
+
     /// Returns the first nodes of an object's placement, without those that have no share of the objects because they have
     /// been lost for long.
     fn choices(&self, name: &ObjectName, limit: usize) -> Vec<NodeName> {
@@ -201,13 +207,10 @@ impl Proxy {
         range: ByteRange,
     ) -> Result<Response<Body>, S3Error> {
         let not_here = || S3Error::unavailable("This node does not have the object");
-        let object = self.cache.find(&get.object.name).await.ok_or_else(not_here)?;
-        let part = GetObject {
-            range: RangeRequest::FromTo(range.start, range.end - 1),
-            wants_checksums: false,
-            overrides: Vec::new(),
-            ..get.object.clone()
-        };
+        let range = RangeRequest::FromTo(range.start, range.end - 1);
+        let object = self.cache.find(&get.object.name).await.filter(|object| object.serves(range));
+        let object = object.ok_or_else(not_here)?;
+        let part = GetObject { range, wants_checksums: false, overrides: Vec::new(), ..get.object.clone() };
         let held = object.meta();
         let grant = match get.store.gateway.authorize(get.head, &part.name, Some(&held)).await? {
             Authorization::Fresh(grant) => {

@@ -134,10 +134,10 @@ impl Proxy {
         get: Get<'_>,
         hints: &mut PeerHints,
     ) -> Result<Response<Body>, S3Error> {
-        let name = &get.object.name;
+        let (name, has_replicas) = (&get.object.name, self.can_replicate(&get));
         let answer = self.authorize_and_serve(get).await;
         // Refused requests must not create replicas.
-        if is_success(&answer) && self.is_first(name) {
+        if has_replicas && is_success(&answer) && self.is_first(name) {
             hints.owners = Some(self.hot_objects.count_request(name));
         }
         answer

@@ -13,7 +13,7 @@ const MAX_RANGE_FETCHED_TWICE: u64 = 1 << 20;
 pub(super) struct ArrivingFacts<O> {
     /// Whether the request is a HEAD, by which a client has an object brought into the cache.
     pub(super) is_head: bool,
-    /// The version that the gateway named, if it is in the cache or being filled.
+    /// The version that the gateway named, if the cache has the requested bytes or is fetching them.
     pub(super) cached: Option<O>,
     /// Whether the cached version is complete.
     pub(super) is_complete: bool,
@@ -29,6 +29,10 @@ pub(super) struct ArrivingFacts<O> {
     pub(super) skip: u64,
     /// Requested range; `None` for the whole object or an unsatisfiable range.
     pub(super) range: Option<ByteRange>,
+    /// Whether the response contains exactly that range.
+    pub(super) is_range: bool,
+    /// Whether ranges are kept of objects that cannot be fetched as a whole.
+    pub(super) keeps_ranges: bool,
 }
 
 /// Plan for a request for which the gateway's response arrives.
@@ -47,6 +51,8 @@ pub(super) enum ArrivingPlan<O> {
     Stage(FillAuthority),
     /// Fills the cache with the gateway's response, and serves from that fill.
     FillFromThisStream,
+    /// Stores the range in the gateway's response as a part of the object, and serves from what is stored.
+    KeepRange(ByteRange),
     /// Starts a fill, and relays the gateway's response.
     RelayWhileFilling(FillAuthority),
     /// Starts a fill, and serves from it; the gateway's response is relayed only if the object cannot be cached.
@@ -81,7 +87,11 @@ fn plan_get<O>(facts: ArrivingFacts<O>) -> ArrivingPlan<O> {
         _ if facts.cache_control == CacheControl::LookOnly => relay(None),
         _ if facts.has_overrides => relay(Some("overrides")),
         _ if facts.is_whole => ArrivingPlan::FillFromThisStream,
-        (None, None) => relay(Some("no-fill-authority")),
+        (None, None) => match facts.range {
+            Some(range) if facts.keeps_ranges && facts.is_range => ArrivingPlan::KeepRange(range),
+            Some(_) if facts.keeps_ranges => relay(Some("response-range")),
+            _ => relay(Some("no-fill-authority")),
+        },
         (None, Some(authority)) if is_cheap_twice() => ArrivingPlan::RelayWhileFilling(authority),
         (None, Some(authority)) => ArrivingPlan::FillThenServe(authority),
     }
@@ -108,6 +118,8 @@ mod tests {
             authority: Some(FillAuthority::Own),
             skip: 0,
             range: LARGE,
+            is_range: true,
+            keeps_ranges: false,
         }
     }
 
@@ -149,6 +161,26 @@ mod tests {
             (
                 "no authority",
                 ArrivingFacts { authority: None, range: SMALL, ..get() },
+                miss(Some("no-fill-authority")),
+            ),
+            (
+                "no authority, ranges are kept",
+                ArrivingFacts { authority: None, keeps_ranges: true, ..get() },
+                Plan::KeepRange(LARGE.unwrap()),
+            ),
+            (
+                "another range than the requested one",
+                ArrivingFacts { authority: None, keeps_ranges: true, is_range: false, ..get() },
+                miss(Some("response-range")),
+            ),
+            (
+                "authority, ranges are kept",
+                ArrivingFacts { keeps_ranges: true, ..get() },
+                Plan::FillThenServe(Own),
+            ),
+            (
+                "no authority, no range, ranges are kept",
+                ArrivingFacts { authority: None, range: None, keeps_ranges: true, ..get() },
                 miss(Some("no-fill-authority")),
             ),
             ("whole", ArrivingFacts { is_whole: true, range: None, ..get() }, Plan::FillFromThisStream),
@@ -230,9 +262,9 @@ mod tests {
     #[test]
     fn no_combination_of_facts_fills_what_must_not_be_cached() {
         let booleans = [false, true];
-        for (bits, cached) in (0..32_u8).flat_map(|bits| [(bits, None), (bits, Some("object"))]) {
-            let [is_head, is_complete, has_overrides, is_whole, has_authority] =
-                [1, 2, 4, 8, 16].map(|bit| bits & bit != 0);
+        for (bits, cached) in (0..64_u8).flat_map(|bits| [(bits, None), (bits, Some("object"))]) {
+            let [is_head, is_complete, has_overrides, is_whole, has_authority, keeps_ranges] =
+                [1, 2, 4, 8, 16, 32].map(|bit| bits & bit != 0);
             for cache_control in [CacheControl::Use, CacheControl::LookOnly, CacheControl::Bypass] {
                 for (is_resumed, range) in
                     booleans.iter().flat_map(|skip| [(skip, SMALL), (skip, LARGE), (skip, None)])
@@ -247,13 +279,17 @@ mod tests {
                         authority: has_authority.then_some(FillAuthority::Own),
                         skip: u64::from(*is_resumed),
                         range,
+                        is_range: true,
+                        keeps_ranges,
                     });
+                    let keeps = matches!(plan, Plan::KeepRange(_));
+                    assert!(!keeps || keeps_ranges && range.is_some() && !is_whole, "{plan:?}");
                     let fills = !matches!(plan, Plan::ServeCached(_) | Plan::Relay { .. });
                     if has_overrides || cached.is_some() || cache_control == CacheControl::LookOnly {
                         assert!(!fills, "{plan:?}");
                     }
                     if !has_authority && !is_whole {
-                        assert!(!fills, "{plan:?}");
+                        assert!(!fills || keeps, "{plan:?}");
                     }
                     assert_eq!(matches!(plan, Plan::ServeCached(_)), cached.is_some() && !is_head);
                     assert!(!is_head || matches!(plan, Plan::Relay { .. } | Plan::Stage(_)), "{plan:?}");

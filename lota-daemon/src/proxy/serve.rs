@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::{
     Proxy,
     get::Get,
+    keep_range::is_range,
     plan::{ArrivingFacts, ArrivingPlan, plan_arriving},
     response,
 };
@@ -37,8 +38,10 @@ impl Proxy {
         meta: Arc<ObjectMeta>,
         answer: Response<Incoming>,
     ) -> Result<Response<Body>, S3Error> {
-        let cached = self.cache.get(&meta.version).await;
+        let cached = self.cache.get(&meta.version).await.filter(|object| object.serves(get.object.range));
         let relay = |answer, outcome| Ok(response::relay(answer, outcome, &self.node));
+        let range = get.object.range.resolve(meta.size).ok().flatten();
+        let is_range = range.is_some_and(|range| is_range(answer.headers(), range, meta.size));
         let plan = plan_arriving(ArrivingFacts {
             is_head: get.is_bodiless(),
             is_complete: cached.as_ref().is_some_and(|object| object.is_complete()),
@@ -48,7 +51,9 @@ impl Proxy {
             is_whole: answer.status() == StatusCode::OK,
             authority: FillAuthority::choose(&get),
             skip: get.skip,
-            range: get.object.range.resolve(meta.size).ok().flatten(),
+            range,
+            is_range,
+            keeps_ranges: self.cache.keeps_ranges(),
         });
         match plan {
             ArrivingPlan::ServeCached(object) => {
@@ -72,6 +77,14 @@ impl Proxy {
                     self.serve_as(get, grant, object, Outcome::Miss).await
                 }
                 Some((Join::Follow(object), _)) => self.serve(get, grant, object).await,
+                None => relay(answer, Outcome::Miss),
+            },
+            ArrivingPlan::KeepRange(range) => match self.keep_range(&get, &meta, range).await {
+                Some((fill, reservation)) => {
+                    let object = fill.object();
+                    tokio::spawn(self.clone().store_range(fill, range, answer, reservation));
+                    self.serve_as(get, grant, object, Outcome::Miss).await
+                }
                 None => relay(answer, Outcome::Miss),
             },
             ArrivingPlan::RelayWhileFilling(authority) => {
@@ -104,7 +117,8 @@ impl Proxy {
         meta: Arc<ObjectMeta>,
         path: DirectPath,
     ) -> Result<Response<Body>, S3Error> {
-        if let Some(object) = self.cache.get(&meta.version).await {
+        let cached = self.cache.get(&meta.version).await.filter(|object| object.serves(get.object.range));
+        if let Some(object) = cached {
             self.learn(&get, &object, &meta);
             return self.serve(get, grant, object).await;
         }
@@ -164,7 +178,7 @@ impl Proxy {
         grant: Grant,
         object: Arc<Object>,
     ) -> Result<Response<Body>, S3Error> {
-        let outcome = if object.is_complete() { Outcome::Hit } else { Outcome::Fill };
+        let outcome = if object.has(get.object.range) { Outcome::Hit } else { Outcome::Fill };
         self.serve_as(get, grant, object, outcome).await
     }
 

@@ -44,7 +44,7 @@ pub fn usage(folder: &Path) -> io::Result<Usage> {
         files => files?,
     };
     let bytes = files.iter().map(|(_, entry)| entry.disk).sum();
-    Ok(Usage { objects: files.len(), bytes, fills: 0 })
+    Ok(Usage { objects: files.len(), partial: 0, bytes, fills: 0 })
 }
 
 /// Returns the free space of a folder's disk, in bytes.

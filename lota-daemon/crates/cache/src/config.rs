@@ -25,6 +25,8 @@ pub struct CacheConfig {
     pub encryption: Encryption,
     /// Rate of background verification against checksums, in bytes per second and disk. 0 turns it off.
     pub scrub_rate: ByteSize,
+    /// Whether ranges are kept of objects that cannot be fetched as a whole.
+    pub partial: bool,
     /// Maximum number of objects on all disks. Default: as many as fit into a sixteenth of the memory.
     pub max_objects: Option<usize>,
 }
@@ -87,6 +89,10 @@ struct CacheSection {
     /// Rate of background verification against checksums, in bytes per second and disk. 0 turns it off.
     #[serde(default = "default_scrub")]
     scrub_rate: ByteSize,
+    /// Whether to keep the ranges that clients read of an object that LOTA cannot fetch as a whole, because they sign
+    /// `Range` and there is neither `[backend]` nor a direct path.
+    #[serde(default = "default_partial")]
+    partial: bool,
     /// Maximum number of objects on all disks. Each object needs memory and a file, whatever its size. Default: as
     /// many as fit into a sixteenth of the memory of the machine (or of the daemon's cgroup), at 256 bytes each.
     max_objects: Option<usize>,
@@ -117,6 +123,10 @@ fn default_scrub() -> ByteSize {
     ByteSize(CachePlan::DEFAULT.scrub)
 }
 
+fn default_partial() -> bool {
+    CachePlan::DEFAULT.partial
+}
+
 impl TryFrom<CacheSection> for CacheConfig {
     type Error = &'static str;
 
@@ -141,6 +151,7 @@ impl TryFrom<CacheSection> for CacheConfig {
             admission: cache.admission,
             encryption: cache.encryption,
             scrub_rate: cache.scrub_rate,
+            partial: cache.partial,
             max_objects: cache.max_objects,
         })
     }

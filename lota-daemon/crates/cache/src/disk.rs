@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use lota_s3::ObjectMeta;
+use lota_s3::{ObjectMeta, RangeRequest};
 use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -21,10 +21,10 @@ use super::{
     index::{CachedLocation, Index},
     progress::Progress,
     room::Room,
-    store::{Opened, PartialFile, Store, StoreEntry},
+    store::{Allocation, Opened, PartialFile, Store, StoreEntry},
     verify,
 };
-use crate::shares::{Shares, Taking};
+use crate::shares::{Share, Shares, Taking};
 
 /// A cache folder on one disk. No file is accessed while one of its mutexes is held.
 pub(super) struct Disk {
@@ -110,6 +110,7 @@ impl Disk {
                 self.drop_object(version);
                 return None;
             }
+            CachedLocation::Partial(partial) => return self.open_partial(version, partial).await,
             CachedLocation::OnDisk { entry, suspect } => (entry, suspect),
         };
         let disk = self.clone();
@@ -211,19 +212,11 @@ impl Disk {
         meta: ObjectMeta,
         pod: IpAddr,
     ) -> Result<Join, NoRoom> {
-        if let Some(object) = self.get(entry.version).await {
+        if let Some(object) = self.get_whole(entry.version).await {
             self.named(entry.name, entry.version);
             return Ok(Join::Follow(object));
         }
-        if self.is_handed_over() {
-            return Err(NoRoom::new("another daemon owns the cache"));
-        }
-        let share = self.fills.take(pod, 1).map_err(|taking| match taking {
-            Taking::All => NoRoom::new("limits.fills reached"),
-            Taking::Pod => {
-                NoRoom { reason: "pod-fills", ..NoRoom::new("the pod's share of limits.fills reached") }
-            }
-        })?;
+        let share = self.take_share(pod)?;
         let evicted = self.index().reserve(&entry)?;
         let part = match self.file_for(entry, evicted).await {
             Ok(part) => part,
@@ -239,14 +232,32 @@ impl Disk {
             return Ok(Join::Lead(Fill::new(self.clone(), (entry, pod), object, progress, (part, share))));
         }
         // Another request has started the fill meanwhile.
-        let other = self.get(entry.version).await;
+        let other = self.get_whole(entry.version).await;
         other
             .map(Join::Follow)
             .ok_or_else(|| NoRoom::new("another request filled the object, and it was evicted meanwhile"))
     }
 
+    /// Returns a version, if all of it is cached or arrives. A fill takes the place of other partial objects.
+    async fn get_whole(self: &Arc<Self>, version: VersionId) -> Option<Arc<Object>> {
+        self.get(version).await.filter(|object| object.serves(RangeRequest::Whole))
+    }
+
+    /// Takes a permit for a fill.
+    pub(super) fn take_share(&self, pod: IpAddr) -> Result<Share, NoRoom> {
+        if self.is_handed_over() {
+            return Err(NoRoom::new("another daemon owns the cache"));
+        }
+        self.fills.take(pod, 1).map_err(|taking| match taking {
+            Taking::All => NoRoom::new("limits.fills reached"),
+            Taking::Pod => {
+                NoRoom { reason: "pod-fills", ..NoRoom::new("the pod's share of limits.fills reached") }
+            }
+        })
+    }
+
     /// Returns a file for a fill, and removes the files of `evicted` objects.
-    async fn file_for(
+    pub(super) async fn file_for(
         self: &Arc<Self>,
         entry: StoreEntry,
         evicted: Vec<StoreEntry>,
@@ -280,18 +291,36 @@ impl Disk {
         }
         match self.store.create(entry) {
             Err(error) if is_full(&error) => {
-                let Room { bytes, files } = self.store.room()?;
-                let short = Room { bytes: bytes - i128::from(entry.disk), files: files - 1 }.short();
-                let evicted = self.index().evict_if_enough(short);
-                self.remove(&evicted);
+                self.make_room(entry.disk)?;
                 self.store.create(entry)
             }
             created => created,
         }
     }
 
+    /// Reserves disk space for a range of a partial object; blocks. If other programs have filled the disk, evicts the least
+    /// recently used objects.
+    pub(super) fn allocate(&self, bytes: u64) -> io::Result<Allocation> {
+        match self.store.reserve(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                self.make_room(bytes)?;
+                self.store.reserve(bytes)
+            }
+            reserved => reserved,
+        }
+    }
+
+    /// Evicts the least recently used objects until a file of this many bytes has room on the disk, if that is possible.
+    fn make_room(&self, needed: u64) -> io::Result<()> {
+        let Room { bytes, files } = self.store.room()?;
+        let short = Room { bytes: bytes - i128::from(needed), files: files - 1 }.short();
+        let evicted = self.index().evict_if_enough(short);
+        self.remove(&evicted);
+        Ok(())
+    }
+
     /// Removes the files of evicted objects in the background.
-    fn remove_meanwhile(self: &Arc<Self>, evicted: Vec<StoreEntry>) {
+    pub(super) fn remove_meanwhile(self: &Arc<Self>, evicted: Vec<StoreEntry>) {
         if !evicted.is_empty() {
             let disk = self.clone();
             tokio::task::spawn_blocking(move || disk.remove(&evicted));
@@ -303,6 +332,7 @@ impl Disk {
         if !self.is_handed_over() {
             evicted.iter().for_each(|entry| self.store.remove(entry));
         }
+        self.store.remove_dropped();
         self.index().removed(evicted);
         self.evictions.fetch_add(evicted.len() as u64, Ordering::Relaxed);
     }
@@ -321,6 +351,8 @@ impl Disk {
         if handed_over {
             self.save_order();
             self.store.drop_blanks();
+            // The other daemon removes the files of partial objects.
+            self.index().discard_all_partial();
         }
     }
 

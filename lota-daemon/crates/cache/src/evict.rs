@@ -78,7 +78,7 @@ impl Which {
 }
 
 impl Cache {
-    /// Evicts complete objects of these gateways. Reads in progress complete, and running fills are not affected.
+    /// Evicts complete and partial objects of these gateways. Reads in progress complete, and running fills are not affected.
     pub async fn evict(&self, which: &Which, gateways: &[GatewayId]) -> Gone {
         let names: Arc<[NameId]> = which.ids(gateways).into();
         let mut gone = Gone::default();
@@ -89,8 +89,7 @@ impl Cache {
                 disk.evict_if(|disk, entry| match &which {
                     Which::All => true,
                     Which::Object { .. } => names.contains(&entry.name),
-                    Which::Prefix { bucket, prefix } => disk.store.load(entry).is_ok_and(|(record, _)| {
-                        let name = record.meta.version.name;
+                    Which::Prefix { bucket, prefix } => disk.name_of(entry).is_some_and(|name| {
                         name.bucket.as_str() == bucket && name.key.as_str().starts_with(prefix.as_str())
                     }),
                 })
@@ -122,6 +121,14 @@ impl Cache {
 }
 
 impl Disk {
+    fn name_of(&self, entry: &StoreEntry) -> Option<ObjectName> {
+        let partial = self.index().partial_meta(entry.version);
+        match partial {
+            Some(meta) => Some(meta.version.name.clone()),
+            None => self.store.load(entry).ok().map(|(record, _)| record.meta.version.name),
+        }
+    }
+
     fn evict_if(self: &Arc<Self>, is_meant: impl Fn(&Self, &StoreEntry) -> bool) -> Gone {
         let (order, mut gone) = (self.index().order(), Gone::default());
         for version in order {

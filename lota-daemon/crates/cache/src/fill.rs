@@ -134,6 +134,26 @@ impl Fill {
         Self { disk, entry, object, progress, part, pod, _share: share, committed: false }
     }
 
+    /// Creates a fill of an object of which all bytes are stored, and which must only be committed.
+    ///
+    /// # Errors
+    /// If its file cannot be read.
+    pub(super) async fn of_stored(
+        (disk, (entry, pod), object): (Arc<Disk>, (StoreEntry, IpAddr), Arc<Object>),
+        (part, share): (PartialFile, Share),
+    ) -> io::Result<Self> {
+        let progress = Arc::new(Progress::new(entry.size));
+        let fill = Self::new(disk, (entry, pod), object, progress, (part, share));
+        let file = fill.object.file().clone();
+        let checksums = tokio::task::spawn_blocking(move || verify::checksums(&file, entry.size)).await;
+        let checksums = checksums.map_err(io::Error::other)?.inspect_err(|error| fill.disk.notice(error))?;
+        checksums
+            .into_iter()
+            .enumerate()
+            .for_each(|(chunk, checksum)| fill.progress.arrived(chunk, checksum));
+        Ok(fill)
+    }
+
     /// Returns the object that is being filled.
     #[must_use]
     pub fn object(&self) -> Arc<Object> {
@@ -295,16 +315,7 @@ impl Fill {
         &self,
         stream: &mut BoxStream<'static, Result<Bytes, String>>,
     ) -> Result<Option<Bytes>, FillError> {
-        loop {
-            let longest = self.disk.plan.silence;
-            let timed_out = |_| self.source_failed(format!("no data for {} s", longest.as_secs()));
-            match timeout(longest, stream.next()).await.map_err(timed_out)? {
-                Some(Ok(piece)) if piece.is_empty() => {}
-                Some(Ok(piece)) => return Ok(Some(piece)),
-                Some(Err(reason)) => return Err(self.source_failed(reason)),
-                None => return Ok(None),
-            }
-        }
+        next_piece(stream, self.disk.plan.silence).await.map_err(|reason| self.source_failed(reason))
     }
 
     /// Writes a chunk and returns its CRC-32C.
@@ -330,7 +341,8 @@ impl Fill {
         }
     }
 
-    async fn commit(mut self) -> Result<u64, FillError> {
+    /// Verifies the stored bytes and makes the object durable. Returns its size in bytes.
+    pub(super) async fn commit(mut self) -> Result<u64, FillError> {
         if self.disk.is_handed_over() {
             return Err(
                 io::Error::other("another daemon owns the cache; readers received the whole object").into()
@@ -358,6 +370,21 @@ impl Drop for Fill {
         self.progress.end();
         if !self.committed {
             self.disk.index().abandoned(&self.entry);
+        }
+    }
+}
+
+/// Returns the next non-empty piece of a stream; `None` at its end.
+pub(super) async fn next_piece(
+    stream: &mut BoxStream<'static, Result<Bytes, String>>,
+    silence: Duration,
+) -> Result<Option<Bytes>, String> {
+    loop {
+        let next = timeout(silence, stream.next()).await;
+        match next.map_err(|_| format!("no data for {} s", silence.as_secs()))? {
+            Some(Ok(piece)) if piece.is_empty() => {}
+            Some(piece) => return piece.map(Some),
+            None => return Ok(None),
         }
     }
 }

@@ -7,13 +7,15 @@ use std::{
 };
 
 use caches::lfu::TinyLFU;
+use lota_s3::{ByteRange, ObjectMeta};
 
 use super::{
     Admission, CachePlan, NoRoom, Object, Usage,
     ids::{IdHash, NameId, VersionId},
     lru::ByteLru,
+    ranges::{ArrivalId, Ranges},
     room::Short,
-    store::StoreEntry,
+    store::{KeptFile, StoreEntry},
 };
 
 /// Maximum number of complete objects that are kept open, with one file descriptor each.
@@ -21,17 +23,26 @@ const OPEN_OBJECTS: usize = 1024;
 /// Number of counted reads after which every count is halved.
 const COUNTED_READS: usize = 1 << 20;
 
-/// A version is in at most one of `lru` (complete), `filling` and `removing`.
+/// Maximum number of partial objects on a disk. Each takes about two kilobytes of memory.
+const PARTIAL_OBJECTS: usize = 16 << 10;
+/// Maximum number of separate ranges of all partial objects on a disk. Each takes about 32 bytes of memory.
+const FRAGMENTS: usize = 256 << 10;
+
+/// A version is in at most one of `lru` (complete or partial), `filling` and `removing`.
 pub(super) struct Index {
-    /// Complete objects with their sizes, weighted by the disk space that they use.
+    /// Complete and partial objects with their sizes, weighted by the disk space that they use.
     lru: ByteLru<VersionId, (NameId, u64), IdHash>,
     /// The version of each object that the gateway named last; complete or being filled.
     newest: HashMap<NameId, VersionId, IdHash>,
     /// Objects that are being filled.
     filling: HashMap<VersionId, Arc<Object>>,
+    /// Partial objects; each is in `lru`, too.
+    partial: caches::RawLRU<VersionId, PartialObject>,
+    /// Number of separate ranges of all partial objects.
+    fragments: usize,
     /// Evicted objects whose files still exist; they cannot be filled until these are removed.
     removing: HashSet<VersionId>,
-    /// Complete objects that are open.
+    /// Complete and partial objects that are open.
     open: caches::RawLRU<VersionId, Arc<Object>>,
     /// Complete objects that must be verified against their checksums before they are served.
     suspects: HashSet<VersionId, IdHash>,
@@ -39,6 +50,23 @@ pub(super) struct Index {
     reads: Option<TinyLFU<NameId>>,
     /// Low watermark in bytes, to which evictions go down.
     low: u64,
+}
+
+/// What is known of a partial object without its file.
+#[derive(Clone, Debug)]
+pub(super) struct PartialObject {
+    /// The description that the gateway gave last.
+    pub(super) meta: Arc<ObjectMeta>,
+    pub(super) ranges: Arc<Ranges>,
+    pub(super) file: Arc<KeptFile>,
+    /// Number of separate ranges that the index has counted.
+    fragments: usize,
+}
+
+impl PartialObject {
+    pub(super) fn new(meta: Arc<ObjectMeta>, ranges: Arc<Ranges>, file: KeptFile) -> Self {
+        Self { meta, ranges, file: Arc::new(file), fragments: 0 }
+    }
 }
 
 /// Location of a cached version.
@@ -51,6 +79,8 @@ pub(super) enum CachedLocation {
         /// Whether it must be verified against its checksums.
         suspect: bool,
     },
+    /// On disk, and partial; the caller opens it.
+    Partial(PartialObject),
 }
 
 impl Index {
@@ -75,6 +105,8 @@ impl Index {
             lru: ByteLru::new(capacity, most, found.len()),
             newest: HashMap::with_capacity_and_hasher(found.len(), IdHash::default()),
             filling: HashMap::new(),
+            partial: caches::RawLRU::new(PARTIAL_OBJECTS + 1).map_err(|error| wrong(&error))?,
+            fragments: 0,
             removing: HashSet::new(),
             open: caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| wrong(&error))?,
             suspects: HashSet::default(),
@@ -114,8 +146,12 @@ impl Index {
         }
         let (&(name, size), disk) = self.lru.touch(&version)?;
         let entry = StoreEntry { version, name, size, disk };
+        let partial = caches::Cache::get(&mut self.partial, &version).cloned();
         if let Some(object) = caches::Cache::get(&mut self.open, &version) {
             return Some(CachedLocation::AtHand(object.clone()));
+        }
+        if let Some(partial) = partial {
+            return Some(CachedLocation::Partial(partial));
         }
         Some(CachedLocation::OnDisk { entry, suspect: self.suspects.contains(&version) })
     }
@@ -161,17 +197,24 @@ impl Index {
         if self.removing.contains(&entry.version) {
             return Err(NoRoom::new("the object is being evicted"));
         }
-        if let (Some(reads), Some(oldest)) = (&self.reads, self.lru.oldest())
-            && self.lru.bytes().saturating_add(entry.disk) > self.low
-            && reads.estimate(&entry.name) <= reads.estimate(&oldest.0)
-        {
-            return Err(NoRoom::new("the object is not read more often than the one it would replace"));
-        }
+        self.admit(entry.name, entry.disk)?;
         let evicted = self.lru.reserve(entry.disk).ok_or_else(|| {
             let (size, capacity) = (entry.disk, self.lru.capacity());
             NoRoom::new(format!("{size} bytes do not fit into a cache of {capacity} bytes"))
         })?;
         Ok(evicted.into_iter().map(|evicted| self.evicted(evicted)).collect())
+    }
+
+    /// Returns an error if the admission policy does not let an object replace others for `bytes` more bytes.
+    fn admit(&self, name: NameId, bytes: u64) -> Result<(), NoRoom> {
+        if let (Some(reads), Some((oldest, _))) = (&self.reads, self.lru.oldest())
+            && *oldest != name
+            && self.lru.bytes().saturating_add(bytes) > self.low
+            && reads.estimate(&name) <= reads.estimate(oldest)
+        {
+            return Err(NoRoom::new("the object is not read more often than the one it would replace"));
+        }
+        Ok(())
     }
 
     /// Releases a reservation of `bytes`.
@@ -209,9 +252,14 @@ impl Index {
     }
 
     fn evicted(&mut self, (version, (name, size), disk): (VersionId, (NameId, u64), u64)) -> StoreEntry {
-        self.forget(&version, name);
-        self.removing.insert(version);
-        StoreEntry { version, name, size, disk }
+        match self.forget(&version, name) {
+            // Its file has another name, and is removed when the last reference is dropped.
+            Some(partial) => StoreEntry { version, name, size: partial.ranges.stored_bytes(), disk: 0 },
+            None => {
+                self.removing.insert(version);
+                StoreEntry { version, name, size, disk }
+            }
+        }
     }
 
     /// Records that the files of evicted objects were removed.
@@ -221,9 +269,143 @@ impl Index {
         }
     }
 
-    /// Registers a fill, whose disk space is reserved. Releases the reservation and returns false if the version is
-    /// complete or already being filled.
+    /// Registers a partial object, whose disk space is reserved. Returns the partial objects evicted because there are too
+    /// many, or `None` if the version is in the index already; the reservation is then released.
+    pub(super) fn register_partial(
+        &mut self,
+        entry: &StoreEntry,
+        partial: PartialObject,
+        object: &Arc<Object>,
+    ) -> Option<Vec<StoreEntry>> {
+        if self.filling.contains_key(&entry.version) || self.lru.contains(&entry.version) {
+            self.lru.release(entry.disk);
+            return None;
+        }
+        self.lru.commit(entry.version, (entry.name, entry.size), entry.disk, entry.disk);
+        self.newest.insert(entry.name, entry.version);
+        caches::Cache::put(&mut self.open, entry.version, object.clone());
+        caches::Cache::put(&mut self.partial, entry.version, partial);
+        self.count_fragments(entry.version);
+        Some(self.evict_partial(entry.version))
+    }
+
+    /// Announces a response that brings a range of a partial object, and reserves disk space for it. Returns the objects
+    /// evicted for it, too.
+    pub(super) fn grow_partial(
+        &mut self,
+        entry: &StoreEntry,
+        ranges: &Arc<Ranges>,
+        range: ByteRange,
+    ) -> Result<(ArrivalId, Vec<StoreEntry>), NoRoom> {
+        let evicted = || NoRoom::new("the partial object was evicted");
+        self.held_partial(entry.version, ranges).ok_or_else(evicted)?;
+        let held = self.lru.peek(&entry.version).map_or(0, |(_, held)| held);
+        let id = ranges.begin(range).ok_or_else(NoRoom::fragments)?;
+        let disk = ranges.disk();
+        let grown = self.admit(entry.name, disk.saturating_sub(held)).and_then(|()| {
+            let no_space = || NoRoom::new(format!("{} more bytes do not fit into the cache", range.length()));
+            self.lru.grow(&entry.version, disk).ok_or_else(no_space)
+        });
+        let grown = grown.inspect_err(|_| ranges.end(id))?;
+        let mut evicted: Vec<_> = grown.into_iter().map(|evicted| self.evicted(evicted)).collect();
+        self.count_fragments(entry.version);
+        evicted.extend(self.evict_partial(entry.version));
+        Ok((id, evicted))
+    }
+
+    /// Releases the disk space of bytes of a partial object that did not arrive.
+    pub(super) fn shrink_partial(&mut self, version: VersionId, ranges: &Arc<Ranges>) {
+        if self.held_partial(version, ranges).is_some() {
+            self.lru.shrink(&version, ranges.disk());
+            self.count_fragments(version);
+        }
+    }
+
+    /// Makes a partial object the most recently used, because bytes of it arrive.
+    pub(super) fn touch_partial(&mut self, version: VersionId, ranges: &Arc<Ranges>) {
+        if self.held_partial(version, ranges).is_some() {
+            self.lru.touch(&version);
+            caches::Cache::get(&mut self.partial, &version);
+        }
+    }
+
+    /// Replaces the description of a partial object.
+    pub(super) fn keep_partial_meta(&mut self, version: VersionId, meta: &Arc<ObjectMeta>) {
+        if let Some(partial) = caches::Cache::peek_mut(&mut self.partial, &version) {
+            partial.meta = meta.clone();
+        }
+    }
+
+    /// Returns the description of a partial object.
+    pub(super) fn partial_meta(&self, version: VersionId) -> Option<Arc<ObjectMeta>> {
+        caches::Cache::peek(&self.partial, &version).map(|partial| partial.meta.clone())
+    }
+
+    /// Removes a partial object.
+    pub(super) fn discard_partial(&mut self, version: VersionId) -> Option<PartialObject> {
+        caches::Cache::contains(&self.partial, &version).then_some(())?;
+        let ((name, _), _) = self.lru.remove(&version)?;
+        self.forget(&version, name)
+    }
+
+    /// Removes all partial objects, because another daemon owns the folder.
+    pub(super) fn discard_all_partial(&mut self) {
+        let versions: Vec<_> = self.partial.keys_lru().copied().collect();
+        for version in versions {
+            self.discard_partial(version);
+        }
+    }
+
+    /// Turns a partial object of which all bytes are stored into a fill that must only be committed, with a reservation of
+    /// `entry.disk` bytes. Returns the objects evicted for it, too; `None` if it is not in the index, or does not fit.
+    pub(super) fn promote(
+        &mut self,
+        entry: &StoreEntry,
+        ranges: &Arc<Ranges>,
+        object: &Arc<Object>,
+    ) -> Option<(PartialObject, Vec<StoreEntry>)> {
+        self.held_partial(entry.version, ranges)?;
+        let is_newest = self.newest(entry.name) == Some(entry.version);
+        let partial = self.discard_partial(entry.version)?;
+        let evicted = self.lru.reserve(entry.disk)?;
+        let evicted = evicted.into_iter().map(|evicted| self.evicted(evicted)).collect();
+        self.filling.insert(entry.version, object.clone());
+        if is_newest {
+            self.newest.insert(entry.name, entry.version);
+        }
+        Some((partial, evicted))
+    }
+
+    /// Returns the partial object if it is in the index with these ranges.
+    fn held_partial(&self, version: VersionId, ranges: &Arc<Ranges>) -> Option<&PartialObject> {
+        let held = caches::Cache::peek(&self.partial, &version)?;
+        Arc::ptr_eq(&held.ranges, ranges).then_some(held)
+    }
+
+    /// Updates the number of separate ranges.
+    fn count_fragments(&mut self, version: VersionId) {
+        if let Some(partial) = caches::Cache::peek_mut(&mut self.partial, &version) {
+            let now = partial.ranges.fragments();
+            self.fragments = self.fragments + now - partial.fragments;
+            partial.fragments = now;
+        }
+    }
+
+    /// Evicts the least recently used partial objects while there are too many of them or of their ranges, except `kept`.
+    fn evict_partial(&mut self, kept: VersionId) -> Vec<StoreEntry> {
+        let mut evicted = Vec::new();
+        while caches::Cache::len(&self.partial) > PARTIAL_OBJECTS || self.fragments > FRAGMENTS {
+            let oldest = self.partial.peek_lru().map(|(version, _)| *version);
+            let Some(oldest) = oldest.filter(|oldest| *oldest != kept) else { break };
+            evicted.extend(self.take(oldest));
+        }
+        evicted
+    }
+
+    /// Registers a fill, whose disk space is reserved, in place of a partial object of this version. Releases the reservation
+    /// and returns false if the version is complete or already being filled.
     pub(super) fn register(&mut self, entry: &StoreEntry, object: &Arc<Object>) -> bool {
+        self.discard_partial(entry.version);
         if self.filling.contains_key(&entry.version) || self.lru.contains(&entry.version) {
             self.lru.release(entry.disk);
             return false;
@@ -247,23 +429,32 @@ impl Index {
         self.forget(&entry.version, entry.name);
     }
 
-    /// Removes all references to a version that is no longer in the index.
-    fn forget(&mut self, version: &VersionId, name: NameId) {
+    /// Removes all references to a version that is no longer in the index. Returns it if it was partial.
+    fn forget(&mut self, version: &VersionId, name: NameId) -> Option<PartialObject> {
         caches::Cache::remove(&mut self.open, version);
         self.suspects.remove(version);
         if self.newest.get(&name) == Some(version) {
             self.newest.remove(&name);
         }
+        let partial = caches::Cache::remove(&mut self.partial, version)?;
+        self.fragments -= partial.fragments;
+        Some(partial)
     }
 
-    /// Returns every complete object, least recently used first.
+    /// Returns every complete and partial object, least recently used first.
     pub(super) fn order(&self) -> Vec<VersionId> {
         self.lru.keys().copied().collect()
     }
 
     /// Returns the current usage.
     pub(super) fn usage(&self) -> Usage {
-        Usage { objects: self.lru.len(), bytes: self.lru.bytes(), fills: self.filling.len() }
+        let partial = caches::Cache::len(&self.partial);
+        Usage {
+            objects: self.lru.len() - partial,
+            partial,
+            bytes: self.lru.bytes(),
+            fills: self.filling.len(),
+        }
     }
 
     #[cfg(test)]

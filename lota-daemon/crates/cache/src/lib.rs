@@ -1,4 +1,4 @@
-//! Cache of whole objects on this node's disks, keyed by object version.
+//! Cache of objects on this node's disks, keyed by object version.
 //!
 //! An overwritten object is another file, so no entry is ever invalidated: a version that the gateway no longer
 //! names is not read again and is evicted as least recently used.
@@ -15,10 +15,13 @@ mod index;
 mod lru;
 mod object;
 mod own_folder;
+mod partial;
 mod pending;
 mod permit;
 pub mod placement;
 mod progress;
+mod range_fill;
+mod ranges;
 mod reader;
 mod record;
 mod room;
@@ -52,6 +55,7 @@ pub use fscrypt::{Encryption, can_encrypt};
 pub use object::Object;
 pub use own_folder::uninstall;
 pub use permit::ReadPermit;
+pub use range_fill::RangeFill;
 pub use reader::{Broken, Piece, Reader};
 pub use room::objects_by_memory;
 pub use store::{ListedObject, list};
@@ -66,7 +70,7 @@ use self::{
     placement::{NodeName, Placement},
     shares::Shares,
 };
-use lota_s3::{ObjectMeta, ObjectName, ObjectVersion};
+use lota_s3::{ByteRange, ObjectMeta, ObjectName, ObjectVersion, RangeRequest};
 
 /// This node's cache: one disk or several, each with its share of the objects.
 #[derive(Debug)]
@@ -76,9 +80,9 @@ pub struct Cache {
     failed: Vec<DiskPlan>,
     /// Placement of objects on disks, by the same rule as their placement on nodes.
     shares: Placement,
-    /// Single-flight: requests that ask the gateway about an unknown object, by object. Each channel closes when its
+    /// Single-flight: requests that ask the gateway about an unknown object, or about a range that is unknown. Each channel closes when its
     /// request is done.
-    leaders: Mutex<HashMap<NameId, watch::Receiver<()>>>,
+    leaders: Mutex<HashMap<LeadKey, watch::Receiver<()>>>,
 }
 
 /// Folder on a disk, and its capacity.
@@ -105,6 +109,8 @@ pub struct CachePlan {
     pub encryption: Encryption,
     /// Rate of background verification against checksums, in bytes per second and disk. 0 turns it off.
     pub scrub: u64,
+    /// Whether ranges are kept of objects that cannot be fetched as a whole.
+    pub partial: bool,
     /// Maximum number of complete objects and fills. Each needs memory and a file, whatever its size.
     pub objects: usize,
     /// Maximum number of concurrent fills.
@@ -128,6 +134,7 @@ impl CachePlan {
         admission: Admission::All,
         encryption: Encryption::Auto,
         scrub: 16 << 20,
+        partial: true,
         objects: usize::MAX,
         fills: 128,
         requests: 4,
@@ -170,14 +177,21 @@ impl NoRoom {
     fn new(why: impl Into<String>) -> Self {
         Self { why: why.into(), reason: "no-room" }
     }
+
+    fn fragments() -> Self {
+        Self { reason: "fragments", ..Self::new("the partial object has too many separate ranges") }
+    }
 }
 
-/// Held by the single request that asks the gateway about an object unknown to this node, until other requests can find
-/// the response in the cache.
+/// An object, and the range of it that a request asks for if the object is partial.
+type LeadKey = (NameId, Option<RangeRequest>);
+
+/// Held by the single request that asks the gateway about an object, or a range, unknown to this node, until other
+/// requests can find the response in the cache.
 #[derive(Debug)]
 pub struct Lead {
     cache: Arc<Cache>,
-    name: NameId,
+    key: LeadKey,
     _waiting: watch::Sender<()>,
 }
 
@@ -186,7 +200,10 @@ pub struct Lead {
 pub struct Usage {
     /// Complete objects.
     pub objects: usize,
-    /// Disk space that they use or that fills have reserved, in bytes.
+    /// Partial objects.
+    #[serde(default)]
+    pub partial: usize,
+    /// Disk space that all of them use or that fills have reserved, in bytes.
     pub bytes: u64,
     /// Fills in progress.
     pub fills: usize,
@@ -272,10 +289,16 @@ impl Cache {
 
     /// Merges the gateway's newer description into a cached object: in memory, and on disk if the object is complete.
     pub fn learn(&self, object: &Object, told: &ObjectMeta) {
-        if !object.learn(told) || !object.is_complete() {
+        if !object.learn(told) {
             return;
         }
         let (meta, name) = (object.meta(), &told.version.name);
+        if !object.is_complete() {
+            if let Some(disk) = self.disk(name) {
+                disk.index().keep_partial_meta(VersionId::of(&meta.version), &meta);
+            }
+            return;
+        }
         if let Some(disk) = self.disk(name).filter(|_| meta.is_settled()) {
             disk.keep_meta(VersionId::of(&meta.version), meta);
         }
@@ -290,18 +313,18 @@ impl Cache {
         }
     }
 
-    /// Single-flight for objects unknown to this node. Makes the caller the leader, which asks the gateway; if there is
+    /// Single-flight for objects unknown to this node, or for one range of a partial object. Makes the caller the leader, which asks the gateway; if there is
     /// a leader, waits until it is done and returns `None`.
-    pub async fn lead(self: &Arc<Self>, name: &ObjectName) -> Option<Lead> {
-        let name = NameId::of(name);
+    pub async fn lead(self: &Arc<Self>, name: &ObjectName, range: Option<RangeRequest>) -> Option<Lead> {
+        let key = (NameId::of(name), range);
         let mut asking = {
             let mut leaders = self.leaders.lock();
-            match leaders.get(&name) {
+            match leaders.get(&key) {
                 Some(asking) => asking.clone(),
                 None => {
                     let (waiting, asking) = watch::channel(());
-                    leaders.insert(name, asking);
-                    return Some(Lead { cache: self.clone(), name, _waiting: waiting });
+                    leaders.insert(key, asking);
+                    return Some(Lead { cache: self.clone(), key, _waiting: waiting });
                 }
             }
         };
@@ -315,14 +338,42 @@ impl Cache {
     /// # Errors
     /// [`NoRoom`]: the object cannot be cached; the caller relays it.
     pub async fn begin_fill(&self, meta: &ObjectMeta, pod: IpAddr) -> Result<Join, NoRoom> {
-        let version = &meta.version;
-        let disk = self.disk(&version.name).cloned().ok_or_else(|| NoRoom::new("no disk works"))?;
-        let (name, size) = (NameId::of(&version.name), meta.size);
-        let entry = StoreEntry { version: VersionId::of(version), name, size, disk: room::estimate(size) };
+        let (disk, entry) = self.new_entry(meta)?;
         let meta = meta.clone();
         // In a task of its own: its reservation must be released even if the client disconnects.
         let begun = tokio::spawn(async move { disk.begin_or_join(entry, meta, pod).await });
         begun.await.unwrap_or_else(|error| Err(NoRoom::new(error.to_string())))
+    }
+
+    /// Returns whether ranges are kept of objects that cannot be fetched as a whole.
+    #[must_use]
+    pub fn keeps_ranges(&self) -> bool {
+        self.disks.iter().any(|disk| disk.plan.partial)
+    }
+
+    /// Prepares to store a range of an object from the response to a pod's request that brings it.
+    ///
+    /// # Errors
+    /// [`NoRoom`]: the range cannot be cached; the caller relays the response.
+    pub async fn keep_range(
+        &self,
+        meta: &ObjectMeta,
+        range: ByteRange,
+        pod: IpAddr,
+    ) -> Result<RangeFill, NoRoom> {
+        let (disk, entry) = self.new_entry(meta)?;
+        let meta = meta.clone();
+        // In a task of its own: its reservation must be released even if the client disconnects.
+        let begun = tokio::spawn(async move { disk.keep_range(entry, meta, range, pod).await });
+        begun.await.unwrap_or_else(|error| Err(NoRoom::new(error.to_string())))
+    }
+
+    /// Returns the disk for an object that the gateway has described, and its entry there.
+    fn new_entry(&self, meta: &ObjectMeta) -> Result<(Arc<Disk>, StoreEntry), NoRoom> {
+        let (version, size) = (&meta.version, meta.size);
+        let disk = self.disk(&version.name).cloned().ok_or_else(|| NoRoom::new("no disk works"))?;
+        let name = NameId::of(&version.name);
+        Ok((disk, StoreEntry { version: VersionId::of(version), name, size, disk: room::estimate(size) }))
     }
 
     /// Runs background work on the disks for as long as it is polled: eviction to the low watermark, and verification
@@ -358,8 +409,13 @@ impl Cache {
     /// Returns the current contents of the cache.
     pub fn usage(&self) -> Usage {
         self.disks.iter().filter(|disk| !disk.has_failed()).fold(Usage::default(), |all, disk| {
-            let Usage { objects, bytes, fills } = disk.usage();
-            Usage { objects: all.objects + objects, bytes: all.bytes + bytes, fills: all.fills + fills }
+            let Usage { objects, partial, bytes, fills } = disk.usage();
+            Usage {
+                objects: all.objects + objects,
+                partial: all.partial + partial,
+                bytes: all.bytes + bytes,
+                fills: all.fills + fills,
+            }
         })
     }
 
@@ -390,7 +446,7 @@ impl Cache {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        self.cache.leaders.lock().remove(&self.name);
+        self.cache.leaders.lock().remove(&self.key);
     }
 }
 

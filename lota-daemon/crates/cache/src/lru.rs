@@ -130,6 +130,33 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
         }
     }
 
+    /// Sets the bytes of an entry to more than they are, and makes it the most recently used. Returns the entries evicted for
+    /// it, or `None` if there is no such entry or no eviction makes enough room.
+    pub(super) fn grow(&mut self, key: &K, bytes: u64) -> Option<Vec<(K, V, u64)>> {
+        if self.reserved.checked_add(bytes)? > self.capacity {
+            return None;
+        }
+        let (_, held) = self.order.get_mut(key)?;
+        self.held += bytes.saturating_sub(*held);
+        *held = bytes.max(*held);
+        let mut evicted = Vec::new();
+        // The entry itself fits, and would be the last one to be evicted.
+        while self.held.saturating_add(self.reserved) > self.capacity && self.order.len() > 1 {
+            let Some(oldest) = self.evict() else { break };
+            evicted.push(oldest);
+        }
+        Some(evicted)
+    }
+
+    /// Sets the bytes of an entry to fewer than they are, without a change of the order.
+    pub(super) fn shrink(&mut self, key: &K, bytes: u64) {
+        if let Some((_, held)) = self.order.peek_mut(key) {
+            let less = held.saturating_sub(bytes);
+            *held -= less;
+            self.held -= less;
+        }
+    }
+
     /// Takes out an entry, and its bytes.
     pub(super) fn remove(&mut self, key: &K) -> Option<(V, u64)> {
         let (value, bytes) = self.order.remove(key)?;
@@ -161,6 +188,15 @@ mod tests {
             self.0.push((key, bytes));
             evicted
         }
+
+        fn grow(&mut self, key: u8, bytes: u64, capacity: u64) -> Option<Vec<u8>> {
+            let place = self.0.iter().position(|(held, _)| *held == key)?;
+            if bytes > capacity {
+                return None;
+            }
+            let (_, held) = self.0.remove(place);
+            Some(self.insert(key, bytes.max(held), capacity))
+        }
     }
 
     #[derive(Clone, Debug)]
@@ -168,6 +204,8 @@ mod tests {
         Insert(u8, u64),
         Touch(u8),
         Remove(u8),
+        Grow(u8, u64),
+        Shrink(u8, u64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -175,6 +213,8 @@ mod tests {
             (0..12u8, 0..40u64).prop_map(|(key, bytes)| Step::Insert(key, bytes)),
             (0..12u8).prop_map(Step::Touch),
             (0..12u8).prop_map(Step::Remove),
+            (0..12u8, 0..120u64).prop_map(|(key, bytes)| Step::Grow(key, bytes)),
+            (0..12u8, 0..40u64).prop_map(|(key, bytes)| Step::Shrink(key, bytes)),
         ]
     }
 
@@ -200,6 +240,18 @@ mod tests {
                     Step::Remove(key) => {
                         lru.remove(&key);
                         reference.0.retain(|(held, _)| *held != key);
+                    }
+                    Step::Grow(key, bytes) => {
+                        let evicted = lru.grow(&key, bytes);
+                        let evicted: Option<Vec<u8>> =
+                            evicted.map(|evicted| evicted.into_iter().map(|(key, (), _)| key).collect());
+                        prop_assert_eq!(evicted, reference.grow(key, bytes, 100));
+                    }
+                    Step::Shrink(key, bytes) => {
+                        lru.shrink(&key, bytes);
+                        if let Some((_, held)) = reference.0.iter_mut().find(|(held, _)| *held == key) {
+                            *held = bytes.min(*held);
+                        }
                     }
                 }
                 prop_assert_eq!(lru.bytes(), reference.0.iter().map(|(_, bytes)| bytes).sum::<u64>());

@@ -1,4 +1,4 @@
-//! An object in the cache: complete, or being filled.
+//! An object in the cache: complete, partial, or being filled.
 
 use std::{fs::File, sync::Arc};
 
@@ -7,6 +7,7 @@ use parking_lot::RwLock;
 
 use super::{
     progress::{Here, Progress},
+    ranges::Ranges,
     reader::{Broken, FIRST},
 };
 use crate::BodyFile;
@@ -18,30 +19,43 @@ pub struct Object {
     meta: RwLock<Arc<ObjectMeta>>,
     size: u64,
     file: Arc<BodyFile>,
-    /// Progress of the fill, or of the verification of an unverified object; `None` if the object was complete and
-    /// verified when it was opened.
-    progress: Option<Arc<Progress>>,
-    /// Whether it was being filled when it was created.
-    grows: bool,
+    content: Content,
+}
+
+/// The bytes of an object that its file contains.
+#[derive(Debug)]
+enum Content {
+    /// All bytes, and they were verified when the object was opened.
+    Verified,
+    /// All bytes; those of verified chunks can be read.
+    Unverified(Arc<Progress>),
+    /// Those that a fill has stored. The fill fetches all others.
+    Filling(Arc<Progress>),
+    /// Those that clients have read. Nothing fetches the others.
+    Partial(Arc<Ranges>),
 }
 
 impl Object {
     pub(super) fn complete(meta: ObjectMeta, file: File) -> Self {
-        Self::new(meta, BodyFile::new(file), None, false)
+        Self::new(meta, BodyFile::new(file), Content::Verified)
     }
 
     /// Creates a complete object that must be verified before its bytes are served.
     pub(super) fn suspect(meta: ObjectMeta, file: File, progress: Arc<Progress>) -> Self {
-        Self::new(meta, BodyFile::new(file), Some(progress), false)
+        Self::new(meta, BodyFile::new(file), Content::Unverified(progress))
     }
 
     pub(super) fn filling(meta: ObjectMeta, file: Arc<BodyFile>, progress: Arc<Progress>) -> Self {
-        Self::new(meta, file, Some(progress), true)
+        Self::new(meta, file, Content::Filling(progress))
     }
 
-    fn new(meta: ObjectMeta, file: Arc<BodyFile>, progress: Option<Arc<Progress>>, grows: bool) -> Self {
+    pub(super) fn partial(meta: ObjectMeta, file: Arc<BodyFile>, ranges: Arc<Ranges>) -> Self {
+        Self::new(meta, file, Content::Partial(ranges))
+    }
+
+    fn new(meta: ObjectMeta, file: Arc<BodyFile>, content: Content) -> Self {
         let size = meta.size;
-        Self { meta: RwLock::new(Arc::new(meta)), size, file, progress, grows }
+        Self { meta: RwLock::new(Arc::new(meta)), size, file, content }
     }
 
     /// Returns the description that the gateway gave last. Responses use the headers of the request's grant instead.
@@ -64,13 +78,54 @@ impl Object {
     /// Returns whether all bytes are cached.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        !self.grows || self.progress.as_ref().is_none_or(|progress| progress.is_whole())
+        match &self.content {
+            Content::Verified | Content::Unverified(_) => true,
+            Content::Filling(progress) => progress.is_whole(),
+            Content::Partial(ranges) => ranges.is_whole(),
+        }
+    }
+
+    /// Returns whether all bytes of a range are cached.
+    #[must_use]
+    pub fn has(&self, range: RangeRequest) -> bool {
+        match &self.content {
+            Content::Partial(ranges) => self.resolve(range).is_none_or(|range| ranges.has(range)),
+            _ => self.is_complete(),
+        }
+    }
+
+    /// Returns whether all bytes of a range are cached or on their way: those of a partial object that clients have read
+    /// or are reading; all bytes of other objects.
+    #[must_use]
+    pub fn serves(&self, range: RangeRequest) -> bool {
+        match &self.content {
+            Content::Partial(ranges) => self.resolve(range).is_none_or(|range| ranges.covers(range)),
+            _ => true,
+        }
     }
 
     /// Returns the number of bytes that are cached.
     #[must_use]
     pub fn arrived(&self) -> u64 {
-        self.progress.as_ref().map_or_else(|| self.meta().size, |progress| progress.so_far())
+        match &self.content {
+            Content::Verified => self.size,
+            Content::Unverified(progress) | Content::Filling(progress) => progress.so_far(),
+            Content::Partial(ranges) => ranges.stored_bytes(),
+        }
+    }
+
+    /// Returns the ranges of a partial object; `None` for other objects.
+    pub(super) fn ranges(&self) -> Option<&Arc<Ranges>> {
+        match &self.content {
+            Content::Partial(ranges) => Some(ranges),
+            _ => None,
+        }
+    }
+
+    /// Returns the bytes that a request selects; `None` if it selects none.
+    fn resolve(&self, range: RangeRequest) -> Option<ByteRange> {
+        let range = range.resolve(self.size).ok()?;
+        Some(range.unwrap_or(ByteRange { start: 0, end: self.size }))
     }
 
     pub(super) fn file(&self) -> &Arc<BodyFile> {
@@ -79,20 +134,19 @@ impl Object {
 
     /// Starts to read the beginning of a range from disk into the page cache, while the request is being authorized.
     pub fn read_ahead(&self, range: RangeRequest) {
-        if !self.is_complete() {
-            return;
-        }
-        if let Ok(range) = range.resolve(self.size) {
-            let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: self.size });
+        if self.has(range)
+            && let Some(ByteRange { start, end }) = self.resolve(range)
+        {
             self.file.read_ahead(start, (end - start).min(FIRST as u64));
         }
     }
 
     /// Returns the cached bytes from `position` on; waits for the first byte.
     pub(super) async fn available(&self, position: u64) -> Result<Here, Broken> {
-        match &self.progress {
-            Some(progress) => progress.available(position).await,
-            None => Ok(Here::File(self.size)),
+        match &self.content {
+            Content::Verified => Ok(Here::File(self.size)),
+            Content::Unverified(progress) | Content::Filling(progress) => progress.available(position).await,
+            Content::Partial(ranges) => ranges.available(position).await,
         }
     }
 }

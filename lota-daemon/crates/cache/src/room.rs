@@ -1,6 +1,6 @@
 //! Disk space of objects, counted in blocks and files.
 
-use std::{fs::File, io, os::unix::fs::MetadataExt as _, path::Path};
+use std::{fs::File, io, ops::Range, os::unix::fs::MetadataExt as _, path::Path};
 
 use nix::sys::statvfs::statvfs;
 
@@ -66,6 +66,13 @@ impl Short {
 pub(super) fn estimate(size: u64) -> u64 {
     let checksums = size.div_ceil(u64::from(CHUNK)) * CHECKSUM;
     in_blocks(size.saturating_add(RECORD + checksums))
+}
+
+/// Returns the disk space of a file that contains only these ranges, which are in order and apart, in bytes.
+pub(super) fn of_ranges(ranges: impl Iterator<Item = Range<u64>>) -> u64 {
+    let of_range = |Range { start, end }: Range<u64>| end.next_multiple_of(BLOCK) - start / BLOCK * BLOCK;
+    // One more block for the record.
+    ranges.map(of_range).sum::<u64>() + BLOCK
 }
 
 /// Returns the disk space that a complete file uses, in bytes.

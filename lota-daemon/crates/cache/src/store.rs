@@ -68,6 +68,8 @@ pub(super) struct Store {
     /// Bytes of disk space that are reserved for partial files and may not be allocated yet.
     reserved: Arc<AtomicU64>,
     blanks: Arc<Mutex<Vec<Blank>>>,
+    /// Files of partial objects that were dropped.
+    dropped: Arc<Mutex<Vec<Arc<TemporaryPath>>>>,
 }
 
 /// Result of opening a folder.
@@ -95,12 +97,17 @@ struct Unfinished {
 #[derive(Debug)]
 struct Blank {
     file: Arc<BodyFile>,
-    path: PathBuf,
+    path: Arc<TemporaryPath>,
 }
 
-/// Reservation of disk space for one partial file; released when it is dropped.
+/// Path of a file in the folder of partial files, which is removed when its last reference is dropped, unless the file
+/// was committed.
 #[derive(Debug)]
-struct Allocation {
+pub(super) struct TemporaryPath(PathBuf);
+
+/// Reservation of disk space for bytes to be written; released when it is dropped.
+#[derive(Debug)]
+pub(super) struct Allocation {
     bytes: AtomicU64,
     all: Arc<AtomicU64>,
     /// Whether an allocation was attempted.
@@ -115,6 +122,14 @@ impl Allocation {
 
     fn release(&self) {
         self.all.fetch_sub(self.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Releases the reservation of bytes that were written.
+    pub(super) fn written(&self, bytes: u64) {
+        let held = self.bytes.load(Ordering::Relaxed);
+        let released = bytes.min(held);
+        self.bytes.store(held - released, Ordering::Relaxed);
+        self.all.fetch_sub(released, Ordering::Relaxed);
     }
 }
 
@@ -169,8 +184,13 @@ impl Store {
         File::create(in_use)?;
         File::open(&objects)?.sync_all()?;
         sweep_old(folder);
-        let store =
-            Self { folder: objects.into(), min_free, reserved: Arc::default(), blanks: Arc::default() };
+        let store = Self {
+            folder: objects.into(),
+            min_free,
+            reserved: Arc::default(),
+            blanks: Arc::default(),
+            dropped: Arc::default(),
+        };
         Ok(Opened { store, lock, clean, encrypted })
     }
 
@@ -198,12 +218,12 @@ impl Store {
         Ok(Room { bytes: bytes - i128::from(self.reserved.load(Ordering::Relaxed)), files })
     }
 
-    /// Creates a file for a fill and reserves disk space for the whole object.
+    /// Reserves disk space.
     ///
     /// # Errors
     /// `StorageFull`, if less than `cache.min_free` or too few inodes would stay free.
-    pub(super) fn create(&self, entry: &StoreEntry) -> io::Result<PartialFile> {
-        let allocation = Allocation::new(entry.disk, &self.reserved);
+    pub(super) fn reserve(&self, bytes: u64) -> io::Result<Allocation> {
+        let allocation = Allocation::new(bytes, &self.reserved);
         let short = self.room()?.short();
         if !short.is_none() {
             let why = match short {
@@ -216,6 +236,15 @@ impl Store {
             };
             return Err(io::Error::new(io::ErrorKind::StorageFull, why));
         }
+        Ok(allocation)
+    }
+
+    /// Creates a file for a fill and reserves disk space for the whole object.
+    ///
+    /// # Errors
+    /// Those of [`Store::reserve`].
+    pub(super) fn create(&self, entry: &StoreEntry) -> io::Result<PartialFile> {
+        let allocation = self.reserve(entry.disk)?;
         let made = self.blanks().pop();
         let blank = made.map_or_else(|| self.blank(), Ok)?;
         Ok(PartialFile(Arc::new(Unfinished { blank, allocation, size: entry.size })))
@@ -245,7 +274,7 @@ impl Store {
         let path = self.folder.join(NEW).join(hex::encode(rand::random::<[u8; 8]>()));
         let mut options = OpenOptions::new();
         let file = options.create_new(true).read(true).write(true).mode(0o600).open(&path)?;
-        Ok(Blank { file: BodyFile::new(file), path })
+        Ok(Blank { file: BodyFile::new(file), path: Arc::new(TemporaryPath(path)) })
     }
 
     fn blanks(&self) -> MutexGuard<'_, Vec<Blank>> {
@@ -265,7 +294,7 @@ impl Store {
         file.sync_data()?;
         let entry = StoreEntry { disk: room::taken(file)?, ..*entry };
         let finished = self.path(&entry);
-        fs::rename(path, &finished)?;
+        fs::rename(&path.0, &finished)?;
         finished.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())?;
         Ok(entry)
     }
@@ -288,6 +317,12 @@ impl Store {
         let file = File::options().write(true).open(self.path(entry))?;
         file.write_all_at(&record, entry.size)?;
         file.set_len(entry.size + record.len() as u64)
+    }
+
+    /// Removes the files of partial objects that were dropped.
+    pub(super) fn remove_dropped(&self) {
+        let dropped = std::mem::take(&mut *self.dropped.lock());
+        drop(dropped);
     }
 
     /// Removes an object's file.
@@ -442,6 +477,17 @@ impl PartialFile {
         self.0.blank.file.clone()
     }
 
+    /// Creates the file of a fill from a partial object, which has no reservation of disk space.
+    pub(super) fn of_kept(store: &Store, file: Arc<BodyFile>, kept: &KeptFile, size: u64) -> Self {
+        let allocation = Allocation::new(0, &store.reserved);
+        Self(Arc::new(Unfinished { blank: Blank { file, path: kept.path.clone() }, allocation, size }))
+    }
+
+    /// Keeps the file for a partial object.
+    pub(super) fn keep(&self, store: &Store) -> KeptFile {
+        KeptFile { path: self.0.blank.path.clone(), dropped: store.dropped.clone() }
+    }
+
     /// Allocates the reserved disk space, contiguous if possible. May block. Errors are ignored, since not every file
     /// system supports it; if the disk is full, writes fail.
     pub(super) fn allocate(&self) {
@@ -457,9 +503,29 @@ impl PartialFile {
     }
 }
 
-impl Drop for Blank {
+/// File of a partial object. It may be dropped under a lock: [`Store::remove_dropped`] removes it later.
+#[derive(Debug)]
+pub(super) struct KeptFile {
+    path: Arc<TemporaryPath>,
+    dropped: Arc<Mutex<Vec<Arc<TemporaryPath>>>>,
+}
+
+impl KeptFile {
+    /// Opens the file again.
+    pub(super) fn open(&self) -> io::Result<Arc<BodyFile>> {
+        File::options().read(true).write(true).open(&self.path.0).map(BodyFile::new)
+    }
+}
+
+impl Drop for KeptFile {
     fn drop(&mut self) {
-        remove(&self.path);
+        self.dropped.lock().push(self.path.clone());
+    }
+}
+
+impl Drop for TemporaryPath {
+    fn drop(&mut self) {
+        remove(&self.0);
     }
 }
 

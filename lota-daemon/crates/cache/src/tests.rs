@@ -50,12 +50,12 @@ pub(super) fn content(seed: u64, size: u64) -> Vec<u8> {
     (0..size).map(|index| ((index * 31 + seed) % 253) as u8).collect()
 }
 
-fn pieces(content: &[u8]) -> Pieces {
+pub(super) fn pieces(content: &[u8]) -> Pieces {
     let pieces: Vec<_> = content.chunks(70_000).map(Bytes::copy_from_slice).map(Ok).collect();
     stream::iter(pieces).boxed()
 }
 
-type Pieces = BoxStream<'static, Result<Bytes, String>>;
+pub(super) type Pieces = BoxStream<'static, Result<Bytes, String>>;
 
 /// A source without further bytes.
 struct NoSource;
@@ -102,7 +102,7 @@ pub(super) async fn read(object: Arc<Object>, range: Option<ByteRange>) -> Resul
     Ok(all)
 }
 
-fn at(offset: u64) -> usize {
+pub(super) fn at(offset: u64) -> usize {
     usize::try_from(offset).unwrap()
 }
 
@@ -203,7 +203,7 @@ async fn readers_follow_a_fill_and_see_its_failure() {
     let reader = tokio::spawn(read(lost.object(), None));
     drop(lost);
     assert_eq!(reader.await.unwrap(), Err(Broken));
-    assert_eq!(cache.usage(), Usage { objects: 1, bytes: 3 * MIB + 4096, fills: 0 });
+    assert_eq!(cache.usage(), Usage { objects: 1, bytes: 3 * MIB + 4096, ..Usage::default() });
 }
 
 #[tokio::test(start_paused = true)]
@@ -279,12 +279,12 @@ async fn no_pod_exhausts_the_fills() {
 async fn one_request_leads_and_the_others_wait() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, MIB);
-    let first = cache.lead(&name("k")).await.unwrap();
-    assert!(cache.lead(&name("other")).await.is_some());
+    let first = cache.lead(&name("k"), None).await.unwrap();
+    assert!(cache.lead(&name("other"), None).await.is_some());
     let waiting: Vec<_> = (0..3)
         .map(|_| {
             let cache = cache.clone();
-            tokio::spawn(async move { cache.lead(&name("k")).await.is_none() })
+            tokio::spawn(async move { cache.lead(&name("k"), None).await.is_none() })
         })
         .collect();
     tokio::task::yield_now().await;
@@ -293,7 +293,7 @@ async fn one_request_leads_and_the_others_wait() {
     for waiting in waiting {
         assert!(waiting.await.unwrap(), "all continue at once, and none leads");
     }
-    assert!(cache.lead(&name("k")).await.is_some());
+    assert!(cache.lead(&name("k"), None).await.is_some());
 }
 
 #[tokio::test]

@@ -120,6 +120,7 @@ impl Disk {
             index.evict(over)
         };
         self.remove(&over);
+        self.store.remove_dropped();
         self.note_checked();
         let short = self.store.room()?.short();
         if !short.is_none() && may_free {

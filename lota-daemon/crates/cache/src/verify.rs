@@ -25,6 +25,13 @@ pub(super) fn chunk(file: &File, range: ByteRange, expected: u32) -> io::Result<
     }
 }
 
+/// Returns the CRC-32C of each chunk of a file with `size` bytes of an object.
+pub(super) fn checksums(file: &File, size: u64) -> io::Result<Vec<u32>> {
+    let mut checksums = Vec::new();
+    each_chunk(file, size, |bytes| checksums.push(crc32c::crc32c(bytes)))?;
+    Ok(checksums)
+}
+
 /// Compares a whole object with the checksum in its headers, if there is one; else, up to `md5_max_size` bytes, with
 /// the MD5 hash in its ETag, which is slow.
 ///

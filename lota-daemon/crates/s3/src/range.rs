@@ -13,7 +13,7 @@ use std::fmt;
 /// // Servers disagree about lists of ranges: such a request goes to the gateway.
 /// assert_eq!(RangeRequest::parse("bytes=0-0,5-9"), RangeRequest::Unusual);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RangeRequest {
     /// No header: the whole object.
     Whole,

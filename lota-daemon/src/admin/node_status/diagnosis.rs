@@ -274,9 +274,10 @@ fn kubernetes(kubernetes: Option<KubernetesStatus>) -> Diagnosis {
 }
 
 fn cache(cache: &CacheStatus) -> Diagnosis {
-    let CacheStatus { objects, fills, capacity, disks, .. } = cache;
+    let CacheStatus { objects, partial, fills, capacity, disks, .. } = cache;
+    let partial = if *partial > 0 { format!(", {partial} partial") } else { String::new() };
     let what = format!(
-        "{} of {} in {}, {}",
+        "{} of {} in {}{partial}, {}",
         bytes(cache.bytes),
         bytes(*capacity),
         count(*objects, "object"),

@@ -172,6 +172,9 @@ pub struct RefusedPod {
 pub struct CacheStatus {
     /// Number of complete objects.
     pub objects: usize,
+    /// Number of partial objects.
+    #[serde(default)]
+    pub partial: usize,
     /// Bytes of objects, including those reserved by fills.
     pub bytes: u64,
     /// Capacity of the working disks, in bytes.

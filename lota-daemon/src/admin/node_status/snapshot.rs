@@ -171,7 +171,14 @@ impl Reporter {
         };
         let disks: Vec<_> = self.proxy.cache.disks().map(disk).collect();
         let capacity = disks.iter().filter(|disk| disk.works).map(|disk| disk.capacity).sum();
-        CacheStatus { objects: usage.objects, bytes: usage.bytes, capacity, fills: usage.fills, disks }
+        CacheStatus {
+            objects: usage.objects,
+            partial: usage.partial,
+            bytes: usage.bytes,
+            capacity,
+            fills: usage.fills,
+            disks,
+        }
     }
 
     fn peers(&self) -> Option<Vec<PeerStatus>> {

@@ -1,0 +1,143 @@
+//! Partial objects of a disk: objects of which clients have read ranges.
+//!
+//! LOTA may be unable to fetch the rest of an object, because a client signs its `Range` and LOTA has no credential of
+//! its own. The bytes that pass by are then kept, and the object becomes complete once they are all there. Until then,
+//! its file has a temporary name, so that a restart removes it.
+
+use std::{io, net::IpAddr, sync::Arc};
+
+use lota_s3::{ByteRange, ObjectMeta};
+use nix::errno::Errno;
+
+use super::{
+    NoRoom, Object,
+    disk::Disk,
+    ids::VersionId,
+    index::PartialObject,
+    range_fill::{Arrival, RangeFill},
+    ranges::{ArrivalId, Ranges},
+    room,
+    store::{PartialFile, StoreEntry},
+};
+
+impl Disk {
+    /// Prepares to store a range of an object from the response that brings it.
+    pub(super) async fn keep_range(
+        self: &Arc<Self>,
+        entry: StoreEntry,
+        meta: ObjectMeta,
+        range: ByteRange,
+        pod: IpAddr,
+    ) -> Result<RangeFill, NoRoom> {
+        let share = self.take_share(pod)?;
+        let disk = self.clone();
+        let allocated = tokio::task::spawn_blocking(move || disk.allocate(range.length())).await;
+        let allocation = allocated.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
+            self.notice(&error);
+            NoRoom::new(format!("cannot store {} bytes: {error}", range.length()))
+        })?;
+        // Another request may begin the same object meanwhile; its range is then joined by this one.
+        for _ in 0..2 {
+            let begun = match self.get(entry.version).await {
+                Some(object) => Some(self.grow_partial(entry, object, range)?),
+                None => self.begin_partial(entry, &meta, range).await?,
+            };
+            if let Some((object, arrival)) = begun {
+                self.named(entry.name, entry.version);
+                let fill = (self.clone(), (entry, pod), object, range);
+                return Ok(RangeFill::new(fill, arrival, (allocation, share)));
+            }
+        }
+        Err(NoRoom::new("another request has begun to store the object"))
+    }
+
+    /// Announces another range of a partial object.
+    fn grow_partial(
+        self: &Arc<Self>,
+        entry: StoreEntry,
+        object: Arc<Object>,
+        range: ByteRange,
+    ) -> Result<(Arc<Object>, Arrival), NoRoom> {
+        let not_partial = || NoRoom::new("another request has begun to fill the object");
+        let ranges = object.ranges().ok_or_else(not_partial)?.clone();
+        if object.meta().size != entry.size {
+            return Err(NoRoom::new("the gateway states another size for the same version"));
+        }
+        let (id, evicted) = self.index().grow_partial(&entry, &ranges, range)?;
+        self.remove_meanwhile(evicted);
+        let arrival = self.arrival(entry.version, ranges, id);
+        Ok((object, arrival))
+    }
+
+    /// Creates a partial object, and announces its first range. Returns `None` if another request has done so meanwhile.
+    async fn begin_partial(
+        self: &Arc<Self>,
+        entry: StoreEntry,
+        meta: &ObjectMeta,
+        range: ByteRange,
+    ) -> Result<Option<(Arc<Object>, Arrival)>, NoRoom> {
+        let ranges = Arc::new(Ranges::new(entry.size));
+        let id = ranges.begin(range).ok_or_else(NoRoom::fragments)?;
+        let reserved = StoreEntry { disk: ranges.disk(), ..entry };
+        let evicted = self.index().reserve(&reserved)?;
+        // The range's disk space is reserved already.
+        let file = self.file_for(StoreEntry { disk: 0, ..entry }, evicted).await.map_err(|error| {
+            self.index().release(reserved.disk);
+            self.notice(&error);
+            NoRoom::new(format!("cannot create a file: {error}"))
+        })?;
+        let object = Arc::new(Object::partial(meta.clone(), file.file(), ranges.clone()));
+        let partial = PartialObject::new(object.meta(), ranges.clone(), file.keep(&self.store));
+        let registered = self.index().register_partial(&reserved, partial, &object);
+        let Some(evicted) = registered else { return Ok(None) };
+        self.remove_meanwhile(evicted);
+        Ok(Some((object, self.arrival(entry.version, ranges, id))))
+    }
+
+    fn arrival(self: &Arc<Self>, version: VersionId, ranges: Arc<Ranges>, id: ArrivalId) -> Arrival {
+        Arrival { disk: self.clone(), version, ranges, id }
+    }
+
+    /// Opens the file of a partial object.
+    pub(super) async fn open_partial(
+        self: &Arc<Self>,
+        version: VersionId,
+        PartialObject { meta, ranges, file, .. }: PartialObject,
+    ) -> Option<Arc<Object>> {
+        let opened = tokio::task::spawn_blocking(move || file.open()).await;
+        match opened.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(file) => {
+                let object = Arc::new(Object::partial(ObjectMeta::clone(&meta), file, ranges));
+                Some(self.index().opened(version, object))
+            }
+            Err(error) => {
+                tracing::warn!(file = %version, %error, "cannot open a partial object");
+                let code = error.raw_os_error().map(Errno::from_raw);
+                if !matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) {
+                    self.index().discard_partial(version);
+                }
+                self.notice(&error);
+                None
+            }
+        }
+    }
+
+    /// Turns a partial object of which all bytes are stored into a fill that must only be committed. Returns `None` if it
+    /// was evicted, does not fit, or another request does this.
+    pub(super) fn promote(
+        self: &Arc<Self>,
+        entry: StoreEntry,
+        ranges: &Arc<Ranges>,
+        object: &Arc<Object>,
+    ) -> Option<(StoreEntry, PartialFile)> {
+        let entry = StoreEntry { disk: room::estimate(entry.size), ..entry };
+        let promoted = self.index().promote(&entry, ranges, object);
+        let (partial, evicted) = promoted?;
+        self.remove_meanwhile(evicted);
+        Some((entry, PartialFile::of_kept(&self.store, object.file().clone(), &partial.file, entry.size)))
+    }
+}
+
+#[cfg(test)]
+#[path = "partial_tests.rs"]
+mod tests;
