@@ -77,9 +77,11 @@ impl Identities {
     /// Returns the pods without a known cgroup, although they may have one.
     #[must_use]
     pub fn without_cgroups(&self) -> BTreeSet<&Uid> {
+        if self.cgroups.is_none() {
+            return BTreeSet::new();
+        }
         let found = self.found();
-        let without = self.pods.keys().filter(|uid| !found.contains_key(uid));
-        without.filter(|_| self.cgroups.is_some()).collect()
+        self.pods.keys().filter(|uid| !found.contains_key(uid)).collect()
     }
 
     /// Returns whether a pod on the host network has access by its cgroup.

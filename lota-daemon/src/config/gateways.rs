@@ -41,7 +41,7 @@ impl Config {
     /// # Errors
     /// The key and the reason, if it cannot hold them.
     pub fn names(&self) -> Result<EndpointNames, String> {
-        let own = EndpointName::own(self.endpoint.zone.as_str(), self.endpoint.when_down.into());
+        let own = EndpointName::own(self.endpoint.zone.as_str(), self.endpoint.when_down);
         let mut names = vec![own.map_err(|error| format!("endpoint.zone: {error}; shorten it"))?];
         for configured in self.all_gateways() {
             for name in &configured.gateway.names {

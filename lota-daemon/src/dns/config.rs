@@ -16,34 +16,14 @@ pub struct EndpointConfig {
     pub vip: Ipv4Addr,
     /// IPv6 VIP that the zone resolves to. Default: no IPv6 endpoint.
     pub vip6: Option<Ipv6Addr>,
-    /// Where the zone leads pods with access while the daemon is down.
-    pub when_down: WhenDownConfig,
-}
-
-/// Where the zone leads while the daemon is down.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WhenDownConfig {
-    /// To the VIP, where connections are refused, so that no client reaches another server under this name.
-    #[default]
-    Refuse,
-    /// Where the cluster's DNS says, for example to the gateway. The zone's records then have a TTL of 1 s.
-    ClusterDns,
-}
-
-impl From<WhenDownConfig> for WhenDown {
-    fn from(config: WhenDownConfig) -> Self {
-        match config {
-            WhenDownConfig::Refuse => Self::Refuse,
-            WhenDownConfig::ClusterDns => Self::ClusterDns,
-        }
-    }
+    /// Answer to DNS queries of pods with access for the zone while the daemon is down.
+    pub when_down: WhenDown,
 }
 
 impl Default for EndpointConfig {
     fn default() -> Self {
         let zone = Zone::parse("cwlota.com").unwrap_or_else(|_| unreachable!("a DNS name"));
-        Self { zone, vip: Ipv4Addr::new(169, 254, 77, 80), vip6: None, when_down: WhenDownConfig::Refuse }
+        Self { zone, vip: Ipv4Addr::new(169, 254, 77, 80), vip6: None, when_down: WhenDown::Refuse }
     }
 }
 

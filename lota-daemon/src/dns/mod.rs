@@ -20,7 +20,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-pub use config::{EndpointConfig, WhenDownConfig};
+pub use config::EndpointConfig;
 
 use crate::http::{Slots, server::accept};
 

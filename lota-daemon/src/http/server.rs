@@ -44,7 +44,8 @@ const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const FREE_IDLE_AFTER: Duration = Duration::from_secs(1);
 /// Minimum wait for a head until it is verified again that the client still receives the last answer.
 const MIN_WAIT: Duration = Duration::from_millis(100);
-/// How long a connection without a first request stays open after its listener has ended: its client is about to send one.
+/// Duration for which a connection without a first request stays open after its listener has ended: its client is about to
+/// send one.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 /// Delay after a failed `accept`, for example without free file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);

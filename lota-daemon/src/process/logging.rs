@@ -22,9 +22,9 @@ use crate::process::escape::{plain, plain_json, value};
 
 /// Initializes logging to standard error.
 pub fn init() {
-    let text = env::var("LOTA_LOG").unwrap_or_else(|_| "info".to_owned());
-    let filter = text.parse::<Targets>().unwrap_or_else(|error| {
-        eprintln!("lota: LOTA_LOG is ignored: `{text}`: {error}");
+    let directives = env::var("LOTA_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = directives.parse::<Targets>().unwrap_or_else(|error| {
+        eprintln!("lota: LOTA_LOG is ignored: `{directives}`: {error}");
         Targets::new().with_default(LevelFilter::INFO)
     });
     let text = || tracing_subscriber::fmt::layer().with_target(false).fmt_fields(fields());

@@ -27,11 +27,11 @@ impl Proxy {
             get.lead_or_wait(&self.cache, Some(get.object.range)).await;
             held = self.cache.find(name).await;
         }
-        // The gateway's 304 does not suffice for a HEAD, which gets the gateway's own headers, for checksums that are not
-        // known yet, nor for bytes that a partial object lacks.
-        let known = held.as_ref().filter(|object| {
-            !get.is_bodiless() && !get.lacks_checksums(&object.meta()) && object.serves(get.object.range)
-        });
+        // A partial object without the requested bytes is as good as none.
+        let held = held.filter(|object| object.serves(get.object.range));
+        // The gateway's 304 does not suffice for a HEAD, which gets the gateway's own headers, nor for checksums that are
+        // not known yet.
+        let known = held.as_ref().filter(|object| !get.is_bodiless() && !get.lacks_checksums(&object.meta()));
         let described = known.map(|object| object.meta());
         if let Some(object) = known {
             // The disk reads while the gateway authorizes.

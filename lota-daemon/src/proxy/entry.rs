@@ -123,7 +123,7 @@ impl Proxy {
     /// Asks the candidate owners in order and relays the first response. If this node is the next candidate, or no
     /// other one answers, this node serves the request itself.
     async fn serve_from_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
-        let owners = self.candidates(&get.object.name);
+        let owners = self.candidates(&get);
         for (index, owner) in owners.iter().enumerate() {
             let Some(peers) = self.peers.as_ref().filter(|_| *owner != self.node) else { break };
             if let Some(answer) = self.ask_owner(peers, owner, &get).await {

@@ -381,7 +381,7 @@ impl FillSource for Supply {
 /// Returns whether a successful response states the ETag and the size of this object.
 fn is_of_object(meta: &ObjectMeta, status: StatusCode, headers: &HeaderMap) -> bool {
     let etag = headers.get(header::ETAG).and_then(|etag| etag.to_str().ok());
-    response::object_size(status, headers) == Some(meta.size) && etag == Some(&*meta.version.validator.etag)
+    response::stated_size(status, headers) == Some(meta.size) && etag == Some(&*meta.version.validator.etag)
 }
 
 /// Returns the pieces of a response body.

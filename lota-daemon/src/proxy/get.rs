@@ -3,14 +3,19 @@
 use std::{
     net::IpAddr,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use hyper::Method;
 use lota_cache::{Cache, Lead};
 use lota_s3::{ByteRange, GetObject, ObjectMeta, RangeRequest, Unsatisfiable};
+use tokio::time::timeout;
 
 use super::{S3Store, fill_quota::ResponseReservation};
 use crate::http::{RequestHead, Slices};
+
+/// Maximum wait for the request of another client for the same range.
+const RANGE_WAIT: Duration = Duration::from_secs(2);
 
 /// A GET of an object, or a HEAD by which a client has an object brought into the cache.
 pub(super) struct Get<'a> {
@@ -53,7 +58,12 @@ impl<'a> Get<'a> {
     pub(super) async fn lead_or_wait(&mut self, cache: &Arc<Cache>, range: Option<RangeRequest>) {
         // While it waits, no other request waits for it.
         self.leadership = None;
-        self.leadership = cache.lead(&self.object.name, range).await;
+        let lead = cache.lead(&self.object.name, range);
+        self.leadership = match range {
+            // A gateway that is slow for one client must not delay the others.
+            Some(_) => timeout(RANGE_WAIT, lead).await.ok().flatten(),
+            None => lead.await,
+        };
     }
 
     /// Releases the single-flight leadership: requests that wait for it can now find the object in the cache.

@@ -123,17 +123,13 @@ pub(super) fn part_headers(range: ByteRange) -> HeaderMap {
 
 impl Proxy {
     /// Returns the nodes to ask for an object, in order. This node can be among them.
-    pub(super) fn candidates(&self, name: &ObjectName) -> Vec<NodeName> {
+    pub(super) fn candidates(&self, get: &Get<'_>) -> Vec<NodeName> {
         let Some(peers) = &self.peers else { return Vec::new() };
+        let name = &get.object.name;
+        let owners = if self.can_replicate(get) { self.hot_objects.owners(name) } else { 1 };
         let mut nodes = self.choices(name, self.hot_objects.max_owners() + SPARE_NODES);
         let load = |node: &NodeName| if *node == self.node { self.load.bytes() } else { peers.load(node) };
-        prefer(
-            &mut nodes,
-            self.hot_objects.owners(name),
-            &self.node,
-            |node| self.cluster.is_near(node),
-            load,
-        );
+        prefer(&mut nodes, owners, &self.node, |node| self.cluster.is_near(node), load);
         nodes.retain(|node| !peers.is_lost(node));
         nodes
     }

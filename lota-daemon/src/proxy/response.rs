@@ -88,7 +88,7 @@ pub(super) fn relay_from_owner(mut answer: Response<Body>) -> Response<Body> {
 /// Adds what the headers of a relayed response state to its extensions.
 fn describe(answer: &mut Response<Body>) {
     let (id, size) =
-        (answer.headers().get(REQUEST_ID).cloned(), object_size(answer.status(), answer.headers()));
+        (answer.headers().get(REQUEST_ID).cloned(), stated_size(answer.status(), answer.headers()));
     if let Some(id) = id {
         answer.extensions_mut().insert(RequestId(id));
     }
@@ -257,7 +257,7 @@ pub(super) fn size_of_object<B>(answer: &Response<B>) -> Option<u64> {
 }
 
 /// Returns the size of the object that the headers of a response from elsewhere state.
-pub(super) fn object_size(status: StatusCode, headers: &HeaderMap) -> Option<u64> {
+pub(super) fn stated_size(status: StatusCode, headers: &HeaderMap) -> Option<u64> {
     match status {
         StatusCode::OK => headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok(),
         StatusCode::PARTIAL_CONTENT => {

@@ -203,8 +203,13 @@ impl Proxy {
             return Ok(response::object(grant, range, get.object, empty(), outcome, &self.node));
         }
         // A fill that fails before the head is sent can still be replaced by the gateway's response.
-        if let Ok(Err(_)) = timeout(FIRST_BYTE_WAIT, reader.ready()).await {
-            return self.around_the_cache(get, "fill-broke-off").await;
+        match timeout(FIRST_BYTE_WAIT, reader.ready()).await {
+            Ok(Err(_)) => return self.around_the_cache(get, "fill-broke-off").await,
+            // The response to another request brings the range, and may have stopped.
+            Err(_) if object.is_partial() && outcome != Outcome::Miss => {
+                return self.around_the_cache(get, "range-late").await;
+            }
+            _ => {}
         }
         if get.lacks_checksums(grant.meta()) {
             return self.around_the_cache(get, "checksums-unknown").await;

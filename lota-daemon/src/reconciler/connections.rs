@@ -127,9 +127,9 @@ impl Control {
     }
 }
 
-/// What is to be known of the node to explain why connections do not arrive.
+/// Facts about the node that can explain why connections do not arrive.
 struct NodeDiagnosis {
-    /// What was found without the rules.
+    /// Obstacles that were found without the rules.
     obstacles: Vec<Obstacle>,
     /// The connections of each pod that nothing of this explains.
     flows: Vec<Vec<InboundFlow>>,

@@ -39,7 +39,8 @@ pub use self::{
 pub const HTTP_PORT: u16 = 80;
 /// UDP and TCP port of the DNS responder on the VIPs.
 pub const DNS_PORT: u16 = 53;
-/// How long the interface of a new pod is looked up repeatedly; afterwards only when interfaces change.
+/// Duration for which the interface and the cgroup of a new pod are looked up repeatedly; afterwards only when interfaces or
+/// cgroups change.
 const AWAITED: Duration = Duration::from_secs(10);
 /// Minimum time between two restorations of a VIP.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
@@ -159,16 +160,12 @@ impl Control {
     /// # Errors
     /// Lists what could not be restored, after restoring the rest.
     pub async fn reassert(&mut self, listeners: &[TcpListener]) -> Result<()> {
-        let settled = self.reassert_datapath();
+        let settled = self.datapath.reassert(settings(&self.config), &self.config.names);
         self.datapath.keep_translation_away(&self.config.endpoint.vips());
         let nodes = self.datapath.set_nodes(&self.nodes());
         let listening = self.set_listeners(listeners);
         let followed = self.follow().await;
         settled.and(nodes).and(listening).and(followed)
-    }
-
-    fn reassert_datapath(&mut self) -> Result<()> {
-        self.datapath.reassert(settings(&self.config), &self.config.names)
     }
 
     /// Redirects pods' connections to these listeners from now on.
@@ -204,9 +201,7 @@ impl Control {
         self.cgroups = CgroupSource::open(&access, self.config.has_kubernetes)?;
         self.cgroups.log();
         self.access.set_config(access);
-        self.read_cgroups();
-        let settled = self.reassert_datapath();
-        self.follow().await.and(settled)
+        self.follow().await
     }
 
     /// Replaces the addresses, besides this node's, that the guard admits to the peer port.

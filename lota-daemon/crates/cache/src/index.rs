@@ -264,7 +264,7 @@ impl Index {
 
     /// Records that the files of evicted objects were removed.
     pub(super) fn removed(&mut self, entries: &[StoreEntry]) {
-        for entry in entries {
+        for entry in entries.iter().filter(|entry| !entry.was_partial()) {
             self.removing.remove(&entry.version);
         }
     }
@@ -341,6 +341,24 @@ impl Index {
         caches::Cache::peek(&self.partial, &version).map(|partial| partial.meta.clone())
     }
 
+    /// Keeps an opened partial object, if it is in the index with these ranges. Returns it, or the one that another request
+    /// has opened meanwhile.
+    pub(super) fn opened_partial(
+        &mut self,
+        version: VersionId,
+        ranges: &Arc<Ranges>,
+        object: Arc<Object>,
+    ) -> Arc<Object> {
+        if self.held_partial(version, ranges).is_some() { self.opened(version, object) } else { object }
+    }
+
+    /// Removes a partial object that has these ranges.
+    pub(super) fn discard_partial_of(&mut self, version: VersionId, ranges: &Arc<Ranges>) {
+        if self.held_partial(version, ranges).is_some() {
+            self.discard_partial(version);
+        }
+    }
+
     /// Removes a partial object.
     pub(super) fn discard_partial(&mut self, version: VersionId) -> Option<PartialObject> {
         caches::Cache::contains(&self.partial, &version).then_some(())?;
@@ -364,7 +382,7 @@ impl Index {
         ranges: &Arc<Ranges>,
         object: &Arc<Object>,
     ) -> Option<(PartialObject, Vec<StoreEntry>)> {
-        self.held_partial(entry.version, ranges)?;
+        self.held_partial(entry.version, ranges).filter(|_| self.lru.fits(entry.disk))?;
         let is_newest = self.newest(entry.name) == Some(entry.version);
         let partial = self.discard_partial(entry.version)?;
         let evicted = self.lru.reserve(entry.disk)?;

@@ -80,8 +80,8 @@ pub struct Cache {
     failed: Vec<DiskPlan>,
     /// Placement of objects on disks, by the same rule as their placement on nodes.
     shares: Placement,
-    /// Single-flight: requests that ask the gateway about an unknown object, or about a range that is unknown. Each channel closes when its
-    /// request is done.
+    /// Single-flight: requests that ask the gateway about an unknown object, or about a range that a partial object lacks. Each
+    /// channel closes when its request is done.
     leaders: Mutex<HashMap<LeadKey, watch::Receiver<()>>>,
 }
 
@@ -288,11 +288,11 @@ impl Cache {
     }
 
     /// Merges the gateway's newer description into a cached object: in memory, and on disk if the object is complete.
-    pub fn learn(&self, object: &Object, told: &ObjectMeta) {
-        if !object.learn(told) {
+    pub fn learn(&self, object: &Object, later: &ObjectMeta) {
+        if !object.learn(later) {
             return;
         }
-        let (meta, name) = (object.meta(), &told.version.name);
+        let (meta, name) = (object.meta(), &later.version.name);
         if !object.is_complete() {
             if let Some(disk) = self.disk(name) {
                 disk.index().keep_partial_meta(VersionId::of(&meta.version), &meta);
@@ -313,8 +313,8 @@ impl Cache {
         }
     }
 
-    /// Single-flight for objects unknown to this node, or for one range of a partial object. Makes the caller the leader, which asks the gateway; if there is
-    /// a leader, waits until it is done and returns `None`.
+    /// Single-flight for objects unknown to this node, or for one range of a partial object. Makes the caller the leader,
+    /// which asks the gateway; if there is a leader, waits until it is done and returns `None`.
     pub async fn lead(self: &Arc<Self>, name: &ObjectName, range: Option<RangeRequest>) -> Option<Lead> {
         let key = (NameId::of(name), range);
         let mut asking = {

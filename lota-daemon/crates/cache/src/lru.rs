@@ -84,7 +84,7 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
 
     /// Reserves bytes for a new entry. Returns the entries evicted for it, or `None` if no eviction makes enough room.
     pub(super) fn reserve(&mut self, bytes: u64) -> Option<Vec<(K, V, u64)>> {
-        if self.reserved.checked_add(bytes)? > self.capacity || self.coming >= self.most {
+        if !self.fits(bytes) {
             return None;
         }
         self.reserved += bytes;
@@ -97,6 +97,11 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
             evicted.push(oldest);
         }
         Some(evicted)
+    }
+
+    /// Returns whether a reservation of `bytes` is possible, if necessary by evictions.
+    pub(super) fn fits(&self, bytes: u64) -> bool {
+        self.reserved.checked_add(bytes).is_some_and(|all| all <= self.capacity) && self.coming < self.most
     }
 
     /// Releases a reservation of `bytes`.

@@ -65,9 +65,9 @@ impl Object {
     }
 
     /// Merges the description from another response about the same version; returns whether it changed.
-    pub fn learn(&self, told: &ObjectMeta) -> bool {
+    pub fn learn(&self, later: &ObjectMeta) -> bool {
         let mut held = self.meta.write();
-        let updated = held.updated_by(told);
+        let updated = held.updated_by(later);
         let changed = updated.is_some();
         if let Some(updated) = updated {
             *held = Arc::new(updated);
@@ -85,6 +85,12 @@ impl Object {
         }
     }
 
+    /// Returns whether only some bytes are cached, and nothing fetches the others.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.ranges().is_some_and(|ranges| !ranges.is_whole())
+    }
+
     /// Returns whether all bytes of a range are cached.
     #[must_use]
     pub fn has(&self, range: RangeRequest) -> bool {
@@ -94,8 +100,8 @@ impl Object {
         }
     }
 
-    /// Returns whether all bytes of a range are cached or on their way: those of a partial object that clients have read
-    /// or are reading; all bytes of other objects.
+    /// Returns whether all bytes of a range are cached or arrive soon: those of a partial object that clients have read or are
+    /// reading; all bytes of other objects.
     #[must_use]
     pub fn serves(&self, range: RangeRequest) -> bool {
         match &self.content {

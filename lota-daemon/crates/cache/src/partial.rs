@@ -107,14 +107,14 @@ impl Disk {
         let opened = tokio::task::spawn_blocking(move || file.open()).await;
         match opened.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(file) => {
-                let object = Arc::new(Object::partial(ObjectMeta::clone(&meta), file, ranges));
-                Some(self.index().opened(version, object))
+                let object = Arc::new(Object::partial(ObjectMeta::clone(&meta), file, ranges.clone()));
+                Some(self.index().opened_partial(version, &ranges, object))
             }
             Err(error) => {
                 tracing::warn!(file = %version, %error, "cannot open a partial object");
                 let code = error.raw_os_error().map(Errno::from_raw);
                 if !matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) {
-                    self.index().discard_partial(version);
+                    self.index().discard_partial_of(version, &ranges);
                 }
                 self.notice(&error);
                 None
@@ -132,7 +132,10 @@ impl Disk {
     ) -> Option<(StoreEntry, PartialFile)> {
         let entry = StoreEntry { disk: room::estimate(entry.size), ..entry };
         let promoted = self.index().promote(&entry, ranges, object);
-        let (partial, evicted) = promoted?;
+        let Some((partial, evicted)) = promoted else {
+            tracing::debug!(file = %entry.version, "not completing a partial object");
+            return None;
+        };
         self.remove_meanwhile(evicted);
         Some((entry, PartialFile::of_kept(&self.store, object.file().clone(), &partial.file, entry.size)))
     }

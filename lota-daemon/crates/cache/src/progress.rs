@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use super::{pending::Pending, reader::Broken, record::CHUNK};
 
 /// Maximum number of stored chunks that are reported to a reader at once.
-const MOST_AT_ONCE: usize = 64;
+const MAX_AT_ONCE: usize = 64;
 
 /// Number of a chunk in its object, from 0.
 pub(super) type Index = usize;
@@ -91,7 +91,7 @@ impl Progress {
     fn look(&self, position: u64) -> Result<Option<Here>, Broken> {
         let mut state = self.state();
         let first = usize::try_from(position / u64::from(CHUNK)).map_err(|_| Broken)?;
-        let there = state.chunks.iter().skip(first).take(MOST_AT_ONCE);
+        let there = state.chunks.iter().skip(first).take(MAX_AT_ONCE);
         let there = there.take_while(|chunk| matches!(chunk, Chunk::There(_))).count();
         if there > 0 {
             return Ok(Some(Here::File(self.bytes(first..first + there).end)));

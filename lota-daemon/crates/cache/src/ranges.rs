@@ -13,6 +13,10 @@ use super::{pending::Pending, progress::Here, reader::Broken, room};
 /// Maximum number of separate ranges in one partial object. Each takes about 32 bytes of memory.
 pub(super) const MAX_FRAGMENTS: usize = 1024;
 
+/// Maximum distance, in bytes, of a request's first arriving byte from the bytes that the response sends next. Further away,
+/// the response would come too late.
+const MAX_WAIT: u64 = 16 << 20;
+
 /// Stored and arriving bytes of one partial object. Stored bytes never decrease, and are never written again.
 #[derive(Debug)]
 pub(super) struct Ranges {
@@ -29,7 +33,7 @@ struct RangesState {
     /// Bytes in the file.
     stored: RangeSet<u64>,
     /// Responses in progress.
-    arriving: HashMap<ArrivalId, Arrival>,
+    arriving: HashMap<ArrivalId, ArrivingRange>,
     next_id: u64,
 }
 
@@ -38,7 +42,7 @@ struct RangesState {
 pub(super) struct ArrivalId(u64);
 
 #[derive(Debug)]
-struct Arrival {
+struct ArrivingRange {
     /// Bytes that the response brings and that were not written yet.
     left: Range<u64>,
     /// First bytes of `left`, received and readable before they are in the file.
@@ -51,16 +55,17 @@ impl Ranges {
     }
 
     /// Records that a response begins to bring this range. Returns `None` if the object would have too many separate
-    /// ranges; a range beside or over a stored one does not add to them.
+    /// ranges; a range that begins in or directly after a stored one does not add to them.
     pub(super) fn begin(&self, range: ByteRange) -> Option<ArrivalId> {
         let mut state = self.state();
-        let beside = range.start.saturating_sub(1)..range.end.saturating_add(1);
-        if state.stored.len() + state.arriving.len() >= MAX_FRAGMENTS && !state.stored.overlaps(&beside) {
+        let extends =
+            [range.start, range.start.saturating_sub(1)].iter().any(|byte| state.stored.contains(byte));
+        if state.stored.len() + state.arriving.len() >= MAX_FRAGMENTS && !extends {
             return None;
         }
         let id = ArrivalId(state.next_id);
         state.next_id += 1;
-        state.arriving.insert(id, Arrival { left: range.start..range.end, early: Pending::default() });
+        state.arriving.insert(id, ArrivingRange { left: range.start..range.end, early: Pending::default() });
         Some(id)
     }
 
@@ -120,13 +125,13 @@ impl Ranges {
         }
     }
 
-    /// Returns whether every byte of this range is stored or arrives.
+    /// Returns whether every byte of this range is stored or arrives soon.
     pub(super) fn covers(&self, range: ByteRange) -> bool {
         let (state, mut position) = (self.state(), range.start);
         while position < range.end {
             let arriving = || state.arriving.values().map(|arrival| &arrival.left);
-            let next =
-                state.stored.get(&position).or_else(|| arriving().find(|left| left.contains(&position)));
+            let is_near = |left: &&Range<u64>| left.contains(&position) && position - left.start <= MAX_WAIT;
+            let next = state.stored.get(&position).or_else(|| arriving().find(is_near));
             match next {
                 Some(next) => position = next.end,
                 None => return false,

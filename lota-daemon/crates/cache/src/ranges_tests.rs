@@ -129,10 +129,24 @@ fn separate_ranges_are_limited() {
         ranges.store(id, place * 10 + 1, |_| Ok(())).unwrap();
         ranges.end(id);
     }
-    assert_eq!(ranges.begin(ByteRange { start: 5, end: 6 }), None);
-    for (start, end) in [(1, 6), (8, 10), (0, 99)] {
+    for (start, end) in [(5, 6), (8, 10), (5, 99)] {
+        assert_eq!(ranges.begin(ByteRange { start, end }), None);
+    }
+    for (start, end) in [(1, 6), (0, 99), (10, 12)] {
         let id = ranges.begin(ByteRange { start, end }).expect("it does not add a range");
         ranges.end(id);
     }
     assert_eq!(ranges.disk(), 4096 * (MAX_FRAGMENTS as u64 + 1), "each in a block of its own");
+}
+
+#[test]
+fn a_request_does_not_wait_for_distant_bytes() {
+    let ranges = Ranges::new(u64::MAX);
+    let id = ranges.begin(ByteRange { start: 10, end: 1 << 40 }).unwrap();
+    let from = |start| ByteRange { start, end: 1 << 30 };
+    assert!(ranges.covers(from(10)) && ranges.covers(from(10 + MAX_WAIT)));
+    assert!(!ranges.covers(from(11 + MAX_WAIT)));
+    ranges.store(id, 11, |_| Ok(())).unwrap();
+    assert!(ranges.covers(from(11 + MAX_WAIT)), "it has come closer");
+    assert!(ranges.covers(from(10)), "from stored bytes on");
 }

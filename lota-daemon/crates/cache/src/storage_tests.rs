@@ -207,13 +207,13 @@ async fn the_record_counts_toward_disk_usage() {
 async fn a_later_response_updates_the_description() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, 100 * MIB);
-    let told = |value: &'static str, learned: u64| {
+    let described = |value: &'static str, learned: u64| {
         let mut meta = meta("k", "e", 1);
         meta.version.validator.last_modified = Some("Thu, 01 Jan 1970 00:00:10 GMT".to_owned());
         meta.headers.insert("x-amz-meta-value", value.parse().unwrap());
         meta.learned_when(Learned { at: Some(learned), by: 0 })
     };
-    arrive(lead(&cache, &told("unsettled", 10)).await, b"1").await.unwrap();
+    arrive(lead(&cache, &described("unsettled", 10)).await, b"1").await.unwrap();
     let object = cache.find(&name("k")).await.unwrap();
     for (value, learned, held) in [
         ("within the second", 10, "within the second"),
@@ -221,7 +221,7 @@ async fn a_later_response_updates_the_description() {
         ("from before", 11, "settled"),
         ("otherwise", 13, "otherwise"),
     ] {
-        cache.learn(&object, &told(value, learned));
+        cache.learn(&object, &described(value, learned));
         assert_eq!(object.meta().headers["x-amz-meta-value"], held);
     }
 }
@@ -333,7 +333,7 @@ async fn an_unreadable_object_is_fetched_again() {
 }
 
 /// An ETag, headers, and whether they match the bytes.
-type Told<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+type StatedChecksums<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
 
 #[tokio::test]
 async fn an_object_with_a_wrong_checksum_is_not_stored() {
@@ -348,7 +348,7 @@ async fn an_object_with_a_wrong_checksum_is_not_stored() {
         use {base64::Engine as _, sha2::Digest as _};
         base64::prelude::BASE64_STANDARD.encode(sha2::Sha256::digest(&bytes))
     };
-    let cases: [Told<'_>; 12] = [
+    let cases: [StatedChecksums<'_>; 12] = [
         ("e", &[], true),
         (&md5, &[], true),
         (&other_md5, &[], false),

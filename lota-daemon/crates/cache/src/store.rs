@@ -327,7 +327,9 @@ impl Store {
 
     /// Removes an object's file.
     pub(super) fn remove(&self, entry: &StoreEntry) {
-        remove(&self.path(entry));
+        if !entry.was_partial() {
+            remove(&self.path(entry));
+        }
     }
 
     /// Returns every complete object, least recently used first as far as known, and removes all other files.
@@ -530,6 +532,11 @@ impl Drop for TemporaryPath {
 }
 
 impl StoreEntry {
+    /// Returns whether this describes an evicted partial object, whose file has another name.
+    pub(super) fn was_partial(&self) -> bool {
+        self.disk == 0
+    }
+
     fn of_name(name: &str) -> Option<Self> {
         let mut fields = name.strip_suffix(".object")?.split('-');
         let version = VersionId::from_hex(fields.next()?)?;

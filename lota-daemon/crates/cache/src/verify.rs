@@ -39,12 +39,12 @@ pub(super) fn checksums(file: &File, size: u64) -> io::Result<Vec<u32>> {
 /// `InvalidData` if they differ.
 pub(super) fn whole(file: &File, record: &Record, md5_max_size: u64) -> io::Result<()> {
     let meta = &record.meta;
-    if let Some(expected) = told(meta, "crc32c") {
+    if let Some(expected) = stated(meta, "crc32c") {
         let found = of_chunks(meta.size, &record.checksums).to_be_bytes();
         return compare(BASE64_STANDARD.encode(found).as_bytes(), expected, "x-amz-checksum-crc32c");
     }
     for algorithm in ALGORITHMS {
-        if let Some(expected) = told(meta, algorithm)
+        if let Some(expected) = stated(meta, algorithm)
             && let Ok(known) = algorithm.parse::<ChecksumAlgorithm>()
         {
             let mut checksum = known.into_impl();
@@ -64,7 +64,7 @@ pub(super) fn whole(file: &File, record: &Record, md5_max_size: u64) -> io::Resu
 }
 
 /// Returns the full-object checksum of an algorithm from the headers; `None` for a composite checksum.
-fn told<'a>(meta: &'a ObjectMeta, algorithm: &str) -> Option<&'a [u8]> {
+fn stated<'a>(meta: &'a ObjectMeta, algorithm: &str) -> Option<&'a [u8]> {
     let of_parts = |kind: &HeaderValue| kind.as_bytes().eq_ignore_ascii_case(b"COMPOSITE");
     if meta.headers.get("x-amz-checksum-type").is_some_and(of_parts) {
         return None;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// eBPF programs: interfaces, redirection mode and pinning.
 #[derive(Clone, Debug, Deserialize)]
@@ -33,6 +33,17 @@ impl Default for DatapathConfig {
             bpffs_path: PathBuf::from("/sys/fs/bpf/lota"),
         }
     }
+}
+
+/// Answer to DNS queries of pods with access for a name of the endpoint while the daemon is down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenDown {
+    /// The VIP, where connections are refused, so that no client reaches another server under this name.
+    #[default]
+    Refuse,
+    /// That of the cluster's DNS, for example the gateway's address. The zone's records then have a TTL of 1 s.
+    ClusterDns,
 }
 
 /// Method of redirecting pods' connections to LOTA.

@@ -6,6 +6,8 @@ use aya::maps::lpm_trie::Key;
 use lota_common::{FIRST_STAND_IN, MAX_NAME, MAX_NAMES, MAX_PORTS, NameKey, RawName};
 use serde::{Deserialize, Serialize};
 
+use super::config::WhenDown;
+
 /// Longest label of a domain name, in bytes (RFC 1035, section 2.3.4).
 const MAX_LABEL: usize = 63;
 
@@ -21,16 +23,6 @@ pub enum NameKind {
     /// The gateway's own name, which also works without LOTA. Pods without access, and all pods while the daemon does not
     /// live, resolve it by the cluster's DNS.
     Intercepted,
-}
-
-/// Answer to queries of pods with access while the daemon does not live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WhenDown {
-    /// The VIP, where connections are refused.
-    Refuse,
-    /// That of the cluster's DNS.
-    ClusterDns,
 }
 
 /// A name of the endpoint. It covers all names under it; the longest name decides.

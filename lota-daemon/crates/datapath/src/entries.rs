@@ -56,7 +56,6 @@ impl<K: Pod + Eq + Hash, V: Pod> Entries for LpmTrie<MapData, K, V> {
 }
 
 /// Difference between the entries of a map and the desired ones.
-#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Changes<K, V> {
     /// Entries to remove, as they are.
     removed: Vec<(K, V)>,

@@ -47,8 +47,8 @@ use aya::{Ebpf, include_bytes_aligned};
 pub use attach::{AttachMode, GuardMode};
 pub use cgroups::{CgroupHierarchy, CgroupProblem, PodCgroup, PodCgroups};
 pub use claims::{AddressClaims, AddressRoute};
-pub use config::{AttachConfig, DatapathConfig, SteeringMode};
-pub use endpoint::{EndpointName, EndpointNames, EndpointPorts, NameKind, WhenDown};
+pub use config::{AttachConfig, DatapathConfig, SteeringMode, WhenDown};
+pub use endpoint::{EndpointName, EndpointNames, EndpointPorts, NameKind};
 pub use identity::{AddressHolder, IdentifiedPod, IdentityStatus, IdentityTable, LocalAccess};
 pub use interfaces::{
     Interface, Interfaces, LOOPBACK_INDEX, PeerInterface, PodLink, RedirectionPlan, Steering,
@@ -209,12 +209,6 @@ impl Datapath {
     /// If the clock cannot be read.
     pub fn attempts(&self) -> Result<BTreeMap<IpAddr, Attempts>> {
         self.maps.attempts()
-    }
-
-    /// Returns how the VIPs are exempt from address translation, if they are.
-    #[must_use]
-    pub fn nat_exemption(&self) -> Option<NatExemption> {
-        self.nat_exemption.as_ref().ok().copied()
     }
 
     /// Returns the counters of all verdicts.
