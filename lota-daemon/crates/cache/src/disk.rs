@@ -19,9 +19,10 @@ use super::{
     CachePlan, DiskPlan, Fill, Join, NoRoom, Object, Usage,
     ids::{NameId, VersionId},
     index::{CachedLocation, Index},
+    new_file::{Allocation, NewFile},
     progress::Progress,
     room::Room,
-    store::{Allocation, Opened, PartialFile, Store, StoreEntry},
+    store::{Opened, Store, StoreEntry},
     verify,
 };
 use crate::shares::{Share, Shares, Taking};
@@ -261,7 +262,7 @@ impl Disk {
         self: &Arc<Self>,
         entry: StoreEntry,
         evicted: Vec<StoreEntry>,
-    ) -> io::Result<PartialFile> {
+    ) -> io::Result<NewFile> {
         let at_once = if self.store.has_blank() { self.store.create(&entry).ok() } else { None };
         let disk = self.clone();
         let created = match at_once {
@@ -280,7 +281,7 @@ impl Disk {
 
     /// Creates a file for a fill; blocks. If other programs have filled the disk, evicts the least recently used
     /// objects, too.
-    fn create(self: &Arc<Self>, entry: &StoreEntry, evicted: Vec<StoreEntry>) -> io::Result<PartialFile> {
+    fn create(self: &Arc<Self>, entry: &StoreEntry, evicted: Vec<StoreEntry>) -> io::Result<NewFile> {
         let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
         match self.store.create(entry) {
             Err(error) if is_full(&error) => self.remove(&evicted),
@@ -337,7 +338,7 @@ impl Disk {
         self.evictions.fetch_add(evicted.len() as u64, Ordering::Relaxed);
     }
 
-    /// Drops a complete object; returns whether there was one. Reads in progress complete, since the file exists until
+    /// Drops a complete or partial object; returns whether there was one. Reads in progress complete, since the file exists until
     /// its last descriptor is closed.
     fn drop_object(self: &Arc<Self>, version: VersionId) -> bool {
         let Some(entry) = self.index().take(version) else { return false };

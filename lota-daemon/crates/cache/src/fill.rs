@@ -22,10 +22,11 @@ use tokio::time::{sleep, timeout};
 use super::{
     Object,
     disk::Disk,
+    new_file::NewFile,
     pending::Pending,
     progress::{Index, Progress},
     record::{CHUNK, Record},
-    store::{PartialFile, StoreEntry},
+    store::StoreEntry,
     verify,
 };
 use crate::shares::Share;
@@ -78,7 +79,7 @@ pub struct Fill {
     entry: StoreEntry,
     object: Arc<Object>,
     progress: Arc<Progress>,
-    part: PartialFile,
+    part: NewFile,
     /// The pod whose request started the fill; the fill's requests count toward its share.
     pod: IpAddr,
     _share: Share,
@@ -129,7 +130,7 @@ impl Fill {
         (entry, pod): (StoreEntry, IpAddr),
         object: Arc<Object>,
         progress: Arc<Progress>,
-        (part, share): (PartialFile, Share),
+        (part, share): (NewFile, Share),
     ) -> Self {
         Self { disk, entry, object, progress, part, pod, _share: share, committed: false }
     }
@@ -140,7 +141,7 @@ impl Fill {
     /// If its file cannot be read.
     pub(super) async fn of_stored(
         (disk, (entry, pod), object): (Arc<Disk>, (StoreEntry, IpAddr), Arc<Object>),
-        (part, share): (PartialFile, Share),
+        (part, share): (NewFile, Share),
     ) -> io::Result<Self> {
         let progress = Arc::new(Progress::new(entry.size));
         let fill = Self::new(disk, (entry, pod), object, progress, (part, share));

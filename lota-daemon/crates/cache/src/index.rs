@@ -1,5 +1,7 @@
 //! Index of the objects on one disk, in LRU order.
 
+mod partial;
+
 use std::{
     collections::{HashMap, HashSet},
     io,
@@ -7,32 +9,29 @@ use std::{
 };
 
 use caches::lfu::TinyLFU;
-use lota_s3::{ByteRange, ObjectMeta};
 
 use super::{
     Admission, CachePlan, NoRoom, Object, Usage,
     ids::{IdHash, NameId, VersionId},
     lru::ByteLru,
-    ranges::{ArrivalId, Ranges},
     room::Short,
-    store::{KeptFile, StoreEntry},
+    store::StoreEntry,
 };
+
+use self::partial::PARTIAL_OBJECTS;
+
+pub(super) use self::partial::PartialObject;
 
 /// Maximum number of complete objects that are kept open, with one file descriptor each.
 const OPEN_OBJECTS: usize = 1024;
 /// Number of counted reads after which every count is halved.
 const COUNTED_READS: usize = 1 << 20;
 
-/// Maximum number of partial objects on a disk. Each takes about two kilobytes of memory.
-const PARTIAL_OBJECTS: usize = 16 << 10;
-/// Maximum number of separate ranges of all partial objects on a disk. Each takes about 32 bytes of memory.
-const FRAGMENTS: usize = 256 << 10;
-
 /// A version is in at most one of `lru` (complete or partial), `filling` and `removing`.
 pub(super) struct Index {
     /// Complete and partial objects with their sizes, weighted by the disk space that they use.
     lru: ByteLru<VersionId, (NameId, u64), IdHash>,
-    /// The version of each object that the gateway named last; complete or being filled.
+    /// The version of each object that the gateway named last; complete, partial or being filled.
     newest: HashMap<NameId, VersionId, IdHash>,
     /// Objects that are being filled.
     filling: HashMap<VersionId, Arc<Object>>,
@@ -50,23 +49,6 @@ pub(super) struct Index {
     reads: Option<TinyLFU<NameId>>,
     /// Low watermark in bytes, to which evictions go down.
     low: u64,
-}
-
-/// What is known of a partial object without its file.
-#[derive(Clone, Debug)]
-pub(super) struct PartialObject {
-    /// The description that the gateway gave last.
-    pub(super) meta: Arc<ObjectMeta>,
-    pub(super) ranges: Arc<Ranges>,
-    pub(super) file: Arc<KeptFile>,
-    /// Number of separate ranges that the index has counted.
-    fragments: usize,
-}
-
-impl PartialObject {
-    pub(super) fn new(meta: Arc<ObjectMeta>, ranges: Arc<Ranges>, file: KeptFile) -> Self {
-        Self { meta, ranges, file: Arc::new(file), fragments: 0 }
-    }
 }
 
 /// Location of a cached version.
@@ -132,7 +114,7 @@ impl Index {
         self.newest.get(&name).copied()
     }
 
-    /// Records the version that the gateway named last, if it is complete or being filled.
+    /// Records the version that the gateway named last, if it is in the index.
     pub(super) fn named(&mut self, name: NameId, version: VersionId) {
         if self.filling.contains_key(&version) || self.lru.contains(&version) {
             self.newest.insert(name, version);
@@ -156,7 +138,7 @@ impl Index {
         Some(CachedLocation::OnDisk { entry, suspect: self.suspects.contains(&version) })
     }
 
-    /// Returns a complete object without a change of the LRU order.
+    /// Returns a complete or partial object without a change of the LRU order.
     pub(super) fn entry(&self, version: VersionId) -> Option<StoreEntry> {
         let (&(name, size), disk) = self.lru.peek(&version)?;
         Some(StoreEntry { version, name, size, disk })
@@ -245,7 +227,7 @@ impl Index {
         Short { bytes: if bytes > high { bytes - self.low } else { 0 }, files: 0 }
     }
 
-    /// Evicts one complete object; the caller removes its file.
+    /// Evicts one complete or partial object; the caller removes its file.
     pub(super) fn take(&mut self, version: VersionId) -> Option<StoreEntry> {
         let (held, disk) = self.lru.remove(&version)?;
         Some(self.evicted((version, held, disk)))
@@ -267,157 +249,6 @@ impl Index {
         for entry in entries.iter().filter(|entry| !entry.was_partial()) {
             self.removing.remove(&entry.version);
         }
-    }
-
-    /// Registers a partial object, whose disk space is reserved. Returns the partial objects evicted because there are too
-    /// many, or `None` if the version is in the index already; the reservation is then released.
-    pub(super) fn register_partial(
-        &mut self,
-        entry: &StoreEntry,
-        partial: PartialObject,
-        object: &Arc<Object>,
-    ) -> Option<Vec<StoreEntry>> {
-        if self.filling.contains_key(&entry.version) || self.lru.contains(&entry.version) {
-            self.lru.release(entry.disk);
-            return None;
-        }
-        self.lru.commit(entry.version, (entry.name, entry.size), entry.disk, entry.disk);
-        self.newest.insert(entry.name, entry.version);
-        caches::Cache::put(&mut self.open, entry.version, object.clone());
-        caches::Cache::put(&mut self.partial, entry.version, partial);
-        self.count_fragments(entry.version);
-        Some(self.evict_partial(entry.version))
-    }
-
-    /// Announces a response that brings a range of a partial object, and reserves disk space for it. Returns the objects
-    /// evicted for it, too.
-    pub(super) fn grow_partial(
-        &mut self,
-        entry: &StoreEntry,
-        ranges: &Arc<Ranges>,
-        range: ByteRange,
-    ) -> Result<(ArrivalId, Vec<StoreEntry>), NoRoom> {
-        let evicted = || NoRoom::new("the partial object was evicted");
-        self.held_partial(entry.version, ranges).ok_or_else(evicted)?;
-        let held = self.lru.peek(&entry.version).map_or(0, |(_, held)| held);
-        let id = ranges.begin(range).ok_or_else(NoRoom::fragments)?;
-        let disk = ranges.disk();
-        let grown = self.admit(entry.name, disk.saturating_sub(held)).and_then(|()| {
-            let no_space = || NoRoom::new(format!("{} more bytes do not fit into the cache", range.length()));
-            self.lru.grow(&entry.version, disk).ok_or_else(no_space)
-        });
-        let grown = grown.inspect_err(|_| ranges.end(id))?;
-        let mut evicted: Vec<_> = grown.into_iter().map(|evicted| self.evicted(evicted)).collect();
-        self.count_fragments(entry.version);
-        evicted.extend(self.evict_partial(entry.version));
-        Ok((id, evicted))
-    }
-
-    /// Releases the disk space of bytes of a partial object that did not arrive.
-    pub(super) fn shrink_partial(&mut self, version: VersionId, ranges: &Arc<Ranges>) {
-        if self.held_partial(version, ranges).is_some() {
-            self.lru.shrink(&version, ranges.disk());
-            self.count_fragments(version);
-        }
-    }
-
-    /// Makes a partial object the most recently used, because bytes of it arrive.
-    pub(super) fn touch_partial(&mut self, version: VersionId, ranges: &Arc<Ranges>) {
-        if self.held_partial(version, ranges).is_some() {
-            self.lru.touch(&version);
-            caches::Cache::get(&mut self.partial, &version);
-        }
-    }
-
-    /// Replaces the description of a partial object.
-    pub(super) fn keep_partial_meta(&mut self, version: VersionId, meta: &Arc<ObjectMeta>) {
-        if let Some(partial) = caches::Cache::peek_mut(&mut self.partial, &version) {
-            partial.meta = meta.clone();
-        }
-    }
-
-    /// Returns the description of a partial object.
-    pub(super) fn partial_meta(&self, version: VersionId) -> Option<Arc<ObjectMeta>> {
-        caches::Cache::peek(&self.partial, &version).map(|partial| partial.meta.clone())
-    }
-
-    /// Keeps an opened partial object, if it is in the index with these ranges. Returns it, or the one that another request
-    /// has opened meanwhile.
-    pub(super) fn opened_partial(
-        &mut self,
-        version: VersionId,
-        ranges: &Arc<Ranges>,
-        object: Arc<Object>,
-    ) -> Arc<Object> {
-        if self.held_partial(version, ranges).is_some() { self.opened(version, object) } else { object }
-    }
-
-    /// Removes a partial object that has these ranges.
-    pub(super) fn discard_partial_of(&mut self, version: VersionId, ranges: &Arc<Ranges>) {
-        if self.held_partial(version, ranges).is_some() {
-            self.discard_partial(version);
-        }
-    }
-
-    /// Removes a partial object.
-    pub(super) fn discard_partial(&mut self, version: VersionId) -> Option<PartialObject> {
-        caches::Cache::contains(&self.partial, &version).then_some(())?;
-        let ((name, _), _) = self.lru.remove(&version)?;
-        self.forget(&version, name)
-    }
-
-    /// Removes all partial objects, because another daemon owns the folder.
-    pub(super) fn discard_all_partial(&mut self) {
-        let versions: Vec<_> = self.partial.keys_lru().copied().collect();
-        for version in versions {
-            self.discard_partial(version);
-        }
-    }
-
-    /// Turns a partial object of which all bytes are stored into a fill that must only be committed, with a reservation of
-    /// `entry.disk` bytes. Returns the objects evicted for it, too; `None` if it is not in the index, or does not fit.
-    pub(super) fn promote(
-        &mut self,
-        entry: &StoreEntry,
-        ranges: &Arc<Ranges>,
-        object: &Arc<Object>,
-    ) -> Option<(PartialObject, Vec<StoreEntry>)> {
-        self.held_partial(entry.version, ranges).filter(|_| self.lru.fits(entry.disk))?;
-        let is_newest = self.newest(entry.name) == Some(entry.version);
-        let partial = self.discard_partial(entry.version)?;
-        let evicted = self.lru.reserve(entry.disk)?;
-        let evicted = evicted.into_iter().map(|evicted| self.evicted(evicted)).collect();
-        self.filling.insert(entry.version, object.clone());
-        if is_newest {
-            self.newest.insert(entry.name, entry.version);
-        }
-        Some((partial, evicted))
-    }
-
-    /// Returns the partial object if it is in the index with these ranges.
-    fn held_partial(&self, version: VersionId, ranges: &Arc<Ranges>) -> Option<&PartialObject> {
-        let held = caches::Cache::peek(&self.partial, &version)?;
-        Arc::ptr_eq(&held.ranges, ranges).then_some(held)
-    }
-
-    /// Updates the number of separate ranges.
-    fn count_fragments(&mut self, version: VersionId) {
-        if let Some(partial) = caches::Cache::peek_mut(&mut self.partial, &version) {
-            let now = partial.ranges.fragments();
-            self.fragments = self.fragments + now - partial.fragments;
-            partial.fragments = now;
-        }
-    }
-
-    /// Evicts the least recently used partial objects while there are too many of them or of their ranges, except `kept`.
-    fn evict_partial(&mut self, kept: VersionId) -> Vec<StoreEntry> {
-        let mut evicted = Vec::new();
-        while caches::Cache::len(&self.partial) > PARTIAL_OBJECTS || self.fragments > FRAGMENTS {
-            let oldest = self.partial.peek_lru().map(|(version, _)| *version);
-            let Some(oldest) = oldest.filter(|oldest| *oldest != kept) else { break };
-            evicted.extend(self.take(oldest));
-        }
-        evicted
     }
 
     /// Registers a fill, whose disk space is reserved, in place of a partial object of this version. Releases the reservation

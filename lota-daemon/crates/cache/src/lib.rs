@@ -13,6 +13,7 @@ mod fscrypt;
 mod ids;
 mod index;
 mod lru;
+mod new_file;
 mod object;
 mod own_folder;
 mod partial;
@@ -111,7 +112,7 @@ pub struct CachePlan {
     pub scrub: u64,
     /// Whether ranges are kept of objects that cannot be fetched as a whole.
     pub partial: bool,
-    /// Maximum number of complete objects and fills. Each needs memory and a file, whatever its size.
+    /// Maximum number of objects and fills. Each needs memory and a file, whatever its size.
     pub objects: usize,
     /// Maximum number of concurrent fills.
     pub fills: usize,

@@ -14,10 +14,11 @@ use super::{
     disk::Disk,
     ids::VersionId,
     index::PartialObject,
+    new_file::NewFile,
     range_fill::{Arrival, RangeFill},
     ranges::{ArrivalId, Ranges},
     room,
-    store::{PartialFile, StoreEntry},
+    store::StoreEntry,
 };
 
 impl Disk {
@@ -87,7 +88,7 @@ impl Disk {
             NoRoom::new(format!("cannot create a file: {error}"))
         })?;
         let object = Arc::new(Object::partial(meta.clone(), file.file(), ranges.clone()));
-        let partial = PartialObject::new(object.meta(), ranges.clone(), file.keep(&self.store));
+        let partial = PartialObject::new(object.meta(), ranges.clone(), self.store.keep(&file));
         let registered = self.index().register_partial(&reserved, partial, &object);
         let Some(evicted) = registered else { return Ok(None) };
         self.remove_meanwhile(evicted);
@@ -129,7 +130,7 @@ impl Disk {
         entry: StoreEntry,
         ranges: &Arc<Ranges>,
         object: &Arc<Object>,
-    ) -> Option<(StoreEntry, PartialFile)> {
+    ) -> Option<(StoreEntry, NewFile)> {
         let entry = StoreEntry { disk: room::estimate(entry.size), ..entry };
         let promoted = self.index().promote(&entry, ranges, object);
         let Some((partial, evicted)) = promoted else {
@@ -137,7 +138,7 @@ impl Disk {
             return None;
         };
         self.remove_meanwhile(evicted);
-        Some((entry, PartialFile::of_kept(&self.store, object.file().clone(), &partial.file, entry.size)))
+        Some((entry, self.store.kept(object.file().clone(), &partial.file, entry.size)))
     }
 }
 

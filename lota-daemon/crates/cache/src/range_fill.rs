@@ -11,10 +11,11 @@ use super::{
     disk::Disk,
     fill::{Fill, next_piece},
     ids::VersionId,
+    new_file::Allocation,
     pending::Pending,
     ranges::{ArrivalId, Ranges},
     record::CHUNK,
-    store::{Allocation, StoreEntry},
+    store::StoreEntry,
 };
 use crate::shares::Share;
 

@@ -1,16 +1,16 @@
-//! Files of the cache. `<folder>/lota-cache/v3/ab/abcd…-<name>-<size>[-<disk>].object` contains an object's bytes,
+//! Files of the cache. `<folder>/lota-cache/v4/ab/abcd…-<name>-<size>[-<disk>].object` contains an object's bytes,
 //! followed by its record. The index is built from file names, so that a restart opens no file. A fill writes to a
-//! file of its own in `<folder>/lota-cache/v3/new/`: the bytes of a complete object are never written or truncated.
+//! file of its own in `<folder>/lota-cache/v4/new/`: the bytes of a complete object are never written or truncated.
 //! Some of these files are created in advance.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread,
     time::SystemTime,
@@ -18,12 +18,12 @@ use std::{
 
 use lota_common::lockfile;
 use lota_s3::ObjectMeta;
-use nix::fcntl::{FallocateFlags, fallocate};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     fscrypt::{self, Encryption},
     ids::{NameId, VersionId},
+    new_file::{Allocation, Blank, DroppedFiles, KeptFile, NewFile, remove},
     own_folder,
     record::Record,
     room::{self, Room, Short},
@@ -69,7 +69,7 @@ pub(super) struct Store {
     reserved: Arc<AtomicU64>,
     blanks: Arc<Mutex<Vec<Blank>>>,
     /// Files of partial objects that were dropped.
-    dropped: Arc<Mutex<Vec<Arc<TemporaryPath>>>>,
+    dropped: DroppedFiles,
 }
 
 /// Result of opening a folder.
@@ -80,63 +80,6 @@ pub(super) struct Opened {
     /// Whether the previous daemon shut down cleanly.
     pub(super) clean: bool,
     pub(super) encrypted: bool,
-}
-
-/// The file of a fill; removed when its last reference is dropped, unless it was committed.
-#[derive(Clone, Debug)]
-pub(super) struct PartialFile(Arc<Unfinished>);
-
-#[derive(Debug)]
-struct Unfinished {
-    blank: Blank,
-    allocation: Allocation,
-    size: u64,
-}
-
-/// A file without an object; removed when it is dropped, unless it was committed.
-#[derive(Debug)]
-struct Blank {
-    file: Arc<BodyFile>,
-    path: Arc<TemporaryPath>,
-}
-
-/// Path of a file in the folder of partial files, which is removed when its last reference is dropped, unless the file
-/// was committed.
-#[derive(Debug)]
-pub(super) struct TemporaryPath(PathBuf);
-
-/// Reservation of disk space for bytes to be written; released when it is dropped.
-#[derive(Debug)]
-pub(super) struct Allocation {
-    bytes: AtomicU64,
-    all: Arc<AtomicU64>,
-    /// Whether an allocation was attempted.
-    tried: AtomicBool,
-}
-
-impl Allocation {
-    fn new(bytes: u64, all: &Arc<AtomicU64>) -> Self {
-        all.fetch_add(bytes, Ordering::Relaxed);
-        Self { bytes: bytes.into(), all: all.clone(), tried: AtomicBool::new(false) }
-    }
-
-    fn release(&self) {
-        self.all.fetch_sub(self.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-    }
-
-    /// Releases the reservation of bytes that were written.
-    pub(super) fn written(&self, bytes: u64) {
-        let held = self.bytes.load(Ordering::Relaxed);
-        let released = bytes.min(held);
-        self.bytes.store(held - released, Ordering::Relaxed);
-        self.all.fetch_sub(released, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Allocation {
-    fn drop(&mut self) {
-        self.release();
-    }
 }
 
 /// A complete object in a cache folder, as `lota cache ls` shows it.
@@ -243,11 +186,21 @@ impl Store {
     ///
     /// # Errors
     /// Those of [`Store::reserve`].
-    pub(super) fn create(&self, entry: &StoreEntry) -> io::Result<PartialFile> {
+    pub(super) fn create(&self, entry: &StoreEntry) -> io::Result<NewFile> {
         let allocation = self.reserve(entry.disk)?;
         let made = self.blanks().pop();
-        let blank = made.map_or_else(|| self.blank(), Ok)?;
-        Ok(PartialFile(Arc::new(Unfinished { blank, allocation, size: entry.size })))
+        let blank = made.map_or_else(|| Blank::create(&self.folder.join(NEW)), Ok)?;
+        Ok(NewFile::new(blank, allocation, entry.size))
+    }
+
+    /// Keeps the file of a fill for a partial object.
+    pub(super) fn keep(&self, file: &NewFile) -> KeptFile {
+        file.keep(&self.dropped)
+    }
+
+    /// Returns the file of a partial object as that of a fill of `size` bytes, all of which it contains.
+    pub(super) fn kept(&self, file: Arc<BodyFile>, kept: &KeptFile, size: u64) -> NewFile {
+        NewFile::of_kept(file, kept, Allocation::new(0, &self.reserved), size)
     }
 
     /// Returns whether a file is available without waiting for the disk.
@@ -258,7 +211,7 @@ impl Store {
     /// Creates files in advance, up to their configured number.
     pub(super) fn make_blanks(&self) -> io::Result<()> {
         while self.blanks().len() < BLANKS {
-            let blank = self.blank()?;
+            let blank = Blank::create(&self.folder.join(NEW))?;
             self.blanks().push(blank);
         }
         Ok(())
@@ -270,13 +223,6 @@ impl Store {
         drop(dropped);
     }
 
-    fn blank(&self) -> io::Result<Blank> {
-        let path = self.folder.join(NEW).join(hex::encode(rand::random::<[u8; 8]>()));
-        let mut options = OpenOptions::new();
-        let file = options.create_new(true).read(true).write(true).mode(0o600).open(&path)?;
-        Ok(Blank { file: BodyFile::new(file), path: Arc::new(TemporaryPath(path)) })
-    }
-
     fn blanks(&self) -> MutexGuard<'_, Vec<Blank>> {
         self.blanks.lock()
     }
@@ -286,15 +232,15 @@ impl Store {
     pub(super) fn commit(
         &self,
         entry: &StoreEntry,
-        part: &PartialFile,
+        part: &NewFile,
         record: &Record,
     ) -> io::Result<StoreEntry> {
-        let Blank { file, path } = &part.0.blank;
+        let file = part.file();
         file.write_all_at(&record.encode()?, entry.size)?;
         file.sync_data()?;
-        let entry = StoreEntry { disk: room::taken(file)?, ..*entry };
+        let entry = StoreEntry { disk: room::taken(&file)?, ..*entry };
         let finished = self.path(&entry);
-        fs::rename(&path.0, &finished)?;
+        part.rename(&finished)?;
         finished.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())?;
         Ok(entry)
     }
@@ -424,15 +370,6 @@ fn sweep_old(folder: &Path) {
     }
 }
 
-/// Removes a file, if it exists.
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(file = %path.display(), %error, "cannot remove a cached file");
-    }
-}
-
 /// Lists every complete object in a cache folder, which a daemon may be using.
 ///
 /// # Errors
@@ -472,63 +409,6 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
-}
-
-impl PartialFile {
-    pub(super) fn file(&self) -> Arc<BodyFile> {
-        self.0.blank.file.clone()
-    }
-
-    /// Creates the file of a fill from a partial object, which has no reservation of disk space.
-    pub(super) fn of_kept(store: &Store, file: Arc<BodyFile>, kept: &KeptFile, size: u64) -> Self {
-        let allocation = Allocation::new(0, &store.reserved);
-        Self(Arc::new(Unfinished { blank: Blank { file, path: kept.path.clone() }, allocation, size }))
-    }
-
-    /// Keeps the file for a partial object.
-    pub(super) fn keep(&self, store: &Store) -> KeptFile {
-        KeptFile { path: self.0.blank.path.clone(), dropped: store.dropped.clone() }
-    }
-
-    /// Allocates the reserved disk space, contiguous if possible. May block. Errors are ignored, since not every file
-    /// system supports it; if the disk is full, writes fail.
-    pub(super) fn allocate(&self) {
-        let length = i64::try_from(self.0.size).unwrap_or_default();
-        if length > 0 && fallocate(&**self.0.blank.file, FallocateFlags::empty(), 0, length).is_ok() {
-            self.0.allocation.release();
-        }
-    }
-
-    /// Returns true for exactly one caller, which must then allocate.
-    pub(super) fn is_to_allocate(&self) -> bool {
-        !self.0.allocation.tried.swap(true, Ordering::Relaxed)
-    }
-}
-
-/// File of a partial object. It may be dropped under a lock: [`Store::remove_dropped`] removes it later.
-#[derive(Debug)]
-pub(super) struct KeptFile {
-    path: Arc<TemporaryPath>,
-    dropped: Arc<Mutex<Vec<Arc<TemporaryPath>>>>,
-}
-
-impl KeptFile {
-    /// Opens the file again.
-    pub(super) fn open(&self) -> io::Result<Arc<BodyFile>> {
-        File::options().read(true).write(true).open(&self.path.0).map(BodyFile::new)
-    }
-}
-
-impl Drop for KeptFile {
-    fn drop(&mut self) {
-        self.dropped.lock().push(self.path.clone());
-    }
-}
-
-impl Drop for TemporaryPath {
-    fn drop(&mut self) {
-        remove(&self.0);
-    }
 }
 
 impl StoreEntry {
