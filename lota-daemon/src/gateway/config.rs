@@ -255,6 +255,24 @@ impl ReSignConfig {
 }
 
 #[cfg(test)]
+impl GatewayConfig {
+    /// Returns the configuration of a plain S3 gateway.
+    pub(crate) fn for_test(endpoint: Origin) -> Self {
+        Self {
+            endpoint,
+            protocol: Protocol::S3,
+            direct_allow: Vec::new(),
+            response_timeout_seconds: 900,
+            re_sign: None,
+            names: Vec::new(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            tls: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::fs;
 

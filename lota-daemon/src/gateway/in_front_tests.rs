@@ -24,17 +24,7 @@ fn honest() -> HonestGateway {
 
 async fn start(script: impl Script) -> (Gateway, ScriptedGateway) {
     let server = ScriptedGateway::start(script).await;
-    let config = GatewayConfig {
-        endpoint: Origin::parse(&server.endpoint()).unwrap(),
-        protocol: Protocol::S3,
-        direct_allow: vec![],
-        response_timeout_seconds: 900,
-        re_sign: None,
-        names: Vec::new(),
-        addresses: Vec::new(),
-        ports: Vec::new(),
-        tls: None,
-    };
+    let config = GatewayConfig::for_test(Origin::parse(&server.endpoint()).unwrap());
     let node = NodeConfig {
         name: "n1".into(),
         address: [10, 0, 0, 1].into(),

@@ -55,15 +55,9 @@ async fn gateway(
         }
     });
     let config = GatewayConfig {
-        endpoint: origin,
         protocol,
         direct_allow: vec![Origin::parse("http://10.0.0.1:9001").unwrap()],
-        response_timeout_seconds: 900,
-        re_sign: None,
-        names: Vec::new(),
-        addresses: Vec::new(),
-        ports: Vec::new(),
-        tls: None,
+        ..GatewayConfig::for_test(origin)
     };
     let node = NodeConfig {
         name: "n1".into(),
@@ -319,17 +313,7 @@ async fn slow(wait: Duration, goes: bool, response_timeout_seconds: u64) -> Gate
         }
         std::future::pending::<()>().await;
     });
-    let config = GatewayConfig {
-        endpoint: origin,
-        protocol: Protocol::S3,
-        direct_allow: Vec::new(),
-        response_timeout_seconds,
-        re_sign: None,
-        names: Vec::new(),
-        addresses: Vec::new(),
-        ports: Vec::new(),
-        tls: None,
-    };
+    let config = GatewayConfig { response_timeout_seconds, ..GatewayConfig::for_test(origin) };
     let node = NodeConfig {
         name: "n1".into(),
         address: [10, 0, 0, 1].into(),

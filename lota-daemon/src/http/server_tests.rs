@@ -113,6 +113,21 @@ async fn a_new_connection_without_a_request_ends_after_its_listener() {
     assert!(read.is_err() && begun.elapsed() >= FIRST_REQUEST_GRACE, "it ended after {:?}", begun.elapsed());
 }
 
+/// Returns the answer to a connection that sends `bytes` and then nothing more, by a server that passes requests on to
+/// `origin`.
+async fn passed_on(bytes: impl AsRef<[u8]>, origin: Origin) -> String {
+    let upstream = Upstream::new(false).unwrap();
+    let pass_on = move |request: Request<Incoming>| {
+        let (upstream, origin) = (upstream.clone(), origin.clone());
+        async move {
+            let (parts, body) = request.into_parts();
+            let request = RequestHead::of(parts).unwrap().request(&origin, incoming(body)).unwrap();
+            upstream.send(request).await.unwrap().map(incoming)
+        }
+    };
+    answered(bytes.as_ref(), pass_on).await
+}
+
 /// A server that answers each connection's first request with `answer`; where it is, and the bytes that it got.
 async fn recorder(answer: &'static str) -> (Origin, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -351,16 +366,7 @@ async fn requests_are_forwarded_unchanged() {
         "aCcePt: a,  b",
     ];
     let request = format!("GET {target} HTTP/1.1\r\n{}\r\nX-Padded:   p  \r\n\r\n", lines.join("\r\n"));
-    let upstream = Upstream::new(false).unwrap();
-    let answer = answered(request.as_bytes(), move |request| {
-        let (upstream, origin) = (upstream.clone(), origin.clone());
-        async move {
-            let (parts, body) = request.into_parts();
-            let request = RequestHead::of(parts).unwrap().request(&origin, incoming(body)).unwrap();
-            upstream.send(request).await.unwrap().map(incoming)
-        }
-    });
-    let answer = answer.await;
+    let answer = passed_on(&request, origin).await;
     let got = String::from_utf8_lossy(&got.lock().unwrap()).into_owned();
     assert!(got.starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{got}");
     for line in lines.iter().chain(&["X-Padded: p"]) {
@@ -378,16 +384,7 @@ async fn trailers_under_lotas_names_do_not_travel() {
     let request = "PUT /b/k HTTP/1.1\r\nHost: h\r\nTrailer: Lota-Accept, x-amz-checksum-crc32, Keep-Alive\r\n\
                    Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nLota-Accept: direct\r\nKeep-Alive: 9\r\n\
                    x-amz-checksum-crc32: 6Le+Qw==\r\n\r\n";
-    let upstream = Upstream::new(false).unwrap();
-    let answer = answered(request.as_bytes(), move |request| {
-        let (upstream, origin) = (upstream.clone(), origin.clone());
-        async move {
-            let (parts, body) = request.into_parts();
-            let request = RequestHead::of(parts).unwrap().request(&origin, incoming(body)).unwrap();
-            upstream.send(request).await.unwrap().map(incoming)
-        }
-    });
-    assert!(answer.await.starts_with("HTTP/1.1 200 "));
+    assert!(passed_on(request, origin).await.starts_with("HTTP/1.1 200 "));
     let got = String::from_utf8_lossy(&got.lock().unwrap()).to_ascii_lowercase();
     let (_, body) = got.split_once("\r\n\r\n").unwrap();
     assert_eq!(body, "1\r\na\r\n0\r\nx-amz-checksum-crc32: 6le+qw==\r\n\r\n");

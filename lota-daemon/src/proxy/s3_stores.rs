@@ -84,22 +84,11 @@ impl S3Stores {
 impl S3Store {
     /// Returns a store whose gateway never gets a request.
     pub(super) fn for_test() -> Self {
-        use crate::{
-            cluster::NodeConfig,
-            gateway::{GatewayConfig, Protocol},
-            http::upstream::Upstream,
-        };
+        use crate::{cluster::NodeConfig, gateway::GatewayConfig, http::upstream::Upstream};
 
         let gateway = GatewayConfig {
-            endpoint: lota_s3::Origin::parse("http://gateway").unwrap(),
-            names: Vec::new(),
-            addresses: Vec::new(),
-            ports: Vec::new(),
-            tls: None,
-            protocol: Protocol::S3,
-            direct_allow: Vec::new(),
             response_timeout_seconds: 1,
-            re_sign: None,
+            ..GatewayConfig::for_test(lota_s3::Origin::parse("http://gateway").unwrap())
         };
         let node = NodeConfig {
             name: "n1".into(),

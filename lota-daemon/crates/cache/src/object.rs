@@ -29,9 +29,9 @@ enum Content {
     Verified,
     /// All bytes; those of verified chunks can be read.
     Unverified(Arc<Progress>),
-    /// Those that a fill has stored. The fill fetches all others.
+    /// The bytes that a fill has stored. The fill fetches all others.
     Filling(Arc<Progress>),
-    /// Those that clients have read. Nothing fetches the others.
+    /// The bytes that clients have read. Nothing fetches the others.
     Partial(Arc<Ranges>),
 }
 

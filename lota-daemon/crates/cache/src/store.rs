@@ -185,7 +185,7 @@ impl Store {
     /// Creates a file for a fill and reserves disk space for the whole object.
     ///
     /// # Errors
-    /// Those of [`Store::reserve`].
+    /// The errors of [`Store::reserve`].
     pub(super) fn create(&self, entry: &StoreEntry) -> io::Result<NewFile> {
         let allocation = self.reserve(entry.disk)?;
         let made = self.blanks().pop();

@@ -42,7 +42,7 @@ pub enum WhenDown {
     /// The VIP, where connections are refused, so that no client reaches another server under this name.
     #[default]
     Refuse,
-    /// That of the cluster's DNS, for example the gateway's address. The zone's records then have a TTL of 1 s.
+    /// The answer of the cluster's DNS, for example the gateway's address. The zone's records then have a TTL of 1 s.
     ClusterDns,
 }
 

@@ -14,7 +14,7 @@ const MAX_LABEL: usize = 63;
 /// Maximum number of labels of a name, so that some for buckets remain of those that the datapath reads.
 const MAX_LABELS: usize = 32;
 
-/// What a pod may expect of a name of the endpoint.
+/// Kind of a name of the endpoint: it determines which pods resolve it, and whether they do while the daemon is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NameKind {

@@ -110,7 +110,7 @@ pub(crate) struct IdentityMaps {
     holders4: HashMap<MapData, Address4, RawHolder>,
     holders6: HashMap<MapData, Address6, RawHolder>,
     settings: Array<MapData, RawIdentity>,
-    /// What the maps contain, if that is known.
+    /// Contents of the maps, if they are known.
     written: Option<IdentityTable>,
 }
 

@@ -178,7 +178,7 @@ fn dump_once(request: &[u8]) -> io::Result<Option<Vec<DumpedObject>>> {
 struct NetfilterMessage<'a> {
     kind: u16,
     flags: u16,
-    /// What follows the header of netlink.
+    /// The message after netlink's header.
     body: &'a [u8],
 }
 

@@ -1,4 +1,4 @@
-//! What on a node keeps pods' connections from LOTA, and what to do about it.
+//! Obstacles on a node that keep pods' connections from LOTA, each with its remedy.
 
 use std::{
     collections::BTreeSet,
