@@ -11,21 +11,19 @@ use std::{
     },
 };
 
-use lota_s3::{ObjectMeta, RangeRequest};
+use lota_s3::ObjectMeta;
 use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    CachePlan, DiskPlan, Fill, Join, NoRoom, Object, Usage,
+    CachePlan, DiskPlan, NoRoom, Usage,
     ids::{NameId, VersionId},
-    index::{CachedLocation, Index},
+    index::{Evicted, Index},
     new_file::{Allocation, NewFile},
-    progress::Progress,
     room::Room,
+    shares::{Share, Shares, Taking},
     store::{Opened, Store, StoreEntry},
-    verify,
 };
-use crate::shares::{Share, Shares, Taking};
 
 /// A cache folder on one disk. No file is accessed while one of its mutexes is held.
 pub(super) struct Disk {
@@ -95,77 +93,6 @@ impl Disk {
         })
     }
 
-    /// Returns the version of an object that the gateway named last, if it is cached or being filled.
-    pub(super) async fn find(self: &Arc<Self>, name: NameId) -> Option<Arc<Object>> {
-        let version = self.index().newest(name)?;
-        self.get(version).await
-    }
-
-    /// Returns a version, if it is cached or being filled.
-    pub(super) async fn get(self: &Arc<Self>, version: VersionId) -> Option<Arc<Object>> {
-        let place = self.index().look_up(version)?;
-        let (entry, suspect) = match place {
-            CachedLocation::AtHand(object) if !object.file().has_failed() => return Some(object),
-            CachedLocation::AtHand(_) => {
-                tracing::warn!(file = %version, "cannot read a cached object; dropping it");
-                self.drop_object(version);
-                return None;
-            }
-            CachedLocation::Partial(partial) => return self.open_partial(version, partial).await,
-            CachedLocation::OnDisk { entry, suspect } => (entry, suspect),
-        };
-        let disk = self.clone();
-        let loaded = tokio::task::spawn_blocking(move || disk.store.load(&entry)).await.ok()?;
-        match loaded {
-            Ok((record, file)) if suspect => {
-                let progress = Arc::new(Progress::new(record.meta.size));
-                let object = Arc::new(Object::suspect(record.meta, file, progress.clone()));
-                let open = self.index().opened(version, object.clone());
-                if Arc::ptr_eq(&open, &object) {
-                    tokio::spawn(self.clone().check(entry, object, progress, record.checksums));
-                }
-                Some(open)
-            }
-            Ok((record, file)) => {
-                Some(self.index().opened(version, Arc::new(Object::complete(record.meta, file))))
-            }
-            Err(error) => {
-                tracing::warn!(file = %version, %error, "cannot read a cached object");
-                // A lack of descriptors or memory is temporary and does not mean that the object is damaged.
-                let code = error.raw_os_error().map(Errno::from_raw);
-                if !matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) {
-                    self.drop_object(version);
-                }
-                self.notice(&error);
-                None
-            }
-        }
-    }
-
-    /// Compares an object with its checksums, beginning with the chunks that readers wait for.
-    async fn check(
-        self: Arc<Self>,
-        entry: StoreEntry,
-        object: Arc<Object>,
-        progress: Arc<Progress>,
-        checksums: Vec<u32>,
-    ) {
-        while let Some(chunks) = progress.claim(1, false) {
-            let (file, chunk) = (object.file().clone(), chunks.start);
-            let (range, expected) = (progress.bytes(chunks), checksums[chunk]);
-            let compared = tokio::task::spawn_blocking(move || verify::chunk(&file, range, expected)).await;
-            match compared.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                Ok(()) => progress.arrived(chunk, expected),
-                Err(error) => {
-                    progress.end();
-                    return self.found_corrupt(&entry, &error);
-                }
-            }
-            self.verified.fetch_add(range.length(), Ordering::Relaxed);
-        }
-        self.trust(&entry);
-    }
-
     /// Marks an object as verified.
     pub(super) fn trust(&self, entry: &StoreEntry) {
         self.index().trust(&entry.version);
@@ -206,44 +133,6 @@ impl Disk {
         self.index().named(name, version);
     }
 
-    /// Starts a fill and evicts objects to make room for it, or joins the running fill of this version.
-    pub(super) async fn begin_or_join(
-        self: &Arc<Self>,
-        entry: StoreEntry,
-        meta: ObjectMeta,
-        pod: IpAddr,
-    ) -> Result<Join, NoRoom> {
-        if let Some(object) = self.get_whole(entry.version).await {
-            self.named(entry.name, entry.version);
-            return Ok(Join::Follow(object));
-        }
-        let share = self.take_share(pod)?;
-        let evicted = self.index().reserve(&entry)?;
-        let part = match self.file_for(entry, evicted).await {
-            Ok(part) => part,
-            Err(error) => {
-                self.index().release(entry.disk);
-                self.notice(&error);
-                return Err(NoRoom::new(format!("cannot create a file for {} bytes: {error}", entry.size)));
-            }
-        };
-        let progress = Arc::new(Progress::new(entry.size));
-        let object = Arc::new(Object::filling(meta, part.file(), progress.clone()));
-        if self.index().register(&entry, &object) {
-            return Ok(Join::Lead(Fill::new(self.clone(), (entry, pod), object, progress, (part, share))));
-        }
-        // Another request has started the fill meanwhile.
-        let other = self.get_whole(entry.version).await;
-        other
-            .map(Join::Follow)
-            .ok_or_else(|| NoRoom::new("another request filled the object, and it was evicted meanwhile"))
-    }
-
-    /// Returns a version, if all of it is cached or arrives. A fill takes the place of other partial objects.
-    async fn get_whole(self: &Arc<Self>, version: VersionId) -> Option<Arc<Object>> {
-        self.get(version).await.filter(|object| object.serves(RangeRequest::Whole))
-    }
-
     /// Takes a permit for a fill.
     pub(super) fn take_share(&self, pod: IpAddr) -> Result<Share, NoRoom> {
         if self.is_handed_over() {
@@ -257,20 +146,22 @@ impl Disk {
         })
     }
 
-    /// Returns a file for a fill, and removes the files of `evicted` objects.
+    /// Returns a file for `size` bytes of an object, for which it reserves `bytes` of disk space, and removes the files of
+    /// `evicted` objects.
     pub(super) async fn file_for(
         self: &Arc<Self>,
-        entry: StoreEntry,
-        evicted: Vec<StoreEntry>,
+        size: u64,
+        bytes: u64,
+        evicted: Vec<Evicted>,
     ) -> io::Result<NewFile> {
-        let at_once = if self.store.has_blank() { self.store.create(&entry).ok() } else { None };
+        let at_once = if self.store.has_blank() { self.store.create(size, bytes).ok() } else { None };
         let disk = self.clone();
         let created = match at_once {
             Some(part) => {
                 self.remove_meanwhile(evicted);
                 Ok(part)
             }
-            None => tokio::task::spawn_blocking(move || disk.create(&entry, evicted))
+            None => tokio::task::spawn_blocking(move || disk.create(size, bytes, evicted))
                 .await
                 .unwrap_or_else(|error| Err(io::Error::other(error))),
         };
@@ -281,19 +172,19 @@ impl Disk {
 
     /// Creates a file for a fill; blocks. If other programs have filled the disk, evicts the least recently used
     /// objects, too.
-    fn create(self: &Arc<Self>, entry: &StoreEntry, evicted: Vec<StoreEntry>) -> io::Result<NewFile> {
+    fn create(self: &Arc<Self>, size: u64, bytes: u64, evicted: Vec<Evicted>) -> io::Result<NewFile> {
         let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
-        match self.store.create(entry) {
+        match self.store.create(size, bytes) {
             Err(error) if is_full(&error) => self.remove(&evicted),
             created => {
                 self.remove_meanwhile(evicted);
                 return created;
             }
         }
-        match self.store.create(entry) {
+        match self.store.create(size, bytes) {
             Err(error) if is_full(&error) => {
-                self.make_room(entry.disk)?;
-                self.store.create(entry)
+                self.make_room(bytes)?;
+                self.store.create(size, bytes)
             }
             created => created,
         }
@@ -321,7 +212,7 @@ impl Disk {
     }
 
     /// Removes the files of evicted objects in the background.
-    pub(super) fn remove_meanwhile(self: &Arc<Self>, evicted: Vec<StoreEntry>) {
+    pub(super) fn remove_meanwhile(self: &Arc<Self>, evicted: Vec<Evicted>) {
         if !evicted.is_empty() {
             let disk = self.clone();
             tokio::task::spawn_blocking(move || disk.remove(&evicted));
@@ -329,9 +220,9 @@ impl Disk {
     }
 
     /// Removes the files of objects that were taken out of the index.
-    pub(super) fn remove(&self, evicted: &[StoreEntry]) {
+    pub(super) fn remove(&self, evicted: &[Evicted]) {
         if !self.is_handed_over() {
-            evicted.iter().for_each(|entry| self.store.remove(entry));
+            evicted.iter().filter_map(Evicted::complete).for_each(|entry| self.store.remove(entry));
         }
         self.store.remove_dropped();
         self.index().removed(evicted);
@@ -340,10 +231,9 @@ impl Disk {
 
     /// Drops a complete or partial object; returns whether there was one. Reads in progress complete, since the file exists until
     /// its last descriptor is closed.
-    fn drop_object(self: &Arc<Self>, version: VersionId) -> bool {
-        let Some(entry) = self.index().take(version) else { return false };
-        let disk = self.clone();
-        tokio::task::spawn_blocking(move || disk.remove(&[entry]));
+    pub(super) fn drop_object(self: &Arc<Self>, version: VersionId) -> bool {
+        let Some(evicted) = self.index().take(version) else { return false };
+        self.remove_meanwhile(vec![evicted]);
         true
     }
 

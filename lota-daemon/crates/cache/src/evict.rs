@@ -137,9 +137,9 @@ impl Disk {
                 continue;
             }
             let taken = self.index().take(version);
-            if let Some(entry) = taken {
-                self.remove(&[entry]);
-                gone = Gone { objects: gone.objects + 1, bytes: gone.bytes + entry.size };
+            if let Some(evicted) = taken {
+                self.remove(&[evicted]);
+                gone = Gone { objects: gone.objects + 1, bytes: gone.bytes + evicted.bytes() };
             }
         }
         gone

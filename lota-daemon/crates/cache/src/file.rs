@@ -13,6 +13,10 @@ use std::{
 /// occupies its thread.
 pub const MAX_SLICE: usize = 4 << 20;
 
+/// Maximum size of a reader's first slice, in bytes. It is small because it may have to be read from disk before any of it
+/// is sent.
+pub(super) const FIRST_SLICE: usize = 1 << 20;
+
 /// A file that is sent without a copy. A read error shows only when its bytes are sent.
 #[derive(Debug)]
 pub struct BodyFile {

@@ -17,19 +17,19 @@ use futures_util::{
 };
 use lota_s3::{ByteRange, ObjectMeta};
 use thiserror::Error;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{
     Object,
+    chunker::{Body, ChunkError, Chunker},
     disk::Disk,
     new_file::NewFile,
-    pending::Pending,
     progress::{Index, Progress},
     record::{CHUNK, Record},
+    shares::Share,
     store::StoreEntry,
     verify,
 };
-use crate::shares::Share;
 
 /// Maximum number of concurrent range requests of one fill for chunks that readers wait for, beside the ordinary
 /// ones.
@@ -232,31 +232,27 @@ impl Fill {
         if failures > 0 {
             sleep(RETRY_BACKOFF * 2u32.pow(failures - 1)).await;
         }
-        let bring = async {
+        let store = async {
             let chunks = claim.span();
             let range = self.progress.bytes(chunks.clone());
             let whole = range.start == 0 && range.end == self.object.meta().size;
-            let stream = source.fetch(Some(range).filter(|_| !whole)).await;
-            self.bring(self.begun(stream)?, chunks, &mut claim, false).await
+            let body = source.fetch(Some(range).filter(|_| !whole)).await;
+            self.store(self.begun(body)?, chunks, &mut claim, false).await
         };
-        Lane { streamed: false, failures_before: failures, end: bring.await }
+        Lane { streamed: false, failures_before: failures, end: store.await }
     }
 
     /// Fetches the whole object from its beginning, except for chunks that range requests have claimed.
-    async fn stream(
-        &self,
-        stream: impl Future<Output = Result<BoxStream<'static, Result<Bytes, String>>, SourceError>>,
-        mut claim: Claim,
-    ) -> Lane {
-        let bring = async {
-            let stream = self.begun(stream.await)?;
-            self.bring(stream, 0..self.progress.len(), &mut claim, true).await
+    async fn stream(&self, body: impl Future<Output = Result<Body, SourceError>>, mut claim: Claim) -> Lane {
+        let store = async {
+            let body = self.begun(body.await)?;
+            self.store(body, 0..self.progress.len(), &mut claim, true).await
         };
-        Lane { streamed: true, failures_before: 0, end: bring.await }
+        Lane { streamed: true, failures_before: 0, end: store.await }
     }
 
-    fn begun<S>(&self, stream: Result<S, SourceError>) -> Result<S, FillError> {
-        stream.map_err(|error| match error {
+    fn begun(&self, body: Result<Body, SourceError>) -> Result<Body, FillError> {
+        body.map_err(|error| match error {
             SourceError::Final(why) => FillError::Refused(why),
             SourceError::Replaced => FillError::Replaced,
             SourceError::Transient(why) => self.source_failed(why),
@@ -267,56 +263,41 @@ impl Fill {
         FillError::SourceFailed { after: self.progress.so_far(), size: self.object.meta().size, reason }
     }
 
-    /// Stores the bytes of these chunks from a stream, including chunks that another request has claimed, since that
-    /// request may fail.
-    async fn bring(
+    /// Stores these chunks from a response body, including chunks that another request has claimed, since that request may
+    /// fail.
+    async fn store(
         &self,
-        mut stream: BoxStream<'static, Result<Bytes, String>>,
+        body: Body,
         chunks: Range<Index>,
         claim: &mut Claim,
         claims_more: bool,
     ) -> Result<(), FillError> {
-        let all = self.progress.bytes(chunks.clone());
-        let (mut pending, first) = (Pending::default(), chunks.start);
+        let all = self.progress.bytes(chunks.clone()).length();
+        let (mut chunker, first) = (Chunker::new(body, all, self.disk.plan.silence), chunks.start);
+        let failed = |error| match error {
+            ChunkError::Source(reason) => self.source_failed(reason),
+            ChunkError::TooLong => FillError::TooLong(all),
+        };
         for chunk in chunks {
             if claims_more {
                 claim.extend(chunk);
             }
-            let ByteRange { start, end } = self.progress.bytes(chunk..chunk + 1);
-            let length = usize::try_from(end - start).unwrap_or(usize::MAX);
-            while pending.length() < length {
-                let piece = self.piece(&mut stream).await?;
-                let piece = piece.ok_or_else(|| self.source_failed("the stream ended early".into()))?;
+            let range = self.progress.bytes(chunk..chunk + 1);
+            let early = |offset, piece| {
                 // A reader may be waiting for the first bytes of the request.
                 if chunk == first {
-                    let (before, after) = (pending.length(), length - pending.length());
-                    self.progress.arriving(chunk, before, piece.slice(..after.min(piece.len())));
+                    self.progress.arriving(chunk, offset, piece);
                 }
-                pending.push(piece);
-            }
-            if end == all.end && pending.length() > length {
-                return Err(FillError::TooLong(all.length()));
-            }
-            let pieces = pending.take(length);
+            };
+            let pieces = chunker.next(range.length(), early).await.map_err(failed)?;
             if !self.progress.is_there(chunk) {
-                let checksum = self.write(start, pieces).await?;
+                let checksum = self.write(range.start, pieces).await?;
                 self.progress.arrived(chunk, checksum);
                 self.allocate().await;
             }
             claim.passed(chunk);
         }
-        match self.piece(&mut stream).await? {
-            None if pending.length() == 0 => Ok(()),
-            _ => Err(FillError::TooLong(all.length())),
-        }
-    }
-
-    /// Returns the next non-empty piece of a stream; `None` at its end.
-    async fn piece(
-        &self,
-        stream: &mut BoxStream<'static, Result<Bytes, String>>,
-    ) -> Result<Option<Bytes>, FillError> {
-        next_piece(stream, self.disk.plan.silence).await.map_err(|reason| self.source_failed(reason))
+        chunker.end().await.map_err(failed)
     }
 
     /// Writes a chunk and returns its CRC-32C.
@@ -371,21 +352,6 @@ impl Drop for Fill {
         self.progress.end();
         if !self.committed {
             self.disk.index().abandoned(&self.entry);
-        }
-    }
-}
-
-/// Returns the next non-empty piece of a stream; `None` at its end.
-pub(super) async fn next_piece(
-    stream: &mut BoxStream<'static, Result<Bytes, String>>,
-    silence: Duration,
-) -> Result<Option<Bytes>, String> {
-    loop {
-        let next = timeout(silence, stream.next()).await;
-        match next.map_err(|_| format!("no data for {} s", silence.as_secs()))? {
-            Some(Ok(piece)) if piece.is_empty() => {}
-            Some(piece) => return piece.map(Some),
-            None => return Ok(None),
         }
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{Cache, CachePlan, DiskPlan, Join, Reader, permit::TestPermit, reader::Broken};
+use crate::{Broken, Cache, CachePlan, DiskPlan, Join, Reader, permit::TestPermit};
 
 const MIB: u64 = 1 << 20;
 

@@ -14,13 +14,10 @@ use super::{
     Admission, CachePlan, NoRoom, Object, Usage,
     ids::{IdHash, NameId, VersionId},
     lru::ByteLru,
+    partial_objects::{PartialObject, PartialObjects},
     room::Short,
     store::StoreEntry,
 };
-
-use self::partial::PARTIAL_OBJECTS;
-
-pub(super) use self::partial::PartialObject;
 
 /// Maximum number of complete objects that are kept open, with one file descriptor each.
 const OPEN_OBJECTS: usize = 1024;
@@ -36,9 +33,7 @@ pub(super) struct Index {
     /// Objects that are being filled.
     filling: HashMap<VersionId, Arc<Object>>,
     /// Partial objects; each is in `lru`, too.
-    partial: caches::RawLRU<VersionId, PartialObject>,
-    /// Number of separate ranges of all partial objects.
-    fragments: usize,
+    partial: PartialObjects,
     /// Evicted objects whose files still exist; they cannot be filled until these are removed.
     removing: HashSet<VersionId>,
     /// Complete and partial objects that are open.
@@ -65,6 +60,36 @@ pub(super) enum CachedLocation {
     Partial(PartialObject),
 }
 
+/// An object that was taken out of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evicted {
+    /// A complete object. The caller removes its file, and then calls [`Index::removed`].
+    Complete(StoreEntry),
+    /// A partial object. Its file is removed once the last reference to it is dropped.
+    Partial {
+        /// Number of stored bytes.
+        stored: u64,
+    },
+}
+
+impl Evicted {
+    /// Returns the number of the object's bytes that were cached.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Complete(entry) => entry.size,
+            Self::Partial { stored } => *stored,
+        }
+    }
+
+    /// Returns the complete object, whose file must be removed.
+    pub(super) fn complete(&self) -> Option<&StoreEntry> {
+        match self {
+            Self::Complete(entry) => Some(entry),
+            Self::Partial { .. } => None,
+        }
+    }
+}
+
 impl Index {
     /// Creates an index of the objects in `found`, which are sorted from least to most recently used. Returns the
     /// objects that exceed the limits, too.
@@ -87,8 +112,7 @@ impl Index {
             lru: ByteLru::new(capacity, most, found.len()),
             newest: HashMap::with_capacity_and_hasher(found.len(), IdHash::default()),
             filling: HashMap::new(),
-            partial: caches::RawLRU::new(PARTIAL_OBJECTS + 1).map_err(|error| wrong(&error))?,
-            fragments: 0,
+            partial: PartialObjects::new()?,
             removing: HashSet::new(),
             open: caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| wrong(&error))?,
             suspects: HashSet::default(),
@@ -128,7 +152,7 @@ impl Index {
         }
         let (&(name, size), disk) = self.lru.touch(&version)?;
         let entry = StoreEntry { version, name, size, disk };
-        let partial = caches::Cache::get(&mut self.partial, &version).cloned();
+        let partial = self.partial.touch(&version).cloned();
         if let Some(object) = caches::Cache::get(&mut self.open, &version) {
             return Some(CachedLocation::AtHand(object.clone()));
         }
@@ -175,7 +199,7 @@ impl Index {
     }
 
     /// Reserves disk space for a new object. Returns the objects evicted for it; the caller removes their files.
-    pub(super) fn reserve(&mut self, entry: &StoreEntry) -> Result<Vec<StoreEntry>, NoRoom> {
+    pub(super) fn reserve(&mut self, entry: &StoreEntry) -> Result<Vec<Evicted>, NoRoom> {
         if self.removing.contains(&entry.version) {
             return Err(NoRoom::new("the object is being evicted"));
         }
@@ -205,7 +229,7 @@ impl Index {
     }
 
     /// Evicts the least recently used objects until `short` is free; the caller removes their files.
-    pub(super) fn evict(&mut self, short: Short) -> Vec<StoreEntry> {
+    pub(super) fn evict(&mut self, short: Short) -> Vec<Evicted> {
         let (mut evicted, mut freed) = (Vec::new(), 0);
         while freed < short.bytes || (evicted.len() as u64) < short.files {
             let Some(oldest) = self.lru.evict() else { break };
@@ -216,7 +240,7 @@ impl Index {
     }
 
     /// Evicts like [`Index::evict`], but nothing if all objects together would not suffice.
-    pub(super) fn evict_if_enough(&mut self, short: Short) -> Vec<StoreEntry> {
+    pub(super) fn evict_if_enough(&mut self, short: Short) -> Vec<Evicted> {
         let is_enough = self.lru.held() >= short.bytes && self.lru.len() as u64 >= short.files;
         if is_enough { self.evict(short) } else { Vec::new() }
     }
@@ -228,25 +252,24 @@ impl Index {
     }
 
     /// Evicts one complete or partial object; the caller removes its file.
-    pub(super) fn take(&mut self, version: VersionId) -> Option<StoreEntry> {
+    pub(super) fn take(&mut self, version: VersionId) -> Option<Evicted> {
         let (held, disk) = self.lru.remove(&version)?;
         Some(self.evicted((version, held, disk)))
     }
 
-    fn evicted(&mut self, (version, (name, size), disk): (VersionId, (NameId, u64), u64)) -> StoreEntry {
+    fn evicted(&mut self, (version, (name, size), disk): (VersionId, (NameId, u64), u64)) -> Evicted {
         match self.forget(&version, name) {
-            // Its file has another name, and is removed when the last reference is dropped.
-            Some(partial) => StoreEntry { version, name, size: partial.ranges.stored_bytes(), disk: 0 },
+            Some(partial) => Evicted::Partial { stored: partial.ranges.stored_bytes() },
             None => {
                 self.removing.insert(version);
-                StoreEntry { version, name, size, disk }
+                Evicted::Complete(StoreEntry { version, name, size, disk })
             }
         }
     }
 
     /// Records that the files of evicted objects were removed.
-    pub(super) fn removed(&mut self, entries: &[StoreEntry]) {
-        for entry in entries.iter().filter(|entry| !entry.was_partial()) {
+    pub(super) fn removed(&mut self, evicted: &[Evicted]) {
+        for entry in evicted.iter().filter_map(Evicted::complete) {
             self.removing.remove(&entry.version);
         }
     }
@@ -285,9 +308,14 @@ impl Index {
         if self.newest.get(&name) == Some(version) {
             self.newest.remove(&name);
         }
-        let partial = caches::Cache::remove(&mut self.partial, version)?;
-        self.fragments -= partial.fragments;
-        Some(partial)
+        self.partial.remove(version)
+    }
+
+    /// Removes a partial object.
+    pub(super) fn discard_partial(&mut self, version: VersionId) -> Option<PartialObject> {
+        self.partial.contains(&version).then_some(())?;
+        let ((name, _), _) = self.lru.remove(&version)?;
+        self.forget(&version, name)
     }
 
     /// Returns every complete and partial object, least recently used first.
@@ -297,7 +325,7 @@ impl Index {
 
     /// Returns the current usage.
     pub(super) fn usage(&self) -> Usage {
-        let partial = caches::Cache::len(&self.partial);
+        let partial = self.partial.len();
         Usage {
             objects: self.lru.len() - partial,
             partial,

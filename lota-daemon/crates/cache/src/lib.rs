@@ -3,6 +3,10 @@
 //! An overwritten object is another file, so no entry is ever invalidated: a version that the gateway no longer
 //! names is not read again and is evicted as least recently used.
 
+mod available;
+mod begin;
+mod cache;
+mod chunker;
 mod compare;
 mod config;
 mod disk;
@@ -12,14 +16,19 @@ mod fill;
 mod fscrypt;
 mod ids;
 mod index;
+mod leaders;
+mod lookup;
 mod lru;
 mod new_file;
+mod no_room;
 mod object;
 mod own_folder;
 mod partial;
+mod partial_objects;
 mod pending;
 mod permit;
 pub mod placement;
+mod plan;
 mod progress;
 mod range_fill;
 mod ranges;
@@ -27,429 +36,32 @@ mod reader;
 mod record;
 mod room;
 pub mod shares;
+mod status;
 mod store;
 mod upkeep;
 mod verify;
 mod warm;
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
-
-use futures_util::future::join_all;
-use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
-
+pub use available::Broken;
+pub use begin::Join;
+pub use cache::Cache;
 pub use compare::{Corrupt, compare, free, usage};
 pub use config::{CacheConfig, FillConfig};
 pub use evict::{Gone, Which};
 pub use file::{BodyFile, FileSlice, MAX_SLICE};
 pub use fill::{Fill, FillError, FillOptions, FillSource, SourceError};
 pub use fscrypt::{Encryption, can_encrypt};
+pub use leaders::Lead;
+pub use no_room::NoRoom;
 pub use object::Object;
 pub use own_folder::uninstall;
 pub use permit::ReadPermit;
+pub use plan::{Admission, CachePlan, DiskPlan};
 pub use range_fill::RangeFill;
-pub use reader::{Broken, Piece, Reader};
+pub use reader::{Piece, Reader};
 pub use room::objects_by_memory;
+pub use status::{DiskStatus, Usage};
 pub use store::{ListedObject, list};
-
-use self::{
-    disk::Disk,
-    ids::{NameId, VersionId},
-    progress::Progress,
-    store::StoreEntry,
-};
-use self::{
-    placement::{NodeName, Placement},
-    shares::Shares,
-};
-use lota_s3::{ByteRange, ObjectMeta, ObjectName, ObjectVersion, RangeRequest};
-
-/// This node's cache: one disk or several, each with its share of the objects.
-#[derive(Debug)]
-pub struct Cache {
-    disks: Vec<Arc<Disk>>,
-    /// Disks that failed at start.
-    failed: Vec<DiskPlan>,
-    /// Placement of objects on disks, by the same rule as their placement on nodes.
-    shares: Placement,
-    /// Single-flight: requests that ask the gateway about an unknown object, or about a range that a partial object lacks. Each
-    /// channel closes when its request is done.
-    leaders: Mutex<HashMap<LeadKey, watch::Receiver<()>>>,
-}
-
-/// Folder on a disk, and its capacity.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskPlan {
-    /// Folder, used by one daemon at a time.
-    pub folder: PathBuf,
-    /// Maximum disk space for objects, in bytes.
-    pub capacity: u64,
-}
-
-/// Limits and policies of the cache.
-#[derive(Clone, Copy, Debug)]
-pub struct CachePlan {
-    /// Free space to keep on each disk, in bytes.
-    pub min_free: u64,
-    /// High watermark, in percent of the capacity: above it, eviction starts.
-    pub high: u8,
-    /// Low watermark, in percent of the capacity: eviction stops there.
-    pub low: u8,
-    /// Admission policy of a full cache.
-    pub admission: Admission,
-    /// Encryption of cached objects.
-    pub encryption: Encryption,
-    /// Rate of background verification against checksums, in bytes per second and disk. 0 turns it off.
-    pub scrub: u64,
-    /// Whether ranges are kept of objects that cannot be fetched as a whole.
-    pub partial: bool,
-    /// Maximum number of objects and fills. Each needs memory and a file, whatever its size.
-    pub objects: usize,
-    /// Maximum number of concurrent fills.
-    pub fills: usize,
-    /// Maximum number of concurrent range requests per fill.
-    pub requests: usize,
-    /// Size of each range request, in bytes.
-    pub part: u64,
-    /// Largest object that is verified against its ETag, where the ETag is an MD5 hash, in bytes.
-    pub md5_max_size: u64,
-    /// Timeout for a source that stops in the middle of a body.
-    pub silence: Duration,
-}
-
-impl CachePlan {
-    /// Default values.
-    pub const DEFAULT: Self = Self {
-        min_free: 1 << 30,
-        high: 98,
-        low: 95,
-        admission: Admission::All,
-        encryption: Encryption::Auto,
-        scrub: 16 << 20,
-        partial: true,
-        objects: usize::MAX,
-        fills: 128,
-        requests: 4,
-        part: 8 << 20,
-        md5_max_size: 64 << 20,
-        silence: Duration::from_secs(300),
-    };
-}
-
-/// Admission policy: the objects that a full cache accepts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Admission {
-    /// Every object; the least recently used objects are evicted.
-    #[default]
-    All,
-    /// Objects that are read more often than those they would replace, so that one scan does not flush the cache.
-    Frequent,
-}
-
-/// Result of starting or joining a fill.
-#[derive(Debug)]
-pub enum Join {
-    /// The caller fetches the bytes.
-    Lead(Fill),
-    /// The object is cached, or another fill is fetching it.
-    Follow(Arc<Object>),
-}
-
-/// The reason why an object cannot be stored: too large, too many fills, too little disk, or a disk that fails.
-#[derive(Debug)]
-pub struct NoRoom {
-    /// Description of the reason.
-    pub why: String,
-    /// Value of the label `reason` in metrics.
-    pub reason: &'static str,
-}
-
-impl NoRoom {
-    fn new(why: impl Into<String>) -> Self {
-        Self { why: why.into(), reason: "no-room" }
-    }
-
-    fn fragments() -> Self {
-        Self { reason: "fragments", ..Self::new("the partial object has too many separate ranges") }
-    }
-}
-
-/// An object, and the range of it that a request asks for if the object is partial.
-type LeadKey = (NameId, Option<RangeRequest>);
-
-/// Held by the single request that asks the gateway about an object, or a range, unknown to this node, until other
-/// requests can find the response in the cache.
-#[derive(Debug)]
-pub struct Lead {
-    cache: Arc<Cache>,
-    key: LeadKey,
-    _waiting: watch::Sender<()>,
-}
-
-/// Contents of the cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Complete objects.
-    pub objects: usize,
-    /// Partial objects.
-    #[serde(default)]
-    pub partial: usize,
-    /// Disk space that all of them use or that fills have reserved, in bytes.
-    pub bytes: u64,
-    /// Fills in progress.
-    pub fills: usize,
-}
-
-/// Status of a cache disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskStatus {
-    /// Cache folder.
-    pub folder: PathBuf,
-    /// Maximum disk space for objects, in bytes.
-    pub capacity: u64,
-    /// Contents of the disk.
-    pub usage: Usage,
-    /// Whether its objects are encrypted.
-    pub encrypted: bool,
-    /// Whether the disk works.
-    pub works: bool,
-    /// Objects evicted since the daemon started.
-    pub evictions: u64,
-    /// Objects that failed checksum verification since then.
-    pub corrupt: u64,
-    /// Bytes verified against checksums since then.
-    pub verified: u64,
-}
-
-impl Cache {
-    /// Opens the cache on these disks, removes partial files of a crashed daemon, and indexes complete objects.
-    /// `locks` are the locks of the previous daemon, if it has handed over.
-    ///
-    /// # Errors
-    /// If a folder cannot be used, or another daemon uses it that has not handed over its lock.
-    pub fn open(disks: &[DiskPlan], plan: &CachePlan, locks: &[File]) -> io::Result<Self> {
-        let lanes = Shares::new(plan.fills as u64);
-        // The limit is divided among the disks.
-        let plan = CachePlan { fills: plan.fills.div_ceil(disks.len().max(1)), ..*plan };
-        let all: u128 = disks.iter().map(|disk| u128::from(disk.capacity)).sum();
-        let (mut opened, mut failed) = (Vec::new(), Vec::new());
-        for disk in disks {
-            let share = plan.objects as u128 * u128::from(disk.capacity) / all.max(1);
-            let plan = CachePlan { objects: usize::try_from(share).unwrap_or(usize::MAX).max(1), ..plan };
-            match Disk::open(disk, &plan, &lanes, locks) {
-                Ok(disk) => opened.push(Arc::new(disk)),
-                // Handled like a disk that fails later: the others serve, if there is any.
-                Err(error) if disk::is_broken(&error) && failed.len() + 1 < disks.len() => {
-                    tracing::error!(folder = %disk.folder.display(), %error, "disk failed; continuing without it");
-                    failed.push(disk.clone());
-                }
-                Err(error) => {
-                    let what = format!("the cache in {}: {error}", disk.folder.display());
-                    return Err(io::Error::new(error.kind(), what));
-                }
-            }
-        }
-        let shares =
-            disks.iter().map(|disk| (NodeName(disk.folder.to_string_lossy().into_owned()), disk.capacity));
-        Ok(Self { shares: Placement::new(shares), disks: opened, failed, leaders: Mutex::default() })
-    }
-
-    /// Returns the disk for an object: the first working one in placement order.
-    fn disk(&self, name: &ObjectName) -> Option<&Arc<Disk>> {
-        if let [only] = &*self.disks {
-            return Some(only).filter(|disk| !disk.has_failed());
-        }
-        let in_order = self.shares.first(name, usize::MAX).into_iter();
-        in_order
-            .filter_map(|folder| self.disks.iter().find(|disk| disk.path() == Path::new(&folder.0)))
-            .find(|disk| !disk.has_failed())
-    }
-
-    /// Returns the version of an object that the gateway named last, if it is cached or being filled.
-    pub async fn find(&self, name: &ObjectName) -> Option<Arc<Object>> {
-        self.disk(name)?.find(NameId::of(name)).await
-    }
-
-    /// Returns a version that the gateway has just named, if it is cached or being filled.
-    pub async fn get(&self, version: &ObjectVersion) -> Option<Arc<Object>> {
-        let (disk, id) = (self.disk(&version.name)?, VersionId::of(version));
-        let object = disk.get(id).await?;
-        disk.named(NameId::of(&version.name), id);
-        Some(object)
-    }
-
-    /// Merges the gateway's newer description into a cached object: in memory, and on disk if the object is complete.
-    pub fn learn(&self, object: &Object, later: &ObjectMeta) {
-        if !object.learn(later) {
-            return;
-        }
-        let (meta, name) = (object.meta(), &later.version.name);
-        if !object.is_complete() {
-            if let Some(disk) = self.disk(name) {
-                disk.index().keep_partial_meta(VersionId::of(&meta.version), &meta);
-            }
-            return;
-        }
-        if let Some(disk) = self.disk(name).filter(|_| meta.is_settled()) {
-            disk.keep_meta(VersionId::of(&meta.version), meta);
-        }
-    }
-
-    /// Counts a read of an object for admission by frequency.
-    pub fn count_read(&self, name: &ObjectName) {
-        if let Some(disk) = self.disk(name)
-            && disk.plan.admission == Admission::Frequent
-        {
-            disk.index().count_read(NameId::of(name));
-        }
-    }
-
-    /// Single-flight for objects unknown to this node, or for one range of a partial object. Makes the caller the leader,
-    /// which asks the gateway; if there is a leader, waits until it is done and returns `None`.
-    pub async fn lead(self: &Arc<Self>, name: &ObjectName, range: Option<RangeRequest>) -> Option<Lead> {
-        let key = (NameId::of(name), range);
-        let mut asking = {
-            let mut leaders = self.leaders.lock();
-            match leaders.get(&key) {
-                Some(asking) => asking.clone(),
-                None => {
-                    let (waiting, asking) = watch::channel(());
-                    leaders.insert(key, asking);
-                    return Some(Lead { cache: self.clone(), key, _waiting: waiting });
-                }
-            }
-        };
-        // Nothing is ever sent: the channel closes.
-        let _ = asking.changed().await;
-        None
-    }
-
-    /// Starts a fill for a pod and evicts objects to make room for it, or joins the running fill of this version.
-    ///
-    /// # Errors
-    /// [`NoRoom`]: the object cannot be cached; the caller relays it.
-    pub async fn begin_fill(&self, meta: &ObjectMeta, pod: IpAddr) -> Result<Join, NoRoom> {
-        let (disk, entry) = self.new_entry(meta)?;
-        let meta = meta.clone();
-        // In a task of its own: its reservation must be released even if the client disconnects.
-        let begun = tokio::spawn(async move { disk.begin_or_join(entry, meta, pod).await });
-        begun.await.unwrap_or_else(|error| Err(NoRoom::new(error.to_string())))
-    }
-
-    /// Returns whether ranges are kept of objects that cannot be fetched as a whole.
-    #[must_use]
-    pub fn keeps_ranges(&self) -> bool {
-        self.disks.iter().any(|disk| disk.plan.partial)
-    }
-
-    /// Prepares to store a range of an object from the response to a pod's request that brings it.
-    ///
-    /// # Errors
-    /// [`NoRoom`]: the range cannot be cached; the caller relays the response.
-    pub async fn keep_range(
-        &self,
-        meta: &ObjectMeta,
-        range: ByteRange,
-        pod: IpAddr,
-    ) -> Result<RangeFill, NoRoom> {
-        let (disk, entry) = self.new_entry(meta)?;
-        let meta = meta.clone();
-        // In a task of its own: its reservation must be released even if the client disconnects.
-        let begun = tokio::spawn(async move { disk.keep_range(entry, meta, range, pod).await });
-        begun.await.unwrap_or_else(|error| Err(NoRoom::new(error.to_string())))
-    }
-
-    /// Returns the disk for an object that the gateway has described, and its entry there.
-    fn new_entry(&self, meta: &ObjectMeta) -> Result<(Arc<Disk>, StoreEntry), NoRoom> {
-        let (version, size) = (&meta.version, meta.size);
-        let disk = self.disk(&version.name).cloned().ok_or_else(|| NoRoom::new("no disk works"))?;
-        let name = NameId::of(&version.name);
-        Ok((disk, StoreEntry { version: VersionId::of(version), name, size, disk: room::estimate(size) }))
-    }
-
-    /// Runs background work on the disks for as long as it is polled: eviction to the low watermark, and verification
-    /// of stored objects against their checksums.
-    pub async fn keep(&self) {
-        join_all(self.disks.iter().map(|disk| upkeep::keep(disk.clone()))).await;
-    }
-
-    /// Leaves the folders to another daemon, or takes them back. After the handover, this daemon still reads cached
-    /// objects, and running fills still serve their readers, but it changes nothing in the folders.
-    pub fn set_handed_over(&self, handed_over: bool) {
-        self.disks.iter().for_each(|disk| disk.set_handed_over(handed_over));
-    }
-
-    /// Marks a clean shutdown, so that the next daemon trusts the cached objects.
-    pub fn close(&self) {
-        self.disks.iter().for_each(|disk| disk.close());
-    }
-
-    /// Returns the locks by which this process owns the folders, for the handover.
-    ///
-    /// # Errors
-    /// If no file descriptors are left, or the locks were released.
-    pub fn locks(&self) -> io::Result<Vec<File>> {
-        self.disks.iter().map(|disk| disk.lock()).collect()
-    }
-
-    /// Releases the locks on the folders, which the new daemon holds.
-    pub fn release_locks(&self) {
-        self.disks.iter().for_each(|disk| disk.release_lock());
-    }
-
-    /// Returns the current contents of the cache.
-    pub fn usage(&self) -> Usage {
-        self.disks.iter().filter(|disk| !disk.has_failed()).fold(Usage::default(), |all, disk| {
-            let Usage { objects, partial, bytes, fills } = disk.usage();
-            Usage {
-                objects: all.objects + objects,
-                partial: all.partial + partial,
-                bytes: all.bytes + bytes,
-                fills: all.fills + fills,
-            }
-        })
-    }
-
-    /// Returns the status of each disk.
-    pub fn disks(&self) -> impl Iterator<Item = DiskStatus> {
-        let failed = self.failed.iter().map(|disk| DiskStatus {
-            folder: disk.folder.clone(),
-            capacity: disk.capacity,
-            usage: Usage::default(),
-            encrypted: false,
-            works: false,
-            evictions: 0,
-            corrupt: 0,
-            verified: 0,
-        });
-        failed.chain(self.disks.iter().map(|disk| DiskStatus {
-            folder: disk.folder.clone(),
-            capacity: disk.capacity,
-            usage: disk.usage(),
-            encrypted: disk.encrypted,
-            works: !disk.has_failed(),
-            evictions: disk.evictions.load(Ordering::Relaxed),
-            corrupt: disk.corrupt.load(Ordering::Relaxed),
-            verified: disk.verified.load(Ordering::Relaxed),
-        }))
-    }
-}
-
-impl Drop for Lead {
-    fn drop(&mut self) {
-        self.cache.leaders.lock().remove(&self.key);
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -6,9 +6,10 @@ use lota_s3::{ByteRange, ObjectMeta, RangeRequest};
 use parking_lot::RwLock;
 
 use super::{
-    progress::{Here, Progress},
+    available::{Broken, Here},
+    file::FIRST_SLICE,
+    progress::Progress,
     ranges::Ranges,
-    reader::{Broken, FIRST},
 };
 use crate::BodyFile;
 
@@ -143,7 +144,7 @@ impl Object {
         if self.has(range)
             && let Some(ByteRange { start, end }) = self.resolve(range)
         {
-            self.file.read_ahead(start, (end - start).min(FIRST as u64));
+            self.file.read_ahead(start, (end - start).min(FIRST_SLICE as u64));
         }
     }
 

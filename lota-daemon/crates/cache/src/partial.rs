@@ -7,17 +7,13 @@
 use std::{io, net::IpAddr, sync::Arc};
 
 use lota_s3::{ByteRange, ObjectMeta};
-use nix::errno::Errno;
 
 use super::{
     NoRoom, Object,
     disk::Disk,
-    ids::VersionId,
-    index::PartialObject,
-    new_file::NewFile,
+    partial_objects::PartialObject,
     range_fill::{Arrival, RangeFill},
-    ranges::{ArrivalId, Ranges},
-    room,
+    ranges::Ranges,
     store::StoreEntry,
 };
 
@@ -64,9 +60,9 @@ impl Disk {
         if object.meta().size != entry.size {
             return Err(NoRoom::new("the gateway states another size for the same version"));
         }
-        let (id, evicted) = self.index().grow_partial(&entry, &ranges, range)?;
-        self.remove_meanwhile(evicted);
-        let arrival = self.arrival(entry.version, ranges, id);
+        let arrival = Arrival::begin(self, entry.version, &ranges, range)?;
+        let grown = self.index().grow_partial(&entry, &ranges);
+        self.remove_meanwhile(grown?);
         Ok((object, arrival))
     }
 
@@ -78,11 +74,11 @@ impl Disk {
         range: ByteRange,
     ) -> Result<Option<(Arc<Object>, Arrival)>, NoRoom> {
         let ranges = Arc::new(Ranges::new(entry.size));
-        let id = ranges.begin(range).ok_or_else(NoRoom::fragments)?;
+        let arrival = Arrival::begin(self, entry.version, &ranges, range)?;
         let reserved = StoreEntry { disk: ranges.disk(), ..entry };
         let evicted = self.index().reserve(&reserved)?;
         // The range's disk space is reserved already.
-        let file = self.file_for(StoreEntry { disk: 0, ..entry }, evicted).await.map_err(|error| {
+        let file = self.file_for(entry.size, 0, evicted).await.map_err(|error| {
             self.index().release(reserved.disk);
             self.notice(&error);
             NoRoom::new(format!("cannot create a file: {error}"))
@@ -92,53 +88,7 @@ impl Disk {
         let registered = self.index().register_partial(&reserved, partial, &object);
         let Some(evicted) = registered else { return Ok(None) };
         self.remove_meanwhile(evicted);
-        Ok(Some((object, self.arrival(entry.version, ranges, id))))
-    }
-
-    fn arrival(self: &Arc<Self>, version: VersionId, ranges: Arc<Ranges>, id: ArrivalId) -> Arrival {
-        Arrival { disk: self.clone(), version, ranges, id }
-    }
-
-    /// Opens the file of a partial object.
-    pub(super) async fn open_partial(
-        self: &Arc<Self>,
-        version: VersionId,
-        PartialObject { meta, ranges, file, .. }: PartialObject,
-    ) -> Option<Arc<Object>> {
-        let opened = tokio::task::spawn_blocking(move || file.open()).await;
-        match opened.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(file) => {
-                let object = Arc::new(Object::partial(ObjectMeta::clone(&meta), file, ranges.clone()));
-                Some(self.index().opened_partial(version, &ranges, object))
-            }
-            Err(error) => {
-                tracing::warn!(file = %version, %error, "cannot open a partial object");
-                let code = error.raw_os_error().map(Errno::from_raw);
-                if !matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) {
-                    self.index().discard_partial_of(version, &ranges);
-                }
-                self.notice(&error);
-                None
-            }
-        }
-    }
-
-    /// Turns a partial object of which all bytes are stored into a fill that must only be committed. Returns `None` if it
-    /// was evicted, does not fit, or another request does this.
-    pub(super) fn promote(
-        self: &Arc<Self>,
-        entry: StoreEntry,
-        ranges: &Arc<Ranges>,
-        object: &Arc<Object>,
-    ) -> Option<(StoreEntry, NewFile)> {
-        let entry = StoreEntry { disk: room::estimate(entry.size), ..entry };
-        let promoted = self.index().promote(&entry, ranges, object);
-        let Some((partial, evicted)) = promoted else {
-            tracing::debug!(file = %entry.version, "not completing a partial object");
-            return None;
-        };
-        self.remove_meanwhile(evicted);
-        Some((entry, self.store.kept(object.file().clone(), &partial.file, entry.size)))
+        Ok(Some((object, arrival)))
     }
 }
 

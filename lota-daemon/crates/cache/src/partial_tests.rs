@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -6,14 +6,13 @@ use proptest::prelude::*;
 use tokio::sync::mpsc;
 
 use crate::{
-    Broken, Cache, CachePlan, FillError, NoRoom, ObjectMeta, RangeFill,
+    Broken, Cache, CachePlan, FillError, NoRoom, RangeFill,
     tests::{
         MIB, PLAN, POD, Pieces, TempDir, arrive, at, content, files_in, lead, meta, object, open, open_as,
         pieces, put, read,
     },
 };
-use lota_s3::{ByteRange, RangeRequest};
-use std::sync::Arc;
+use lota_s3::{ByteRange, ObjectMeta, RangeRequest};
 
 const SIZE: u64 = 3 * MIB + 12_345;
 

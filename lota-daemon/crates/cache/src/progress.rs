@@ -10,22 +10,17 @@ use lota_s3::ByteRange;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use super::{pending::Pending, reader::Broken, record::CHUNK};
+use super::{
+    available::{Broken, Here},
+    pending::Pending,
+    record::CHUNK,
+};
 
 /// Maximum number of stored chunks that are reported to a reader at once.
 const MAX_AT_ONCE: usize = 64;
 
 /// Number of a chunk in its object, from 0.
 pub(super) type Index = usize;
-
-/// Bytes of an object that are available from a position on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Here {
-    /// In the file, up to this offset.
-    File(u64),
-    /// Received, but not in the file yet.
-    Memory(Bytes),
-}
 
 #[derive(Debug)]
 pub(super) struct Progress {

@@ -7,17 +7,18 @@ use futures_util::stream::BoxStream;
 use lota_s3::ByteRange;
 
 use super::{
-    FillError, Object,
+    FillError, NoRoom, Object,
+    chunker::{ChunkError, Chunker},
     disk::Disk,
-    fill::{Fill, next_piece},
+    fill::Fill,
     ids::VersionId,
-    new_file::Allocation,
-    pending::Pending,
+    new_file::{Allocation, NewFile},
     ranges::{ArrivalId, Ranges},
     record::CHUNK,
+    room,
+    shares::Share,
     store::StoreEntry,
 };
-use crate::shares::Share;
 
 /// One response that brings a range of a partial object. If it is dropped before its end, the bytes that it has brought
 /// stay stored, and readers of the others fail.
@@ -36,10 +37,26 @@ pub struct RangeFill {
 /// An announced response. When it is dropped, bytes that have not arrived no longer count.
 #[derive(Debug)]
 pub(super) struct Arrival {
-    pub(super) disk: Arc<Disk>,
-    pub(super) version: VersionId,
-    pub(super) ranges: Arc<Ranges>,
-    pub(super) id: ArrivalId,
+    disk: Arc<Disk>,
+    version: VersionId,
+    ranges: Arc<Ranges>,
+    id: ArrivalId,
+}
+
+impl Arrival {
+    /// Announces a response that brings this range.
+    ///
+    /// # Errors
+    /// If the object would have too many separate ranges.
+    pub(super) fn begin(
+        disk: &Arc<Disk>,
+        version: VersionId,
+        ranges: &Arc<Ranges>,
+        range: ByteRange,
+    ) -> Result<Self, NoRoom> {
+        let id = ranges.begin(range).ok_or_else(NoRoom::fragments)?;
+        Ok(Self { disk: disk.clone(), version, ranges: ranges.clone(), id })
+    }
 }
 
 impl Drop for Arrival {
@@ -68,14 +85,12 @@ impl RangeFill {
     /// received, too.
     ///
     /// Errors are those of a fill; bytes that were stored before stay stored, unless the completed object is corrupt.
-    pub async fn run(
-        self,
-        mut body: BoxStream<'static, Result<Bytes, String>>,
-    ) -> (u64, Result<(), FillError>) {
-        let mut received = 0;
-        let stored = self.store(&mut body, &mut received).await;
+    pub async fn run(self, body: BoxStream<'static, Result<Bytes, String>>) -> (u64, Result<(), FillError>) {
+        let mut chunker = Chunker::new(body, self.range.length(), self.disk.plan.silence);
+        let stored = self.store(&mut chunker).await;
+        let received = chunker.received();
         // The connection can be used again while the object is completed.
-        drop(body);
+        drop(chunker);
         let committed = self.complete().await;
         (received, stored.and(committed))
     }
@@ -86,7 +101,7 @@ impl RangeFill {
         let ranges = arrival.ranges.clone();
         drop(arrival);
         if ranges.is_whole()
-            && let Some((entry, part)) = disk.promote(entry, &ranges, &object)
+            && let Some((entry, part)) = promote(&disk, entry, &ranges, &object)
         {
             let fill = (disk, (entry, pod), object);
             Fill::of_stored(fill, (part, share)).await?.commit().await?;
@@ -94,38 +109,26 @@ impl RangeFill {
         Ok(())
     }
 
-    async fn store(
-        &self,
-        body: &mut BoxStream<'static, Result<Bytes, String>>,
-        received: &mut u64,
-    ) -> Result<(), FillError> {
+    /// Stores the range from a response body, in pieces that end where chunks do.
+    async fn store(&self, chunker: &mut Chunker) -> Result<(), FillError> {
         let (ranges, id) = (&self.arrival.ranges, self.arrival.id);
         let ByteRange { start, end } = self.range;
-        let silence = self.disk.plan.silence;
-        let (mut position, mut pending) = (start, Pending::default());
+        let mut position = start;
         while position < end {
             let chunk_end = (position - position % u64::from(CHUNK) + u64::from(CHUNK)).min(end);
-            let length = index(chunk_end - position);
-            while pending.length() < length {
-                let piece = next_piece(body, silence).await;
-                let piece =
-                    piece.and_then(|piece| piece.ok_or_else(|| "the response ended early".to_owned()));
-                let piece = piece.map_err(|reason| self.source_failed(*received, reason))?;
-                *received += piece.len() as u64;
+            let early = |_, piece| {
                 // A reader may be waiting for the first bytes of the response.
                 if position == start {
-                    ranges.received(id, piece.slice(..piece.len().min(length - pending.length())));
+                    ranges.received(id, piece);
                 }
-                pending.push(piece);
-            }
-            self.write(position, chunk_end, pending.take(length)).await?;
+            };
+            let next = chunker.next(chunk_end - position, early).await;
+            let pieces = next.map_err(|error| self.failed(chunker, error))?;
+            self.write(position, chunk_end, pieces).await?;
             position = chunk_end;
         }
-        match next_piece(body, silence).await {
-            Ok(None) if pending.length() == 0 => Ok(()),
-            Ok(_) => Err(FillError::TooLong(self.range.length())),
-            Err(reason) => Err(self.source_failed(*received, reason)),
-        }
+        let end = chunker.end().await;
+        end.map_err(|error| self.failed(chunker, error))
     }
 
     /// Writes the bytes of `start..end` that are not stored yet.
@@ -152,9 +155,31 @@ impl RangeFill {
         written.inspect_err(|error| self.disk.notice(error))
     }
 
-    fn source_failed(&self, after: u64, reason: String) -> FillError {
-        FillError::SourceFailed { after, size: self.range.length(), reason }
+    fn failed(&self, chunker: &Chunker, error: ChunkError) -> FillError {
+        let size = self.range.length();
+        match error {
+            ChunkError::Source(reason) => FillError::SourceFailed { after: chunker.received(), size, reason },
+            ChunkError::TooLong => FillError::TooLong(size),
+        }
     }
+}
+
+/// Turns a partial object of which all bytes are stored into a fill that must only be committed. Returns `None` if it
+/// was evicted, does not fit, or another request does this.
+fn promote(
+    disk: &Arc<Disk>,
+    entry: StoreEntry,
+    ranges: &Arc<Ranges>,
+    object: &Arc<Object>,
+) -> Option<(StoreEntry, NewFile)> {
+    let entry = StoreEntry { disk: room::estimate(entry.size), ..entry };
+    let promoted = disk.index().promote(&entry, ranges, object);
+    let Some((partial, evicted)) = promoted else {
+        tracing::debug!(file = %entry.version, "not completing a partial object");
+        return None;
+    };
+    disk.remove_meanwhile(evicted);
+    Some((entry, disk.store.kept(object.file().clone(), &partial.file, entry.size)))
 }
 
 /// Converts a distance within a piece or a chunk.

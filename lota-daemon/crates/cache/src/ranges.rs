@@ -8,7 +8,11 @@ use parking_lot::{Mutex, MutexGuard};
 use rangemap::RangeSet;
 use tokio::sync::Notify;
 
-use super::{pending::Pending, progress::Here, reader::Broken, room};
+use super::{
+    available::{Broken, Here},
+    pending::Pending,
+    room,
+};
 
 /// Maximum number of separate ranges in one partial object. Each takes about 32 bytes of memory.
 pub(super) const MAX_FRAGMENTS: usize = 1024;
@@ -35,6 +39,8 @@ struct RangesState {
     /// Responses in progress.
     arriving: HashMap<ArrivalId, ArrivingRange>,
     next_id: u64,
+    /// Disk space of the stored and arriving bytes, in bytes.
+    disk: u64,
 }
 
 /// Identifies one response in progress.
@@ -51,7 +57,9 @@ struct ArrivingRange {
 
 impl Ranges {
     pub(super) fn new(size: u64) -> Self {
-        Self { size, state: Mutex::default(), writing: Mutex::default(), grown: Notify::new() }
+        let mut state = RangesState::default();
+        state.count_disk();
+        Self { size, state: Mutex::new(state), writing: Mutex::default(), grown: Notify::new() }
     }
 
     /// Records that a response begins to bring this range. Returns `None` if the object would have too many separate
@@ -66,6 +74,7 @@ impl Ranges {
         let id = ArrivalId(state.next_id);
         state.next_id += 1;
         state.arriving.insert(id, ArrivingRange { left: range.start..range.end, early: Pending::default() });
+        state.count_disk();
         Some(id)
     }
 
@@ -107,7 +116,10 @@ impl Ranges {
 
     /// Records that a response has ended. Readers of bytes that it did not bring fail.
     pub(super) fn end(&self, id: ArrivalId) {
-        self.state().arriving.remove(&id);
+        let mut state = self.state();
+        state.arriving.remove(&id);
+        state.count_disk();
+        drop(state);
         self.grown.notify_waiters();
     }
 
@@ -163,12 +175,7 @@ impl Ranges {
 
     /// Returns the disk space of the stored and arriving bytes, in bytes.
     pub(super) fn disk(&self) -> u64 {
-        let state = self.state();
-        let mut all = state.stored.clone();
-        all.extend(
-            state.arriving.values().map(|arrival| arrival.left.clone()).filter(|left| !left.is_empty()),
-        );
-        room::of_ranges(all.iter().cloned())
+        self.state().disk
     }
 
     fn state(&self) -> MutexGuard<'_, RangesState> {
@@ -177,6 +184,15 @@ impl Ranges {
 }
 
 impl RangesState {
+    /// Counts the disk space. It changes only when a response begins or ends: bytes that are written were counted when they
+    /// were announced.
+    fn count_disk(&mut self) {
+        let mut all = self.stored.clone();
+        let arriving = self.arriving.values().map(|arrival| arrival.left.clone());
+        all.extend(arriving.filter(|left| !left.is_empty()));
+        self.disk = room::of_ranges(all.iter().cloned());
+    }
+
     fn look(&self, position: u64) -> Result<Option<Here>, Broken> {
         if let Some(stored) = self.stored.get(&position) {
             return Ok(Some(Here::File(stored.end)));

@@ -4,19 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lota_s3::ByteRange;
-use thiserror::Error;
 
-use super::{Object, progress::Here};
-use crate::{FileSlice, MAX_SLICE, ReadPermit};
-
-/// Maximum size of a reader's first piece, in bytes. It is small because it may have to be read from disk before
-/// any of it is sent.
-pub(super) const FIRST: usize = 1 << 20;
-
-/// The fill that a reader followed has failed.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("the fill of this object failed")]
-pub struct Broken;
+use super::{
+    available::{Broken, Here},
+    file::FIRST_SLICE,
+};
+use crate::{FileSlice, MAX_SLICE, Object, ReadPermit};
 
 /// Reads a range of an object and waits for bytes that are still being filled.
 #[derive(Debug)]
@@ -37,7 +30,7 @@ impl Reader {
             return None;
         }
         let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: object.meta().size });
-        Some(Self { object, position: start, end, most: FIRST })
+        Some(Self { object, position: start, end, most: FIRST_SLICE })
     }
 
     /// Waits until the next byte is available, or returns at once at the end.

@@ -1,6 +1,12 @@
 //! Tests of files on disk: recovery, verification, limits.
 
-use std::os::unix::fs::FileExt as _;
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use lota_s3::{ByteRange, Learned};
 

@@ -182,15 +182,15 @@ impl Store {
         Ok(allocation)
     }
 
-    /// Creates a file for a fill and reserves disk space for the whole object.
+    /// Creates a file for `size` bytes of an object, and reserves `disk` bytes of disk space for them.
     ///
     /// # Errors
     /// The errors of [`Store::reserve`].
-    pub(super) fn create(&self, entry: &StoreEntry) -> io::Result<NewFile> {
-        let allocation = self.reserve(entry.disk)?;
+    pub(super) fn create(&self, size: u64, disk: u64) -> io::Result<NewFile> {
+        let allocation = self.reserve(disk)?;
         let made = self.blanks().pop();
         let blank = made.map_or_else(|| Blank::create(&self.folder.join(NEW)), Ok)?;
-        Ok(NewFile::new(blank, allocation, entry.size))
+        Ok(NewFile::new(blank, allocation, size))
     }
 
     /// Keeps the file of a fill for a partial object.
@@ -273,9 +273,7 @@ impl Store {
 
     /// Removes an object's file.
     pub(super) fn remove(&self, entry: &StoreEntry) {
-        if !entry.was_partial() {
-            remove(&self.path(entry));
-        }
+        remove(&self.path(entry));
     }
 
     /// Returns every complete object, least recently used first as far as known, and removes all other files.
@@ -412,11 +410,6 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 impl StoreEntry {
-    /// Returns whether this describes an evicted partial object, whose file has another name.
-    pub(super) fn was_partial(&self) -> bool {
-        self.disk == 0
-    }
-
     fn of_name(name: &str) -> Option<Self> {
         let mut fields = name.strip_suffix(".object")?.split('-');
         let version = VersionId::from_hex(fields.next()?)?;

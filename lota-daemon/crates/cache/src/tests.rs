@@ -1,4 +1,11 @@
-use std::{fs, os::unix::fs::FileExt as _};
+use std::{
+    fs::{self, File},
+    net::IpAddr,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{
@@ -9,7 +16,7 @@ use hyper::HeaderMap;
 pub(super) use tempfile::TempDir;
 
 use super::{permit::TestPermit, *};
-use lota_s3::{ByteRange, Learned, Validator};
+use lota_s3::{ByteRange, Learned, ObjectMeta, ObjectName, ObjectVersion, Validator};
 
 pub(super) const MIB: u64 = 1 << 20;
 /// Disk space of an object of 1 MiB; its record uses another block.

@@ -9,7 +9,7 @@ use std::{
 use nix::errno::Errno;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::{disk::Disk, index::percent, store::StoreEntry, verify};
+use super::{disk::Disk, index::percent, progress::Progress, store::StoreEntry, verify};
 
 /// Interval of the checks for free space.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -79,7 +79,7 @@ pub(super) async fn scrub_one(disk: &Arc<Disk>, entry: StoreEntry, rate: u64) {
     let Ok(loaded) = tokio::task::spawn_blocking(move || task.store.load(&entry)).await else { return };
     let checked = match loaded {
         Ok((record, file)) => {
-            let (file, progress) = (Arc::new(file), super::Progress::new(entry.size));
+            let (file, progress) = (Arc::new(file), Progress::new(entry.size));
             let mut checked = Ok(());
             for (chunk, expected) in record.checksums.into_iter().enumerate() {
                 let (file, range) = (file.clone(), progress.bytes(chunk..chunk + 1));

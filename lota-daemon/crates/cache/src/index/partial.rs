@@ -1,39 +1,13 @@
-//! The partial objects in the index.
+//! Changes to the partial objects in the index.
 
 use std::sync::Arc;
 
-use lota_s3::{ByteRange, ObjectMeta};
+use lota_s3::ObjectMeta;
 
-use super::Index;
+use super::{Evicted, Index};
 use crate::{
-    NoRoom, Object,
-    ids::VersionId,
-    new_file::KeptFile,
-    ranges::{ArrivalId, Ranges},
-    store::StoreEntry,
+    NoRoom, Object, ids::VersionId, partial_objects::PartialObject, ranges::Ranges, store::StoreEntry,
 };
-
-/// Maximum number of partial objects on a disk. Each takes about two kilobytes of memory.
-pub(super) const PARTIAL_OBJECTS: usize = 16 << 10;
-/// Maximum number of separate ranges of all partial objects on a disk. Each takes about 32 bytes of memory.
-const FRAGMENTS: usize = 256 << 10;
-
-/// A partial object, without its open file.
-#[derive(Clone, Debug)]
-pub(crate) struct PartialObject {
-    /// The description that the gateway gave last.
-    pub(crate) meta: Arc<ObjectMeta>,
-    pub(crate) ranges: Arc<Ranges>,
-    pub(crate) file: Arc<KeptFile>,
-    /// Number of separate ranges that the index has counted.
-    pub(super) fragments: usize,
-}
-
-impl PartialObject {
-    pub(crate) fn new(meta: Arc<ObjectMeta>, ranges: Arc<Ranges>, file: KeptFile) -> Self {
-        Self { meta, ranges, file: Arc::new(file), fragments: 0 }
-    }
-}
 
 impl Index {
     /// Registers a partial object, whose disk space is reserved. Returns the partial objects evicted because there are too
@@ -43,7 +17,7 @@ impl Index {
         entry: &StoreEntry,
         partial: PartialObject,
         object: &Arc<Object>,
-    ) -> Option<Vec<StoreEntry>> {
+    ) -> Option<Vec<Evicted>> {
         if self.filling.contains_key(&entry.version) || self.lru.contains(&entry.version) {
             self.lru.release(entry.disk);
             return None;
@@ -51,61 +25,56 @@ impl Index {
         self.lru.commit(entry.version, (entry.name, entry.size), entry.disk, entry.disk);
         self.newest.insert(entry.name, entry.version);
         caches::Cache::put(&mut self.open, entry.version, object.clone());
-        caches::Cache::put(&mut self.partial, entry.version, partial);
-        self.count_fragments(entry.version);
+        self.partial.insert(entry.version, partial);
         Some(self.evict_partial(entry.version))
     }
 
-    /// Announces a response that brings a range of a partial object, and reserves disk space for it. Returns the objects
-    /// evicted for it, too.
+    /// Reserves disk space for a range that was announced to a partial object, if this is in the index with these ranges.
+    /// Returns the objects evicted for it.
     pub(crate) fn grow_partial(
         &mut self,
         entry: &StoreEntry,
         ranges: &Arc<Ranges>,
-        range: ByteRange,
-    ) -> Result<(ArrivalId, Vec<StoreEntry>), NoRoom> {
-        let evicted = || NoRoom::new("the partial object was evicted");
-        self.held_partial(entry.version, ranges).ok_or_else(evicted)?;
+    ) -> Result<Vec<Evicted>, NoRoom> {
+        if !self.partial.holds(&entry.version, ranges) {
+            return Err(NoRoom::new("the partial object was evicted"));
+        }
         let held = self.lru.peek(&entry.version).map_or(0, |(_, held)| held);
-        let id = ranges.begin(range).ok_or_else(NoRoom::fragments)?;
         let disk = ranges.disk();
-        let grown = self.admit(entry.name, disk.saturating_sub(held)).and_then(|()| {
-            let no_space = || NoRoom::new(format!("{} more bytes do not fit into the cache", range.length()));
-            self.lru.grow(&entry.version, disk).ok_or_else(no_space)
-        });
-        let grown = grown.inspect_err(|_| ranges.end(id))?;
-        let mut evicted: Vec<_> = grown.into_iter().map(|evicted| self.evicted(evicted)).collect();
-        self.count_fragments(entry.version);
+        let more = disk.saturating_sub(held);
+        self.admit(entry.name, more)?;
+        let no_space = || NoRoom::new(format!("{more} more bytes do not fit into the cache"));
+        let evicted = self.lru.grow(&entry.version, disk).ok_or_else(no_space)?;
+        let mut evicted: Vec<_> = evicted.into_iter().map(|evicted| self.evicted(evicted)).collect();
+        self.partial.recount(&entry.version);
         evicted.extend(self.evict_partial(entry.version));
-        Ok((id, evicted))
+        Ok(evicted)
     }
 
     /// Releases the disk space of bytes of a partial object that did not arrive.
     pub(crate) fn shrink_partial(&mut self, version: VersionId, ranges: &Arc<Ranges>) {
-        if self.held_partial(version, ranges).is_some() {
+        if self.partial.holds(&version, ranges) {
             self.lru.shrink(&version, ranges.disk());
-            self.count_fragments(version);
+            self.partial.recount(&version);
         }
     }
 
     /// Makes a partial object the most recently used, because bytes of it arrive.
     pub(crate) fn touch_partial(&mut self, version: VersionId, ranges: &Arc<Ranges>) {
-        if self.held_partial(version, ranges).is_some() {
+        if self.partial.holds(&version, ranges) {
             self.lru.touch(&version);
-            caches::Cache::get(&mut self.partial, &version);
+            self.partial.touch(&version);
         }
     }
 
     /// Replaces the description of a partial object.
     pub(crate) fn keep_partial_meta(&mut self, version: VersionId, meta: &Arc<ObjectMeta>) {
-        if let Some(partial) = caches::Cache::peek_mut(&mut self.partial, &version) {
-            partial.meta = meta.clone();
-        }
+        self.partial.set_meta(&version, meta);
     }
 
     /// Returns the description of a partial object.
     pub(crate) fn partial_meta(&self, version: VersionId) -> Option<Arc<ObjectMeta>> {
-        caches::Cache::peek(&self.partial, &version).map(|partial| partial.meta.clone())
+        self.partial.meta(&version)
     }
 
     /// Keeps an opened partial object, if it is in the index with these ranges. Returns it, or the one that another request
@@ -116,27 +85,19 @@ impl Index {
         ranges: &Arc<Ranges>,
         object: Arc<Object>,
     ) -> Arc<Object> {
-        if self.held_partial(version, ranges).is_some() { self.opened(version, object) } else { object }
+        if self.partial.holds(&version, ranges) { self.opened(version, object) } else { object }
     }
 
     /// Removes a partial object that has these ranges.
     pub(crate) fn discard_partial_of(&mut self, version: VersionId, ranges: &Arc<Ranges>) {
-        if self.held_partial(version, ranges).is_some() {
+        if self.partial.holds(&version, ranges) {
             self.discard_partial(version);
         }
     }
 
-    /// Removes a partial object.
-    pub(crate) fn discard_partial(&mut self, version: VersionId) -> Option<PartialObject> {
-        caches::Cache::contains(&self.partial, &version).then_some(())?;
-        let ((name, _), _) = self.lru.remove(&version)?;
-        self.forget(&version, name)
-    }
-
     /// Removes all partial objects, because another daemon owns the folder.
     pub(crate) fn discard_all_partial(&mut self) {
-        let versions: Vec<_> = self.partial.keys_lru().copied().collect();
-        for version in versions {
+        for version in self.partial.versions() {
             self.discard_partial(version);
         }
     }
@@ -148,8 +109,10 @@ impl Index {
         entry: &StoreEntry,
         ranges: &Arc<Ranges>,
         object: &Arc<Object>,
-    ) -> Option<(PartialObject, Vec<StoreEntry>)> {
-        self.held_partial(entry.version, ranges).filter(|_| self.lru.fits(entry.disk))?;
+    ) -> Option<(PartialObject, Vec<Evicted>)> {
+        if !self.partial.holds(&entry.version, ranges) || !self.lru.fits(entry.disk) {
+            return None;
+        }
         let is_newest = self.newest(entry.name) == Some(entry.version);
         let partial = self.discard_partial(entry.version)?;
         let evicted = self.lru.reserve(entry.disk)?;
@@ -161,28 +124,11 @@ impl Index {
         Some((partial, evicted))
     }
 
-    /// Returns the partial object if it is in the index with these ranges.
-    fn held_partial(&self, version: VersionId, ranges: &Arc<Ranges>) -> Option<&PartialObject> {
-        let held = caches::Cache::peek(&self.partial, &version)?;
-        Arc::ptr_eq(&held.ranges, ranges).then_some(held)
-    }
-
-    /// Updates the number of separate ranges.
-    fn count_fragments(&mut self, version: VersionId) {
-        if let Some(partial) = caches::Cache::peek_mut(&mut self.partial, &version) {
-            let now = partial.ranges.fragments();
-            self.fragments = self.fragments + now - partial.fragments;
-            partial.fragments = now;
-        }
-    }
-
     /// Evicts the least recently used partial objects while there are too many of them or of their ranges, except `kept`.
-    fn evict_partial(&mut self, kept: VersionId) -> Vec<StoreEntry> {
+    fn evict_partial(&mut self, kept: VersionId) -> Vec<Evicted> {
         let mut evicted = Vec::new();
-        while caches::Cache::len(&self.partial) > PARTIAL_OBJECTS || self.fragments > FRAGMENTS {
-            let oldest = self.partial.peek_lru().map(|(version, _)| *version);
-            let Some(oldest) = oldest.filter(|oldest| *oldest != kept) else { break };
-            evicted.extend(self.take(oldest));
+        while let Some(superfluous) = self.partial.superfluous().filter(|version| *version != kept) {
+            evicted.extend(self.take(superfluous));
         }
         evicted
     }
