@@ -1,6 +1,7 @@
 //! Compares the generated documents in `docs/` with the code, and holds the code to its own rules; and what unit tests
 //! of several modules share.
 
+mod file_graph;
 mod module_graph;
 mod type_names;
 

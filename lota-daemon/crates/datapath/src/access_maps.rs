@@ -9,8 +9,7 @@ use lota_common::{Address4, Address6, RawAccess, RawAddressAccess, Source, map};
 
 use super::{
     AccessEntry, AccessTable, PodCgroup,
-    entries::{Changes, Entries},
-    maps::by_family,
+    entries::{Changes, Entries, by_family},
 };
 
 pub(super) struct AccessMaps {

@@ -1,12 +1,17 @@
 //! Contents of the kernel's maps, and changes of them.
 
-use std::{collections::HashMap, hash::Hash};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    net::IpAddr,
+};
 
 use anyhow::Result;
 use aya::{
     Pod,
     maps::{self, LpmTrie, MapData, lpm_trie::Key},
 };
+use lota_common::{Address4, Address6};
 
 /// A map whose entries can be listed and changed.
 pub(super) trait Entries {
@@ -98,4 +103,19 @@ where
     M::Value: Copy + PartialEq,
 {
     Changes::of(map, desired)?.make(map, |_| true, |_| true)
+}
+
+/// Entries of a pair of maps: one for IPv4, one for IPv6.
+pub(super) type ByFamily<V> = (Vec<(Address4, V)>, Vec<(Address6, V)>);
+
+/// Returns the entries of the maps for IPv4 and IPv6.
+pub(super) fn by_family<T, V>(entries: &BTreeMap<IpAddr, T>, value: impl Fn(&T) -> V) -> ByFamily<V> {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for (address, entry) in entries {
+        match address {
+            IpAddr::V4(address) => v4.push((Address4 { address: address.octets() }, value(entry))),
+            IpAddr::V6(address) => v6.push((Address6 { address: address.octets() }, value(entry))),
+        }
+    }
+    (v4, v6)
 }

@@ -10,7 +10,10 @@ use aya::{
 use lota_common::{Address4, Address6, RawHolder, RawIdentity, RawPod, Source, map, text};
 use serde::{Deserialize, Serialize};
 
-use crate::{cgroups::PodCgroup, entries::replace, maps::by_family};
+use crate::{
+    cgroups::PodCgroup,
+    entries::{by_family, replace},
+};
 
 /// A pod with a known cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]

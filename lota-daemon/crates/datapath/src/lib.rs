@@ -157,6 +157,12 @@ impl Datapath {
         !self.nat_exemption.as_ref().is_ok_and(|how| nat_exemption::holds(*how))
     }
 
+    /// Attaches a TC program to an interface.
+    fn attach(&mut self, hook: Hook, name: &str, index: u32) -> Result<Attached> {
+        let (mode, program) = attach::hook(&mut self.ebpf, &self.pins, hook, name, index, self.attach)?;
+        Ok(Attached { mode, program })
+    }
+
     /// Attaches the guard to the uplink. Returns how, or `None` if it was attached already.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::{
     AccessTable, EndpointName, EndpointNames, InterceptedTarget,
     access_maps::AccessMaps,
-    entries::replace,
+    entries::{by_family, replace},
     identity::{IdentityMaps, IdentityTable},
     targets,
 };
@@ -312,19 +312,6 @@ impl Maps {
     pub(super) fn verdicts(&self) -> VerdictCounts {
         read_verdicts(&self.verdicts)
     }
-}
-
-pub(super) type ByFamily<V> = (Vec<(Address4, V)>, Vec<(Address6, V)>);
-
-pub(super) fn by_family<T, V>(entries: &BTreeMap<IpAddr, T>, value: impl Fn(&T) -> V) -> ByFamily<V> {
-    let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for (address, entry) in entries {
-        match address {
-            IpAddr::V4(address) => v4.push((Address4 { address: address.octets() }, value(entry))),
-            IpAddr::V6(address) => v6.push((Address6 { address: address.octets() }, value(entry))),
-        }
-    }
-    (v4, v6)
 }
 
 /// Number of packets with each verdict, in verdict order.

@@ -84,11 +84,6 @@ impl Datapath {
         }
     }
 
-    pub(super) fn attach(&mut self, hook: Hook, name: &str, index: u32) -> Result<Attached> {
-        let (mode, program) = attach::hook(&mut self.ebpf, &self.pins, hook, name, index, self.attach)?;
-        Ok(Attached { mode, program })
-    }
-
     /// Moves LOTA's programs to the head of each chain in which another program precedes them, and attaches again those
     /// that others have removed. Returns the interfaces that were changed.
     ///

@@ -1,6 +1,6 @@
 //! Bytes of which not every bit is known.
 
-use super::expression::Match;
+use super::certainty::Match;
 
 /// A byte. The bits that are not known are zero in `value`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::{cmp::Ordering, collections::BTreeMap, rc::Rc};
 use super::{
     RawExpression, SetElement,
     bits::{Bits, all_known, equal, known, unknown},
+    certainty::Match,
     fields,
     loads::{fib, meta, tracked},
     number,
@@ -15,38 +16,6 @@ use super::{
 
 /// Attributes, by kind.
 type Fields<'a> = BTreeMap<u16, &'a [u8]>;
-
-/// Whether something matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Match {
-    Yes,
-    No,
-    /// It depends on what is not known.
-    Maybe,
-}
-
-impl Match {
-    pub(super) fn inverted_if(self, inverted: bool) -> Self {
-        match self {
-            Self::Yes if inverted => Self::No,
-            Self::No if inverted => Self::Yes,
-            other => other,
-        }
-    }
-
-    pub(super) fn of(condition: bool) -> Self {
-        if condition { Self::Yes } else { Self::No }
-    }
-
-    /// Returns whether all of these match.
-    pub(super) fn all(matches: impl IntoIterator<Item = Self>) -> Self {
-        matches.into_iter().fold(Self::Yes, |all, next| match (all, next) {
-            (Self::No, _) | (_, Self::No) => Self::No,
-            (Self::Yes, Self::Yes) => Self::Yes,
-            _ => Self::Maybe,
-        })
-    }
-}
 
 /// What a rule does with a packet that it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! follows from it is only possible. Rules of `iptables-legacy` are not evaluated.
 
 mod bits;
+mod certainty;
 mod expression;
 mod loads;
 mod packet;

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::{
-    expression::Match::{self, Maybe, No, Yes},
+    certainty::Match::{self, Maybe, No, Yes},
     test_rules::*,
     *,
 };

@@ -6,7 +6,7 @@ use std::array;
 use super::{
     FlowDirection,
     bits::{Bits, equal},
-    expression::Match,
+    certainty::Match,
     packet::{HookPacket, UNTRACKED},
 };
 
