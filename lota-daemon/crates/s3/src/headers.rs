@@ -59,7 +59,7 @@ pub fn keep_of_request(headers: &mut HeaderMap) {
     }
 }
 
-/// Returns whether a header states the address of a client. Servers that pass headers as variables do not tell an underscore
+/// Returns whether a header states the address of a client. Servers that pass headers as variables do not distinguish an underscore
 /// from a hyphen.
 fn states_address(name: &HeaderName) -> bool {
     let name = name.as_str().replace('_', "-");

@@ -1,14 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-
-fn request(target: &str, authorizations: &[&str]) -> Request<()> {
-    let mut request = Request::builder().uri(format!("http://cwlota.com{target}"));
-    for authorization in authorizations {
-        request = request.header("authorization", *authorization);
-    }
-    request.body(()).unwrap()
-}
+use crate::test_request::request;
 
 #[test]
 fn requests_without_exactly_one_known_signature_are_skipped() {

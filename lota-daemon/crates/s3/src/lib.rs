@@ -17,6 +17,8 @@ pub mod request_headers;
 pub mod signature_location;
 pub mod signing;
 pub mod storable;
+#[cfg(test)]
+mod test_request;
 mod validator;
 pub mod verification;
 

@@ -1,14 +1,5 @@
-use hyper::Request;
-
 use super::*;
-
-fn request(target: &str, authorizations: &[&str]) -> Request<()> {
-    let mut request = Request::builder().uri(format!("http://cwlota.com{target}"));
-    for authorization in authorizations {
-        request = request.header("authorization", *authorization);
-    }
-    request.body(()).unwrap()
-}
+use crate::test_request::request;
 
 fn signed_by(target: &str, authorizations: &[&str]) -> SignedBy {
     let request = request(target, authorizations);

@@ -23,8 +23,8 @@ use crate::{
 
 /// The only supported algorithm.
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
-/// Maximum difference between the clocks of a client and this node.
-const MAX_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
+/// Maximum difference between the clocks of a client and a server, as S3 servers allow it.
+pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
 /// Maximum validity of a presigned URL.
 const MAX_VALIDITY: Duration = Duration::from_secs(7 * 24 * 3600);
 

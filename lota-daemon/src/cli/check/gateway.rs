@@ -6,7 +6,7 @@ use hyper::{
     Method, Request, StatusCode,
     header::{self, HeaderValue},
 };
-use lota_s3::{Credential, ObjectName, Origin, Secret, signing::Signer};
+use lota_s3::{Credential, ObjectName, Origin, Secret, signing::Signer, verification::MAX_CLOCK_SKEW};
 
 use super::{
     CheckReport,
@@ -21,8 +21,6 @@ use crate::{
 
 /// Clock difference above which a warning is printed.
 const WARN_CLOCK_SKEW: Duration = Duration::from_secs(60);
-/// Clock difference above which S3 rejects signatures.
-const MAX_CLOCK_SKEW: Duration = Duration::from_secs(15 * 60);
 
 pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
     for configured in config.all_gateways() {
