@@ -4,7 +4,7 @@
 use hyper::{HeaderMap, StatusCode};
 use lota_s3::{Credential, ObjectName};
 use lota_scripted::{
-    Access, Answer as Scripted, HonestGateway, Misbehaviour, Script, ScriptedGateway, SeenRequest,
+    Access, Answer as Scripted, CorrectGateway, Misbehaviour, Script, ScriptedGateway, SeenRequest,
     StoredObject,
 };
 
@@ -18,8 +18,8 @@ fn object() -> StoredObject {
     StoredObject::new("0123456789").etag(ETAG)
 }
 
-fn honest() -> HonestGateway {
-    HonestGateway::new().object("/b/k", object())
+fn correct() -> CorrectGateway {
+    CorrectGateway::new().object("/b/k", object())
 }
 
 async fn start(script: impl Script) -> (Gateway, ScriptedGateway) {
@@ -85,7 +85,7 @@ async fn is_hit(gateway: &Gateway, head: &RequestHead) -> bool {
 /// Sends all requests several times, starting with each one. None that the cache may answer must be a hit.
 async fn is_never_trusted(what: &Misbehaviour) {
     for first in 0..requests().len() {
-        let (gateway, _server) = start(what.clone().script(honest())).await;
+        let (gateway, _server) = start(what.clone().script(correct())).await;
         let mut heads = requests();
         heads.rotate_left(first);
         for _ in 0..3 {
@@ -154,11 +154,11 @@ async fn a_304_to_everyone_or_to_any_etag_is_never_trusted() {
 
 #[tokio::test]
 async fn a_304_with_an_age_is_never_trusted() {
-    let honest = honest();
-    let (gateway, server) = start(honest.clone()).await;
+    let correct = correct();
+    let (gateway, server) = start(correct.clone()).await;
     let plain = &requests()[0];
     assert!(is_hit(&gateway, plain).await);
-    server.set_script(move |request: &SeenRequest| honest.answer(request).header("age", "3"));
+    server.set_script(move |request: &SeenRequest| correct.answer(request).header("age", "3"));
     assert!(!is_hit(&gateway, plain).await, "a cache was put in front of a trusted gateway");
     let why = gateway.trust();
     assert!(matches!(&why, GatewayTrust::Distrusted(why) if why.contains("Age")), "{why:?}");
@@ -167,7 +167,7 @@ async fn a_304_with_an_age_is_never_trusted() {
 #[tokio::test]
 async fn a_good_gateway_is_trusted_after_any_usable_request() {
     for (index, first) in requests().iter().enumerate() {
-        let (gateway, _server) = start(honest().object("/b/k", object().public())).await;
+        let (gateway, _server) = start(correct().object("/b/k", object().public())).await;
         let hit = is_hit(&gateway, first).await;
         assert_eq!(hit, index != 9, "{first:?}");
         assert_eq!(gateway.trust() == GatewayTrust::Trusted, hit);
@@ -176,11 +176,11 @@ async fn a_good_gateway_is_trusted_after_any_usable_request() {
 
 #[tokio::test]
 async fn a_cache_put_in_front_of_a_trusted_gateway_is_detected() {
-    let honest = honest();
-    let (gateway, server) = start(honest.clone()).await;
+    let correct = correct();
+    let (gateway, server) = start(correct.clone()).await;
     let plain = &requests()[0];
     assert!(is_hit(&gateway, plain).await);
-    server.set_script(Misbehaviour::NotModifiedForEveryone.script(honest.clone()));
+    server.set_script(Misbehaviour::NotModifiedForEveryone.script(correct.clone()));
     gateway.verification.forget_pauses();
     while gateway.trust() == GatewayTrust::Trusted {
         is_hit(&gateway, plain).await;
@@ -190,7 +190,7 @@ async fn a_cache_put_in_front_of_a_trusted_gateway_is_detected() {
         is_hit(&gateway, plain).await;
     }
     // The cache is removed again, without `lota reload`.
-    server.set_script(honest);
+    server.set_script(correct);
     gateway.verification.forget_pauses();
     while !is_hit(&gateway, plain).await {
         tokio::task::yield_now().await;
@@ -206,7 +206,7 @@ async fn does_not_prevent_trust(name: &str, decoy: &RequestHead, script: impl Sc
         let trust = gateway.trust();
         assert!(!matches!(trust, GatewayTrust::Distrusted(_)), "{name}: {trust:?}");
     }
-    server.set_script(honest());
+    server.set_script(correct());
     let other = v4("host").replace("=AK/", "=OTHER/");
     assert!(is_hit(&gateway, &head("/b/k", &[("authorization", &other)])).await, "{name}");
 }
@@ -216,17 +216,18 @@ async fn no_client_can_prevent_the_verification_of_a_good_gateway() {
     let all = requests();
     let plain = &all[0];
     let v2 = format!("/b/k?AWSAccessKeyId=AK&Signature={BASE64}&Expires=9999999999");
-    does_not_prevent_trust("a second signature", &head(&format!("{v2}&x-amz-signature=00"), &[]), honest())
+    does_not_prevent_trust("a second signature", &head(&format!("{v2}&x-amz-signature=00"), &[]), correct())
         .await;
-    does_not_prevent_trust("one in a header, too", &head(&v2, &[("authorization", &v4("host"))]), honest())
+    does_not_prevent_trust("one in a header, too", &head(&v2, &[("authorization", &v4("host"))]), correct())
         .await;
-    does_not_prevent_trust("another scheme", &head("/b/k", &[("authorization", "Bearer x")]), honest()).await;
-    does_not_prevent_trust("anonymous", &all[9], honest().object("/b/k", object().public())).await;
+    does_not_prevent_trust("another scheme", &head("/b/k", &[("authorization", "Bearer x")]), correct())
+        .await;
+    does_not_prevent_trust("anonymous", &all[9], correct().object("/b/k", object().public())).await;
     // Status of the gateway's responses from the second request on.
     let later = |status: u16| {
-        let (honest, requests) = (honest(), std::sync::atomic::AtomicUsize::new(0));
+        let (correct, requests) = (correct(), std::sync::atomic::AtomicUsize::new(0));
         move |request: &SeenRequest| match requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 5 {
-            0 => honest.answer(request),
+            0 => correct.answer(request),
             _ => Scripted::status(status),
         }
     };
@@ -241,11 +242,11 @@ async fn no_client_can_prevent_the_verification_of_a_good_gateway() {
         does_not_prevent_trust(name, plain, later(status)).await;
     }
     // The object is public, and the gateway ignores signatures for it.
-    let lenient = honest().object("/b/k", object().public()).rule(|_| Access::Anonymous);
+    let lenient = correct().object("/b/k", object().public()).rule(|_| Access::Anonymous);
     does_not_prevent_trust("public", plain, lenient).await;
     let replaced = |request: &SeenRequest| match request.header("if-none-match") {
-        Some(ETAG) => honest().answer(request),
-        _ => HonestGateway::new().object("/b/k", object().etag("\"new\"")).answer(request),
+        Some(ETAG) => correct().answer(request),
+        _ => CorrectGateway::new().object("/b/k", object().etag("\"new\"")).answer(request),
     };
     does_not_prevent_trust("replaced", plain, replaced).await;
 }
@@ -270,7 +271,7 @@ async fn lotas_own_credential_verifies_all_shapes_at_once_if_the_gateway_knows_i
             let first = good.entry(request.header("authorization").is_some()).or_insert(signature.clone());
             if is_known && *first == signature { Access::Signed } else { Access::Refused }
         };
-        let (gateway, server) = start(honest().rule(rule)).await;
+        let (gateway, server) = start(correct().rule(rule)).await;
         let gateway = gateway.tried_by(Signer::new(&credential, "us-east-1"));
         let all = requests();
         assert!(is_hit(&gateway, &all[0]).await);

@@ -69,7 +69,7 @@ async fn gateway(
 }
 
 /// Returns the response of a gateway without a cache in front to a conditional GET of an object with this `ETag`.
-fn honest(head: &str, etag: &str, not_modified: &str) -> String {
+fn correct(head: &str, etag: &str, not_modified: &str) -> String {
     if head.contains("signature=") && !head.contains("signature=00") {
         return "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".into();
     }
@@ -106,7 +106,7 @@ const CLIENT: &[(&str, &str)] = &[("authorization", SIGNED)];
 async fn a_304_authorizes_with_or_without_its_etag() {
     for repeated in ["", "etag: \"held\"\r\n"] {
         let repeated = format!("{repeated}{STATED}");
-        let (gateway, heads) = gateway(Protocol::S3, move |head| honest(head, HELD, &repeated)).await;
+        let (gateway, heads) = gateway(Protocol::S3, move |head| correct(head, HELD, &repeated)).await;
         let answer = ask(&gateway, CLIENT).await.unwrap();
         assert!(matches!(answer, Authorization::Fresh(_)), "{answer:?}");
         assert_eq!(gateway.trust(), GatewayTrust::Trusted);
@@ -118,7 +118,7 @@ async fn a_304_authorizes_with_or_without_its_etag() {
 
 #[tokio::test]
 async fn the_clients_request_is_unchanged() {
-    let (gateway, heads) = gateway(Protocol::S3, |head| honest(head, HELD, STATED)).await;
+    let (gateway, heads) = gateway(Protocol::S3, |head| correct(head, HELD, STATED)).await;
     let headers = [CLIENT, &[("if-match", "\"x\""), ("range", "bytes=0-1"), ("x-odd", "1")]].concat();
     ask(&gateway, &headers).await.unwrap();
     let heads = heads.lock().unwrap();
@@ -138,13 +138,13 @@ async fn the_clients_request_is_unchanged() {
 async fn another_version_is_not_fresh() {
     // The bytes are the same, but were written again, perhaps with other metadata.
     let (moved, heads) =
-        gateway(Protocol::S3, |head| honest(head, HELD, "last-modified: Wed, 21 Oct 2015 07:28:01 GMT\r\n"))
+        gateway(Protocol::S3, |head| correct(head, HELD, "last-modified: Wed, 21 Oct 2015 07:28:01 GMT\r\n"))
             .await;
     assert!(matches!(ask(&moved, CLIENT).await.unwrap(), Authorization::Arriving(..)));
     assert!(!heads.lock().unwrap().last().unwrap().contains("if-none-match"));
-    let (other, _) = gateway(Protocol::S3, |head| honest(head, HELD, "etag: \"other\"\r\n")).await;
+    let (other, _) = gateway(Protocol::S3, |head| correct(head, HELD, "etag: \"other\"\r\n")).await;
     assert!(matches!(ask(&other, CLIENT).await.unwrap(), Authorization::Arriving(..)));
-    let (changed, _) = gateway(Protocol::S3, |head| honest(head, "\"new\"", "")).await;
+    let (changed, _) = gateway(Protocol::S3, |head| correct(head, "\"new\"", "")).await;
     let Authorization::Arriving(_, meta, _) = ask(&changed, CLIENT).await.unwrap() else {
         panic!("not Authorization::Arriving")
     };
@@ -192,7 +192,7 @@ async fn other_responses_are_relayed_and_grant_nothing() {
 async fn a_304_for_everyone_is_not_trusted() {
     let careless = |head: &str| match head.contains("if-none-match") {
         true => "HTTP/1.1 304 Not Modified\r\n\r\n".to_owned(),
-        false if head.contains("signature=00") => honest(head, HELD, ""),
+        false if head.contains("signature=00") => correct(head, HELD, ""),
         false => "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".to_owned(),
     };
     let (gateway, heads) = gateway(Protocol::S3, careless).await;
@@ -213,7 +213,7 @@ async fn a_repaired_gateway_is_trusted_after_another_verification() {
     let is_mended = mended.clone();
     let (gateway, _) = gateway(Protocol::S3, move |head| match is_mended.load(Ordering::Relaxed) {
         false if head.contains("if-none-match") => "HTTP/1.1 304 Not Modified\r\n\r\n".to_owned(),
-        _ => honest(head, HELD, STATED),
+        _ => correct(head, HELD, STATED),
     })
     .await;
     ask(&gateway, CLIENT).await.unwrap();
@@ -229,7 +229,7 @@ async fn a_repaired_gateway_is_trusted_after_another_verification() {
 
 #[tokio::test]
 async fn an_anonymous_request_does_not_start_a_verification() {
-    let (gateway, _) = gateway(Protocol::S3, |head| honest(head, HELD, STATED)).await;
+    let (gateway, _) = gateway(Protocol::S3, |head| correct(head, HELD, STATED)).await;
     assert!(matches!(
         ask(&gateway, &[]).await.unwrap(),
         Authorization::Relay(_) | Authorization::Arriving(..)
@@ -249,7 +249,7 @@ async fn direct_paths_require_the_lota_protocol() {
             true => format!(
                 "HTTP/1.1 307 Temporary Redirect\r\nlocation: {location}\r\netag: \"new\"\r\nlota-object-size: 9\r\ncontent-length: 0\r\n\r\n"
             ),
-            false => honest(head, "\"new\"", ""),
+            false => correct(head, "\"new\"", ""),
         }
     };
     let (allowed, heads) = gateway(Protocol::Lota, direct("http://10.0.0.1:9001/b/k?secret")).await;

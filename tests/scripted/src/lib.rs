@@ -10,9 +10,9 @@
 //!     None => Answer::status(200).header("etag", "\"e\"").body("bytes").declared_length(9).close(),
 //! })
 //! .await;
-//! // 2. An honest gateway with objects, and one named misbehaviour.
-//! let honest = HonestGateway::new().object("/b/k", StoredObject::new("bytes"));
-//! let gateway = ScriptedGateway::start(Misbehaviour::CacheByUrl.script(honest)).await;
+//! // 2. A correct gateway with objects, and one named misbehaviour.
+//! let correct = CorrectGateway::new().object("/b/k", StoredObject::new("bytes"));
+//! let gateway = ScriptedGateway::start(Misbehaviour::CacheByUrl.script(correct)).await;
 //! // 3. A change of the script at run time, and the requests seen so far.
 //! gateway.set_script(|_: &SeenRequest| Answer::status(503));
 //! assert_eq!(gateway.seen()[0].target, "/b/k");
@@ -23,16 +23,16 @@
 //! | [`ScriptedGateway`] | `start`, `serve(listener, …)` (for a namespace of the lab), `endpoint`, `address`, `seen`, `connections`, `set_script` |
 //! | [`SeenRequest`] | `method`, `target`, `headers`, `body`, `connection`; `header(name)`, `path()`, `query(name)` |
 //! | [`Answer`] | `status`, `raw`, `silence`; then `header`, `body`, `declared_length`, `delay`, `wait_for`, `extra`, `truncate`, `close`, `reset` |
-//! | [`HonestGateway`] | Objects with `GET`, `HEAD`, `PUT`, `DELETE`, ranges, conditions, and an access rule |
-//! | [`Misbehaviour`] | Named deviations from an honest gateway |
+//! | [`CorrectGateway`] | Objects with `GET`, `HEAD`, `PUT`, `DELETE`, ranges, conditions, and an access rule |
+//! | [`Misbehaviour`] | Named deviations from a correct gateway |
 
 mod answer;
-mod honest;
+mod correct;
 mod misbehaviour;
 mod server;
 
 pub use answer::{Answer, Step};
-pub use honest::{Access, HonestGateway, StoredObject};
+pub use correct::{Access, CorrectGateway, StoredObject};
 pub use misbehaviour::Misbehaviour;
 pub use server::{Script, ScriptedGateway, SeenRequest};
 

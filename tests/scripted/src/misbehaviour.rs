@@ -1,18 +1,18 @@
-//! Named deviations from an honest gateway.
+//! Named deviations from a correct gateway.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use crate::{
     answer::Answer,
-    honest::HonestGateway,
+    correct::CorrectGateway,
     server::{Script, SeenRequest, lock},
 };
 
-/// A deviation. The caches store objects that an honest gateway returned with 200 or 304 to a GET, and then answer
+/// A deviation. The caches store objects that a correct gateway returned with 200 or 304 to a GET, and then answer
 /// every client without authorization: 304 if `If-None-Match` matches, else 200.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misbehaviour {
-    /// None: the honest gateway itself.
+    /// None: the correct gateway itself.
     None,
     /// A cache whose key is the URL with its query, without signature parameters.
     CacheByUrl,
@@ -59,15 +59,15 @@ pub enum Misbehaviour {
 }
 
 impl Misbehaviour {
-    /// Returns a script with this deviation from `honest`.
-    pub fn script(self, honest: HonestGateway) -> impl Script {
-        Deviant { what: self, honest, kept: Mutex::default() }
+    /// Returns a script with this deviation from `correct`.
+    pub fn script(self, correct: CorrectGateway) -> impl Script {
+        Deviant { what: self, correct, kept: Mutex::default() }
     }
 }
 
 struct Deviant {
     what: Misbehaviour,
-    honest: HonestGateway,
+    correct: CorrectGateway,
     /// Entries of the cache, by key.
     kept: Mutex<HashMap<String, Kept>>,
 }
@@ -82,20 +82,20 @@ struct Kept {
 
 impl Script for Deviant {
     fn answer(&self, request: &SeenRequest) -> Answer {
-        let honest = || self.honest.answer(request);
+        let correct = || self.correct.answer(request);
         let has = |name: &str, part: &str| {
             request.header(name).is_some_and(|value| value.to_ascii_lowercase().contains(part))
         };
         let is_conditional = request.header("if-none-match").is_some();
         let path = || request.path().to_owned();
         match &self.what {
-            Misbehaviour::None => honest(),
+            Misbehaviour::None => correct(),
             Misbehaviour::CacheByUrl => self.cached(request, unsigned_url(&request.target), 1),
             Misbehaviour::CacheByWholeUrl => self.cached(request, request.target.clone(), 1),
             Misbehaviour::CacheUnlessNoCache
                 if has("cache-control", "no-cache") || has("pragma", "no-cache") =>
             {
-                self.keep(request, path(), honest())
+                self.keep(request, path(), correct())
             }
             Misbehaviour::CacheUnlessNoCache => self.cached(request, path(), 1),
             Misbehaviour::CacheByVary(name) => {
@@ -103,24 +103,24 @@ impl Script for Deviant {
                 self.cached(request, key, 1)
             }
             Misbehaviour::CacheDelayed(first) => self.cached(request, path(), *first),
-            Misbehaviour::CacheOfWholeObjects if request.header("range").is_some() => honest(),
-            Misbehaviour::CacheOfRanges if request.header("range").is_none() => honest(),
+            Misbehaviour::CacheOfWholeObjects if request.header("range").is_some() => correct(),
+            Misbehaviour::CacheOfRanges if request.header("range").is_none() => correct(),
             Misbehaviour::CacheOfRangesFromStart
                 if request.header("range").is_some_and(|range| range != "bytes=0-") =>
             {
-                honest()
+                correct()
             }
             Misbehaviour::CacheOfWholeObjects
             | Misbehaviour::CacheOfRanges
             | Misbehaviour::CacheOfRangesFromStart => self.cached(request, path(), 1),
             Misbehaviour::NotModifiedForEveryone if is_conditional => Answer::status(304),
             Misbehaviour::NotModifiedWhateverEtag
-                if is_conditional && matches!(honest().code(), 200 | 206) =>
+                if is_conditional && matches!(correct().code(), 200 | 206) =>
             {
                 Answer::status(304)
             }
-            Misbehaviour::NotModifiedForEveryone | Misbehaviour::NotModifiedWhateverEtag => honest(),
-            Misbehaviour::BareNotModified => match honest() {
+            Misbehaviour::NotModifiedForEveryone | Misbehaviour::NotModifiedWhateverEtag => correct(),
+            Misbehaviour::BareNotModified => match correct() {
                 answer if answer.code() == 304 => {
                     answer.without_header("etag").without_header("last-modified")
                 }
@@ -129,30 +129,30 @@ impl Script for Deviant {
             Misbehaviour::ConditionsIgnored => {
                 let mut plain = request.clone();
                 plain.headers.retain(|(name, _)| !name.to_ascii_lowercase().starts_with("if-"));
-                self.honest.answer(&plain)
+                self.correct.answer(&plain)
             }
-            Misbehaviour::BodyAfterHead(delay) => match honest() {
+            Misbehaviour::BodyAfterHead(delay) => match correct() {
                 answer if answer.code() == 304 || request.method == "HEAD" => {
                     answer.extra(*delay, "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
                 }
                 answer => answer,
             },
             Misbehaviour::ShortBody => {
-                with_body(honest(), |answer, length| answer.truncate(length - 1).close())
+                with_body(correct(), |answer, length| answer.truncate(length - 1).close())
             }
-            Misbehaviour::LongBody => with_body(honest(), |answer, _| answer.extra(Duration::ZERO, "x")),
+            Misbehaviour::LongBody => with_body(correct(), |answer, _| answer.extra(Duration::ZERO, "x")),
             Misbehaviour::ClosesMidway => {
-                with_body(honest(), |answer, length| answer.truncate(length / 2).close())
+                with_body(correct(), |answer, length| answer.truncate(length / 2).close())
             }
-            Misbehaviour::Slow(time) => honest().delay(*time),
+            Misbehaviour::Slow(time) => correct().delay(*time),
             Misbehaviour::ManyHeaders(count) => {
-                (0..*count).fold(honest(), |answer, at| answer.header(&format!("x-amz-meta-{at}"), "x"))
+                (0..*count).fold(correct(), |answer, at| answer.header(&format!("x-amz-meta-{at}"), "x"))
             }
             Misbehaviour::Rdma if request.header("x-amz-rdma-token").is_some() => {
-                with_body(honest(), |answer, _| answer.header("x-amz-rdma-reply", "200").body(""))
+                with_body(correct(), |answer, _| answer.header("x-amz-rdma-reply", "200").body(""))
             }
-            Misbehaviour::Rdma => honest(),
-            Misbehaviour::GzipIfAccepted => with_body(honest(), |answer, _| {
+            Misbehaviour::Rdma => correct(),
+            Misbehaviour::GzipIfAccepted => with_body(correct(), |answer, _| {
                 let answer = answer.header("vary", "Accept-Encoding");
                 match has("accept-encoding", "gzip") {
                     true => answer.header("content-encoding", "gzip").body("gzip bytes"),
@@ -168,7 +168,7 @@ impl Deviant {
     /// Answers from the cache entry `key` once the gateway has answered `first` requests; else by the gateway.
     fn cached(&self, request: &SeenRequest, key: String, first: usize) -> Answer {
         if request.method != "GET" && request.method != "HEAD" {
-            return self.honest.answer(request);
+            return self.correct.answer(request);
         }
         let kept = lock(&self.kept).get(&key).cloned();
         if let Some(Kept { passed, object: Some((etag, whole)) }) = kept
@@ -177,7 +177,7 @@ impl Deviant {
             let is_same = request.header("if-none-match").is_some_and(|tags| tags.contains(&etag));
             return if is_same { Answer::status(304).header("etag", &etag) } else { whole };
         }
-        let answer = self.honest.answer(request);
+        let answer = self.correct.answer(request);
         self.keep(request, key, answer)
     }
 
@@ -192,7 +192,7 @@ impl Deviant {
                 let name = name.to_ascii_lowercase();
                 !name.starts_with("if-") && name != "range"
             });
-            let whole = self.honest.answer(&plain);
+            let whole = self.correct.answer(&plain);
             if let Some(etag) = whole.header_value("etag") {
                 kept.object = Some((etag, whole));
             }

@@ -10,8 +10,8 @@ use super::*;
 const GOOD: &str = "authorization: AWS key:0good\r\n";
 const BAD: &str = "authorization: AWS key:1bad\r\n";
 
-fn honest() -> HonestGateway {
-    HonestGateway::new().object("/b/k", StoredObject::new("0123456789"))
+fn correct() -> CorrectGateway {
+    CorrectGateway::new().object("/b/k", StoredObject::new("0123456789"))
 }
 
 /// Sends one request on a new connection; returns all bytes until the server closes it.
@@ -31,7 +31,7 @@ async fn status(gateway: &ScriptedGateway, target: &str, headers: &str) -> u16 {
 
 #[tokio::test]
 async fn an_honest_gateway_behaves_like_s3() {
-    let gateway = ScriptedGateway::start(honest()).await;
+    let gateway = ScriptedGateway::start(correct()).await;
     for (headers, expected) in [
         (GOOD.to_owned(), 200),
         (BAD.to_owned(), 403),
@@ -60,7 +60,7 @@ async fn caches_answer_without_authorization_once_they_have_the_object() {
         (Misbehaviour::CacheUnlessNoCache, ("/b/k", "cache-control: no-cache\r\n")),
         (Misbehaviour::CacheByVary("user-agent".into()), ("/b/k", "user-agent: other\r\n")),
     ] {
-        let gateway = ScriptedGateway::start(what.clone().script(honest())).await;
+        let gateway = ScriptedGateway::start(what.clone().script(correct())).await;
         assert_eq!(status(&gateway, "/b/k", &bad).await, 403, "{what:?}");
         assert_eq!(status(&gateway, "/b/k", GOOD).await, 200, "{what:?}");
         assert_eq!(status(&gateway, "/b/k", &bad).await, 304, "{what:?}");
@@ -68,7 +68,7 @@ async fn caches_answer_without_authorization_once_they_have_the_object() {
         let (target, header) = around;
         assert_eq!(status(&gateway, target, &format!("{bad}{header}")).await, 403, "{what:?}");
     }
-    let delayed = ScriptedGateway::start(Misbehaviour::CacheDelayed(2).script(honest())).await;
+    let delayed = ScriptedGateway::start(Misbehaviour::CacheDelayed(2).script(correct())).await;
     for expected in [200, 403, 304] {
         let headers = if expected == 200 { GOOD } else { &bad };
         assert_eq!(status(&delayed, "/b/k", headers).await, expected);
@@ -85,8 +85,8 @@ async fn bytes_are_written_as_scripted() {
     assert_eq!(ask(&gateway, "/", "").await, expected);
     gateway.set_script(|_: &SeenRequest| Answer::raw("SSH-2.0\r\n").close());
     assert_eq!(ask(&gateway, "/", "").await, "SSH-2.0\r\n");
-    gateway.set_script(Misbehaviour::BodyAfterHead(Duration::ZERO).script(honest()));
+    gateway.set_script(Misbehaviour::BodyAfterHead(Duration::ZERO).script(correct()));
     assert!(ask(&gateway, "/b/k", &format!("{GOOD}if-none-match: *\r\n")).await.ends_with("evil"));
-    gateway.set_script(Misbehaviour::ClosesMidway.script(honest()));
+    gateway.set_script(Misbehaviour::ClosesMidway.script(correct()));
     assert!(ask(&gateway, "/b/k", GOOD).await.ends_with("content-length: 10\r\n\r\n01234"));
 }

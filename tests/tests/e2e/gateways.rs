@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
-    lab::{Mode, Namespace, scripted::HonestGateway},
+    lab::{Mode, Namespace, scripted::CorrectGateway},
     tour::{Tour, wait_until},
 };
 use serde_json::Value;
@@ -52,7 +52,7 @@ pub(crate) fn several(tour: &mut Tour) -> Result<()> {
     let runtime = Runtime::new()?;
     let contents = ["first".repeat(20_000), "other".repeat(20_000)];
     let [first, other] = [&contents[0], &contents[1]]
-        .map(|content| HonestGateway::new().object(PATH, stored(content, "\"same\"")));
+        .map(|content| CorrectGateway::new().object(PATH, stored(content, "\"same\"")));
     let (first, other) = (start(tour, &runtime, first)?, start(tour, &runtime, other)?);
     let section =
         format!("[gateways.other]\nendpoint = \"{}\"\nnames = [\"{OTHER}\"]\n\n[cache]", other.endpoint());

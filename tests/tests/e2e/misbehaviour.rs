@@ -13,7 +13,9 @@ use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
     lab::{
         BACKEND_PORT, GATEWAY, Mode, Namespace,
-        scripted::{Access, HonestGateway, Misbehaviour, Script, ScriptedGateway, SeenRequest, StoredObject},
+        scripted::{
+            Access, CorrectGateway, Misbehaviour, Script, ScriptedGateway, SeenRequest, StoredObject,
+        },
     },
     tour::{Tour, wait_until},
 };
@@ -134,12 +136,12 @@ fn is_cached(tour: &Tour, key: &str) -> Result<bool> {
 pub(crate) fn gateways(tour: &mut Tour) -> Result<()> {
     use Misbehaviour as M;
     let (runtime, content) = (Runtime::new()?, "0123456789".repeat(10_000));
-    let honest = HonestGateway::new();
-    let server = start(tour, &runtime, honest.clone())?;
+    let correct = CorrectGateway::new();
+    let server = start(tour, &runtime, correct.clone())?;
     use_scripted(tour, &server, &[])?;
-    stored_headers(tour, &server, &honest, &content)?;
+    stored_headers(tour, &server, &correct, &content)?;
     many_headers(tour, &server, &content)?;
-    slow(tour, &server, &honest, &content)?;
+    slow(tour, &server, &correct, &content)?;
     // A server that was found to misbehave is distrusted for a while, so those come last that are.
     let all = [
         M::None,
@@ -156,7 +158,7 @@ pub(crate) fn gateways(tour: &mut Tour) -> Result<()> {
         M::ConditionsIgnored,
     ];
     for what in &all {
-        misbehaves_and_recovers(tour, &server, &honest, what, &content)?;
+        misbehaves_and_recovers(tour, &server, &correct, what, &content)?;
     }
     tour.restart(Mode::OwnCredential)
 }
@@ -165,28 +167,28 @@ pub(crate) fn gateways(tour: &mut Tour) -> Result<()> {
 /// that was found clean is no longer observed at each response.
 pub(crate) fn stray_bytes(tour: &mut Tour) -> Result<()> {
     let (runtime, content) = (Runtime::new()?, "0123456789".repeat(10_000));
-    let honest = HonestGateway::new();
+    let correct = CorrectGateway::new();
     let what = Misbehaviour::BodyAfterHead(Duration::from_millis(5));
-    let server = start(tour, &runtime, what.clone().script(honest.clone()))?;
+    let server = start(tour, &runtime, what.clone().script(correct.clone()))?;
     use_scripted(tour, &server, &[])?;
-    misbehaves_and_recovers(tour, &server, &honest, &what, &content)?;
+    misbehaves_and_recovers(tour, &server, &correct, &what, &content)?;
     tour.restart(Mode::OwnCredential)
 }
 
-/// Verifies what pods get while a gateway misbehaves, and that an honest one then serves every client that may read, and
+/// Verifies what pods get while a gateway misbehaves, and that a correct one then serves every client that may read, and
 /// nobody else.
 fn misbehaves_and_recovers(
     tour: &Tour,
     server: &ScriptedGateway,
-    honest: &HonestGateway,
+    correct: &CorrectGateway,
     what: &Misbehaviour,
     content: &str,
 ) -> Result<()> {
     let key = format!("{what:?}").replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
-    honest.put(&format!("/scripted/{key}"), stored(content, &format!("\"{key}\"")));
-    server.set_script(what.clone().script(honest.clone()));
+    correct.put(&format!("/scripted/{key}"), stored(content, &format!("\"{key}\"")));
+    server.set_script(what.clone().script(correct.clone()));
     misbehaves(tour, what, &key, content).with_context(|| format!("{what:?}"))?;
-    server.set_script(honest.clone());
+    server.set_script(correct.clone());
     for (node, pod) in tour.one_pod_per_node() {
         let response = read(&pod, &key, GOOD, "")?;
         ensure!(
@@ -282,14 +284,14 @@ fn misbehaves(tour: &Tour, what: &Misbehaviour, key: &str, content: &str) -> Res
 fn stored_headers(
     tour: &Tour,
     server: &ScriptedGateway,
-    honest: &HonestGateway,
+    correct: &CorrectGateway,
     content: &str,
 ) -> Result<()> {
     let object = stored(content, "\"stored\"").header("content-type", "text/stored");
     let object =
         object.header("x-amz-meta-a", "stored").header("access-control-allow-origin", "http://filler");
-    honest.put("/scripted/stored", object);
-    let (of_304, proofs) = (honest.clone(), Arc::<AtomicUsize>::default());
+    correct.put("/scripted/stored", object);
+    let (of_304, proofs) = (correct.clone(), Arc::<AtomicUsize>::default());
     let proved = proofs.clone();
     server.set_script(move |request: &SeenRequest| match of_304.answer(request) {
         answer if answer.code() == 304 => {
@@ -346,28 +348,28 @@ fn many_headers(tour: &Tour, server: &ScriptedGateway, content: &str) -> Result<
 }
 
 /// Verifies that an object that another node owns is read through a gateway that takes long to respond, by one request.
-fn slow(tour: &Tour, server: &ScriptedGateway, honest: &HonestGateway, content: &str) -> Result<()> {
+fn slow(tour: &Tour, server: &ScriptedGateway, correct: &CorrectGateway, content: &str) -> Result<()> {
     let pod = tour.pod(1, 1);
-    // With an honest gateway, this is a request that was forwarded to another node.
+    // With a correct gateway, this is a request that was forwarded to another node.
     let mut number = 0;
     let mut key = String::new();
     wait_until("an object that another node owns", || {
         number += 1;
         key = format!("slow-{number}");
-        honest.put(&format!("/scripted/{key}"), stored(content, "\"slow\""));
+        correct.put(&format!("/scripted/{key}"), stored(content, "\"slow\""));
         let before = forwarded(tour)?;
         let response = read(&pod, &key, BAD, "")?;
         ensure!(response.status == "403", "{}", response.head);
         Ok(forwarded(tour)? > before)
     })?;
-    server.set_script(Misbehaviour::Slow(SLOW).script(honest.clone()));
+    server.set_script(Misbehaviour::Slow(SLOW).script(correct.clone()));
     let _ = server.take_seen();
     let response = read_within(&pod, &key, GOOD, "", SLOW * 4)?;
     ensure!(response.is_whole(content), "{} {} bytes", response.head, response.body.len());
     let path = format!("/scripted/{key}");
     let seen = server.take_seen().iter().filter(|seen| seen.path() == path).count();
     ensure!(seen == 1, "the gateway received {seen} requests for the object");
-    server.set_script(honest.clone());
+    server.set_script(correct.clone());
     Ok(())
 }
 
@@ -375,10 +377,10 @@ fn slow(tour: &Tour, server: &ScriptedGateway, honest: &HonestGateway, content: 
 pub(crate) fn other_content(tour: &mut Tour) -> Result<()> {
     let (runtime, content) = (Runtime::new()?, "0123456789".repeat(10_000));
     let object = |etag: &str| stored(&content, etag);
-    let old = HonestGateway::new()
+    let old = CorrectGateway::new()
         .object("/scripted/replaced", object("\"old\""))
         .object("/scripted/other", object("\"gateway's\""));
-    let new = HonestGateway::new()
+    let new = CorrectGateway::new()
         .object("/scripted/replaced", object("\"new\""))
         .object("/scripted/other", object("\"backend's\""))
         .rule(|_| Access::Signed);
@@ -432,8 +434,8 @@ pub(crate) fn other_content(tour: &mut Tour) -> Result<()> {
 /// of the object is requested.
 fn one_endpoint(tour: &mut Tour, runtime: &Runtime) -> Result<()> {
     let content = "0123456789".repeat(SEVERAL_PARTS / 10);
-    let good = HonestGateway::new().object("/scripted/parts", stored(&content, "\"gateway's\""));
-    let other = HonestGateway::new()
+    let good = CorrectGateway::new().object("/scripted/parts", stored(&content, "\"gateway's\""));
+    let other = CorrectGateway::new()
         .object("/scripted/parts", stored(&content, "\"backend's\""))
         .rule(|_| Access::Signed);
     let gateway = start(tour, runtime, good.clone())?;

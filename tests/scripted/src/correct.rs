@@ -75,20 +75,20 @@ type Rule = Arc<dyn Fn(&SeenRequest) -> Access + Send + Sync>;
 
 /// Objects and an access rule. It is a script; clones share their objects.
 #[derive(Clone)]
-pub struct HonestGateway {
+pub struct CorrectGateway {
     objects: Arc<Mutex<HashMap<String, StoredObject>>>,
     rule: Rule,
 }
 
-impl Default for HonestGateway {
+impl Default for CorrectGateway {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl HonestGateway {
+impl CorrectGateway {
     /// Creates an empty gateway. By default, a signature is valid if its value begins with `0` (`Signature=0a…` in
-    /// `Authorization`, `AWS key:0…`, `X-Amz-Signature=0…`, `Signature=0…`); [`HonestGateway::rule`] sets another rule.
+    /// `Authorization`, `AWS key:0…`, `X-Amz-Signature=0…`, `Signature=0…`); [`CorrectGateway::rule`] sets another rule.
     #[must_use]
     pub fn new() -> Self {
         Self { objects: Arc::default(), rule: Arc::new(default_rule) }
@@ -158,7 +158,7 @@ impl HonestGateway {
     }
 }
 
-impl Script for HonestGateway {
+impl Script for CorrectGateway {
     fn answer(&self, request: &SeenRequest) -> Answer {
         let access = (self.rule)(request);
         let path = request.path().to_owned();
@@ -184,9 +184,9 @@ impl Script for HonestGateway {
     }
 }
 
-impl std::fmt::Debug for HonestGateway {
+impl std::fmt::Debug for CorrectGateway {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HonestGateway").field("objects", &lock(&self.objects)).finish_non_exhaustive()
+        f.debug_struct("CorrectGateway").field("objects", &lock(&self.objects)).finish_non_exhaustive()
     }
 }
 
