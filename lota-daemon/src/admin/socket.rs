@@ -16,7 +16,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lota_cache::{DiskStatus, Gone, Which};
+use lota_cache::{DiskStatus, EvictSelector, EvictedTotal};
 use lota_datapath::DatapathStatus;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -178,7 +178,7 @@ async fn execute(
 }
 
 async fn evict(request: Request<Incoming>, proxy: &Proxy) -> Result<Vec<u8>, AdminError> {
-    let which: Which = read(request).await?;
+    let which: EvictSelector = read(request).await?;
     let gone = proxy.cache.evict(&which, &proxy.stores.gateways()).await;
     tracing::info!(
         ?which,
@@ -274,7 +274,7 @@ pub async fn request_cache(socket: &Path) -> Result<CacheReport> {
 ///
 /// # Errors
 /// If no daemon runs.
-pub async fn request_eviction(socket: &Path, which: &Which) -> Result<Gone> {
+pub async fn request_eviction(socket: &Path, which: &EvictSelector) -> Result<EvictedTotal> {
     Ok(serde_json::from_slice(&send(socket, Method::POST, "/cache/evict", which).await?)?)
 }
 
@@ -282,12 +282,12 @@ pub async fn request_eviction(socket: &Path, which: &Which) -> Result<Gone> {
 ///
 /// # Errors
 /// If no daemon runs.
-pub async fn request_repair(socket: &Path, versions: &[String]) -> Result<Gone> {
-    let mut gone = Gone::default();
+pub async fn request_repair(socket: &Path, versions: &[String]) -> Result<EvictedTotal> {
+    let mut gone = EvictedTotal::default();
     for some in versions.chunks(VERSIONS) {
-        let dropped: Gone =
+        let dropped: EvictedTotal =
             serde_json::from_slice(&send(socket, Method::POST, "/cache/repair", &some).await?)?;
-        gone = Gone { objects: gone.objects + dropped.objects, bytes: gone.bytes + dropped.bytes };
+        gone = EvictedTotal { objects: gone.objects + dropped.objects, bytes: gone.bytes + dropped.bytes };
     }
     Ok(gone)
 }

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use lota_cache::Which;
+use lota_cache::EvictSelector;
 use lota_common::ByteSize;
 use lota_datapath::Subject;
 use lota_s3::Origin;
 
 use crate::cli::prefetch::Objects;
 
-/// The Local Object Transfer Accelerator: one daemon per node.
+/// LOTA, the Local Object Transfer Accelerator: caches S3 objects on the disks of a cluster's nodes. One daemon runs on each
+/// node; the other commands inspect and control it.
 #[derive(Debug, Parser)]
 #[command(name = "lota", version)]
 pub struct Cli {
@@ -30,7 +31,8 @@ pub enum Command {
     /// Validate a configuration on this node and print one result per check, with a fix for each failure. Exit status: 0
     /// if no check failed, otherwise 1.
     Check(Check),
-    /// Load objects into the cluster's cache in advance.
+    /// Load objects into the cluster's cache in advance. Credential and region come from AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_REGION.
     Prefetch(Prefetch),
     /// Show the health of this node, with a fix for each problem. Exit status: 0 healthy, 1 degraded or
     /// failing, 2 no daemon answers.
@@ -52,7 +54,7 @@ pub enum Command {
     },
     /// Remove LOTA from this node: programs, maps, the VIP, the cache and sockets. Fails while a daemon runs.
     Uninstall {
-        /// Wait for a signal after the removal, as a DaemonSet's container must.
+        /// After the removal, wait for SIGTERM or SIGINT, so that a DaemonSet does not restart the container.
         #[arg(long)]
         wait: bool,
     },
@@ -86,7 +88,7 @@ pub struct Check {
     pub exit_zero: bool,
 }
 
-/// Arguments of `lota prefetch`. Credentials and region come from the environment, as the AWS tools read it.
+/// Arguments of `lota prefetch`.
 #[derive(Args, Debug)]
 pub struct Prefetch {
     /// Objects to load: `s3://bucket/prefix` loads all keys that begin with the prefix.
@@ -145,7 +147,7 @@ pub enum CacheCommand {
 pub struct Evict {
     /// Objects to evict: `s3://bucket/key` or `s3://bucket/prefix*`.
     #[arg(required_unless_present = "all")]
-    pub which: Option<Which>,
+    pub which: Option<EvictSelector>,
     /// Evict all objects.
     #[arg(long, conflicts_with = "which")]
     pub all: bool,

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use lota_cache::{self, DiskPlan, DiskStatus, Which};
+use lota_cache::{self, DiskPlan, DiskStatus, EvictSelector};
 use lota_common::ByteSize;
 use serde_json::json;
 
@@ -53,7 +53,7 @@ fn at_rest(disk: &DiskPlan) -> Result<DiskStatus> {
 ///
 /// # Errors
 /// If no daemon runs.
-pub(super) async fn evict(config: &Config, which: &Which, json: bool) -> Result<String> {
+pub(super) async fn evict(config: &Config, which: &EvictSelector, json: bool) -> Result<String> {
     let gone = socket::request_eviction(&config.admin.socket, which).await?;
     Ok(match json {
         true => format!("{}\n", serde_json::to_string(&gone)?),

@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lota_cache::Which;
+use lota_cache::EvictSelector;
 use lota_datapath::{self, PinnedMaps, Subject};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -96,7 +96,7 @@ fn dispatch(command: Command, config: &Config, path: &Path) -> Result<()> {
         Command::Cache(CacheCommand::Ls(OutputArgs { json })) => output::cache(&config.cache.disks, json)?,
         Command::Cache(CacheCommand::Stat(OutputArgs { json })) => block_on(cache::stat(config, json))??,
         Command::Cache(CacheCommand::Evict(Evict { which, json, .. })) => {
-            block_on(cache::evict(config, &which.unwrap_or(Which::All), json))??
+            block_on(cache::evict(config, &which.unwrap_or(EvictSelector::All), json))??
         }
         Command::Cache(CacheCommand::Verify(Verify { repair, rate, json })) => {
             return block_on(cache::verify(config, repair, rate, json))?;

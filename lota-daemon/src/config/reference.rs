@@ -18,7 +18,7 @@ const SOURCES: [&str; 14] = [
     include_str!("../proxy/config.rs"),
     include_str!("../storage/config.rs"),
     include_str!("../../crates/cache/src/config.rs"),
-    include_str!("../../crates/cache/src/lib.rs"),
+    include_str!("../../crates/cache/src/plan.rs"),
     include_str!("../../crates/cache/src/fscrypt.rs"),
     include_str!("../../crates/datapath/src/config.rs"),
     include_str!("../../crates/s3/src/credential.rs"),

@@ -159,7 +159,7 @@ impl Daemon {
         let finish = async {
             tokio::select! {
                 _ = drained.recv() => return,
-                // Idle clients are closed after the timeout. Transfers in progress continue until the daemon is told to
+                // Idle clients are closed after the timeout. Transfers in progress continue until the daemon must
                 // stop, and then for the timeout that they would have had without a successor.
                 () = tokio::time::sleep(DRAIN_TIMEOUT) => {}
                 _ = stop.wait_for(|stop| *stop) => {}

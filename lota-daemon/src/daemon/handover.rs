@@ -118,7 +118,7 @@ impl Inherited {
         names.iter().filter_map(|name| self.take(name)).collect()
     }
 
-    /// Tells the earlier daemon that this one is about to serve, and waits for its confirmation. Closes the
+    /// Reports to the earlier daemon that this one is about to serve, and waits for its confirmation. Closes the
     /// descriptors that were not taken.
     ///
     /// # Errors

@@ -64,7 +64,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of commands that wait for the control thread.
 const COMMANDS: usize = 64;
 
-/// Runs the daemon until it is told to stop, another daemon has taken over, or a part of it fails. `workers` handle
+/// Runs the daemon until SIGTERM or SIGINT, another daemon has taken over, or a part of it fails. `workers` handle
 /// requests; the caller's own runtime changes the kernel side.
 ///
 /// # Errors
@@ -339,7 +339,7 @@ impl Daemon {
         self.tasks.spawn_on(async move { tick(&beat).await }, first);
         self.control.beat();
         let cache = self.listeners.proxy.cache.clone();
-        self.tasks.spawn_on(async move { cache.keep().await }, first);
+        self.tasks.spawn_on(async move { cache.run_upkeep().await }, first);
         if let Some(peers) = self.listeners.proxy.peers.clone() {
             self.tasks.spawn_on(async move { peers.look_for_the_lost().await }, first);
             let (cluster, members) = (self.listeners.proxy.cluster.clone(), self.members.clone());

@@ -29,7 +29,7 @@ use crate::{
 
 /// Maximum number of connections whose first bytes are awaited or whose handshake is in progress: of all pods, and of one.
 const MAX_HANDSHAKES: (usize, usize) = (1024, 64);
-/// Shortest and longest pause before a connection asks again for its turn.
+/// Shortest and longest delay before a connection requests a permit again.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// Maximum number of concurrent name resolutions, each of which blocks a thread.
 const MAX_RESOLUTIONS: usize = 8;
@@ -98,7 +98,7 @@ impl PodStreams {
         if port == HTTP_PORT || port >= FIRST_STAND_IN {
             return Ok(Some(stream.into()));
         }
-        let turn = timeout(HANDSHAKE_TIMEOUT, self.turn(pod)).await?;
+        let turn = timeout(HANDSHAKE_TIMEOUT, self.wait_for_permit(pod)).await?;
         let opened = match FirstBytes::of(&stream).await {
             Ok(FirstBytes::Plain) => return Ok(Some(stream.into())),
             Ok(FirstBytes::Tls(Some(name))) if self.tls.certificates.has(&name) => {
@@ -127,8 +127,8 @@ impl PodStreams {
         opened.map(Some)
     }
 
-    /// Waits until the pod may have another handshake.
-    async fn turn(&self, pod: IpAddr) -> ConnectionPermit {
+    /// Waits for a permit for another handshake of the pod.
+    async fn wait_for_permit(&self, pod: IpAddr) -> ConnectionPermit {
         let mut pause = RETRY_INTERVAL.0;
         loop {
             if let Some(permit) = self.handshakes.take(pod) {

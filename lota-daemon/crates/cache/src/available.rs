@@ -5,7 +5,7 @@ use thiserror::Error;
 
 /// Bytes of an object that are available from a position on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Here {
+pub(super) enum Available {
     /// In the file, up to this offset.
     File(u64),
     /// Received, but not in the file yet.

@@ -123,7 +123,7 @@ impl Cache {
     }
 
     /// Single-flight for objects unknown to this node, or for one range of a partial object. Makes the caller the leader,
-    /// which asks the gateway; if there is a leader, waits until it is done and returns `None`.
+    /// which sends the request to the gateway; if there is a leader, waits until it is done and returns `None`.
     pub async fn lead(&self, name: &ObjectName, range: Option<RangeRequest>) -> Option<Lead> {
         self.leaders.lead(NameId::of(name), range).await
     }
@@ -146,7 +146,7 @@ impl Cache {
         self.disks.iter().any(|disk| disk.plan.partial)
     }
 
-    /// Prepares to store a range of an object from the response to a pod's request that brings it.
+    /// Prepares to store a range of an object from the response to a pod's request.
     ///
     /// # Errors
     /// [`NoRoom`]: the range cannot be cached; the caller relays the response.
@@ -173,8 +173,8 @@ impl Cache {
 
     /// Runs background work on the disks for as long as it is polled: eviction to the low watermark, and verification
     /// of stored objects against their checksums.
-    pub async fn keep(&self) {
-        join_all(self.disks.iter().map(|disk| upkeep::keep(disk.clone()))).await;
+    pub async fn run_upkeep(&self) {
+        join_all(self.disks.iter().map(|disk| upkeep::run(disk.clone()))).await;
     }
 
     /// Leaves the folders to another daemon, or takes them back. After the handover, this daemon still reads cached

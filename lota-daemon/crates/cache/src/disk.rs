@@ -72,7 +72,7 @@ impl Disk {
             );
         }
         superfluous.iter().for_each(|entry| store.remove(entry));
-        store.make_blanks()?;
+        store.make_spare_files()?;
         Ok(Self {
             folder: disk.folder.clone(),
             capacity: disk.capacity,
@@ -100,7 +100,7 @@ impl Disk {
 
     /// Removes the marker for unverified objects from the disk once all are verified.
     pub(super) fn note_checked(&self) {
-        let none_left = !self.index().has_suspects();
+        let none_left = !self.index().has_unverified();
         if none_left && !self.is_handed_over() && self.unchecked.swap(false, Ordering::AcqRel) {
             self.store.all_checked();
         }
@@ -116,7 +116,7 @@ impl Disk {
         }
     }
 
-    /// Stores a newer description of a complete object. If this fails, the gateway is only asked more often.
+    /// Stores a newer description of a complete object. If this fails, only more requests go to the gateway.
     pub(super) fn keep_meta(self: &Arc<Self>, version: VersionId, meta: Arc<ObjectMeta>) {
         let Some(entry) = self.index().entry(version).filter(|_| !self.is_handed_over()) else { return };
         let disk = self.clone();
@@ -154,7 +154,7 @@ impl Disk {
         bytes: u64,
         evicted: Vec<Evicted>,
     ) -> io::Result<NewFile> {
-        let at_once = if self.store.has_blank() { self.store.create(size, bytes).ok() } else { None };
+        let at_once = if self.store.has_spare_file() { self.store.create(size, bytes).ok() } else { None };
         let disk = self.clone();
         let created = match at_once {
             Some(part) => {
@@ -166,7 +166,9 @@ impl Disk {
                 .unwrap_or_else(|error| Err(io::Error::other(error))),
         };
         let disk = self.clone();
-        tokio::task::spawn_blocking(move || disk.store.make_blanks().inspect_err(|error| disk.notice(error)));
+        tokio::task::spawn_blocking(move || {
+            disk.store.make_spare_files().inspect_err(|error| disk.notice(error))
+        });
         created
     }
 
@@ -241,7 +243,7 @@ impl Disk {
         self.handed_over.store(handed_over, Ordering::Release);
         if handed_over {
             self.save_order();
-            self.store.drop_blanks();
+            self.store.drop_spare_files();
             // The other daemon removes the files of partial objects.
             self.index().discard_all_partial();
         }

@@ -17,7 +17,7 @@ use super::{
 /// Selection of objects to evict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Which {
+pub enum EvictSelector {
     /// All objects.
     All,
     /// All cached versions of one object, except those that were read with a version id.
@@ -38,14 +38,14 @@ pub enum Which {
 
 /// Amount that was evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gone {
+pub struct EvictedTotal {
     /// Number of objects.
     pub objects: u64,
     /// Total size in bytes.
     pub bytes: u64,
 }
 
-impl FromStr for Which {
+impl FromStr for EvictSelector {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -67,7 +67,7 @@ impl FromStr for Which {
     }
 }
 
-impl Which {
+impl EvictSelector {
     /// Returns the identifiers of an object of this name at each of the gateways.
     fn ids(&self, gateways: &[GatewayId]) -> Vec<NameId> {
         let Self::Object { bucket, key } = self else { return Vec::new() };
@@ -79,31 +79,31 @@ impl Which {
 
 impl Cache {
     /// Evicts complete and partial objects of these gateways. Reads in progress complete, and running fills are not affected.
-    pub async fn evict(&self, which: &Which, gateways: &[GatewayId]) -> Gone {
+    pub async fn evict(&self, which: &EvictSelector, gateways: &[GatewayId]) -> EvictedTotal {
         let names: Arc<[NameId]> = which.ids(gateways).into();
-        let mut gone = Gone::default();
+        let mut gone = EvictedTotal::default();
         for disk in &self.disks {
             let (disk, which, names) = (disk.clone(), which.clone(), names.clone());
             // It may read the files of millions of objects.
             let removed = spawn_blocking(move || {
                 disk.evict_if(|disk, entry| match &which {
-                    Which::All => true,
-                    Which::Object { .. } => names.contains(&entry.name),
-                    Which::Prefix { bucket, prefix } => disk.name_of(entry).is_some_and(|name| {
+                    EvictSelector::All => true,
+                    EvictSelector::Object { .. } => names.contains(&entry.name),
+                    EvictSelector::Prefix { bucket, prefix } => disk.name_of(entry).is_some_and(|name| {
                         name.bucket.as_str() == bucket && name.key.as_str().starts_with(prefix.as_str())
                     }),
                 })
             });
-            let Gone { objects, bytes } = removed.await.unwrap_or_default();
-            gone = Gone { objects: gone.objects + objects, bytes: gone.bytes + bytes };
+            let EvictedTotal { objects, bytes } = removed.await.unwrap_or_default();
+            gone = EvictedTotal { objects: gone.objects + objects, bytes: gone.bytes + bytes };
         }
         gone
     }
 
     /// Verifies these objects, given by hexadecimal version identifiers, against their checksums, and drops those that
     /// differ. Unknown identifiers are skipped.
-    pub async fn drop_corrupt(&self, files: &[String]) -> Gone {
-        let mut gone = Gone::default();
+    pub async fn drop_corrupt(&self, files: &[String]) -> EvictedTotal {
+        let mut gone = EvictedTotal::default();
         for version in files.iter().filter_map(|file| VersionId::from_hex(file)) {
             for disk in &self.disks {
                 let entry = disk.index().entry(version);
@@ -112,7 +112,7 @@ impl Cache {
                 };
                 upkeep::scrub_one(disk, entry, u64::MAX).await;
                 if disk.index().entry(version).is_none() {
-                    gone = Gone { objects: gone.objects + 1, bytes: gone.bytes + entry.size };
+                    gone = EvictedTotal { objects: gone.objects + 1, bytes: gone.bytes + entry.size };
                 }
             }
         }
@@ -129,8 +129,8 @@ impl Disk {
         }
     }
 
-    fn evict_if(self: &Arc<Self>, is_meant: impl Fn(&Self, &StoreEntry) -> bool) -> Gone {
-        let (order, mut gone) = (self.index().order(), Gone::default());
+    fn evict_if(self: &Arc<Self>, is_meant: impl Fn(&Self, &StoreEntry) -> bool) -> EvictedTotal {
+        let (order, mut gone) = (self.index().order(), EvictedTotal::default());
         for version in order {
             let entry = self.index().entry(version);
             if self.is_handed_over() || !entry.is_some_and(|entry| is_meant(self, &entry)) {
@@ -139,7 +139,7 @@ impl Disk {
             let taken = self.index().take(version);
             if let Some(evicted) = taken {
                 self.remove(&[evicted]);
-                gone = Gone { objects: gone.objects + 1, bytes: gone.bytes + evicted.bytes() };
+                gone = EvictedTotal { objects: gone.objects + 1, bytes: gone.bytes + evicted.bytes() };
             }
         }
         gone
@@ -152,11 +152,14 @@ mod tests {
 
     #[test]
     fn parses_objects_and_prefixes() {
-        let parse = |text: &str| text.parse::<Which>();
+        let parse = |text: &str| text.parse::<EvictSelector>();
         let (bucket, key) = ("b".to_owned(), "a/k".to_owned());
-        assert_eq!(parse("s3://b/a/k"), Ok(Which::Object { bucket: bucket.clone(), key }));
-        assert_eq!(parse("s3://b/a*"), Ok(Which::Prefix { bucket: bucket.clone(), prefix: "a".into() }));
-        assert_eq!(parse("s3://b/*"), Ok(Which::Prefix { bucket, prefix: String::new() }));
+        assert_eq!(parse("s3://b/a/k"), Ok(EvictSelector::Object { bucket: bucket.clone(), key }));
+        assert_eq!(
+            parse("s3://b/a*"),
+            Ok(EvictSelector::Prefix { bucket: bucket.clone(), prefix: "a".into() })
+        );
+        assert_eq!(parse("s3://b/*"), Ok(EvictSelector::Prefix { bucket, prefix: String::new() }));
         for text in ["b/k", "s3://b", "s3://b/", "s3:///k", "s3:///*", ""] {
             assert!(parse(text).unwrap_err().contains("--all"), "{text}");
         }

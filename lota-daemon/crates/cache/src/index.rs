@@ -39,7 +39,7 @@ pub(super) struct Index {
     /// Complete and partial objects that are open.
     open: caches::RawLRU<VersionId, Arc<Object>>,
     /// Complete objects that must be verified against their checksums before they are served.
-    suspects: HashSet<VersionId, IdHash>,
+    unverified: HashSet<VersionId, IdHash>,
     /// Recent read frequency of objects, for admission by frequency.
     reads: Option<TinyLFU<NameId>>,
     /// Low watermark in bytes, to which evictions go down.
@@ -54,7 +54,7 @@ pub(super) enum CachedLocation {
     OnDisk {
         entry: StoreEntry,
         /// Whether it must be verified against its checksums.
-        suspect: bool,
+        unverified: bool,
     },
     /// On disk, and partial; the caller opens it.
     Partial(PartialObject),
@@ -115,7 +115,7 @@ impl Index {
             partial: PartialObjects::new()?,
             removing: HashSet::new(),
             open: caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| wrong(&error))?,
-            suspects: HashSet::default(),
+            unverified: HashSet::default(),
             reads,
             low: percent(capacity, plan.low),
         };
@@ -123,7 +123,7 @@ impl Index {
         for StoreEntry { version, name, size, disk } in found {
             index.newest.insert(name, version);
             if !trusted {
-                index.suspects.insert(version);
+                index.unverified.insert(version);
             }
             for (version, (name, size), disk) in index.lru.insert(version, (name, size), disk) {
                 index.forget(&version, name);
@@ -159,7 +159,7 @@ impl Index {
         if let Some(partial) = partial {
             return Some(CachedLocation::Partial(partial));
         }
-        Some(CachedLocation::OnDisk { entry, suspect: self.suspects.contains(&version) })
+        Some(CachedLocation::OnDisk { entry, unverified: self.unverified.contains(&version) })
     }
 
     /// Returns a complete or partial object without a change of the LRU order.
@@ -188,14 +188,14 @@ impl Index {
 
     /// Marks an object as verified.
     pub(super) fn trust(&mut self, version: &VersionId) {
-        if self.suspects.remove(version) && self.suspects.is_empty() {
-            self.suspects.shrink_to_fit();
+        if self.unverified.remove(version) && self.unverified.is_empty() {
+            self.unverified.shrink_to_fit();
         }
     }
 
     /// Returns whether there are unverified objects.
-    pub(super) fn has_suspects(&self) -> bool {
-        !self.suspects.is_empty()
+    pub(super) fn has_unverified(&self) -> bool {
+        !self.unverified.is_empty()
     }
 
     /// Reserves disk space for a new object. Returns the objects evicted for it; the caller removes their files.
@@ -304,7 +304,7 @@ impl Index {
     /// Removes all references to a version that is no longer in the index. Returns it if it was partial.
     fn forget(&mut self, version: &VersionId, name: NameId) -> Option<PartialObject> {
         caches::Cache::remove(&mut self.open, version);
-        self.suspects.remove(version);
+        self.unverified.remove(version);
         if self.newest.get(&name) == Some(version) {
             self.newest.remove(&name);
         }

@@ -1,4 +1,4 @@
-//! Single-flight: of several requests with the same question, one asks the gateway.
+//! Single-flight: of several requests that need the same answer of the gateway, one is sent.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,14 +11,14 @@ use super::ids::NameId;
 /// An object, and the range of it that a request asks for if the object is partial.
 type LeadKey = (NameId, Option<RangeRequest>);
 
-/// Requests that ask the gateway about an unknown object, or about a range that a partial object lacks.
+/// Requests to the gateway about unknown objects, or about ranges that partial objects lack.
 #[derive(Debug, Default)]
 pub(super) struct Leaders {
     /// Each channel closes when its request is done.
     waiting: Mutex<HashMap<LeadKey, watch::Receiver<()>>>,
 }
 
-/// Held by the single request that asks the gateway about an object, or a range, unknown to this node, until other
+/// Held by the single request that is sent to the gateway about an object, or a range, unknown to this node, until other
 /// requests can find the response in the cache.
 #[derive(Debug)]
 pub struct Lead {
@@ -31,10 +31,10 @@ impl Leaders {
     /// Makes the caller the leader; if there is one, waits until it is done and returns `None`.
     pub(super) async fn lead(self: &Arc<Self>, name: NameId, range: Option<RangeRequest>) -> Option<Lead> {
         let key = (name, range);
-        let mut asking = {
+        let mut leader = {
             let mut waiting = self.waiting.lock();
             match waiting.get(&key) {
-                Some(asking) => asking.clone(),
+                Some(leader) => leader.clone(),
                 None => {
                     let (sender, receiver) = watch::channel(());
                     waiting.insert(key, receiver);
@@ -43,7 +43,7 @@ impl Leaders {
             }
         };
         // Nothing is ever sent: the channel closes.
-        let _ = asking.changed().await;
+        let _ = leader.changed().await;
         None
     }
 }

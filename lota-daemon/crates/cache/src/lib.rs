@@ -47,7 +47,7 @@ pub use begin::Join;
 pub use cache::Cache;
 pub use compare::{Corrupt, compare, free, usage};
 pub use config::{CacheConfig, FillConfig};
-pub use evict::{Gone, Which};
+pub use evict::{EvictSelector, EvictedTotal};
 pub use file::{BodyFile, FileSlice, MAX_SLICE};
 pub use fill::{Fill, FillError, FillOptions, FillSource, SourceError};
 pub use fscrypt::{Encryption, can_encrypt};

@@ -29,7 +29,7 @@ impl Disk {
     /// Returns a version, if it is cached or being filled.
     pub(super) async fn get(self: &Arc<Self>, version: VersionId) -> Option<Arc<Object>> {
         let place = self.index().look_up(version)?;
-        let (entry, suspect) = match place {
+        let (entry, unverified) = match place {
             CachedLocation::AtHand(object) if !object.file().has_failed() => return Some(object),
             CachedLocation::AtHand(_) => {
                 tracing::warn!(file = %version, "cannot read a cached object; dropping it");
@@ -37,14 +37,14 @@ impl Disk {
                 return None;
             }
             CachedLocation::Partial(partial) => return self.open_partial(version, partial).await,
-            CachedLocation::OnDisk { entry, suspect } => (entry, suspect),
+            CachedLocation::OnDisk { entry, unverified } => (entry, unverified),
         };
         let disk = self.clone();
         let loaded = tokio::task::spawn_blocking(move || disk.store.load(&entry)).await.ok()?;
         match loaded {
-            Ok((record, file)) if suspect => {
+            Ok((record, file)) if unverified => {
                 let progress = Arc::new(Progress::new(record.meta.size));
-                let object = Arc::new(Object::suspect(record.meta, file, progress.clone()));
+                let object = Arc::new(Object::unverified(record.meta, file, progress.clone()));
                 let open = self.index().opened(version, object.clone());
                 if Arc::ptr_eq(&open, &object) {
                     tokio::spawn(self.clone().check(entry, object, progress, record.checksums));

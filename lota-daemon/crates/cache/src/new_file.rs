@@ -25,14 +25,14 @@ pub(super) struct NewFile(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    blank: Blank,
+    spare: SpareFile,
     allocation: Allocation,
     size: u64,
 }
 
 /// A file without an object; removed when it is dropped, unless it was committed.
 #[derive(Debug)]
-pub(super) struct Blank {
+pub(super) struct SpareFile {
     file: Arc<BodyFile>,
     path: Arc<TemporaryPath>,
 }
@@ -60,34 +60,34 @@ pub(super) struct Allocation {
 
 impl NewFile {
     /// Creates the file of a fill of `size` bytes.
-    pub(super) fn new(blank: Blank, allocation: Allocation, size: u64) -> Self {
-        Self(Arc::new(Inner { blank, allocation, size }))
+    pub(super) fn new(spare: SpareFile, allocation: Allocation, size: u64) -> Self {
+        Self(Arc::new(Inner { spare, allocation, size }))
     }
 
     /// Creates the file of a fill from a partial object. `allocation` is that of the bytes that are missing: none.
     pub(super) fn of_kept(file: Arc<BodyFile>, kept: &KeptFile, allocation: Allocation, size: u64) -> Self {
-        Self::new(Blank { file, path: kept.path.clone() }, allocation, size)
+        Self::new(SpareFile { file, path: kept.path.clone() }, allocation, size)
     }
 
     /// Keeps the file for a partial object.
     pub(super) fn keep(&self, dropped: &DroppedFiles) -> KeptFile {
-        KeptFile { path: self.0.blank.path.clone(), dropped: dropped.clone() }
+        KeptFile { path: self.0.spare.path.clone(), dropped: dropped.clone() }
     }
 
     pub(super) fn file(&self) -> Arc<BodyFile> {
-        self.0.blank.file.clone()
+        self.0.spare.file.clone()
     }
 
     /// Gives the file its final name.
     pub(super) fn rename(&self, to: &Path) -> io::Result<()> {
-        fs::rename(&self.0.blank.path.0, to)
+        fs::rename(&self.0.spare.path.0, to)
     }
 
     /// Allocates the reserved disk space, contiguous if possible. May block. Errors are ignored, since not every file
     /// system supports it; if the disk is full, writes fail.
     pub(super) fn allocate(&self) {
         let length = i64::try_from(self.0.size).unwrap_or_default();
-        if length > 0 && fallocate(&**self.0.blank.file, FallocateFlags::empty(), 0, length).is_ok() {
+        if length > 0 && fallocate(&**self.0.spare.file, FallocateFlags::empty(), 0, length).is_ok() {
             self.0.allocation.release();
         }
     }
@@ -98,7 +98,7 @@ impl NewFile {
     }
 }
 
-impl Blank {
+impl SpareFile {
     /// Creates an empty file with a random name.
     pub(super) fn create(folder: &Path) -> io::Result<Self> {
         let path = folder.join(hex::encode(rand::random::<[u8; 8]>()));

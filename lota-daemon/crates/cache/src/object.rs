@@ -6,7 +6,7 @@ use lota_s3::{ByteRange, ObjectMeta, RangeRequest};
 use parking_lot::RwLock;
 
 use super::{
-    available::{Broken, Here},
+    available::{Available, Broken},
     file::FIRST_SLICE,
     progress::Progress,
     ranges::Ranges,
@@ -42,7 +42,7 @@ impl Object {
     }
 
     /// Creates a complete object that must be verified before its bytes are served.
-    pub(super) fn suspect(meta: ObjectMeta, file: File, progress: Arc<Progress>) -> Self {
+    pub(super) fn unverified(meta: ObjectMeta, file: File, progress: Arc<Progress>) -> Self {
         Self::new(meta, BodyFile::new(file), Content::Unverified(progress))
     }
 
@@ -149,9 +149,9 @@ impl Object {
     }
 
     /// Returns the cached bytes from `position` on; waits for the first byte.
-    pub(super) async fn available(&self, position: u64) -> Result<Here, Broken> {
+    pub(super) async fn available(&self, position: u64) -> Result<Available, Broken> {
         match &self.content {
-            Content::Verified => Ok(Here::File(self.size)),
+            Content::Verified => Ok(Available::File(self.size)),
             Content::Unverified(progress) | Content::Filling(progress) => progress.available(position).await,
             Content::Partial(ranges) => ranges.available(position).await,
         }

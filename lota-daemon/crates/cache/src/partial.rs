@@ -18,7 +18,7 @@ use super::{
 };
 
 impl Disk {
-    /// Prepares to store a range of an object from the response that brings it.
+    /// Prepares to store a range of an object from a response.
     pub(super) async fn keep_range(
         self: &Arc<Self>,
         entry: StoreEntry,

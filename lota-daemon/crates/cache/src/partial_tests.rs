@@ -149,7 +149,7 @@ async fn a_fill_replaces_a_partial_object() {
     let fill = lead(&cache, &meta).await;
     // The response of the partial object ends after the fill began.
     late.run(pieces(&part(bytes(MIB, 2 * MIB)))).await.1.unwrap();
-    assert!(keep(&cache, &meta, bytes(0, 5)).await.is_err(), "the fill brings it");
+    assert!(keep(&cache, &meta, bytes(0, 5)).await.is_err(), "the fill fetches it");
     arrive(fill, &content(1, SIZE)).await.unwrap();
     assert_eq!((cache.usage().objects, cache.usage().partial), (1, 0));
     assert_eq!(read(partial, Some(bytes(0, MIB))).await.unwrap(), part(bytes(0, MIB)));
@@ -207,7 +207,7 @@ async fn a_completed_object_is_verified() {
 async fn partial_objects_are_evicted_on_request_and_by_handover() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, 100 * MIB);
-    for which in [object("k"), "s3://bucket/k*".parse().unwrap(), crate::Which::All] {
+    for which in [object("k"), "s3://bucket/k*".parse().unwrap(), crate::EvictSelector::All] {
         store(&cache, bytes(0, MIB)).await;
         let gone = cache.evict(&which, &["http://gateway".into()]).await;
         assert_eq!(gone.objects, 1, "{which:?}");

@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::{
-    available::{Broken, Here},
+    available::{Available, Broken},
     pending::Pending,
     record::CHUNK,
 };
@@ -70,7 +70,7 @@ impl Progress {
     }
 
     /// Returns available bytes from `position` on, at least one; waits for the first byte.
-    pub(super) async fn available(&self, position: u64) -> Result<Here, Broken> {
+    pub(super) async fn available(&self, position: u64) -> Result<Available, Broken> {
         loop {
             let grown = self.grown.notified();
             let mut grown = std::pin::pin!(grown);
@@ -83,17 +83,17 @@ impl Progress {
         }
     }
 
-    fn look(&self, position: u64) -> Result<Option<Here>, Broken> {
+    fn look(&self, position: u64) -> Result<Option<Available>, Broken> {
         let mut state = self.state();
         let first = usize::try_from(position / u64::from(CHUNK)).map_err(|_| Broken)?;
         let there = state.chunks.iter().skip(first).take(MAX_AT_ONCE);
         let there = there.take_while(|chunk| matches!(chunk, Chunk::There(_))).count();
         if there > 0 {
-            return Ok(Some(Here::File(self.bytes(first..first + there).end)));
+            return Ok(Some(Available::File(self.bytes(first..first + there).end)));
         }
         let offset = usize::try_from(position % u64::from(CHUNK)).map_err(|_| Broken)?;
         if let Some(bytes) = state.early.get(&first).and_then(|early| early.at(offset)) {
-            return Ok(Some(Here::Memory(bytes)));
+            return Ok(Some(Available::Memory(bytes)));
         }
         if state.ended {
             return Err(Broken);

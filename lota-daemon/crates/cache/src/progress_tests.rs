@@ -24,15 +24,19 @@ async fn requested_chunks_come_first() {
     assert_eq!(progress.claim(100, false), Some(16..21));
     assert_eq!(progress.claim(100, false), None);
     progress.arrived(0, 1);
-    assert_eq!(early.await.unwrap(), Ok(Here::File(MIB)));
+    assert_eq!(early.await.unwrap(), Ok(Available::File(MIB)));
     progress.arrived(13, 1);
     progress.arrived(12, 1);
-    assert_eq!(late.await.unwrap(), Ok(Here::File(14 * MIB)));
+    assert_eq!(late.await.unwrap(), Ok(Available::File(14 * MIB)));
     progress.arrived(20, 1);
-    assert_eq!(progress.available(20 * MIB).await, Ok(Here::File(20 * MIB + 1)));
+    assert_eq!(progress.available(20 * MIB).await, Ok(Available::File(20 * MIB + 1)));
     progress.end();
     assert_eq!(progress.available(5 * MIB).await, Err(Broken));
-    assert_eq!(progress.available(12 * MIB).await, Ok(Here::File(14 * MIB)), "stored chunks are available");
+    assert_eq!(
+        progress.available(12 * MIB).await,
+        Ok(Available::File(14 * MIB)),
+        "stored chunks are available"
+    );
 }
 
 #[tokio::test]
@@ -44,7 +48,7 @@ async fn bytes_are_available_before_their_chunk_is_complete() {
     };
     assert_eq!(progress.claim(2, false), Some(0..2));
     let content = Bytes::from_iter((0..=250).cycle().take(2000));
-    let memory = |range: Range<usize>| Ok(Here::Memory(content.slice(range)));
+    let memory = |range: Range<usize>| Ok(Available::Memory(content.slice(range)));
     progress.arriving(1, 0, content.slice(..1000));
     progress.arriving(1, 0, content.slice(..400));
     progress.arriving(1, 400, content.slice(400..1200));
@@ -56,12 +60,12 @@ async fn bytes_are_available_before_their_chunk_is_complete() {
     progress.arriving(2, 0, content.clone());
     assert!(available(2 * MIB).await.is_err(), "the chunk is not claimed");
     progress.arrived(0, 0);
-    assert_eq!(available(5).await.unwrap(), Ok(Here::File(MIB)), "the stored chunk is in the file");
+    assert_eq!(available(5).await.unwrap(), Ok(Available::File(MIB)), "the stored chunk is in the file");
     progress.give_back(1..2);
     assert!(available(MIB).await.is_err(), "released bytes are dropped");
     progress.arrived(1, 0);
     progress.arriving(1, 0, content.clone());
-    assert_eq!(available(MIB + 20).await.unwrap(), Ok(Here::File(2 * MIB)), "the chunk is stored");
+    assert_eq!(available(MIB + 20).await.unwrap(), Ok(Available::File(2 * MIB)), "the chunk is stored");
     assert_eq!(progress.claim(1, false), Some(2..3));
     progress.arriving(2, 0, content.clone());
     progress.end();
@@ -84,7 +88,7 @@ async fn released_chunks_are_requested_again() {
     progress.wanted().await;
     assert_eq!(progress.claim(1, true), Some(2..3));
     progress.arrived(2, 9);
-    assert_eq!(reader.await.unwrap(), Ok(Here::File(3 * MIB)));
+    assert_eq!(reader.await.unwrap(), Ok(Available::File(3 * MIB)));
     assert_eq!(progress.checksums(), None);
     assert_eq!(progress.claim(4, false), Some(1..2));
     assert_eq!(progress.claim_in(0..9), vec![3]);

@@ -1,4 +1,4 @@
-//! Stores one range of a partial object from the response that brings it.
+//! Stores one range of a partial object from a response.
 
 use std::{io, net::IpAddr, os::unix::fs::FileExt as _, sync::Arc};
 
@@ -20,8 +20,8 @@ use super::{
     store::StoreEntry,
 };
 
-/// One response that brings a range of a partial object. If it is dropped before its end, the bytes that it has brought
-/// stay stored, and readers of the others fail.
+/// One response with a range of a partial object. If it is dropped before its end, the bytes that have arrived stay stored,
+/// and readers of the others fail.
 #[derive(Debug)]
 pub struct RangeFill {
     disk: Arc<Disk>,
@@ -44,7 +44,7 @@ pub(super) struct Arrival {
 }
 
 impl Arrival {
-    /// Announces a response that brings this range.
+    /// Announces a response with this range.
     ///
     /// # Errors
     /// If the object would have too many separate ranges.

@@ -1,4 +1,4 @@
-//! The bytes of a partial object: which of them are stored, and which a response brings.
+//! The bytes of a partial object: which of them are stored, and which arrive.
 
 use std::{collections::HashMap, io, ops::Range};
 
@@ -9,7 +9,7 @@ use rangemap::RangeSet;
 use tokio::sync::Notify;
 
 use super::{
-    available::{Broken, Here},
+    available::{Available, Broken},
     pending::Pending,
     room,
 };
@@ -49,7 +49,7 @@ pub(super) struct ArrivalId(u64);
 
 #[derive(Debug)]
 struct ArrivingRange {
-    /// Bytes that the response brings and that were not written yet.
+    /// Bytes of the response that were not written yet.
     left: Range<u64>,
     /// First bytes of `left`, received and readable before they are in the file.
     early: Pending,
@@ -62,7 +62,7 @@ impl Ranges {
         Self { size, state: Mutex::new(state), writing: Mutex::default(), grown: Notify::new() }
     }
 
-    /// Records that a response begins to bring this range. Returns `None` if the object would have too many separate
+    /// Announces a response with this range. Returns `None` if the object would have too many separate
     /// ranges; a range that begins in or directly after a stored one does not add to them.
     pub(super) fn begin(&self, range: ByteRange) -> Option<ArrivalId> {
         let mut state = self.state();
@@ -114,7 +114,7 @@ impl Ranges {
         Ok(())
     }
 
-    /// Records that a response has ended. Readers of bytes that it did not bring fail.
+    /// Records that a response has ended. Readers of bytes that did not arrive fail.
     pub(super) fn end(&self, id: ArrivalId) {
         let mut state = self.state();
         state.arriving.remove(&id);
@@ -123,8 +123,8 @@ impl Ranges {
         self.grown.notify_waiters();
     }
 
-    /// Returns available bytes from `position` on, at least one; waits for the first byte if a response brings it.
-    pub(super) async fn available(&self, position: u64) -> Result<Here, Broken> {
+    /// Returns available bytes from `position` on, at least one; waits for the first byte if it arrives.
+    pub(super) async fn available(&self, position: u64) -> Result<Available, Broken> {
         loop {
             let grown = self.grown.notified();
             let mut grown = std::pin::pin!(grown);
@@ -193,16 +193,16 @@ impl RangesState {
         self.disk = room::of_ranges(all.iter().cloned());
     }
 
-    fn look(&self, position: u64) -> Result<Option<Here>, Broken> {
+    fn look(&self, position: u64) -> Result<Option<Available>, Broken> {
         if let Some(stored) = self.stored.get(&position) {
-            return Ok(Some(Here::File(stored.end)));
+            return Ok(Some(Available::File(stored.end)));
         }
         let arriving = || self.arriving.values().filter(|arrival| arrival.left.contains(&position));
         let early = arriving().find_map(|arrival| {
             arrival.early.at(usize::try_from(position - arrival.left.start).unwrap_or(usize::MAX))
         });
         match early {
-            Some(bytes) => Ok(Some(Here::Memory(bytes))),
+            Some(bytes) => Ok(Some(Available::Memory(bytes))),
             None if arriving().next().is_some() => Ok(None),
             None => Err(Broken),
         }

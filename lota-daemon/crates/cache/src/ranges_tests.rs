@@ -79,7 +79,7 @@ proptest! {
                 prop_assert_eq!(ranges.covers(one), model.stored[unit] || model.arrives(unit));
                 let seen = ranges.state().look(one.start + 1);
                 match (model.stored[unit], model.arrives(unit)) {
-                    (true, _) => prop_assert!(matches!(seen, Ok(Some(Here::File(end))) if end >= one.end)),
+                    (true, _) => prop_assert!(matches!(seen, Ok(Some(Available::File(end))) if end >= one.end)),
                     (false, true) => prop_assert_eq!(seen, Ok(None)),
                     (false, false) => prop_assert_eq!(seen, Err(Broken)),
                 }
@@ -105,7 +105,7 @@ fn received_bytes_are_readable_before_they_are_written() {
     let id = ranges.begin(ByteRange { start: 10, end: 30 }).unwrap();
     ranges.received(id, Bytes::from_static(b"abc"));
     let state = || ranges.state();
-    assert_eq!(state().look(11), Ok(Some(Here::Memory(Bytes::from_static(b"bc")))));
+    assert_eq!(state().look(11), Ok(Some(Available::Memory(Bytes::from_static(b"bc")))));
     assert_eq!(state().look(13), Ok(None), "they arrive");
     assert_eq!(state().look(9), Err(Broken), "nothing brings them");
     let mut written = Vec::new();
@@ -115,10 +115,10 @@ fn received_bytes_are_readable_before_they_are_written() {
     };
     ranges.store(id, 12, write).unwrap();
     assert_eq!(written.first(), Some(&(10..12)));
-    assert_eq!(state().look(11), Ok(Some(Here::File(12))));
+    assert_eq!(state().look(11), Ok(Some(Available::File(12))));
     ranges.end(id);
     assert_eq!(state().look(12), Err(Broken));
-    assert_eq!(state().look(11), Ok(Some(Here::File(12))), "what is stored stays");
+    assert_eq!(state().look(11), Ok(Some(Available::File(12))), "what is stored stays");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use lota_s3::ByteRange;
 
 use super::{
-    available::{Broken, Here},
+    available::{Available, Broken},
     file::FIRST_SLICE,
 };
 use crate::{FileSlice, MAX_SLICE, Object, ReadPermit};
@@ -51,12 +51,12 @@ impl Reader {
         }
         let left = self.end - self.position;
         let piece = match self.object.available(self.position).await? {
-            Here::File(end) => Piece::File(FileSlice {
+            Available::File(end) => Piece::File(FileSlice {
                 file: self.object.file().clone(),
                 offset: self.position,
                 length: shorter(left.min(end - self.position), self.most),
             }),
-            Here::Memory(bytes) => Piece::Memory(bytes.slice(..shorter(left, bytes.len()))),
+            Available::Memory(bytes) => Piece::Memory(bytes.slice(..shorter(left, bytes.len()))),
         };
         self.position += piece.length() as u64;
         self.most = MAX_SLICE;

@@ -1,4 +1,4 @@
-//! What the cache reports about its contents.
+//! Contents of the cache and state of its disks, as reported to operators.
 
 use std::path::PathBuf;
 

@@ -23,7 +23,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{
     fscrypt::{self, Encryption},
     ids::{NameId, VersionId},
-    new_file::{Allocation, Blank, DroppedFiles, KeptFile, NewFile, remove},
+    new_file::{Allocation, DroppedFiles, KeptFile, NewFile, SpareFile, remove},
     own_folder,
     record::Record,
     room::{self, Room, Short},
@@ -47,7 +47,7 @@ const LOST: &str = "lost-";
 const READERS: usize = 16;
 /// Number of files created in advance: while another file is synced, creation may take several milliseconds, for
 /// which a reader would wait.
-const BLANKS: usize = 8;
+const SPARE_FILES: usize = 8;
 
 /// A complete object, described by its file name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub(super) struct Store {
     min_free: u64,
     /// Bytes of disk space that are reserved for partial files and may not be allocated yet.
     reserved: Arc<AtomicU64>,
-    blanks: Arc<Mutex<Vec<Blank>>>,
+    spare_files: Arc<Mutex<Vec<SpareFile>>>,
     /// Files of partial objects that were dropped.
     dropped: DroppedFiles,
 }
@@ -131,7 +131,7 @@ impl Store {
             folder: objects.into(),
             min_free,
             reserved: Arc::default(),
-            blanks: Arc::default(),
+            spare_files: Arc::default(),
             dropped: Arc::default(),
         };
         Ok(Opened { store, lock, clean, encrypted })
@@ -188,9 +188,9 @@ impl Store {
     /// The errors of [`Store::reserve`].
     pub(super) fn create(&self, size: u64, disk: u64) -> io::Result<NewFile> {
         let allocation = self.reserve(disk)?;
-        let made = self.blanks().pop();
-        let blank = made.map_or_else(|| Blank::create(&self.folder.join(NEW)), Ok)?;
-        Ok(NewFile::new(blank, allocation, size))
+        let made = self.spare_files().pop();
+        let spare = made.map_or_else(|| SpareFile::create(&self.folder.join(NEW)), Ok)?;
+        Ok(NewFile::new(spare, allocation, size))
     }
 
     /// Keeps the file of a fill for a partial object.
@@ -204,27 +204,27 @@ impl Store {
     }
 
     /// Returns whether a file is available without waiting for the disk.
-    pub(super) fn has_blank(&self) -> bool {
-        !self.blanks().is_empty()
+    pub(super) fn has_spare_file(&self) -> bool {
+        !self.spare_files().is_empty()
     }
 
     /// Creates files in advance, up to their configured number.
-    pub(super) fn make_blanks(&self) -> io::Result<()> {
-        while self.blanks().len() < BLANKS {
-            let blank = Blank::create(&self.folder.join(NEW))?;
-            self.blanks().push(blank);
+    pub(super) fn make_spare_files(&self) -> io::Result<()> {
+        while self.spare_files().len() < SPARE_FILES {
+            let spare = SpareFile::create(&self.folder.join(NEW))?;
+            self.spare_files().push(spare);
         }
         Ok(())
     }
 
     /// Drops the files that were created in advance, for the handover.
-    pub(super) fn drop_blanks(&self) {
-        let dropped = std::mem::take(&mut *self.blanks());
+    pub(super) fn drop_spare_files(&self) {
+        let dropped = std::mem::take(&mut *self.spare_files());
         drop(dropped);
     }
 
-    fn blanks(&self) -> MutexGuard<'_, Vec<Blank>> {
-        self.blanks.lock()
+    fn spare_files(&self) -> MutexGuard<'_, Vec<SpareFile>> {
+        self.spare_files.lock()
     }
 
     /// Turns a filled file into a complete object. Bytes and record are synced before the rename, so that a crash
@@ -425,10 +425,10 @@ impl StoreEntry {
 
 #[cfg(test)]
 pub(super) fn tests_files(folder: &Path) -> Vec<PathBuf> {
-    let is_blank = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.len() == 0);
+    let is_spare = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.len() == 0);
     files(&own_folder::path(folder).join(FORMAT))
         .unwrap_or_default()
         .into_iter()
-        .filter(|path| !is_blank(path))
+        .filter(|path| !is_spare(path))
         .collect()
 }

@@ -49,8 +49,8 @@ pub(super) fn meta(key: &str, etag: &str, size: u64) -> ObjectMeta {
 }
 
 /// Selects the object of this key for eviction.
-pub(super) fn object(key: &str) -> Which {
-    Which::Object { bucket: "bucket".into(), key: key.into() }
+pub(super) fn object(key: &str) -> EvictSelector {
+    EvictSelector::Object { bucket: "bucket".into(), key: key.into() }
 }
 
 pub(super) fn content(seed: u64, size: u64) -> Vec<u8> {

@@ -21,7 +21,7 @@ const SAVE_ORDER_INTERVAL: Duration = Duration::from_secs(600);
 const REST: Duration = Duration::from_secs(60);
 
 /// Runs the background work of a disk for as long as it is polled.
-pub(super) async fn keep(disk: Arc<Disk>) {
+pub(super) async fn run(disk: Arc<Disk>) {
     tokio::join!(make_room(&disk), scrub(&disk));
 }
 
