@@ -120,7 +120,7 @@ pub struct RawAttempts {
 #[repr(C)]
 pub struct RawInterface {
     /// [`RawInterface::BY_TC`] or [`RawInterface::BY_LOOKUP`].
-    pub steered: u32,
+    pub redirected: u32,
     /// 1: connections to targets are intercepted; a program at egress restores the addresses of replies.
     pub intercepts: u32,
     /// 1: packets of pods have the sockets that sent them, unlike at a bridge.

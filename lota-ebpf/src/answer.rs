@@ -15,7 +15,7 @@ use crate::{
     kernel_bytes::bounded,
     maps::{self, AddressMaps},
     message::CopiedMessage,
-    steer::ifindex,
+    redirect::ifindex,
 };
 
 const UDP: usize = 8;
@@ -34,7 +34,7 @@ pub(crate) struct QueryPacket {
     pub(crate) is_v6: bool,
 }
 
-/// Where a program sees queries of pods.
+/// Place at which a program sees queries of pods.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// At the interface that access is bound to.

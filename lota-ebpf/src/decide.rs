@@ -10,7 +10,7 @@ pub enum PodDecision {
     /// The verdict is final, without lookups.
     Settled(Verdict),
     /// TCP to a redirected port of the VIP: redirect it if the source has access.
-    Steer,
+    Redirect,
     /// A DNS query to any resolver: answer it if it is for a name of the endpoint and the source has access.
     Name,
     /// Possibly to a port that pods must not reach on any node: drop it if the destination is a node.
@@ -50,7 +50,7 @@ pub fn from_pod<A: Address>(settings: &Settings, packet: &Packet<A>) -> PodDecis
         };
     }
     PodDecision::Settled(match packet.payload.kind {
-        PacketKind::Tcp if settings.redirects(port) => return PodDecision::Steer,
+        PacketKind::Tcp if settings.redirects(port) => return PodDecision::Redirect,
         PacketKind::Tcp if A::HAS_STAND_INS && settings.is_stand_in(port) => return PodDecision::StandIn,
         PacketKind::Tcp | PacketKind::Udp if port == settings.dns_port => Verdict::Dns,
         PacketKind::FirstFragment | PacketKind::Fragment => Verdict::Fragment,

@@ -85,7 +85,7 @@ proptest! {
             (false, ..) => PodDecision::Settled(Verdict::NotOurs),
             (true, PacketKind::Opaque | PacketKind::Routed, _) => PodDecision::Settled(Verdict::Malformed),
             (true, PacketKind::Fragment | PacketKind::FirstFragment, _) => PodDecision::Settled(Verdict::Fragment),
-            (true, PacketKind::Tcp, 80 | 443 | 9000) => PodDecision::Steer,
+            (true, PacketKind::Tcp, 80 | 443 | 9000) => PodDecision::Redirect,
             (true, PacketKind::Tcp, 65_472..) if targets > 0 => PodDecision::StandIn,
             (true, PacketKind::Tcp | PacketKind::Udp, 53) => PodDecision::Settled(Verdict::Dns),
             (true, ..) => PodDecision::Settled(Verdict::VipOther),

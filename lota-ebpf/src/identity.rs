@@ -21,7 +21,7 @@ use crate::{
     answer::{self, Answerable, Place, QueryPacket},
     kernel_bytes::Skb,
     maps::{self, AddressMaps},
-    steer::{Decision, LOOPBACK, ifindex},
+    redirect::{Decision, LOOPBACK, ifindex},
 };
 
 /// `BPF_F_NO_PREALLOC`: memory is allocated per entry, not in advance.
@@ -233,7 +233,7 @@ fn decide_at_port<A: HeldAddress + Answerable>(
             Some(query) => return Decision::Query(query),
             None => false,
         },
-        PodDecision::Steer => true,
+        PodDecision::Redirect => true,
         // The program at the bridge may intercept it.
         PodDecision::Settled(Verdict::NotOurs) => {
             settings.targets != 0
@@ -280,7 +280,7 @@ pub(crate) fn drops_local(ctx: &TcContext) -> bool {
 
 #[inline(always)]
 fn is_refused_local(ctx: &TcContext, settings: &Settings, packet: &Packet<impl HeldAddress>) -> bool {
-    if from_pod(settings, packet) != PodDecision::Steer {
+    if from_pod(settings, packet) != PodDecision::Redirect {
         return false;
     }
     let identity = identity();

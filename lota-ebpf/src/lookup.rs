@@ -13,7 +13,7 @@ use lota_ebpf::{
 use crate::{
     identity::{self, HeldAddress},
     maps,
-    steer::LOOPBACK,
+    redirect::LOOPBACK,
 };
 
 const AF_INET: u32 = 2;
@@ -46,7 +46,7 @@ pub(crate) fn backstop(ctx: &SkLookupContext) -> LookupOutcome {
     let Some(settings) = maps::settings() else { return LookupOutcome::Passed };
     let refuse = |decision| match decision {
         PodDecision::StandIn => LookupOutcome::Refused,
-        PodDecision::Steer | PodDecision::Settled(Verdict::VipOther) => {
+        PodDecision::Redirect | PodDecision::Settled(Verdict::VipOther) => {
             LookupOutcome::Counted(Verdict::Backstop)
         }
         _ => LookupOutcome::Passed,
@@ -61,7 +61,7 @@ pub(crate) fn backstop(ctx: &SkLookupContext) -> LookupOutcome {
 /// Refuses like [`backstop`], but redirects connections of allowed pods: all where no TC program is attached, else
 /// those that it left to the stack.
 #[inline(always)]
-pub(crate) fn steer(ctx: &SkLookupContext) -> LookupOutcome {
+pub(crate) fn redirect(ctx: &SkLookupContext) -> LookupOutcome {
     let Some(settings) = maps::settings() else { return LookupOutcome::Passed };
     match family(ctx) {
         AF_INET => decide_connection(ctx, settings, &packet_v4(ctx)),
@@ -79,12 +79,12 @@ fn decide_connection<A: HeldAddress>(
     // SAFETY: the context the kernel called us with.
     let ifindex = unsafe { (*ctx.lookup).ingress_ifindex };
     let interface = maps::interface(ifindex);
-    let steered = interface.map_or(0, |interface| interface.steered);
+    let method = interface.map_or(0, |interface| interface.redirected);
     let intercepts = interface.is_some_and(|interface| interface.intercepts == 1);
-    let by_lookup = steered == RawInterface::BY_LOOKUP;
+    let by_lookup = method == RawInterface::BY_LOOKUP;
     let decision = from_pod(settings, packet);
     let redirects = match decision {
-        PodDecision::Steer => steered != 0,
+        PodDecision::Redirect => method != 0,
         PodDecision::StandIn => intercepts,
         _ => false,
     };
@@ -95,18 +95,18 @@ fn decide_connection<A: HeldAddress>(
     LookupOutcome::Counted(match (decision, redirected) {
         (PodDecision::StandIn, Some(true)) => return LookupOutcome::Passed,
         (PodDecision::StandIn, _) if intercepts => return LookupOutcome::Refused,
-        (PodDecision::Steer, Some(true)) => Verdict::Redirected,
-        (PodDecision::Steer, Some(false)) if by_lookup => Verdict::NoListener,
-        (PodDecision::Steer, None) if by_lookup => {
+        (PodDecision::Redirect, Some(true)) => Verdict::Redirected,
+        (PodDecision::Redirect, Some(false)) if by_lookup => Verdict::NoListener,
+        (PodDecision::Redirect, None) if by_lookup => {
             packet.source.refused(Verdict::Denied, ifindex);
             Verdict::Denied
         }
         // Packets that a TC program refused are refused here, too; that program counted them.
-        (PodDecision::Steer | PodDecision::StandIn | PodDecision::Settled(Verdict::VipOther), _) => {
+        (PodDecision::Redirect | PodDecision::StandIn | PodDecision::Settled(Verdict::VipOther), _) => {
             Verdict::Backstop
         }
         // The packet is for this node, whatever destination the pod used: TC saw it before address translation.
-        (PodDecision::Protect, _) if steered != 0 && ifindex != LOOPBACK => Verdict::Protected,
+        (PodDecision::Protect, _) if method != 0 && ifindex != LOOPBACK => Verdict::Protected,
         _ => return LookupOutcome::Passed,
     })
 }

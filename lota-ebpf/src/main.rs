@@ -18,7 +18,7 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod message;
 #[cfg(target_arch = "bpf")]
-mod steer;
+mod redirect;
 #[cfg(target_arch = "bpf")]
 mod target;
 
@@ -35,14 +35,14 @@ mod programs {
         guard, identity,
         kernel_bytes::{Frame, Skb},
         lookup::{self, LookupOutcome},
-        maps, steer, target,
+        maps, redirect, target,
     };
 
     /// TC ingress on a pod's interface.
     #[classifier]
     #[inline(always)]
     pub(crate) fn lota_pod(ctx: TcContext) -> i32 {
-        let verdict = steer::verdict(&ctx);
+        let verdict = redirect::verdict(&ctx);
         maps::count(verdict, ctx.len());
         log_refusal(&ctx, verdict);
         match verdict {
@@ -117,7 +117,7 @@ mod programs {
     /// Socket lookup with redirects.
     #[sk_lookup]
     pub(crate) fn lota_lookup(ctx: SkLookupContext) -> u32 {
-        settle(lookup::steer(&ctx))
+        settle(lookup::redirect(&ctx))
     }
 
     #[inline(always)]

@@ -20,7 +20,7 @@ pub trait Sender {
     fn pod(&self, cgroup: u64) -> Option<SendingPod>;
 }
 
-/// What the cgroup of a packet's socket says about the sender.
+/// Sender of a packet according to the cgroup of its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SenderOrigin {
     /// A known pod.
@@ -83,7 +83,7 @@ pub fn is_spoofed(
 /// Evidence about a process in the node's own network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalSender {
-    /// What its cgroup says.
+    /// Sender according to its cgroup.
     pub origin: SenderOrigin,
     /// Whether it sends from the VIP.
     pub is_vip: bool,

@@ -20,7 +20,7 @@ use crate::{
     identity::{self, SenderAccess},
     kernel_bytes::{HeadBytes, Skb},
     maps,
-    steer::{TIME_WAIT, connection, ifindex, redirect},
+    redirect::{TIME_WAIT, connection, ifindex, redirect},
 };
 
 // Offsets in the headers.

@@ -285,17 +285,17 @@ fn measure_connections(report: &mut Report, node: &Namespace, pod: &Namespace, p
     let rate = |to: SocketAddr| {
         cgroups.within(UID, PodClass::Burstable, || pod.run(move || connect_often(to)))??
     };
-    let (mut ratios, mut steered, mut beyond, mut looked_up) =
+    let (mut ratios, mut redirected, mut beyond, mut looked_up) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     rate(vip)?;
     rate(PLAIN)?;
     for _ in 0..ROUNDS {
         let through = rate(vip)?;
         let beside = rate(PLAIN)?;
-        steered.push(through);
+        redirected.push(through);
         ratios.push(through / beside);
     }
-    report.add("connections per second, redirected", "1/s", Goal::None, steered);
+    report.add("connections per second, redirected", "1/s", Goal::None, redirected);
     report.add("the same, as a ratio to a plain listener", "x", Goal::AtLeast(0.95), ratios);
 
     // The kernel's statistics of each run; they have a cost, and therefore are off in the measurements above.

@@ -40,8 +40,8 @@ mod model;
 mod names;
 #[path = "datapath/privileges.rs"]
 mod privileges;
-#[path = "datapath/steering.rs"]
-mod steering;
+#[path = "datapath/redirection.rs"]
+mod redirection;
 #[path = "datapath/surroundings.rs"]
 mod surroundings;
 #[path = "datapath/survival.rs"]
@@ -50,15 +50,15 @@ mod survival;
 const NAME: &str = "lota-path";
 
 const TESTS: [(&str, TestFn); 55] = [
-    ("the hidden listener resets direct connections", steering::hidden_listener),
-    ("clsact redirects like tcx, and detaches", steering::clsact),
-    ("clsact filters that others remove or precede are restored", steering::clsact_disturbed),
-    ("new interfaces are attached, and removed ones lose their entries", steering::interfaces),
-    ("socket lookup redirects, refuses and protects", steering::lookup),
-    ("a bridge is attached instead of its ports", steering::bridge),
-    ("host-network clients have access if configured", steering::host_network),
-    ("IPv6 from pods and between nodes", steering::ipv6),
-    ("status reports interfaces, guard and reasons", steering::status),
+    ("the hidden listener resets direct connections", redirection::hidden_listener),
+    ("clsact redirects like tcx, and detaches", redirection::clsact),
+    ("clsact filters that others remove or precede are restored", redirection::clsact_disturbed),
+    ("new interfaces are attached, and removed ones lose their entries", redirection::interfaces),
+    ("socket lookup redirects, refuses and protects", redirection::lookup),
+    ("a bridge is attached instead of its ports", redirection::bridge),
+    ("host-network clients have access if configured", redirection::host_network),
+    ("IPv6 from pods and between nodes", redirection::ipv6),
+    ("status reports interfaces, guard and reasons", redirection::status),
     ("a tuple in TIME_WAIT reconnects at once with any sysctls", survival::sysctls),
     ("other programs before and after LOTA's", survival::neighbours),
     ("a hostPort 80 does not hijack the VIP", survival::host_port),
@@ -104,7 +104,7 @@ const TESTS: [(&str, TestFn); 55] = [
     ("privileges: four capabilities, none in request threads", privileges::minimal),
     ("guard: TC where another XDP program is attached", guard::taken),
     ("guard: generic XDP where the driver has none", guard::generic),
-    ("reads, writes and refusals still work", steering::works),
+    ("reads, writes and refusals still work", redirection::works),
 ];
 
 fn main() -> ExitCode {

@@ -42,8 +42,8 @@ mod kernel;
 mod names;
 #[path = "packet/packets.rs"]
 mod packets;
-#[path = "packet/steering.rs"]
-mod steering;
+#[path = "packet/redirection.rs"]
+mod redirection;
 #[path = "packet/targets.rs"]
 mod targets;
 
@@ -105,12 +105,12 @@ fn main() {
         trials.push(Trial::test(name, move || outcome(test(&mut lock(&kernel)))));
     }
     trials.push(Trial::test("budget: instructions", move || outcome(budget::instructions(&lock(&kernel)))));
-    let steering: [(&str, &str, OwnTest); 13] = [
-        ("redirect: one connection, by TC", program::POD, steering::by_tc),
-        ("redirect: one connection, by clsact", program::POD, steering::by_clsact),
-        ("targets: connections to a server, by TC", program::POD, steering::by_address_and_tc),
-        ("targets: connections to a server, by clsact", program::POD, steering::by_address_and_clsact),
-        ("redirect: one connection, at socket lookup", program::LOOKUP, steering::by_lookup),
+    let redirection: [(&str, &str, OwnTest); 13] = [
+        ("redirect: one connection, by TC", program::POD, redirection::by_tc),
+        ("redirect: one connection, by clsact", program::POD, redirection::by_clsact),
+        ("targets: connections to a server, by TC", program::POD, redirection::by_address_and_tc),
+        ("targets: connections to a server, by clsact", program::POD, redirection::by_address_and_clsact),
+        ("redirect: one connection, at socket lookup", program::LOOKUP, redirection::by_lookup),
         ("identity: a pod with another pod's address", program::PORT, identity::at_an_interface),
         ("identity: the same, by clsact", program::PORT, identity::at_an_interface_by_clsact),
         ("identity: the same, behind a bridge", program::PORT, identity::at_a_bridge),
@@ -120,7 +120,7 @@ fn main() {
         ("identity: the same, at socket lookup", program::LOOKUP, identity::at_loopback_by_lookup),
         ("access: a full map gives no access", program::POD, identity::full_maps),
     ];
-    for (name, _, test) in steering.into_iter().filter(|(_, program, _)| can_load(program)) {
+    for (name, _, test) in redirection.into_iter().filter(|(_, program, _)| can_load(program)) {
         trials.push(Trial::test(name, move || outcome(test())));
     }
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
@@ -244,7 +244,7 @@ fn model(bytes: &[u8]) -> Vec<Verdict> {
     match decision {
         None => vec![Verdict::NotOurs],
         Some(PodDecision::Settled(verdict)) => vec![verdict],
-        Some(PodDecision::Steer) => vec![Verdict::NoListener, Verdict::Denied],
+        Some(PodDecision::Redirect) => vec![Verdict::NoListener, Verdict::Denied],
         // No truncated packet is a valid query.
         Some(PodDecision::Name) => vec![Verdict::NotOurs],
         Some(PodDecision::Forbid | PodDecision::StandIn) => vec![Verdict::Protected],

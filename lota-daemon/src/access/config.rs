@@ -58,7 +58,7 @@ impl Default for AccessConfig {
 #[serde(rename_all = "lowercase")]
 pub enum IdentityConfig {
     /// `"cgroup+address"` where `cgroup_path` is such a hierarchy, otherwise `"address"`; packets without a socket are
-    /// judged by their address.
+    /// identified by their address only.
     #[default]
     Auto,
     /// By the source address and the interface of each packet.

@@ -125,18 +125,14 @@ impl Identities {
         }
     }
 
-    /// Returns how pods are identified. `problem` is the reason why cgroups do not identify them, if that is not
-    /// configured; `runs` returns whether a pod must have a cgroup.
+    /// Returns how pods are identified, without a reason why cgroups do not identify them. `runs` returns whether a pod must
+    /// have a cgroup.
     #[must_use]
-    pub fn status(
-        &self,
-        problem: Option<String>,
-        runs: impl Fn(&Uid, &ReportedPod) -> bool,
-    ) -> IdentityStatus {
+    pub fn status(&self, runs: impl Fn(&Uid, &ReportedPod) -> bool) -> IdentityStatus {
         let without = self.without_cgroups().into_iter().map(|uid| (uid, &self.pods[uid]));
         IdentityStatus {
             by_cgroup: self.cgroups.is_some(),
-            problem,
+            problem: None,
             can_be_configured: false,
             identified: self.found().len(),
             unidentified: without

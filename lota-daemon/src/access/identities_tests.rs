@@ -55,7 +55,7 @@ fn a_pod_has_the_cgroup_with_its_uid() {
     let of = |last| table.holders[&address(last)].cgroup;
     assert_eq!((of(2), of(3)), (Some(PodCgroup { id: 20, level: 2 }), None));
     assert_eq!(table.local, LocalAccess::Pods);
-    let status = known.status(None, |_, _| true);
+    let status = known.status(|_, _| true);
     assert_eq!((status.identified, &*status.unidentified), (1, &["team/b".to_owned()][..]));
 }
 

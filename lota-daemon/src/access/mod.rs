@@ -194,13 +194,12 @@ impl Access {
         self.config.host_network || entries.into_iter().any(|entry| entry.allow)
     }
 
-    /// Returns how pods are identified. `problem` is the reason why cgroups do not identify them, if that is not
-    /// configured; `is_late` returns whether a pod should have a cgroup by now.
+    /// Returns how pods are identified, without a reason why cgroups do not identify them. `is_late` returns whether a pod
+    /// should have a cgroup by now.
     #[must_use]
-    pub fn identity_status(&self, problem: Option<String>, is_late: impl Fn(&Uid) -> bool) -> IdentityStatus {
+    pub fn identity_status(&self, is_late: impl Fn(&Uid) -> bool) -> IdentityStatus {
         let with_addresses: BTreeSet<&Uid> = self.kubernetes.holders().into_values().collect();
-        self.identities
-            .status(problem, |uid, pod| is_late(uid) && (pod.host_network || with_addresses.contains(uid)))
+        self.identities.status(|uid, pod| is_late(uid) && (pod.host_network || with_addresses.contains(uid)))
     }
 }
 

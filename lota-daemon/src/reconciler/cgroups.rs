@@ -11,7 +11,7 @@ use lota_datapath::{CgroupHierarchy, IdentityStatus};
 use super::{AWAITED, Control};
 use crate::access::{AccessConfig, IdentityConfig, pods::Uid};
 
-/// Where the cgroups of pods are, or why only addresses identify pods.
+/// Hierarchy with the cgroups of pods, or the reason why only addresses identify pods.
 #[derive(Debug, Default)]
 pub(super) struct CgroupSource {
     hierarchy: Option<CgroupHierarchy>,
@@ -153,10 +153,13 @@ impl Control {
         let now = Instant::now();
         // Cgroups of new pods may just be made.
         let is_late = |uid: &Uid| self.cgroups.lacking.is_late(uid, now);
-        let problem = self.cgroups.problem.as_ref();
-        let status = self.access.identity_status(problem.map(|problem| problem.what.clone()), is_late);
-        let can_be_configured = problem.is_some_and(|problem| problem.can_be_configured);
-        IdentityStatus { can_be_configured, ..status }
+        let status = self.access.identity_status(is_late);
+        match self.cgroups.problem.clone() {
+            Some(CgroupObstacle { what, can_be_configured }) => {
+                IdentityStatus { problem: Some(what), can_be_configured, ..status }
+            }
+            None => status,
+        }
     }
 }
 

@@ -151,7 +151,7 @@ impl Control {
                         "no interface leads to {address} alone; specify its --interface"
                     )),
                     several => ControlError::Conflict(format!(
-                        "cannot tell which interface {address} is behind; specify its --interface: one of {}",
+                        "several interfaces may lead to {address}; specify its --interface: one of {}",
                         self.names(several)
                     )),
                 })?

@@ -31,7 +31,7 @@ const MAX_DIAGNOSED: usize = 8;
 /// Fix where no cause was found.
 const UNKNOWN: &str = "see docs/troubleshooting.md#connections-hang for how to trace a packet";
 
-/// What is known about connections that do not arrive.
+/// State of the diagnosis of connections that do not arrive.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     pub(super) arrivals: Arc<Arrivals>,
@@ -96,7 +96,7 @@ impl Control {
         self.connections.status.hanging = pods;
     }
 
-    /// Returns what keeps pods' connections from arriving, except rules.
+    /// Returns the causes that keep pods' connections from arriving, except rules.
     async fn diagnose(&self, hanging: &BTreeMap<IpAddr, Attempts>) -> Result<NodeDiagnosis> {
         let subnets = self.interfaces.named_subnets(&self.netlink.subnets().await?);
         let vips = self.config.endpoint.vips();

@@ -121,7 +121,7 @@ impl Control {
         let interfaces = netlink.interfaces().await?;
         let found = datapath.access()?;
         access.adopt(&found, &interfaces, now);
-        access.forget_interfaces(&datapath.replaced_interfaces(&netlink).await?);
+        access.forget_interfaces(&datapath.replaced_interfaces(&netlink, &found).await?);
         let (table, _) = watch::channel(Arc::default());
         let peers = config.peers.clone();
         let mut control = Self {
@@ -176,14 +176,14 @@ impl Control {
         listeners.iter().try_for_each(|listener| self.datapath.set_listener(listener))
     }
 
-    /// Tells the datapath that the daemon lives, so that it answers for names that need the daemon. A failure is logged.
+    /// Writes the heartbeat, so that the datapath answers for names that need the daemon. Logs a failure.
     pub fn beat(&mut self) {
         if let Err(error) = self.datapath.beat() {
-            tracing::error!(error = format!("{error:#}"), "cannot tell the datapath that the daemon lives");
+            tracing::error!(error = format!("{error:#}"), "cannot write the heartbeat");
         }
     }
 
-    /// Tells the datapath that the daemon is about to end. Returns whether names or targets needed it.
+    /// Ends the heartbeat, because the daemon is about to end. Returns whether names or targets needed it.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -272,7 +272,7 @@ impl Control {
         let RemovedInterfaces { indices, is_incomplete } = self.netlink.take_removed();
         self.forget_interfaces(&indices);
         if is_incomplete {
-            match self.datapath.replaced_interfaces(&self.netlink).await {
+            match self.replaced_interfaces().await {
                 Ok(replaced) => self.forget_interfaces(&replaced),
                 Err(error) => {
                     self.netlink.set_incomplete();
@@ -282,6 +282,10 @@ impl Control {
         }
         self.interfaces = self.netlink.interfaces().await?;
         Ok(())
+    }
+
+    async fn replaced_interfaces(&self) -> Result<BTreeSet<u32>> {
+        self.datapath.replaced_interfaces(&self.netlink, &self.datapath.access()?).await
     }
 
     fn forget_interfaces(&mut self, removed: &BTreeSet<u32>) {

@@ -1,4 +1,4 @@
-//! What else on a node decides about packets between pods and the VIP: firewalls and CNIs. Each scenario either works,
+//! Firewalls and CNIs that decide about packets between pods and the VIP. Each scenario either works,
 //! or `lota check` and `lota status` name the rule and what to do.
 
 use std::{
@@ -251,7 +251,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "iptables-legacy without port 80",
         rules: Rules::Legacy("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p tcp --dport 80 -j DROP\nCOMMIT\n"),
-        expected: Named { rule: "cannot tell whether iptables-legacy drops packets", fix: "`iptables-legacy-save`" },
+        expected: Named { rule: "iptables-legacy may drop packets", fix: "`iptables-legacy-save`" },
     },
 ];
 

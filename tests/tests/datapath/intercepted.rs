@@ -21,7 +21,7 @@ use serde_json::json;
 use super::{
     dump, lota, lota_json,
     names::{ELSEWHERE, cluster, glibc},
-    steering::with_bridge,
+    redirection::with_bridge,
 };
 
 const NAME: &str = "s3.lab";
@@ -210,7 +210,7 @@ pub(crate) fn by_address(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
-/// Where netfilter handles packets at a bridge's ports, LOTA sees them after address translation, so nothing is
+/// If netfilter handles packets at a bridge's ports, LOTA sees them after address translation, so nothing is
 /// intercepted there.
 pub(crate) fn at_bridge(tour: &mut Tour) -> Result<()> {
     let _routes_to_pods = cluster(tour)?;

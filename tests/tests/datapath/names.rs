@@ -22,7 +22,7 @@ use lota_tests::{
     tour::{Tour, wait_until},
 };
 
-use super::{lota, steering::with_bridge, tool};
+use super::{lota, redirection::with_bridge, tool};
 
 /// Answer of the cluster's DNS for names outside the zone.
 pub(super) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);

@@ -15,7 +15,7 @@ use lota_common::{MAX_PODS, Source, Verdict};
 use lota_datapath::{
     AccessEntry, AccessTable, AddressHolder, AttachConfig, CgroupHierarchy, Datapath, DatapathConfig,
     EndpointNames, IdentifiedPod, IdentityTable, Interface, Interfaces, LOOPBACK_INDEX, LocalAccess,
-    PodCgroups, SteeringMode, Targets,
+    PodCgroups, RedirectionMode, Targets,
 };
 use lota_tests::lab::{CgroupRoot, LONG_ENOUGH, Namespace, PodClass, run};
 use nix::net::if_::if_nametoindex;
@@ -58,15 +58,15 @@ pub(crate) fn at_a_bridge_by_clsact() -> Result<()> {
 }
 
 pub(crate) fn at_loopback() -> Result<()> {
-    Lab::make(false, AttachConfig::Auto)?.check_local(SteeringMode::Auto)
+    Lab::make(false, AttachConfig::Auto)?.check_local(RedirectionMode::Auto)
 }
 
 pub(crate) fn at_loopback_by_clsact() -> Result<()> {
-    Lab::make(false, AttachConfig::Clsact)?.check_local(SteeringMode::Tc)
+    Lab::make(false, AttachConfig::Clsact)?.check_local(RedirectionMode::Tc)
 }
 
 pub(crate) fn at_loopback_by_lookup() -> Result<()> {
-    Lab::make(false, AttachConfig::Auto)?.check_local(SteeringMode::Lookup)
+    Lab::make(false, AttachConfig::Auto)?.check_local(RedirectionMode::Lookup)
 }
 
 /// Verifies that entries which a full map does not hold give no access.
@@ -116,7 +116,7 @@ impl Lab {
     }
 
     /// Loads and attaches the programs, as the daemon does.
-    fn start(&self, mode: SteeringMode, host_network: bool) -> Result<(TcpListener, Datapath)> {
+    fn start(&self, mode: RedirectionMode, host_network: bool) -> Result<(TcpListener, Datapath)> {
         let config = DatapathConfig {
             bpffs_path: PathBuf::from(PINS),
             mode,
@@ -188,7 +188,7 @@ impl Lab {
 
     /// A pod uses its own address, and cannot use that of another pod, unless it forwards.
     fn check_pods(&self) -> Result<()> {
-        let (_listener, mut datapath) = self.start(SteeringMode::Auto, false)?;
+        let (_listener, mut datapath) = self.start(RedirectionMode::Auto, false)?;
         // Any interface: only cgroups tell the pods apart.
         let entry = AccessEntry { allow: true, ifindex: 0, port: 0, source: Source::Config };
         let access =
@@ -281,7 +281,7 @@ impl Lab {
     }
 
     fn check_full_maps(&self) -> Result<()> {
-        let (_listener, mut datapath) = self.start(SteeringMode::Auto, false)?;
+        let (_listener, mut datapath) = self.start(RedirectionMode::Auto, false)?;
         let entry = |allow| AccessEntry { allow, ifindex: 0, port: 0, source: Source::Config };
         let all = "10.1.0.0/16".parse()?;
         let allowed = AccessTable { prefixes: [(all, entry(true))].into(), ..AccessTable::default() };
@@ -374,7 +374,7 @@ impl Lab {
     }
 
     /// Processes in the node's own network namespace have access by their pods.
-    fn check_local(&self, mode: SteeringMode) -> Result<()> {
+    fn check_local(&self, mode: RedirectionMode) -> Result<()> {
         let (listener, mut datapath) = self.start(mode, true)?;
         let entry = AccessEntry { allow: true, ifindex: LOOPBACK_INDEX, port: 0, source: Source::Config };
         let access = AccessTable { addresses: [(VIP.into(), entry)].into(), ..AccessTable::default() };

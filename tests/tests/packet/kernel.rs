@@ -39,7 +39,7 @@ pub(crate) struct Kernel {
     pub(crate) context: [u8; IFINDEX + 4],
     /// Number of instructions that the verifier processed, by program.
     verified: BTreeMap<String, u32>,
-    /// How long ago the daemon wrote its last heartbeat, whenever a program runs: emulated machines are slow.
+    /// Age of the daemon's last heartbeat whenever a program runs: emulated machines are slow.
     heartbeat_age: Option<Duration>,
 }
 
@@ -159,8 +159,11 @@ impl Kernel {
     pub(crate) fn set_intercepts(&mut self, intercepts: bool) -> Result<()> {
         let ifindex = u32::from_ne_bytes(*self.context.last_chunk().context("no index")?);
         let mut map: HashMap<_, u32, RawInterface> = self.map(map::INTERFACES)?.try_into()?;
-        let interface =
-            RawInterface { steered: RawInterface::BY_TC, intercepts: u32::from(intercepts), has_senders: 1 };
+        let interface = RawInterface {
+            redirected: RawInterface::BY_TC,
+            intercepts: u32::from(intercepts),
+            has_senders: 1,
+        };
         Ok(map.insert(ifindex, interface, 0)?)
     }
 

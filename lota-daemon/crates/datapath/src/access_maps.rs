@@ -1,4 +1,4 @@
-//! The maps with access entries. They change in two steps: the first one only ends access, the second one only gives it.
+//! The maps with access entries. They change in two steps: the first only removes access, the second only grants it.
 
 use std::{hash::Hash, net::IpAddr};
 
@@ -44,7 +44,7 @@ impl Allows for RawAddressAccess {
     }
 }
 
-/// Ends access in the maps of one family. Rules come first: an address without an entry falls under them.
+/// Removes access in the maps of one family. Rules come first: an address without an entry falls under them.
 fn narrow<
     A: Entries<Value: Allows, Key: Copy + Eq + Hash>,
     R: Entries<Value: Allows, Key: Copy + Eq + Hash>,
@@ -56,7 +56,7 @@ fn narrow<
     rules.and(of_access.make(access, Allows::allows, |value| !value.allows()))
 }
 
-/// Gives access in the maps of one family. Entries come first: rules are valid at any interface.
+/// Grants access in the maps of one family. Entries come first: rules are valid at any interface.
 fn widen<
     A: Entries<Value: Allows, Key: Copy + Eq + Hash>,
     R: Entries<Value: Allows, Key: Copy + Eq + Hash>,

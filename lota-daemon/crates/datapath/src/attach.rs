@@ -139,7 +139,7 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<()> {
 /// Attaches an `sk_lookup` program to the network namespace of the daemon: the one that redirects or, on kernels
 /// before 5.17, the one that only refuses. Returns true if it redirects.
 pub(super) fn lookup(ebpf: &mut Ebpf, pins: &Pins) -> Result<bool> {
-    let (name, steers) = match load_lookup(ebpf, program::LOOKUP) {
+    let (name, redirects) = match load_lookup(ebpf, program::LOOKUP) {
         Ok(()) => (program::LOOKUP, true),
         Err(error) => {
             tracing::info!(
@@ -155,7 +155,7 @@ pub(super) fn lookup(ebpf: &mut Ebpf, pins: &Pins) -> Result<bool> {
     let id = program.attach(File::open("/proc/thread-self/ns/net")?)?;
     // Several programs may be attached, and any of them can refuse: an old one is harmless until it is replaced.
     pins.replace_link(BACKSTOP, program.take_link(id)?.into())?;
-    Ok(steers)
+    Ok(redirects)
 }
 
 fn load_lookup(ebpf: &mut Ebpf, name: &str) -> Result<()> {

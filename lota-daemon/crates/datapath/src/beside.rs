@@ -60,12 +60,13 @@ impl Datapath {
     #[must_use]
     pub fn intercepts_too_much(&self, interfaces: &Interfaces) -> bool {
         let is_at = |index: &u32| self.beside.contains_key(&(Hook::Restore, *index));
-        self.steered.keys().any(|index| is_at(index) && !self.can_intercept(interfaces, *index))
+        self.redirected.keys().any(|index| is_at(index) && !self.can_intercept(interfaces, *index))
     }
 
     /// Returns whether connections to the targets can be intercepted at a redirected interface.
     fn can_intercept(&self, interfaces: &Interfaces, index: u32) -> bool {
-        let is_by_tc = self.steered.get(&index).is_some_and(|attached| attached.mode != AttachMode::SkLookup);
+        let is_by_tc =
+            self.redirected.get(&index).is_some_and(|attached| attached.mode != AttachMode::SkLookup);
         let is_filtered =
             || interfaces.is_bridge(index) && interfaces.name(index).is_some_and(bridge::is_filtered);
         // Not at `lo`, where also the daemon's own requests to a target arrive.
@@ -73,7 +74,7 @@ impl Datapath {
     }
 
     fn desired_beside(&self, interfaces: &Interfaces, plan: &RedirectionPlan) -> BTreeSet<(Hook, u32)> {
-        let restored = self.steered.keys().filter(|index| self.can_intercept(interfaces, **index));
+        let restored = self.redirected.keys().filter(|index| self.can_intercept(interfaces, **index));
         let restored = restored.map(|index| (Hook::Restore, *index));
         let ports = plan.ports.iter().map(|port| (Hook::Port, *port));
         restored.chain(ports).chain(plan.local.then_some((Hook::Local, LOOPBACK_INDEX))).collect()
@@ -82,14 +83,14 @@ impl Datapath {
     /// Returns places at which clsact may have a program of this or the previous daemon that must not be there.
     fn superfluous_beside(&self, desired: &BTreeSet<(Hook, u32)>) -> Vec<(Hook, u32)> {
         // A request to the kernel for each is made only once.
-        let restored = self.steered.keys().map(|index| (Hook::Restore, *index));
+        let restored = self.redirected.keys().map(|index| (Hook::Restore, *index));
         let of_others = restored.chain([(Hook::Local, LOOPBACK_INDEX)]).filter(|_| !self.is_cleared);
         let all = self.beside.keys().copied().chain(of_others);
         let is_free = |(hook, index): &(Hook, u32)| {
             // There is one place for all programs, at each interface and in each direction.
             let is_its = |other: Hook| other.direction() == hook.direction();
-            let is_steered = self.steered.contains_key(index) && is_its(Hook::Pod);
-            !is_steered && !desired.iter().any(|(other, at)| at == index && is_its(*other))
+            let is_redirected = self.redirected.contains_key(index) && is_its(Hook::Pod);
+            !is_redirected && !desired.iter().any(|(other, at)| at == index && is_its(*other))
         };
         all.filter(is_free).collect()
     }

@@ -13,7 +13,7 @@ pub struct DatapathConfig {
     /// Interface toward the other nodes. The guard program is attached to it. Default: no guard.
     pub uplink: Option<String>,
     /// Method of redirecting pods' connections to LOTA.
-    pub mode: SteeringMode,
+    pub mode: RedirectionMode,
     /// Method of attaching TC programs.
     pub attach: AttachConfig,
     /// Whether the datapath answers pods' DNS queries for the zone, whichever resolver they are sent to.
@@ -27,7 +27,7 @@ impl Default for DatapathConfig {
         Self {
             pod_interfaces: ["veth*", "cali*", "lxc*", "eni*", "azv*", "vlan*"].map(str::to_owned).to_vec(),
             uplink: None,
-            mode: SteeringMode::Auto,
+            mode: RedirectionMode::Auto,
             attach: AttachConfig::Auto,
             answer_dns: true,
             bpffs_path: PathBuf::from("/sys/fs/bpf/lota"),
@@ -49,7 +49,7 @@ pub enum WhenDown {
 /// Method of redirecting pods' connections to LOTA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum SteeringMode {
+pub enum RedirectionMode {
     /// TC where it works, otherwise socket lookup.
     Auto,
     /// TC programs on the pods' interfaces.

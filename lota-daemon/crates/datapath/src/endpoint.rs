@@ -11,7 +11,7 @@ use super::config::WhenDown;
 /// Longest label of a domain name, in bytes (RFC 1035, section 2.3.4).
 const MAX_LABEL: usize = 63;
 
-/// Maximum number of labels of a name, so that some for buckets remain of those that the datapath reads.
+/// Maximum number of labels of a name. The datapath reads more, so that the name of a bucket can precede it.
 const MAX_LABELS: usize = 32;
 
 /// Kind of a name of the endpoint: it determines which pods resolve it, and whether they do while the daemon is down.
@@ -20,8 +20,8 @@ const MAX_LABELS: usize = 32;
 pub enum NameKind {
     /// LOTA's own name, which only LOTA serves.
     Own,
-    /// The gateway's own name, which also works without LOTA. Pods without access, and all pods while the daemon does not
-    /// live, resolve it by the cluster's DNS.
+    /// The gateway's own name, which also works without LOTA. Pods without access, and all pods while the daemon is
+    /// down, resolve it by the cluster's DNS.
     Intercepted,
 }
 
@@ -32,7 +32,7 @@ pub struct EndpointName {
     name: String,
     /// Kind of the name.
     kind: NameKind,
-    /// Behavior while the daemon does not live.
+    /// Behavior while the daemon is down.
     when_down: WhenDown,
 }
 
@@ -65,7 +65,7 @@ impl EndpointName {
         self.kind
     }
 
-    /// Returns the behavior while the daemon does not live.
+    /// Returns the behavior while the daemon is down.
     #[must_use]
     pub fn when_down(&self) -> WhenDown {
         self.when_down

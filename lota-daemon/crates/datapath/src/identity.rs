@@ -39,7 +39,7 @@ pub struct AddressHolder {
     pub cgroup: Option<PodCgroup>,
 }
 
-/// How processes in the node's own network namespace get access.
+/// Rule by which processes in the node's own network namespace get access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LocalAccess {
@@ -63,7 +63,7 @@ pub struct IdentityTable {
     pub kubepods: [u64; 2],
     /// Levels of the hierarchy at which pods can be; 0 for none.
     pub levels: [u32; 2],
-    /// How processes in the node's own network namespace get access.
+    /// Access of processes in the node's own network namespace.
     pub local: LocalAccess,
     /// Whether a connection must be opened by a packet with a socket, if the cgroup of the pod with its address is known.
     pub is_strict: bool,
@@ -177,14 +177,15 @@ impl IdentityMaps {
         holders4.and(holders6).context("cannot write the pods of addresses").and(settings)
     }
 
-    /// Replaces the pods by cgroup, and the settings. `may_be_by_address`: no entry remains that would give all processes in
-    /// the node's own network namespace access by the address that they send from.
+    /// Replaces the pods by cgroup, and writes the settings if processes in the node's own network namespace need no more
+    /// than an address. `may_be_by_address`: no entry remains that would give all of them access then.
     pub(crate) fn write_cgroups(&mut self, table: &IdentityTable, may_be_by_address: bool) -> Result<()> {
         let cgroups: Vec<_> = table.pods.iter().map(|(id, pod)| (*id, raw_pod(pod))).collect();
         let cgroups = if table.keeps_pods { Ok(()) } else { replace(&mut self.cgroups, &cgroups) };
         let settings = match table.local {
-            LocalAccess::ByAddress if !may_be_by_address => Ok(()),
-            _ => self.write_settings(table),
+            LocalAccess::ByAddress if may_be_by_address => self.write_settings(table),
+            // `write_holders` has written them.
+            _ => Ok(()),
         };
         cgroups.context("cannot write the cgroups of pods").and(settings)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{DatapathConfig, SkipReason, SteeringMode};
+use crate::{DatapathConfig, RedirectionMode, SkipReason};
 
 /// A network interface of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct PodLink {
     pub port: u32,
     /// Index of the interface at which the programs process the pod's packets.
     pub ifindex: u32,
-    /// The pod's end. It tells an interface from a later one with its index.
+    /// The pod's end. It distinguishes an interface from a later one with the same index.
     pub peer: Option<PeerInterface>,
 }
 
@@ -57,8 +57,8 @@ pub struct Interfaces(pub BTreeMap<u32, Interface>);
 
 /// Method of redirecting packets from an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Steering {
-    /// A TC program on the interface checks access; `lota-ebpf/src/steer.rs` describes how it selects the listener.
+pub enum Redirection {
+    /// A TC program on the interface checks access; `lota-ebpf/src/redirect.rs` describes how it selects the listener.
     Tc,
     /// The socket lookup program redirects.
     Lookup,
@@ -68,7 +68,7 @@ pub enum Steering {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RedirectionPlan {
     /// Interfaces to redirect, by index.
-    pub steered: BTreeMap<u32, Steering>,
+    pub redirected: BTreeMap<u32, Redirection>,
     /// Other interfaces that the configuration matches or that a known pod is behind, with the reason.
     pub skipped: BTreeMap<u32, SkipReason>,
     /// Ports of bridges at which senders are checked.
@@ -89,7 +89,7 @@ impl RedirectionPlan {
     ) -> Self {
         let is_checked = |port: &u32| {
             let bridge = interfaces.bridge_of(*port);
-            bridge.is_some_and(|bridge| self.steered.get(&bridge) == Some(&Steering::Tc))
+            bridge.is_some_and(|bridge| self.redirected.get(&bridge) == Some(&Redirection::Tc))
                 && interfaces.name(*port) != uplink
                 && (at_all_ports || self.skipped.contains_key(port))
         };
@@ -105,9 +105,9 @@ impl RedirectionPlan {
     /// Adds checks of the cgroups of processes in the node's own network namespace, if any of them may have access.
     #[must_use]
     pub fn checking_processes(mut self) -> Self {
-        if let Some(steering) = self.steered.get_mut(&LOOPBACK_INDEX) {
+        if let Some(redirection) = self.redirected.get_mut(&LOOPBACK_INDEX) {
             // Unlike socket lookup, a TC program sees each packet once.
-            *steering = Steering::Tc;
+            *redirection = Redirection::Tc;
             self.local = true;
         }
         self
@@ -162,7 +162,7 @@ impl Interfaces {
         for (index, interface) in &self.0 {
             if interface.name == LOOPBACK {
                 if host_network {
-                    plan.steered.insert(*index, steering(config.mode, "").unwrap_or(Steering::Tc));
+                    plan.redirected.insert(*index, redirection(config.mode, "").unwrap_or(Redirection::Tc));
                 }
                 continue;
             }
@@ -199,9 +199,9 @@ impl Interfaces {
                 continue;
             }
             let kind = self.0.get(&target).map_or("", |interface| &interface.kind);
-            match steering(config.mode, kind) {
-                Ok(steering) => {
-                    plan.steered.insert(target, steering);
+            match redirection(config.mode, kind) {
+                Ok(redirection) => {
+                    plan.redirected.insert(target, redirection);
                 }
                 Err(reason) => {
                     plan.skipped.insert(target, reason);
@@ -213,13 +213,13 @@ impl Interfaces {
 }
 
 /// Returns the method for an interface of this kind.
-fn steering(mode: SteeringMode, kind: &str) -> Result<Steering, SkipReason> {
+fn redirection(mode: RedirectionMode, kind: &str) -> Result<Redirection, SkipReason> {
     match (mode, kind) {
-        (SteeringMode::Lookup, _) => Ok(Steering::Lookup),
+        (RedirectionMode::Lookup, _) => Ok(Redirection::Lookup),
         // A socket assigned there is lost on the way into the node's namespace (cilium/cilium#44068).
-        (SteeringMode::Auto, "netkit") => Ok(Steering::Lookup),
-        (SteeringMode::Tc, "netkit") => Err(SkipReason::Netkit),
-        (SteeringMode::Auto | SteeringMode::Tc, _) => Ok(Steering::Tc),
+        (RedirectionMode::Auto, "netkit") => Ok(Redirection::Lookup),
+        (RedirectionMode::Tc, "netkit") => Err(SkipReason::Netkit),
+        (RedirectionMode::Auto | RedirectionMode::Tc, _) => Ok(Redirection::Tc),
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::SteeringMode;
+use crate::RedirectionMode;
 
 fn node() -> Interfaces {
     let interface = |name: &str, kind: &str, controller| Interface {
@@ -21,7 +21,7 @@ fn node() -> Interfaces {
     ]))
 }
 
-fn plan(mode: SteeringMode, patterns: &[&str], host_network: bool) -> RedirectionPlan {
+fn plan(mode: RedirectionMode, patterns: &[&str], host_network: bool) -> RedirectionPlan {
     let config = DatapathConfig {
         mode,
         pod_interfaces: patterns.iter().map(|pattern| (*pattern).to_owned()).collect(),
@@ -32,10 +32,10 @@ fn plan(mode: SteeringMode, patterns: &[&str], host_network: bool) -> Redirectio
 }
 
 #[test]
-fn each_kind_is_steered_where_it_works() {
-    let plan = plan(SteeringMode::Auto, &["veth*", "lxc*"], false);
-    let steered = BTreeMap::from([(3, Steering::Tc), (4, Steering::Tc), (9, Steering::Lookup)]);
-    assert_eq!(plan.steered, steered);
+fn each_kind_is_redirected_where_it_works() {
+    let plan = plan(RedirectionMode::Auto, &["veth*", "lxc*"], false);
+    let redirected = BTreeMap::from([(3, Redirection::Tc), (4, Redirection::Tc), (9, Redirection::Lookup)]);
+    assert_eq!(plan.redirected, redirected);
     assert_eq!(plan.skipped.keys().copied().collect::<Vec<_>>(), [5, 6, 8]);
     assert_eq!(plan.skipped[&5], SkipReason::BridgePort { bridge: "cni0".to_owned() });
     assert_eq!(
@@ -47,7 +47,8 @@ fn each_kind_is_steered_where_it_works() {
 #[test]
 fn senders_are_checked_at_the_ports_of_redirected_bridges() {
     let checked = |patterns: &[&str], uplink, at_all_ports| {
-        let plan = plan(SteeringMode::Auto, patterns, true).checking_senders(&node(), uplink, at_all_ports);
+        let plan =
+            plan(RedirectionMode::Auto, patterns, true).checking_senders(&node(), uplink, at_all_ports);
         assert!(plan.ports.iter().all(|port| plan.skipped.contains_key(port)));
         plan.ports.into_iter().collect::<Vec<_>>()
     };
@@ -56,15 +57,15 @@ fn senders_are_checked_at_the_ports_of_redirected_bridges() {
     assert_eq!(checked(&["veth*"], None, false), [5, 6]);
     assert!(checked(&["cni0"], None, false).is_empty());
     assert!(checked(&["veth1"], None, true).is_empty(), "the bridge is not redirected");
-    let by_lookup = plan(SteeringMode::Lookup, &["cni0"], false).checking_senders(&node(), None, true);
+    let by_lookup = plan(RedirectionMode::Lookup, &["cni0"], false).checking_senders(&node(), None, true);
     assert!(by_lookup.ports.is_empty());
 }
 
 #[test]
 fn processes_are_checked_by_tc_if_any_may_have_access() {
-    for mode in [SteeringMode::Auto, SteeringMode::Lookup] {
+    for mode in [RedirectionMode::Auto, RedirectionMode::Lookup] {
         let checked = plan(mode, &[], true).checking_processes();
-        assert!(checked.local && checked.steered == BTreeMap::from([(1, Steering::Tc)]), "{mode:?}");
+        assert!(checked.local && checked.redirected == BTreeMap::from([(1, Redirection::Tc)]), "{mode:?}");
         assert!(!plan(mode, &[], false).checking_processes().local);
     }
 }
@@ -72,20 +73,20 @@ fn processes_are_checked_by_tc_if_any_may_have_access() {
 #[test]
 fn modes_can_be_forced() {
     assert_eq!(
-        plan(SteeringMode::Lookup, &["veth1"], false).steered,
-        BTreeMap::from([(3, Steering::Lookup)])
+        plan(RedirectionMode::Lookup, &["veth1"], false).redirected,
+        BTreeMap::from([(3, Redirection::Lookup)])
     );
-    let tc = plan(SteeringMode::Tc, &["lxc5"], false);
-    assert!(tc.steered.is_empty() && tc.skipped[&9] == SkipReason::Netkit);
+    let tc = plan(RedirectionMode::Tc, &["lxc5"], false);
+    assert!(tc.redirected.is_empty() && tc.skipped[&9] == SkipReason::Netkit);
 }
 
 #[test]
 fn lo_only_for_host_networked_clients_and_the_uplink_never() {
-    let all = plan(SteeringMode::Auto, &["*"], false);
-    assert!(!all.steered.contains_key(&1) && !all.steered.contains_key(&2));
+    let all = plan(RedirectionMode::Auto, &["*"], false);
+    assert!(!all.redirected.contains_key(&1) && !all.redirected.contains_key(&2));
     assert_eq!(all.skipped[&2], SkipReason::Uplink);
-    assert_eq!(plan(SteeringMode::Auto, &[], true).steered, BTreeMap::from([(1, Steering::Tc)]));
-    assert!(plan(SteeringMode::Auto, &["lo"], false).steered.is_empty());
+    assert_eq!(plan(RedirectionMode::Auto, &[], true).redirected, BTreeMap::from([(1, Redirection::Tc)]));
+    assert!(plan(RedirectionMode::Auto, &["lo"], false).redirected.is_empty());
 }
 
 #[test]
@@ -96,7 +97,7 @@ fn a_bridge_that_is_the_uplink_is_not_a_pods() {
         ..DatapathConfig::default()
     };
     let plan = node().plan(&config, false, &BTreeSet::new());
-    assert!(plan.steered.is_empty() && plan.skipped[&5] == SkipReason::Uplink);
+    assert!(plan.redirected.is_empty() && plan.skipped[&5] == SkipReason::Uplink);
 }
 
 #[test]
@@ -120,10 +121,10 @@ fn a_nodes_vlan_is_not_a_pods_interface_unless_named_in_full() {
         (4, interface("azv4f", "veth")),
     ]));
     let by_default = node.plan(&DatapathConfig::default(), false, &BTreeSet::new());
-    assert_eq!(by_default.steered.into_keys().collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(by_default.redirected.into_keys().collect::<Vec<_>>(), [3, 4]);
     assert_eq!(by_default.skipped[&2], SkipReason::Vlan);
     let named = DatapathConfig { pod_interfaces: vec!["vlan.eth.1".to_owned()], ..DatapathConfig::default() };
-    assert_eq!(node.plan(&named, false, &BTreeSet::new()).steered.into_keys().collect::<Vec<_>>(), [2]);
+    assert_eq!(node.plan(&named, false, &BTreeSet::new()).redirected.into_keys().collect::<Vec<_>>(), [2]);
 }
 
 #[test]

@@ -47,11 +47,11 @@ use aya::{Ebpf, include_bytes_aligned};
 pub use attach::{AttachMode, GuardMode};
 pub use cgroups::{CgroupHierarchy, CgroupProblem, PodCgroup, PodCgroups};
 pub use claims::{AddressClaims, AddressRoute};
-pub use config::{AttachConfig, DatapathConfig, SteeringMode, WhenDown};
+pub use config::{AttachConfig, DatapathConfig, RedirectionMode, WhenDown};
 pub use endpoint::{EndpointName, EndpointNames, EndpointPorts, NameKind};
 pub use identity::{AddressHolder, IdentifiedPod, IdentityStatus, IdentityTable, LocalAccess};
 pub use interfaces::{
-    Interface, Interfaces, LOOPBACK_INDEX, PeerInterface, PodLink, RedirectionPlan, Steering,
+    Interface, Interfaces, LOOPBACK_INDEX, PeerInterface, PodLink, Redirection, RedirectionPlan,
 };
 pub use loader::Loaded;
 pub use maps::{Attempts, Denied, VerdictCounts};
@@ -77,7 +77,7 @@ pub struct Datapath {
     pins: Pins,
     attach: AttachConfig,
     /// Redirected interfaces, by index.
-    steered: BTreeMap<u32, Attached>,
+    redirected: BTreeMap<u32, Attached>,
     /// Programs beside those of redirected interfaces, by hook and index of the interface.
     beside: BTreeMap<(Hook, u32), Attached>,
     /// Addresses and ports at which connections are intercepted.
@@ -85,15 +85,17 @@ pub struct Datapath {
     /// Whether programs of the previous daemon at such places were removed.
     is_cleared: bool,
     /// Other interfaces that the plan names, with the reason why they are not redirected.
-    unsteered: BTreeMap<u32, SkipReason>,
+    skipped: BTreeMap<u32, SkipReason>,
     /// Interface index of the uplink that the guard is attached to, and how it is attached.
     guard: Option<(u32, GuardMode)>,
     /// Reason why the guard is not attached to the configured uplink.
     guard_problem: Option<String>,
-    /// How the VIPs are exempt from address translation, or why they are not.
+    /// Exemption of the VIPs from address translation, or the reason why there is none.
     nat_exemption: Result<NatExemption, String>,
     /// Whether the socket lookup program redirects; otherwise it only refuses.
     lookups: bool,
+    /// Whether programs are attached by tcx.
+    uses_tcx: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -155,6 +157,12 @@ impl Datapath {
     #[must_use]
     pub fn has_let_translation_in(&self) -> bool {
         !self.nat_exemption.as_ref().is_ok_and(|how| nat_exemption::holds(*how))
+    }
+
+    /// Returns whether programs are attached by tcx, which affects nothing else at an interface.
+    #[must_use]
+    pub fn uses_tcx(&self) -> bool {
+        self.uses_tcx
     }
 
     /// Attaches a TC program to an interface.

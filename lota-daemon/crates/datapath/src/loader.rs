@@ -7,9 +7,12 @@ use aya::{Ebpf, EbpfLoader};
 use lota_common::Settings;
 
 use crate::{
-    Datapath, DatapathConfig, EndpointNames, InterceptedTarget, OBJECT, Targets, attach,
+    AttachConfig, Datapath, DatapathConfig, EndpointNames, InterceptedTarget, LOOPBACK_INDEX, OBJECT,
+    Targets,
+    attach::{self, Hook},
     maps::{self, Maps},
     pins::Pins,
+    query,
 };
 
 /// The programs, loaded with the pinned maps and not attached yet.
@@ -67,15 +70,17 @@ impl Datapath {
             maps,
             pins,
             attach: config.attach,
-            steered: BTreeMap::new(),
+            redirected: BTreeMap::new(),
             beside: BTreeMap::new(),
             targets,
             is_cleared: false,
-            unsteered: BTreeMap::new(),
+            skipped: BTreeMap::new(),
             guard: None,
             guard_problem: None,
             nat_exemption: Err("not installed yet".to_owned()),
             lookups,
+            uses_tcx: config.attach != AttachConfig::Clsact
+                && query::tcx(LOOPBACK_INDEX, Hook::Pod.direction()).is_ok(),
         })
     }
 
@@ -85,7 +90,7 @@ impl Datapath {
     /// # Errors
     /// If the kernel refuses.
     pub fn reassert(&mut self, settings: Settings, names: &EndpointNames) -> Result<()> {
-        self.steered.clear();
+        self.redirected.clear();
         self.beside.clear();
         self.is_cleared = false;
         self.maps.identity.forget();

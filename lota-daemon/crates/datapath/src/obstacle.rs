@@ -128,8 +128,8 @@ impl fmt::Display for Obstacle {
             Self::Legacy(tables) => {
                 let names: Vec<&str> = tables.iter().map(String::as_str).collect();
                 let names = names.join(", ");
-                write!(f, "cannot tell whether iptables-legacy drops packets: it has tables on this node ({names}), \
-                           whose rules LOTA does not read")
+                write!(f, "iptables-legacy may drop packets: it has tables on this node ({names}), whose rules LOTA \
+                           does not read")
             }
             Self::ReversePath { interface } => write!(
                 f,

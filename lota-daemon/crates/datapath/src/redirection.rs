@@ -6,8 +6,8 @@ use anyhow::{Result, anyhow};
 use lota_common::RawInterface;
 
 use crate::{
-    AttachConfig, AttachMode, Attached, Datapath, GuardMode, Interfaces, LOOPBACK_INDEX, RedirectionPlan,
-    SkipReason, Steering,
+    AccessTable, AttachMode, Attached, Datapath, GuardMode, Interfaces, Redirection, RedirectionPlan,
+    SkipReason,
     attach::{self, Hook},
     netlink::Netlink,
     query,
@@ -16,7 +16,7 @@ use crate::{
 impl Datapath {
     /// Forgets what is attached to interfaces that were removed, by index, since others may have their indices now.
     pub fn forget_interfaces(&mut self, removed: &BTreeSet<u32>) {
-        self.steered.retain(|index, _| !removed.contains(index));
+        self.redirected.retain(|index, _| !removed.contains(index));
         self.beside.retain(|(_, index), _| !removed.contains(index));
         self.guard = self.guard.filter(|(index, _)| !removed.contains(index));
     }
@@ -27,46 +27,46 @@ impl Datapath {
         interfaces: &Interfaces,
         plan: &RedirectionPlan,
     ) -> Vec<(String, Result<AttachMode>)> {
-        let is = |index: &u32, steering| plan.steered.get(index) == Some(&steering);
-        self.steered.retain(|index, attached| match attached.mode {
-            AttachMode::SkLookup => is(index, Steering::Lookup),
-            AttachMode::Tcx | AttachMode::Clsact => is(index, Steering::Tc),
+        let is = |index: &u32, redirection| plan.redirected.get(index) == Some(&redirection);
+        self.redirected.retain(|index, attached| match attached.mode {
+            AttachMode::SkLookup => is(index, Redirection::Lookup),
+            AttachMode::Tcx | AttachMode::Clsact => is(index, Redirection::Tc),
         });
         // An interface to which attaching fails keeps the program of the previous daemon.
-        let by_tc = plan.steered.iter().filter(|(_, steering)| **steering == Steering::Tc);
+        let by_tc = plan.redirected.iter().filter(|(_, redirection)| **redirection == Redirection::Tc);
         Hook::Pod.keep_only_links(&self.pins, by_tc.map(|(index, _)| *index));
         let mut reports = Vec::new();
-        self.unsteered = plan.skipped.clone();
-        for (index, steering) in &plan.steered {
+        self.skipped = plan.skipped.clone();
+        for (index, redirection) in &plan.redirected {
             let name = interfaces.name(*index).unwrap_or_default().to_owned();
-            if self.steered.contains_key(index) {
+            if self.redirected.contains_key(index) {
                 continue;
             }
-            let attached = match steering {
-                Steering::Lookup if !self.lookups => {
+            let attached = match redirection {
+                Redirection::Lookup if !self.lookups => {
                     Err(anyhow!("this kernel cannot redirect at socket lookup: use Linux 5.17 or later"))
                 }
-                Steering::Lookup => {
+                Redirection::Lookup => {
                     attach::remove_clsact(&name, Hook::Pod.direction());
                     Ok(Attached { mode: AttachMode::SkLookup, program: 0 })
                 }
-                Steering::Tc => self.attach(Hook::Pod, &name, *index),
+                Redirection::Tc => self.attach(Hook::Pod, &name, *index),
             };
             match &attached {
                 Ok(attached) => {
-                    self.steered.insert(*index, *attached);
+                    self.redirected.insert(*index, *attached);
                 }
                 Err(error) => {
-                    self.unsteered.insert(*index, SkipReason::NotAttached { error: format!("{error:#}") });
+                    self.skipped.insert(*index, SkipReason::NotAttached { error: format!("{error:#}") });
                 }
             }
             reports.push((name, attached.map(|attached| attached.mode)));
         }
         self.set_beside(interfaces, plan, &mut reports);
         // Only attached interfaces: socket lookup must not redirect where a TC program is missing.
-        let steered = self.steered.iter();
+        let redirected = self.redirected.iter();
         let raw: Vec<_> =
-            steered.map(|(index, attached)| (*index, self.raw(interfaces, *index, *attached))).collect();
+            redirected.map(|(index, attached)| (*index, self.raw(interfaces, *index, *attached))).collect();
         if let Err(error) = self.maps.set_interfaces(&raw) {
             reports.push(("every interface".to_owned(), Err(error)));
         }
@@ -75,7 +75,7 @@ impl Datapath {
 
     fn raw(&self, interfaces: &Interfaces, index: u32, attached: Attached) -> RawInterface {
         RawInterface {
-            steered: match attached.mode {
+            redirected: match attached.mode {
                 AttachMode::Tcx | AttachMode::Clsact => RawInterface::BY_TC,
                 AttachMode::SkLookup => RawInterface::BY_LOOKUP,
             },
@@ -91,9 +91,9 @@ impl Datapath {
     /// If the kernel refuses.
     pub async fn regain_heads(&mut self, interfaces: &Interfaces, netlink: &Netlink) -> Result<Vec<String>> {
         let (mut regained, mut problems) = (Vec::new(), Vec::new());
-        let steered = self.steered.iter().map(|(index, attached)| (Hook::Pod, *index, *attached));
+        let redirected = self.redirected.iter().map(|(index, attached)| (Hook::Pod, *index, *attached));
         let beside = self.beside.iter().map(|((hook, index), attached)| (*hook, *index, *attached));
-        for (hook, index, attached) in steered.chain(beside).collect::<Vec<_>>() {
+        for (hook, index, attached) in redirected.chain(beside).collect::<Vec<_>>() {
             let is_first = match attached.mode {
                 AttachMode::SkLookup => continue,
                 AttachMode::Clsact => match attach::filters_ahead(netlink, index, hook.direction()).await {
@@ -120,7 +120,7 @@ impl Datapath {
             match renewed {
                 Ok(attached) => {
                     match hook {
-                        Hook::Pod => self.steered.insert(index, attached),
+                        Hook::Pod => self.redirected.insert(index, attached),
                         Hook::Restore | Hook::Port | Hook::Local => {
                             self.beside.insert((hook, index), attached)
                         }
@@ -143,12 +143,6 @@ impl Datapath {
         if problems.is_empty() { Ok(regained) } else { Err(anyhow!(problems.join("; "))) }
     }
 
-    /// Returns whether programs are attached by tcx, which affects nothing else at an interface.
-    #[must_use]
-    pub fn uses_tcx(&self) -> bool {
-        self.attach != AttachConfig::Clsact && query::tcx(LOOPBACK_INDEX, Hook::Pod.direction()).is_ok()
-    }
-
     /// Returns the interfaces in the kernel's map of interfaces whose connections are redirected.
     ///
     /// # Errors
@@ -157,14 +151,17 @@ impl Datapath {
         self.maps.interfaces(|_| true)
     }
 
-    /// Returns the interfaces that the previous daemon redirected by TC, and the ports of bridges among them with entries,
-    /// whose program is gone: others with their indices have replaced them.
+    /// Returns the interfaces that the previous daemon redirected by TC, and the ports of bridges among them with entries in
+    /// `access`, whose program is gone: others with their indices have replaced them.
     ///
     /// # Errors
-    /// If the maps of interfaces or access cannot be read.
-    pub async fn replaced_interfaces(&self, netlink: &Netlink) -> Result<BTreeSet<u32>> {
-        let by_tc = self.maps.interfaces(|interface| interface.steered == RawInterface::BY_TC)?;
-        let access = self.maps.access()?;
+    /// If the map of interfaces cannot be read.
+    pub async fn replaced_interfaces(
+        &self,
+        netlink: &Netlink,
+        access: &AccessTable,
+    ) -> Result<BTreeSet<u32>> {
+        let by_tc = self.maps.interfaces(|interface| interface.redirected == RawInterface::BY_TC)?;
         let ports =
             access.addresses.values().filter(|entry| entry.port != 0 && by_tc.contains(&entry.ifindex));
         let ports: BTreeSet<u32> = ports.map(|entry| entry.port).collect();
@@ -187,7 +184,7 @@ impl Datapath {
 
     /// Returns the number of programs that process an interface's packets before LOTA's.
     pub(super) fn programs_ahead(&self, index: u32) -> Option<usize> {
-        let ours = self.steered.get(&index)?.program;
+        let ours = self.redirected.get(&index)?.program;
         query::tcx(index, Hook::Pod.direction()).ok()?.iter().position(|id| *id == ours)
     }
 }

@@ -24,7 +24,7 @@ pub struct DatapathStatus {
     pub guard: Option<GuardStatus>,
     /// Reason why the configured guard is not attached.
     pub guard_problem: Option<String>,
-    /// How the VIPs are exempt from address translation.
+    /// Exemption of the VIPs from address translation.
     pub nat_exemption: Option<NatExemption>,
     /// Reason why they are not, so that address translation (such as a hostPort) may redirect packets to the VIP.
     pub nat_exemption_problem: Option<String>,
@@ -59,7 +59,7 @@ pub struct DatapathStatus {
 pub struct ConnectionsStatus {
     /// Pods whose last attempts to connect were all in vain.
     pub hanging: Vec<HangingPod>,
-    /// What on the node keeps connections from the daemon.
+    /// Causes on the node that keep connections from the daemon.
     pub problems: Vec<NodeProblem>,
 }
 
@@ -81,7 +81,7 @@ pub struct HangingPod {
 pub struct NodeProblem {
     /// The problem.
     pub what: String,
-    /// What to do about it.
+    /// Action that fixes it.
     pub fix: String,
 }
 
@@ -135,7 +135,7 @@ impl Datapath {
         let is_checked = |index: u32| {
             [Hook::Port, Hook::Local].iter().any(|hook| self.beside.contains_key(&(*hook, index)))
         };
-        let steered = self.steered.iter().map(|(index, attached)| InterfaceStatus {
+        let redirected = self.redirected.iter().map(|(index, attached)| InterfaceStatus {
             name: name(*index),
             index: *index,
             mode: Some(attached.mode),
@@ -145,7 +145,7 @@ impl Datapath {
             intercepts: (!self.targets.is_empty())
                 .then(|| self.beside.contains_key(&(Hook::Restore, *index))),
         });
-        let unsteered = self.unsteered.iter().map(|(index, reason)| InterfaceStatus {
+        let skipped = self.skipped.iter().map(|(index, reason)| InterfaceStatus {
             name: name(*index),
             index: *index,
             mode: None,
@@ -154,7 +154,7 @@ impl Datapath {
             checked: is_checked(*index),
             intercepts: None,
         });
-        let mut all: Vec<_> = steered.chain(unsteered).collect();
+        let mut all: Vec<_> = redirected.chain(skipped).collect();
         all.sort_by_key(|interface| interface.index);
         let table = self.access()?;
         let counts = self.verdicts();

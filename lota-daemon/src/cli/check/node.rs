@@ -16,7 +16,7 @@ pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
         Ok(()) => report.ok("datapath", "the kernel and this user's privileges suffice"),
         Err(missing) => {
             for one in missing {
-                let fix = "run it as the daemon will run: as root, or with the four capabilities; see docs/datapath.md";
+                let fix = "run it with the privileges of the daemon: as root, or with the four capabilities; see docs/datapath.md";
                 report.fail("datapath", one.to_string(), fix);
             }
         }
@@ -91,15 +91,15 @@ async fn interfaces(report: &mut CheckReport<'_>, config: &Config) {
             );
         }
     };
-    let RedirectionPlan { steered, skipped, .. } =
+    let RedirectionPlan { redirected, skipped, .. } =
         interfaces.plan(&config.datapath, config.access.host_network, &BTreeSet::new());
     let name = |index: &u32| interfaces.name(*index).unwrap_or("?").to_owned();
     let patterns = config.datapath.pod_interfaces.join(", ");
-    if steered.is_empty() {
+    if redirected.is_empty() {
         let fix = "expected if no pod runs here yet; otherwise see `ip link` and docs/datapath.md for the interface names of the CNI";
         report.warn("datapath", format!("no interface matches datapath.pod_interfaces ({patterns})"), fix);
     } else {
-        let mut names: Vec<_> = steered.keys().map(name).collect();
+        let mut names: Vec<_> = redirected.keys().map(name).collect();
         let all = names.len();
         names.truncate(8);
         let more = if all > names.len() { ", …" } else { "" };

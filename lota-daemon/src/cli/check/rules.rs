@@ -128,7 +128,7 @@ fn sample(
 ) -> (Option<u32>, Option<IpAddr>) {
     let plan = interfaces.plan(&config.datapath, false, &BTreeSet::new());
     let candidates: BTreeSet<u32> =
-        plan.steered.keys().copied().filter(|index| *index != LOOPBACK_INDEX).collect();
+        plan.redirected.keys().copied().filter(|index| *index != LOOPBACK_INDEX).collect();
     let of_pods = subnets.iter().filter(|InterfaceSubnet { interface, subnet }| {
         let address = subnet.addr();
         candidates.contains(interface) && address.is_ipv4() == vip.is_ipv4() && !is_link_local(address)

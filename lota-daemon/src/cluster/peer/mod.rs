@@ -92,7 +92,7 @@ pub enum PeerError {
     #[error("no connection: {0}")]
     NoConnection(String),
     /// It does not respond to pings.
-    #[error("it hangs")]
+    #[error("no response to pings")]
     Hangs,
     /// The request failed.
     #[error("no response: {0}")]
@@ -365,7 +365,7 @@ impl Peers {
         states.iter().filter(|(_, state)| is_gone(state)).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Returns the load that a peer reported recently, in bytes; 0 without a recent report, so that it is asked again.
+    /// Returns the load that a peer reported recently, in bytes; 0 without a recent report, so that it is tried again.
     #[must_use]
     pub fn load(&self, peer: &NodeName) -> u64 {
         match self.states().get(peer).and_then(|state| state.load) {

@@ -56,7 +56,7 @@ pub struct ChainId {
     pub chain: String,
 }
 
-/// Where and how a base chain is attached.
+/// Hook and priority of a base chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseChain {
     hook: u32,
@@ -91,7 +91,7 @@ pub struct SetElement {
     key: Vec<u8>,
     /// Whether it has a last value, as in sets of concatenated intervals.
     has_end: bool,
-    /// What the map contains for the value, as bytes of an attribute.
+    /// Value of the map for this key, as bytes of an attribute.
     data: Option<Vec<u8>>,
     /// Whether an interval ends before this value.
     ends: bool,
@@ -99,7 +99,7 @@ pub struct SetElement {
     is_catch_all: bool,
 }
 
-/// Where rules are read from. A node can have many rules, so they are read chain by chain.
+/// Source of rules. A node can have many rules, so they are read chain by chain.
 pub trait RuleSource {
     /// Returns every chain.
     fn chains(&self) -> &[RuleChain];

@@ -53,7 +53,7 @@ impl NamedInterface {
     }
 }
 
-/// Which of the first two packets of a connection.
+/// Direction of one of the first two packets of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowDirection {
     /// The SYN.

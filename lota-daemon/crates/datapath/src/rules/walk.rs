@@ -54,7 +54,7 @@ struct Walk<'a> {
     is_left: bool,
 }
 
-/// What happens to the packet behind a rule or a chain.
+/// Path of the packet after a rule or a chain.
 enum Flow {
     /// The next rule is evaluated.
     Continue,

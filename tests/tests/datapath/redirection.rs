@@ -209,13 +209,13 @@ pub(crate) fn lookup(tour: &mut Tour) -> Result<()> {
         let (reached, _) = knock(&pod, node_address(3), port)?;
         ensure!(reached == Reached::Refused, "a pod got {reached:?} at port {port} of its node");
     }
-    let steered = |status: &Value| -> Result<u64> {
+    let redirected = |status: &Value| -> Result<u64> {
         let verdicts = status["verdicts"].as_array().context("no verdicts")?;
-        let steered = verdicts.iter().find(|verdict| verdict["verdict"] == "redirected");
-        steered.and_then(|verdict| verdict["packets"].as_u64()).context("no count")
+        let redirected = verdicts.iter().find(|verdict| verdict["verdict"] == "redirected");
+        redirected.and_then(|verdict| verdict["packets"].as_u64()).context("no count")
     };
     let status = &lota_json(node, &["datapath", "status"])?[0];
-    ensure!(steered(status)? >= 4, "redirects at socket lookup were not counted: {status}");
+    ensure!(redirected(status)? >= 4, "redirects at socket lookup were not counted: {status}");
     node.forget_edits();
     node.configure(Mode::OwnCredential)?;
     node.start()
@@ -255,7 +255,7 @@ pub(crate) fn bridge(tour: &mut Tour) -> Result<()> {
 }
 
 fn through_bridge(tour: &mut Tour) -> Result<()> {
-    let steered = || -> Result<bool> {
+    let redirected = || -> Result<bool> {
         let status = &lota_json(&tour.nodes[1], &["datapath", "status"])?[0];
         let interfaces = status["interfaces"].as_array().context("no interfaces")?;
         let bridge = interfaces.iter().any(|one| one["name"] == "cni0" && one["mode"] == "tcx");
@@ -265,7 +265,7 @@ fn through_bridge(tour: &mut Tour) -> Result<()> {
         Ok(bridge && port)
     };
     let key = "bridge/object";
-    wait_until("the bridge to be attached", steered)?;
+    wait_until("the bridge to be attached", redirected)?;
     let put = tour.client.put(&tour.pod(2, 1), key, 122, MIB)?;
     let got = tour.client.get(&tour.pod(2, 2), key, Style::Path)?;
     ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);

@@ -39,23 +39,23 @@ const TCX: (u32, u32) = (6, 6);
 
 pub(crate) fn by_tc() -> Result<()> {
     let expected = if version()? >= TCX { AttachMode::Tcx } else { AttachMode::Clsact };
-    in_namespaces(lota_datapath::SteeringMode::Tc, lota_datapath::AttachConfig::Auto, expected)
+    in_namespaces(lota_datapath::RedirectionMode::Tc, lota_datapath::AttachConfig::Auto, expected)
 }
 
 pub(crate) fn by_clsact() -> Result<()> {
-    in_namespaces(lota_datapath::SteeringMode::Tc, lota_datapath::AttachConfig::Clsact, AttachMode::Clsact)
+    in_namespaces(lota_datapath::RedirectionMode::Tc, lota_datapath::AttachConfig::Clsact, AttachMode::Clsact)
 }
 
 pub(crate) fn by_lookup() -> Result<()> {
     in_namespaces(
-        lota_datapath::SteeringMode::Lookup,
+        lota_datapath::RedirectionMode::Lookup,
         lota_datapath::AttachConfig::Auto,
         AttachMode::SkLookup,
     )
 }
 
 fn in_namespaces(
-    mode: lota_datapath::SteeringMode,
+    mode: lota_datapath::RedirectionMode,
     attach: lota_datapath::AttachConfig,
     expected: AttachMode,
 ) -> Result<()> {
@@ -67,10 +67,10 @@ fn in_namespaces(
         pod.delete()
     };
     clean()?;
-    let steered =
-        make(&node, &pod).and_then(|()| steer(&node, &pod, pins.to_owned(), mode, attach, expected));
+    let redirected =
+        make(&node, &pod).and_then(|()| redirect(&node, &pod, pins.to_owned(), mode, attach, expected));
     clean()?;
-    steered
+    redirected
 }
 
 fn make(node: &Namespace, pod: &Namespace) -> Result<()> {
@@ -88,11 +88,11 @@ fn make(node: &Namespace, pod: &Namespace) -> Result<()> {
     pod.ip("route add default via 10.1.0.1")
 }
 
-fn steer(
+fn redirect(
     node: &Namespace,
     pod: &Namespace,
     pins: PathBuf,
-    mode: lota_datapath::SteeringMode,
+    mode: lota_datapath::RedirectionMode,
     attach: lota_datapath::AttachConfig,
     expected: AttachMode,
 ) -> Result<()> {
@@ -191,7 +191,7 @@ fn intercept(attach: lota_datapath::AttachConfig) -> Result<()> {
     clean()?;
     let config = lota_datapath::DatapathConfig {
         bpffs_path: pins.to_owned(),
-        mode: lota_datapath::SteeringMode::Tc,
+        mode: lota_datapath::RedirectionMode::Tc,
         attach,
         pod_interfaces: vec!["pod".to_owned()],
         ..lota_datapath::DatapathConfig::default()

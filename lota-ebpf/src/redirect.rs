@@ -112,7 +112,7 @@ fn settle<A: HeldAddress>(
 ) -> Verdict {
     match decision {
         PodDecision::Settled(verdict) => verdict,
-        PodDecision::Steer => steer(ctx, settings, packet, ifindex(ctx)),
+        PodDecision::Redirect => redirect_if_allowed(ctx, settings, packet, ifindex(ctx)),
         // The node's own processes may use its ports.
         PodDecision::Protect | PodDecision::Forbid if ifindex(ctx) == LOOPBACK => Verdict::NotOurs,
         PodDecision::Protect if packet.destination.is_loopback() || packet.destination.node().is_some() => {
@@ -133,7 +133,12 @@ pub(crate) fn ifindex(ctx: &TcContext) -> u32 {
 }
 
 #[inline(always)]
-fn steer<A: HeldAddress>(ctx: &TcContext, settings: &Settings, packet: &Packet<A>, ifindex: u32) -> Verdict {
+fn redirect_if_allowed<A: HeldAddress>(
+    ctx: &TcContext,
+    settings: &Settings,
+    packet: &Packet<A>,
+    ifindex: u32,
+) -> Verdict {
     let skb = ctx.skb.skb;
     match identity::decide(ctx, settings, packet, ifindex) {
         SenderAccess::Allowed => {}
