@@ -19,6 +19,7 @@ mod loader;
 mod locate;
 mod maps;
 mod nat_exemption;
+mod nf_tables;
 pub mod netlink;
 mod nfnetlink;
 mod obstacle;

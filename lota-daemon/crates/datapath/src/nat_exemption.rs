@@ -13,6 +13,14 @@ use std::{fmt, fs, net::IpAddr};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use super::nf_tables::{
+    NFT_CMP_EQ, NFT_META_NFPROTO, NFT_NAT_DNAT, NFT_NAT_SNAT, NFT_PAYLOAD_NETWORK_HEADER, NFTA_CHAIN_HOOK,
+    NFTA_CHAIN_NAME, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_CMP_DATA, NFTA_CMP_OP, NFTA_CMP_SREG,
+    NFTA_DATA_VALUE, NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_LIST_ELEM,
+    NFTA_META_DREG, NFTA_META_KEY, NFTA_NAT_FAMILY, NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_TYPE, NFTA_PAYLOAD_BASE,
+    NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS,
+    NFTA_RULE_TABLE, NFTA_TABLE_NAME,
+};
 use super::nfnetlink::{Attributes, Batch, DELETE_TABLE, NEW_CHAIN, NEW_RULE, NEW_TABLE, has_table};
 
 const TABLE: &str = "lota";
@@ -32,7 +40,7 @@ const BEFORE_SOURCE: i32 = 50;
 /// Register for addresses.
 const REGISTER: u32 = 1;
 
-/// How traffic of the VIPs is exempt from address translation.
+/// Method by which traffic of the VIPs is exempt from address translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NatExemption {
@@ -89,7 +97,7 @@ pub(super) fn remove() -> Result<()> {
         return Ok(());
     }
     let mut batch = Batch::begin();
-    batch.message(DELETE_TABLE, |body| body.text(1, TABLE));
+    batch.message(DELETE_TABLE, |body| body.text(NFTA_TABLE_NAME, TABLE));
     batch.commit().context("cannot remove the nftables table lota")
 }
 
@@ -119,7 +127,7 @@ fn install_as(addresses: &[IpAddr], how: NatExemption) -> Result<()> {
     let mut batch = Batch::begin();
     // Deleting a table requires that it exists, so it is created first. Nothing of an earlier one is left then.
     for message in [NEW_TABLE, DELETE_TABLE, NEW_TABLE] {
-        batch.message(message, |body| body.text(1, TABLE));
+        batch.message(message, |body| body.text(NFTA_TABLE_NAME, TABLE));
     }
     let chains: &[ExemptingChain] = match how {
         NatExemption::Untracked => &UNTRACKED,
@@ -127,21 +135,21 @@ fn install_as(addresses: &[IpAddr], how: NatExemption) -> Result<()> {
     };
     for chain in chains {
         batch.message(NEW_CHAIN, |body| {
-            body.text(1, TABLE);
-            body.text(3, chain.name);
-            body.nest(4, |hooked| {
-                hooked.number(1, chain.hook);
-                hooked.number(2, chain.priority.cast_unsigned());
+            body.text(NFTA_CHAIN_TABLE, TABLE);
+            body.text(NFTA_CHAIN_NAME, chain.name);
+            body.nest(NFTA_CHAIN_HOOK, |hooked| {
+                hooked.number(NFTA_HOOK_HOOKNUM, chain.hook);
+                hooked.number(NFTA_HOOK_PRIORITY, chain.priority.cast_unsigned());
             });
-            body.text(7, chain.kind);
+            body.text(NFTA_CHAIN_TYPE, chain.kind);
         });
         for address in addresses {
             // Of both directions, since tracking can begin with a packet of an open connection.
             for end in [End::Source, End::Destination] {
                 batch.message(NEW_RULE, |body| {
-                    body.text(1, TABLE);
-                    body.text(2, chain.name);
-                    body.nest(4, |expressions| {
+                    body.text(NFTA_RULE_TABLE, TABLE);
+                    body.text(NFTA_RULE_CHAIN, chain.name);
+                    body.nest(NFTA_RULE_EXPRESSIONS, |expressions| {
                         matches(expressions, *address, end);
                         (chain.action)(expressions, *address);
                     });
@@ -161,14 +169,14 @@ enum End {
 /// Adds the expressions of `meta nfproto ipv4 ip saddr 169.254.77.80` and similar matches.
 fn matches(expressions: &mut Attributes, address: IpAddr, end: End) {
     let equals = |value: &[u8], data: &mut Attributes| {
-        data.number(1, REGISTER);
-        data.number(2, 0);
-        data.nest(3, |compared| compared.bytes(1, value));
+        data.number(NFTA_CMP_SREG, REGISTER);
+        data.number(NFTA_CMP_OP, NFT_CMP_EQ);
+        data.nest(NFTA_CMP_DATA, |compared| compared.bytes(NFTA_DATA_VALUE, value));
     };
     expression(expressions, "meta", |data| {
-        data.number(1, REGISTER);
-        // NFT_META_NFPROTO: the family of the packet's addresses.
-        data.number(2, 15);
+        data.number(NFTA_META_DREG, REGISTER);
+        // The family of the packet's addresses.
+        data.number(NFTA_META_KEY, NFT_META_NFPROTO);
     });
     expression(expressions, "cmp", |data| equals(&[family(address)], data));
     load(expressions, address, end);
@@ -187,11 +195,10 @@ fn load(expressions: &mut Attributes, of_family: IpAddr, end: End) {
         (IpAddr::V6(_), End::Destination) => (24, 16),
     };
     expression(expressions, "payload", |data| {
-        data.number(1, REGISTER);
-        // NFT_PAYLOAD_NETWORK_HEADER: the offset counts from the network header.
-        data.number(2, 1);
-        data.number(3, offset);
-        data.number(4, length);
+        data.number(NFTA_PAYLOAD_DREG, REGISTER);
+        data.number(NFTA_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER);
+        data.number(NFTA_PAYLOAD_OFFSET, offset);
+        data.number(NFTA_PAYLOAD_LEN, length);
     });
 }
 
@@ -202,21 +209,21 @@ fn notrack(expressions: &mut Attributes, _: IpAddr) {
 /// Adds the expressions of `snat ip to ip saddr`.
 fn keep_source(expressions: &mut Attributes, address: IpAddr) {
     load(expressions, address, End::Source);
-    translate(expressions, address, 0);
+    translate(expressions, address, NFT_NAT_SNAT);
 }
 
 /// Adds the expressions of `dnat ip to ip daddr`.
 fn keep_destination(expressions: &mut Attributes, address: IpAddr) {
     load(expressions, address, End::Destination);
-    translate(expressions, address, 1);
+    translate(expressions, address, NFT_NAT_DNAT);
 }
 
 /// Adds a translation to the loaded address; `kind` is `NFT_NAT_SNAT` or `NFT_NAT_DNAT`.
 fn translate(expressions: &mut Attributes, of_family: IpAddr, kind: u32) {
     expression(expressions, "nat", |data| {
-        data.number(1, kind);
-        data.number(2, family(of_family).into());
-        data.number(3, REGISTER);
+        data.number(NFTA_NAT_TYPE, kind);
+        data.number(NFTA_NAT_FAMILY, family(of_family).into());
+        data.number(NFTA_NAT_REG_ADDR_MIN, REGISTER);
     });
 }
 
@@ -226,8 +233,8 @@ fn family(address: IpAddr) -> u8 {
 }
 
 fn expression(list: &mut Attributes, name: &str, data: impl FnOnce(&mut Attributes)) {
-    list.nest(1, |expression| {
-        expression.text(1, name);
-        expression.nest(2, data);
+    list.nest(NFTA_LIST_ELEM, |expression| {
+        expression.text(NFTA_EXPR_NAME, name);
+        expression.nest(NFTA_EXPR_DATA, data);
     });
 }

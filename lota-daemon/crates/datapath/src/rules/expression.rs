@@ -13,11 +13,25 @@ use super::{
     packet::HookPacket,
     text, xtables,
 };
+use crate::nf_tables::{
+    NF_ACCEPT, NF_DROP, NFT_BITWISE_MASK_XOR, NFT_CMP_EQ, NFT_CMP_GT, NFT_CMP_GTE, NFT_CMP_LT, NFT_CMP_LTE,
+    NFT_CMP_NEQ, NFT_CONTINUE, NFT_EXTHDR_OP_IPV6, NFT_GOTO, NFT_JUMP, NFT_LOOKUP_F_INV, NFT_META_IIF,
+    NFT_META_MARK, NFT_META_NFTRACE, NFT_META_OIFNAME, NFT_META_PRIORITY, NFT_OBJECT_COUNTER,
+    NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFT_RANGE_NEQ, NFT_RETURN, NFTA_BITWISE_DREG,
+    NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_OP, NFTA_BITWISE_SREG, NFTA_BITWISE_XOR, NFTA_CMP_DATA,
+    NFTA_CMP_OP, NFTA_CMP_SREG, NFTA_CT_DREG, NFTA_CT_KEY, NFTA_CT_SREG, NFTA_DATA_VALUE, NFTA_DATA_VERDICT,
+    NFTA_EXTHDR_FLAGS, NFTA_EXTHDR_OP, NFTA_FIB_DREG, NFTA_FIB_FLAGS, NFTA_FIB_RESULT, NFTA_IMMEDIATE_DATA,
+    NFTA_IMMEDIATE_DREG, NFTA_LOOKUP_DREG, NFTA_LOOKUP_FLAGS, NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG,
+    NFTA_MATCH_INFO, NFTA_MATCH_NAME, NFTA_MATCH_REV, NFTA_META_DREG, NFTA_META_KEY, NFTA_META_SREG,
+    NFTA_OBJREF_IMM_TYPE, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET,
+    NFTA_PAYLOAD_SREG, NFTA_RANGE_FROM_DATA, NFTA_RANGE_OP, NFTA_RANGE_SREG, NFTA_RANGE_TO_DATA,
+    NFTA_TARGET_INFO, NFTA_TARGET_NAME, NFTA_TARGET_REV, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE,
+};
 
 /// Attributes, by kind.
 type Fields<'a> = BTreeMap<u16, &'a [u8]>;
 
-/// What a rule does with a packet that it matches.
+/// Decision of a rule about a packet that it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Accept,
@@ -124,11 +138,12 @@ enum Step {
 
 impl RuleRun<'_, '_> {
     fn note_unknown(&mut self, name: &str, field: &Fields<'_>) {
-        let named = || text(field.get(&1)).unwrap_or_default();
+        let named = |kind: u16| text(field.get(&kind)).unwrap_or_default();
         self.unknown.get_or_insert_with(|| match name {
             "cmp" => self.loaded.to_owned(),
-            "lookup" => format!("{}, the set `{}`", self.loaded, named()),
-            "match" | "target" => format!("the {name} `{}`", named()),
+            "lookup" => format!("{}, the set `{}`", self.loaded, named(NFTA_LOOKUP_SET)),
+            "match" => format!("the match `{}`", named(NFTA_MATCH_NAME)),
+            "target" => format!("the target `{}`", named(NFTA_TARGET_NAME)),
             _ => format!("`{name}`"),
         });
     }
@@ -136,26 +151,29 @@ impl RuleRun<'_, '_> {
     fn step(&mut self, name: &str, field: &Fields<'_>) -> Step {
         let numbered = |kind: u16| number(field.get(&kind));
         match name {
-            "meta" if field.contains_key(&3) => {
-                return Step::Matches(self.set_meta(numbered(2), numbered(3)));
+            "meta" if field.contains_key(&NFTA_META_SREG) => {
+                return Step::Matches(self.set_meta(numbered(NFTA_META_KEY), numbered(NFTA_META_SREG)));
             }
             "meta" => {
                 self.loaded = "the interface or the mark";
-                self.registers.store(numbered(1), &meta(self.packet, numbered(2)));
-                let is_interface = matches!(numbered(2), Some(4..=7));
+                let (register, key) = (numbered(NFTA_META_DREG), numbered(NFTA_META_KEY));
+                self.registers.store(register, &meta(self.packet, key));
+                let is_interface = matches!(key, Some(NFT_META_IIF..=NFT_META_OIFNAME));
                 self.registers.interface =
-                    numbered(1).filter(|_| is_interface && self.packet.flow.interface.is_none());
+                    register.filter(|_| is_interface && self.packet.flow.interface.is_none());
             }
-            "payload" if !field.contains_key(&5) => {
+            "payload" if !field.contains_key(&NFTA_PAYLOAD_SREG) => {
                 self.loaded = "the address or the port";
-                let [base, offset, length] = [2, 3, 4].map(|kind| numbered(kind).unwrap_or(u32::MAX));
+                let [base, offset, length] = [NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN]
+                    .map(|kind| numbered(kind).unwrap_or(u32::MAX));
                 let (offset, length) = (offset as usize, (length as usize).min(REGISTERS));
                 let header: &[Option<u8>] = match base {
-                    1 => &self.packet.network,
-                    2 => &self.packet.transport,
+                    NFT_PAYLOAD_NETWORK_HEADER => &self.packet.network,
+                    NFT_PAYLOAD_TRANSPORT_HEADER => &self.packet.transport,
                     _ => &[],
                 };
-                self.registers.store(numbered(1), &HookPacket::header(header, offset, length));
+                let register = numbered(NFTA_PAYLOAD_DREG);
+                self.registers.store(register, &HookPacket::header(header, offset, length));
             }
             // Writes.
             "payload" => {
@@ -163,34 +181,41 @@ impl RuleRun<'_, '_> {
                 self.packet.transport.fill(None);
                 return self.not_known();
             }
-            "ct" if !field.contains_key(&4) => {
+            "ct" if !field.contains_key(&NFTA_CT_SREG) => {
                 self.loaded = "the connection (`ct`)";
-                self.registers.store(numbered(1), &tracked(self.packet, numbered(2)));
+                let value = tracked(self.packet, numbered(NFTA_CT_KEY));
+                self.registers.store(numbered(NFTA_CT_DREG), &value);
             }
             "fib" => {
                 self.loaded = "the routes (`fib`)";
-                let value = fib(self.packet, numbered(2), numbered(3).unwrap_or(u32::MAX));
-                self.registers.store(numbered(1), &value);
+                let flags = numbered(NFTA_FIB_FLAGS).unwrap_or(u32::MAX);
+                let value = fib(self.packet, numbered(NFTA_FIB_RESULT), flags);
+                self.registers.store(numbered(NFTA_FIB_DREG), &value);
             }
             "bitwise" => self.bitwise(field),
             "immediate" => {
-                let data = fields(field.get(&2).copied().unwrap_or_default());
-                if let Some(verdict) = data.get(&2) {
+                let data = fields(field.get(&NFTA_IMMEDIATE_DATA).copied().unwrap_or_default());
+                if let Some(verdict) = data.get(&NFTA_DATA_VERDICT) {
                     return verdict_of(verdict).map_or(Step::Matches(Match::Yes), Step::Ends);
                 }
-                self.registers.store(numbered(1), &known(data.get(&1).copied().unwrap_or_default()));
+                let value = known(data.get(&NFTA_DATA_VALUE).copied().unwrap_or_default());
+                self.registers.store(numbered(NFTA_IMMEDIATE_DREG), &value);
             }
             "cmp" => return Step::Matches(self.compare(field)),
             "range" => return Step::Matches(self.range(field)),
             // Headers of IPv6 that the packet does not have.
-            "exthdr" if numbered(5).unwrap_or(0) == 0 && numbered(6).unwrap_or(0) == 0 => {
+            "exthdr"
+                if numbered(NFTA_EXTHDR_FLAGS).unwrap_or(0) == 0
+                    && numbered(NFTA_EXTHDR_OP).unwrap_or(NFT_EXTHDR_OP_IPV6) == NFT_EXTHDR_OP_IPV6 =>
+            {
                 return Step::Matches(Match::No);
             }
             "lookup" => return self.lookup(field),
             "match" => {
-                let info = field.get(&3).copied().unwrap_or_default();
-                let name = text(field.get(&1)).unwrap_or_default();
-                let matched = xtables::matches(&name, numbered(2).unwrap_or(0), info, self.packet);
+                let info = field.get(&NFTA_MATCH_INFO).copied().unwrap_or_default();
+                let name = text(field.get(&NFTA_MATCH_NAME)).unwrap_or_default();
+                let revision = numbered(NFTA_MATCH_REV).unwrap_or(0);
+                let matched = xtables::matches(&name, revision, info, self.packet);
                 return Step::Matches(matched);
             }
             "target" => return self.target(field),
@@ -198,8 +223,7 @@ impl RuleRun<'_, '_> {
             "notrack" => self.packet.set_untracked(self.is_here && self.unknown.is_none()),
             // Without a verdict and without an effect on others. `ct` writes here.
             "counter" | "log" | "last" | "ct" => {}
-            // NFT_OBJECT_COUNTER
-            "objref" if numbered(1) == Some(1) => {}
+            "objref" if numbered(NFTA_OBJREF_IMM_TYPE) == Some(NFT_OBJECT_COUNTER) => {}
             // Without a verdict.
             "byteorder" | "connlimit" | "dup" | "dynset" | "exthdr" | "flow_offload" | "hash" | "inner"
             | "limit" | "numgen" | "objref" | "osf" | "quota" | "rt" | "socket" | "tunnel" | "xfrm" => {
@@ -218,14 +242,12 @@ impl RuleRun<'_, '_> {
 
     fn set_meta(&mut self, key: Option<u32>, register: Option<u32>) -> Match {
         match key {
-            // NFT_META_MARK
-            Some(3) => {
+            Some(NFT_META_MARK) => {
                 let mark = self.registers.load(register, 4).and_then(|bytes| bytes.try_into().ok());
                 self.set_mark(mark.unwrap_or([Bits::UNKNOWN; 4]));
                 Match::Yes
             }
-            // NFT_META_PRIORITY and NFT_META_NFTRACE
-            Some(2 | 12) => Match::Yes,
+            Some(NFT_META_PRIORITY | NFT_META_NFTRACE) => Match::Yes,
             _ => Match::Maybe,
         }
     }
@@ -238,12 +260,12 @@ impl RuleRun<'_, '_> {
     }
 
     fn target(&mut self, field: &Fields<'_>) -> Step {
-        let info = field.get(&3).copied().unwrap_or_default();
-        match text(field.get(&1)).unwrap_or_default().as_str() {
+        let info = field.get(&NFTA_TARGET_INFO).copied().unwrap_or_default();
+        match text(field.get(&NFTA_TARGET_NAME)).unwrap_or_default().as_str() {
             "REJECT" => return Step::Ends(Verdict::Drop),
             "MARK" => self.set_mark(xtables::marked(info, self.packet.mark)),
             "CONNMARK" => {
-                let revision = number(field.get(&2)).unwrap_or(0);
+                let revision = number(field.get(&NFTA_TARGET_REV)).unwrap_or(0);
                 self.set_mark(xtables::restored(revision, info, self.packet.mark));
             }
             // XT_CT_NOTRACK
@@ -259,45 +281,49 @@ impl RuleRun<'_, '_> {
 
     fn bitwise(&mut self, field: &Fields<'_>) {
         let numbered = |kind: u16| number(field.get(&kind));
-        let value = |kind: u16| fields(field.get(&kind).copied().unwrap_or_default()).get(&1).copied();
-        let length = (numbered(3).unwrap_or(0) as usize).min(REGISTERS);
-        let source = self.registers.load(numbered(1), length).map(<[_]>::to_vec);
-        let result = match (source, value(4), value(5), numbered(6).unwrap_or(0)) {
-            (Some(source), Some(mask), Some(xor), 0) => {
+        let length = (numbered(NFTA_BITWISE_LEN).unwrap_or(0) as usize).min(REGISTERS);
+        let source = self.registers.load(numbered(NFTA_BITWISE_SREG), length).map(<[_]>::to_vec);
+        let (mask, xor) = (value(field, NFTA_BITWISE_MASK), value(field, NFTA_BITWISE_XOR));
+        let operation = numbered(NFTA_BITWISE_OP).unwrap_or(NFT_BITWISE_MASK_XOR);
+        let result = match (source, mask, xor, operation) {
+            (Some(source), Some(mask), Some(xor), NFT_BITWISE_MASK_XOR) => {
                 let masks = mask.iter().zip(xor);
                 source.into_iter().zip(masks).map(|(byte, (mask, xor))| byte.and_xor(*mask, *xor)).collect()
             }
             _ => unknown(length),
         };
-        self.registers.store(numbered(2), &result);
+        self.registers.store(numbered(NFTA_BITWISE_DREG), &result);
     }
 
     fn compare(&self, field: &Fields<'_>) -> Match {
-        let Some(value) = fields(field.get(&3).copied().unwrap_or_default()).get(&1).copied() else {
-            return Match::Maybe;
-        };
-        match number(field.get(&2)) {
-            Some(operation @ (0 | 1)) => self.equal(number(field.get(&1)), value).inverted_if(operation == 1),
-            Some(operation @ 2..=5) => self.ordered(field, value, |order| match operation {
-                2 => order.is_lt(),
-                3 => order.is_le(),
-                4 => order.is_gt(),
-                _ => order.is_ge(),
-            }),
+        let register = number(field.get(&NFTA_CMP_SREG));
+        let Some(value) = value(field, NFTA_CMP_DATA) else { return Match::Maybe };
+        match number(field.get(&NFTA_CMP_OP)) {
+            Some(NFT_CMP_EQ) => self.equal(register, value),
+            Some(NFT_CMP_NEQ) => self.equal(register, value).inverted_if(true),
+            Some(NFT_CMP_LT) => self.ordered(register, value, Ordering::is_lt),
+            Some(NFT_CMP_LTE) => self.ordered(register, value, Ordering::is_le),
+            Some(NFT_CMP_GT) => self.ordered(register, value, Ordering::is_gt),
+            Some(NFT_CMP_GTE) => self.ordered(register, value, Ordering::is_ge),
             _ => Match::Maybe,
         }
     }
 
     fn range(&self, field: &Fields<'_>) -> Match {
-        let value = |kind: u16| fields(field.get(&kind).copied().unwrap_or_default()).get(&1).copied();
-        let (Some(first), Some(last)) = (value(3), value(4)) else { return Match::Maybe };
-        let ends = [self.ordered(field, first, Ordering::is_ge), self.ordered(field, last, Ordering::is_le)];
-        Match::all(ends).inverted_if(number(field.get(&2)) == Some(1))
+        let register = number(field.get(&NFTA_RANGE_SREG));
+        let (Some(first), Some(last)) =
+            (value(field, NFTA_RANGE_FROM_DATA), value(field, NFTA_RANGE_TO_DATA))
+        else {
+            return Match::Maybe;
+        };
+        let ends =
+            [self.ordered(register, first, Ordering::is_ge), self.ordered(register, last, Ordering::is_le)];
+        Match::all(ends).inverted_if(number(field.get(&NFTA_RANGE_OP)) == Some(NFT_RANGE_NEQ))
     }
 
-    /// Returns whether the value of the expression's register and this one are in such an order.
-    fn ordered(&self, field: &Fields<'_>, value: &[u8], is_so: impl FnOnce(Ordering) -> bool) -> Match {
-        let loaded = self.registers.load(number(field.get(&1)), value.len()).and_then(all_known);
+    /// Returns whether the value of a register and this one are in such an order.
+    fn ordered(&self, register: Option<u32>, value: &[u8], is_so: impl FnOnce(Ordering) -> bool) -> Match {
+        let loaded = self.registers.load(register, value.len()).and_then(all_known);
         loaded.map_or(Match::Maybe, |loaded| Match::of(is_so(loaded.as_slice().cmp(value))))
     }
 
@@ -312,24 +338,27 @@ impl RuleRun<'_, '_> {
 
     fn lookup(&mut self, field: &Fields<'_>) -> Step {
         let numbered = |kind: u16| number(field.get(&kind));
-        let elements = (self.elements)(&text(field.get(&1)).unwrap_or_default());
-        let found = elements.as_deref().and_then(|elements| self.find(elements, numbered(2)));
-        let (found, register) = match (found, numbered(3)) {
+        let elements = (self.elements)(&text(field.get(&NFTA_LOOKUP_SET)).unwrap_or_default());
+        let source = numbered(NFTA_LOOKUP_SREG);
+        let found = elements.as_deref().and_then(|elements| self.find(elements, source));
+        let (found, register) = match (found, numbered(NFTA_LOOKUP_DREG)) {
             (Some(found), register) => (found, register),
             (None, None) => return Step::Matches(Match::Maybe),
             (None, Some(0)) => return Step::Ends(Verdict::Unknown),
             (None, Some(_)) => return self.not_known(),
         };
-        let is_found = Match::of(found.is_some()).inverted_if(numbered(5).unwrap_or(0) & 1 == 1);
+        let is_inverted = numbered(NFTA_LOOKUP_FLAGS).unwrap_or(0) & NFT_LOOKUP_F_INV != 0;
+        let is_found = Match::of(found.is_some()).inverted_if(is_inverted);
         let (Some(register), Some(data)) = (register, found.and_then(|element| element.data.as_deref()))
         else {
             return Step::Matches(is_found);
         };
         let data = fields(data);
-        if let Some(verdict) = data.get(&2) {
+        if let Some(verdict) = data.get(&NFTA_DATA_VERDICT) {
             return verdict_of(verdict).map_or(Step::Matches(Match::Yes), Step::Ends);
         }
-        self.registers.store(Some(register), &known(data.get(&1).copied().unwrap_or_default()));
+        let value = known(data.get(&NFTA_DATA_VALUE).copied().unwrap_or_default());
+        self.registers.store(Some(register), &value);
         Step::Matches(is_found)
     }
 
@@ -357,17 +386,22 @@ impl RuleRun<'_, '_> {
     }
 }
 
+/// Returns the value in an attribute of an expression.
+fn value<'a>(field: &Fields<'a>, kind: u16) -> Option<&'a [u8]> {
+    fields(field.get(&kind)?).get(&NFTA_DATA_VALUE).copied()
+}
+
 /// Returns the verdict of an attribute; `None` for "continue".
 fn verdict_of(attribute: &[u8]) -> Option<Verdict> {
     let field = fields(attribute);
-    let chain = || text(field.get(&2)).unwrap_or_default();
-    match number(field.get(&1)).map(u32::cast_signed) {
-        Some(0) => Some(Verdict::Drop),
-        Some(1) => Some(Verdict::Accept),
-        Some(-1) => None,
-        Some(-3) => Some(Verdict::Jump(chain())),
-        Some(-4) => Some(Verdict::Goto(chain())),
-        Some(-5) => Some(Verdict::Return),
+    let chain = || text(field.get(&NFTA_VERDICT_CHAIN)).unwrap_or_default();
+    match number(field.get(&NFTA_VERDICT_CODE)).map(u32::cast_signed) {
+        Some(NF_DROP) => Some(Verdict::Drop),
+        Some(NF_ACCEPT) => Some(Verdict::Accept),
+        Some(NFT_CONTINUE) => None,
+        Some(NFT_JUMP) => Some(Verdict::Jump(chain())),
+        Some(NFT_GOTO) => Some(Verdict::Goto(chain())),
+        Some(NFT_RETURN) => Some(Verdict::Return),
         _ => Some(Verdict::Unknown),
     }
 }

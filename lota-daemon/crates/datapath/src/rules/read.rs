@@ -13,6 +13,14 @@ use super::{
     BaseChain, ChainId, ChainRule, EGRESS, INGRESS, NETDEV, RawExpression, RuleChain, RuleSource, SetElement,
     attributes, fields, number, text,
 };
+use crate::nf_tables::{
+    NF_DROP, NFT_SET_ELEM_CATCHALL, NFT_SET_ELEM_INTERVAL_END, NFT_TABLE_F_DORMANT, NFTA_CHAIN_HOOK,
+    NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_DATA_VALUE, NFTA_EXPR_DATA,
+    NFTA_EXPR_NAME, NFTA_HOOK_DEV, NFTA_HOOK_DEVS, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE, NFTA_RULE_TABLE, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS,
+    NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_KEY_END, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET,
+    NFTA_SET_ELEM_LIST_TABLE, NFTA_TABLE_FLAGS, NFTA_TABLE_NAME,
+};
 use crate::nfnetlink::{Attributes, GET_CHAIN, GET_RULE, GET_SET_ELEMENTS, GET_TABLE, dump};
 
 /// The names of the tables of `iptables-legacy` and `ip6tables-legacy` in this network namespace.
@@ -62,12 +70,12 @@ impl RuleSource for NodeRules {
             return Ok(known.clone());
         }
         let messages = dump(GET_RULE, chain.family, |body: &mut Attributes| {
-            body.text(1, &chain.table);
-            body.text(2, &chain.chain);
+            body.text(NFTA_RULE_TABLE, &chain.table);
+            body.text(NFTA_RULE_CHAIN, &chain.chain);
         })?;
         let is_of_chain = |field: &BTreeMap<u16, &[u8]>| {
-            text(field.get(&1)).as_ref() == Some(&chain.table)
-                && text(field.get(&2)).as_ref() == Some(&chain.chain)
+            text(field.get(&NFTA_RULE_TABLE)).as_ref() == Some(&chain.table)
+                && text(field.get(&NFTA_RULE_CHAIN)).as_ref() == Some(&chain.chain)
         };
         let found = messages.iter().map(|(_, body)| fields(body)).filter(is_of_chain);
         let rules: Rc<[ChainRule]> = found.filter_map(|field| rule(&field)).collect();
@@ -80,11 +88,13 @@ impl RuleSource for NodeRules {
         let mut sets = self.sets.borrow_mut();
         let read = || {
             let messages = dump(GET_SET_ELEMENTS, chain.family, |body: &mut Attributes| {
-                body.text(1, &chain.table);
-                body.text(2, set);
+                body.text(NFTA_SET_ELEM_LIST_TABLE, &chain.table);
+                body.text(NFTA_SET_ELEM_LIST_SET, set);
             });
             let messages = messages.ok()?;
-            let lists = messages.iter().filter_map(|(_, body)| fields(body).get(&3).copied());
+            let lists = messages
+                .iter()
+                .filter_map(|(_, body)| fields(body).get(&NFTA_SET_ELEM_LIST_ELEMENTS).copied());
             lists.flat_map(attributes).map(|(_, item)| element(item)).collect()
         };
         sets.entry(key).or_insert_with(read).clone()
@@ -129,55 +139,55 @@ fn is_without_nf_tables(error: &io::Error) -> bool {
 /// Returns the name of a table that the kernel does not apply.
 fn dormant(family: u8, body: &[u8]) -> Option<(u8, String)> {
     let field = fields(body);
-    (number(field.get(&2))? & 1 == 1).then_some((family, text(field.get(&1))?))
+    let is_dormant = number(field.get(&NFTA_TABLE_FLAGS))? & NFT_TABLE_F_DORMANT != 0;
+    is_dormant.then_some((family, text(field.get(&NFTA_TABLE_NAME))?))
 }
 
 fn chain(family: u8, body: &[u8]) -> Option<RuleChain> {
     let field = fields(body);
-    let base = field.get(&4).and_then(|hook| {
+    let base = field.get(&NFTA_CHAIN_HOOK).and_then(|hook| {
         let hook = fields(hook);
-        let single = hook.get(&3).map(|device| device.to_vec());
-        let several =
-            attributes(hook.get(&4).copied().unwrap_or_default()).map(|(_, device)| device.to_vec());
+        let single = hook.get(&NFTA_HOOK_DEV).map(|device| device.to_vec());
+        let several = hook.get(&NFTA_HOOK_DEVS).copied().unwrap_or_default();
+        let several = attributes(several).map(|(_, device)| device.to_vec());
         Some(BaseChain {
-            hook: match (family, number(hook.get(&1))?) {
+            hook: match (family, number(hook.get(&NFTA_HOOK_HOOKNUM))?) {
                 (NETDEV, 0) => INGRESS,
                 (NETDEV, _) => EGRESS,
                 (_, hook) => hook,
             },
-            priority: number(hook.get(&2))?.cast_signed(),
+            priority: number(hook.get(&NFTA_HOOK_PRIORITY))?.cast_signed(),
             devices: several.chain(single).collect(),
-            drops: number(field.get(&5)) == Some(0),
-            translates: text(field.get(&7)).as_deref() == Some("nat"),
+            drops: number(field.get(&NFTA_CHAIN_POLICY)) == Some(NF_DROP.cast_unsigned()),
+            translates: text(field.get(&NFTA_CHAIN_TYPE)).as_deref() == Some("nat"),
         })
     });
-    let (table, chain) = (text(field.get(&1))?, text(field.get(&3))?);
+    let (table, chain) = (text(field.get(&NFTA_CHAIN_TABLE))?, text(field.get(&NFTA_CHAIN_NAME))?);
     Some(RuleChain { id: ChainId { family, table, chain }, base })
 }
 
 fn rule(field: &BTreeMap<u16, &[u8]>) -> Option<ChainRule> {
-    let handle = u64::from_be_bytes((*field.get(&3)?).try_into().ok()?);
-    let expressions = attributes(field.get(&4).copied().unwrap_or_default());
+    let handle = u64::from_be_bytes((*field.get(&NFTA_RULE_HANDLE)?).try_into().ok()?);
+    let expressions = attributes(field.get(&NFTA_RULE_EXPRESSIONS).copied().unwrap_or_default());
     let expression = |(_, item)| {
         let field = fields(item);
-        let data = field.get(&2).copied().unwrap_or_default().to_vec();
-        RawExpression { name: text(field.get(&1)).unwrap_or_default(), data }
+        let data = field.get(&NFTA_EXPR_DATA).copied().unwrap_or_default().to_vec();
+        RawExpression { name: text(field.get(&NFTA_EXPR_NAME)).unwrap_or_default(), data }
     };
     Some(ChainRule { handle, expressions: expressions.map(expression).collect() })
 }
 
 fn element(item: &[u8]) -> Option<SetElement> {
-    const INTERVAL_END: u32 = 1;
-    const CATCH_ALL: u32 = 2;
     let field = fields(item);
-    let flags = number(field.get(&3)).unwrap_or(0);
-    let key = |kind: u16| Some(fields(field.get(&kind)?).get(&1)?.to_vec());
+    let flags = number(field.get(&NFTA_SET_ELEM_FLAGS)).unwrap_or(0);
+    let is_catch_all = flags & NFT_SET_ELEM_CATCHALL != 0;
+    let key = || Some(fields(field.get(&NFTA_SET_ELEM_KEY)?).get(&NFTA_DATA_VALUE)?.to_vec());
     Some(SetElement {
-        key: if flags & CATCH_ALL == 0 { key(1)? } else { Vec::new() },
-        has_end: field.contains_key(&10),
-        data: field.get(&2).map(|data| data.to_vec()),
-        ends: flags & INTERVAL_END != 0,
-        is_catch_all: flags & CATCH_ALL != 0,
+        key: if is_catch_all { Vec::new() } else { key()? },
+        has_end: field.contains_key(&NFTA_SET_ELEM_KEY_END),
+        data: field.get(&NFTA_SET_ELEM_DATA).map(|data| data.to_vec()),
+        ends: flags & NFT_SET_ELEM_INTERVAL_END != 0,
+        is_catch_all,
     })
 }
 
