@@ -5,7 +5,7 @@ mod cache_control;
 mod fill;
 mod freshness;
 mod recovery;
-mod road;
+mod request_path;
 mod unchanged;
 
 use std::{
@@ -85,8 +85,8 @@ pub struct Step {
 
 /// All steps between the start and the removal of the lab.
 pub const STEPS: [Step; 9] = [
-    Step { number: 2, title: "nodes run: redirect, guard, DNS", run: road::nodes },
-    Step { number: 3, title: "an unmodified client writes and reads", run: road::client },
+    Step { number: 2, title: "nodes run: redirect, guard, DNS", run: request_path::nodes },
+    Step { number: 3, title: "an unmodified client writes and reads", run: request_path::client },
     Step { number: 4, title: "a range of a cold object fills the whole object, once", run: fill::ranges },
     Step { number: 5, title: "reads after an overwrite return the new content", run: freshness::overwrites },
     Step { number: 6, title: "refusals of the gateway apply to cached objects", run: freshness::refusals },

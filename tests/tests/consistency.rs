@@ -148,7 +148,7 @@ fn test(tour: &mut Tour, way: Way, origin: &str) -> Result<()> {
         joined.collect::<Result<Vec<_>>>()
     });
     clients
-        .and_then(|clients| judge(&clients, through_lota, origin == "rgw"))
+        .and_then(|clients| check_results(&clients, through_lota, origin == "rgw"))
         .map_err(|wrong| anyhow!("LOTA_SEED={seed}: {wrong:#}"))
 }
 
@@ -195,7 +195,8 @@ async fn read(client: &mut Client<'_>) -> Result<()> {
     Ok(())
 }
 
-fn judge(clients: &[Client<'_>], through_lota: bool, is_rgw: bool) -> Result<()> {
+/// Checks that all clients together saw a consistent history, with enough operations and hits, and few errors.
+fn check_results(clients: &[Client<'_>], through_lota: bool, is_rgw: bool) -> Result<()> {
     let events: Vec<Event> = clients.iter().flat_map(|client| client.events.iter().copied()).collect();
     let hits: usize = clients.iter().map(|client| client.hits).sum();
     let reads =

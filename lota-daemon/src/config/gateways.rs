@@ -77,7 +77,10 @@ impl Config {
             return Err("gateways.default: this name is the gateway of [gateway]; choose another one".into());
         }
         if self.gateways.len() + 1 > MAX_GATEWAYS {
-            return Err(format!("gateways: {} gateways, at most {MAX_GATEWAYS}", self.gateways.len() + 1));
+            return Err(format!(
+                "gateways: {} gateways with [gateway]; at most {MAX_GATEWAYS} are possible",
+                self.gateways.len() + 1
+            ));
         }
         if let Some(name) = self.backends.keys().find(|name| !self.gateways.contains_key(*name)) {
             let known: Vec<String> = self.gateways.keys().map(|name| format!("gateways.{name}")).collect();
@@ -121,7 +124,7 @@ impl Config {
         let ports = self.pod_ports();
         if ports.len() > MAX_PORTS {
             return Err(format!(
-                "gateway.ports: {} ports of all gateways with names, with 80, 443 and those of their endpoints; at most {MAX_PORTS}",
+                "gateway.ports: pods would reach LOTA on {} ports (80, 443, and those of all gateways with names); at most {MAX_PORTS} are possible: remove some",
                 ports.len()
             ));
         }
@@ -132,7 +135,7 @@ impl Config {
         }
         if names.len() > MAX_NAMES {
             return Err(format!(
-                "gateway.names: {} names of all gateways, at most {} beside endpoint.zone",
+                "gateway.names: {} names of all gateways; at most {} are possible beside endpoint.zone",
                 names.len() - 1,
                 MAX_NAMES - 1
             ));

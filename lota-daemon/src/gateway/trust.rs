@@ -28,7 +28,7 @@ pub(super) enum Form {
     Unsigned,
 }
 
-/// Bytes that a request asks for, as far as caches treat it differently.
+/// Bytes that a request selects, as far as caches treat it differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RangeForm {
     /// No `Range`.

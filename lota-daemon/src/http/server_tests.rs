@@ -36,10 +36,23 @@ async fn connect_with<F>(
 where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    connect_to(Life::Serving, limits, head_memory, service).await
+}
+
+/// The same with a listener in this state.
+async fn connect_to<F>(
+    listener_life: Life,
+    limits: ConnectionLimits,
+    head_memory: usize,
+    service: impl Fn(Request<Incoming>) -> F + Send + 'static,
+) -> (impl Future<Output = ()>, TcpStream)
+where
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let accepted = accept(&listener).await;
-    let (alive, life) = watch::channel(Life::Serving);
+    let (sender, life) = watch::channel(listener_life);
     let served = move |connection: Connection, request| {
         let answer = (connection.refused.is_none()).then(|| service(request));
         async move {
@@ -53,7 +66,7 @@ where
     let terms = (limits, heads);
     let serving = async move {
         serve(accepted, terms, SentBytes::default(), life, std::future::pending(), served).await;
-        drop(alive);
+        drop(sender);
     };
     (serving, client)
 }
@@ -76,18 +89,8 @@ where
 
 /// A connection to a server whose listener has ended, to be served and to be talked to.
 async fn connect_to_ended() -> (impl Future<Output = ()>, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let accepted = accept(&listener).await;
-    let (ended, life) = watch::channel(Life::Ending);
-    let heads = crate::http::HeadBudget::new(1 << 20, 1 << 20).charge([127, 0, 0, 1].into());
-    let terms = (ConnectionLimits::CLIENT, heads);
-    let served = |_, _| async { Ok(Response::new(full("served"))) };
-    let serving = async move {
-        serve(accepted, terms, SentBytes::default(), life, std::future::pending(), served).await;
-        drop(ended);
-    };
-    (serving, client)
+    let service = |_| async { Response::new(full("served")) };
+    connect_to(Life::Ending, ConnectionLimits::CLIENT, 1 << 20, service).await
 }
 
 #[tokio::test]

@@ -132,7 +132,7 @@ impl ClientStream {
         self.refusal.clone()
     }
 
-    /// Returns the flag that tells whether written bytes are waiting for room in the socket.
+    /// Returns the flag that states whether written bytes are waiting for room in the socket.
     pub(super) fn unsent(&self) -> Unsent {
         self.unsent.clone()
     }

@@ -21,7 +21,7 @@ pub(super) async fn follow(kubernetes: &Kubernetes, client: Client, members: &wa
     let (namespace, service) = (&kubernetes.config.namespace, &kubernetes.config.service);
     let own = kubernetes.node.address;
     let mut store = ObjectStore::<Vec<Known>>::default();
-    let tell = |store: &ObjectStore<Vec<Known>>| {
+    let publish = |store: &ObjectStore<Vec<Known>>| {
         if let Some(all) = store.all() {
             members.send_replace(all.values().flatten().cloned().collect());
         }
@@ -32,7 +32,7 @@ pub(super) async fn follow(kubernetes: &Kubernetes, client: Client, members: &wa
         let mut slices = Box::pin(kubernetes.watch(api, query, "the cluster's nodes"));
         while let Some(event) = slices.next().await {
             if store.take(event, |slice| Some(of_slice(slice, own))) {
-                tell(&store);
+                publish(&store);
             }
         }
     } else {
@@ -41,7 +41,7 @@ pub(super) async fn follow(kubernetes: &Kubernetes, client: Client, members: &wa
         let mut endpoints = Box::pin(kubernetes.watch(api, query, "the cluster's nodes"));
         while let Some(event) = endpoints.next().await {
             if store.take(event, |endpoints| Some(of_endpoints(endpoints, own))) {
-                tell(&store);
+                publish(&store);
             }
         }
     }

@@ -38,7 +38,7 @@ pub(super) struct OwnerCopy {
 const SPARE_NODES: usize = 2;
 /// Timeout for a replica; kept short because other requests wait on the caller.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(2);
-/// Load in bytes above which the next node is asked instead, if it has less than half of that load.
+/// Load in bytes above which the next node is used instead, if it has less than half of that load.
 const OVERLOAD_BYTES: u64 = 256 << 20;
 /// Maximum bytes that one response counts toward the load, so that a slow client with a huge object does not make a node
 /// look overloaded.

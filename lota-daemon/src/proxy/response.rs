@@ -115,8 +115,7 @@ pub(super) fn object(
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     *answer.headers_mut() = headers;
-    answer.headers_mut().insert(REQUEST_ID, id.0.clone());
-    answer.extensions_mut().insert(id);
+    set_request_id(&mut answer, id);
     answer.extensions_mut().insert(size);
     answer.extensions_mut().insert(CacheResult { outcome, node: node.clone() });
     let from = if outcome == Outcome::Hit { SentFrom::Local } else { SentFrom::Fill };
@@ -205,15 +204,14 @@ pub(super) fn error(error: &S3Error, resource: &str) -> Response<Body> {
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    headers.insert(REQUEST_ID, id.0.clone());
     if error.status == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    answer.extensions_mut().insert(id);
+    set_request_id(&mut answer, id);
     answer
 }
 
-/// Makes an owner's response for an error of LOTA's own. It tells the entry node to try another node if this one is
+/// Makes an owner's response for an error of LOTA's own. It makes the entry node try another node if this one is
 /// unavailable.
 pub(super) fn owner_error(error_: &S3Error, resource: &str) -> Response<Body> {
     let mut answer = error(error_, resource);
@@ -244,6 +242,12 @@ pub(super) fn write_cache_header<B>(answer: &mut Response<B>) {
     if let Some(value) = answer.extensions().get().and_then(CacheResult::header) {
         answer.headers_mut().insert(LOTA_CACHE, value);
     }
+}
+
+/// States the request ID of a response, in its header and for the access log.
+fn set_request_id(answer: &mut Response<Body>, id: RequestId) {
+    answer.headers_mut().insert(REQUEST_ID, id.0.clone());
+    answer.extensions_mut().insert(id);
 }
 
 /// Returns the request ID of a response; `None` if the gateway stated none.

@@ -24,7 +24,7 @@ use super::{
 /// Segments of a path.
 type Segments = Vec<String>;
 
-/// What one file defines and names.
+/// Names that one file defines and uses.
 #[derive(Default)]
 struct FileNames {
     /// Path of the module that the file is.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// Where the hierarchy is mounted if the machine has not mounted it.
+/// Mount point of the hierarchy if the machine has not mounted it.
 const OWN_MOUNT: &str = "/run/lota-test-cgroup2";
 
 /// A folder of the cgroup v2 hierarchy in which kubelet would make its `kubepods`. It is removed at the end.

@@ -80,16 +80,16 @@ fn range(tour: &Tour, authority: &str, key: &str, seed: u64) -> Result<Vec<Line>
     lines.push(Line::timed(&what, &whole));
 
     // Concurrent cold reads in ranges on all nodes fetch the object once.
-    let crowd = format!("{key}-crowd");
-    let put = client.put(&pod, &crowd, seed + 10, SIZE)?;
+    let many = format!("{key}-many");
+    let put = client.put(&pod, &many, seed + 10, SIZE)?;
     wait_settled();
     let before = tour.fetched();
     let reads: Vec<_> = std::thread::scope(|scope| {
         let readers: Vec<_> = tour
             .one_pod_per_node()
             .map(|(_, pod)| {
-                let crowd = &crowd;
-                scope.spawn(move || client.download(&pod, crowd, Style::Path))
+                let many = &many;
+                scope.spawn(move || client.download(&pod, many, Style::Path))
             })
             .collect();
         readers.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
@@ -98,9 +98,7 @@ fn range(tour: &Tour, authority: &str, key: &str, seed: u64) -> Result<Vec<Line>
         let read = read.map_err(|_| anyhow::anyhow!("a reader panicked"))??;
         same(&read, &put.sha256, "one of three cold readers")?;
     }
-    wait_until("the object of the concurrent readers to be cached", || {
-        Ok(!tour.holders(&crowd)?.is_empty())
-    })?;
+    wait_until("the object of the concurrent readers to be cached", || Ok(!tour.holders(&many)?.is_empty()))?;
     let fetched = tour.fetched() - before;
     // Each reader may drop one connection; without single-flight they would fetch the object three times.
     ensure!(

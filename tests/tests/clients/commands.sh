@@ -9,7 +9,7 @@ export AWS_ENDPOINT_URL=$endpoint S3_ENDPOINT_URL=$endpoint
 aws_up() { for file in small big; do aws s3 cp --quiet $file.bin "$object-$file"; done; }
 aws_down() {
     for file in small big; do aws s3 cp --quiet "$object-$file" $file.out; done
-    aws s3api get-object --bucket "$BUCKET" --key aws-small --range bytes=100-199 range.out > told
+    aws s3api get-object --bucket "$BUCKET" --key aws-small --range bytes=100-199 range.out > response
 }
 
 s5cmd_up() { for file in small big; do s5cmd cp --part-size 5 --concurrency 4 $file.bin "$object-$file"; done; }

@@ -14,7 +14,7 @@ use crate::{kubectl::wait, setup::Cluster};
 /// Namespace of LOTA.
 pub(crate) const HOME: &str = "cw-object-storage";
 
-/// How LOTA runs.
+/// Form in which LOTA runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Install {
     Privileged,

@@ -18,7 +18,7 @@ pub(crate) struct ReadLog {
     pub(crate) reads: Vec<Read>,
 }
 
-/// How a pod addresses the object.
+/// Form in which a pod addresses the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// By LOTA's name.

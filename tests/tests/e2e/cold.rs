@@ -84,15 +84,15 @@ fn breaking_off(tour: &Tour, key: &str, first: &str) -> Result<()> {
 /// Verifies that many readers of parts of a cold object cause one fetch.
 pub(crate) fn hot_objects(tour: &mut Tour) -> Result<()> {
     if !tour.origin.speaks_lota() {
-        return crowd(tour, "crowd/own", 256 << 20);
+        return many_readers(tour, "many-readers/own", 256 << 20);
     }
-    crowd(tour, "crowd/own", 1 << 30)?;
+    many_readers(tour, "many-readers/own", 1 << 30)?;
     tour.restart(Mode::Direct)?;
-    crowd(tour, "crowd/direct", 1 << 30)?;
+    many_readers(tour, "many-readers/direct", 1 << 30)?;
     tour.restart(Mode::OwnCredential)
 }
 
-fn crowd(tour: &Tour, key: &str, size: usize) -> Result<()> {
+fn many_readers(tour: &Tour, key: &str, size: usize) -> Result<()> {
     const READERS: usize = 64;
     // Reads are proxied until the gateway has been verified.
     tour.client.put_and_hit(&tour.pod(1, 1), &format!("{key}-trial"), 40)?;

@@ -1,4 +1,4 @@
-//! What the daemon logs about requests, and that it logs no secrets.
+//! Log lines of requests, and the absence of secrets in logs.
 
 use std::{fs, io::Write as _, net::TcpStream, sync::mpsc, time::Duration};
 

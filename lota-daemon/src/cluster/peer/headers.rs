@@ -10,7 +10,7 @@ use lota_s3::{ByteRange, GatewayId, Learned, RangeRequest};
 
 /// Address of the pod whose request it is, and whose quota fills use.
 const CLIENT: HeaderName = HeaderName::from_static("lota-client");
-/// Gateway that the node which asks has configured for the host.
+/// Gateway that the requesting node has configured for the host.
 const GATEWAY: HeaderName = HeaderName::from_static("lota-gateway");
 const PING: HeaderName = HeaderName::from_static("lota-ping");
 const SKIP: HeaderName = HeaderName::from_static("lota-skip");
@@ -28,7 +28,7 @@ pub enum PeerMethod {
         /// Number of bytes to leave out.
         skip: u64,
     },
-    /// These bytes of the object, only from the cache, for the cache of the node that asks. The client's request
+    /// These bytes of the object, only from the cache, for the cache of the requesting node. The client's request
     /// authorizes them.
     Part(ByteRange),
     /// A sign of life.

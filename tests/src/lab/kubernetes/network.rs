@@ -18,7 +18,7 @@ const KUBE_PROXY_NFT: &str = include_str!("node/kube-proxy.nft");
 /// Number of addresses that a node has for its pods. They are used again soon.
 pub const POD_ADDRESSES: usize = 5;
 
-/// How a node routes to its pods.
+/// Method by which a node routes to its pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodRoutes {
     /// A route to each pod's interface, as Calico and the clouds make them: the plugin `ptp`.
@@ -29,7 +29,7 @@ pub enum PodRoutes {
     Covering,
 }
 
-/// How kube-proxy translates the addresses of services.
+/// Mode in which kube-proxy translates the addresses of services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceRules {
     /// Mode `iptables`, with the kernel's older interface.

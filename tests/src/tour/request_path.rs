@@ -33,7 +33,7 @@ pub(super) fn nodes(tour: &mut Tour) -> Result<Vec<Line>> {
 
 pub(super) fn client(tour: &mut Tour) -> Result<Vec<Line>> {
     let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
-    let key = "road/object 64M";
+    let key = "request-path/object 64M";
     let mut lines = Vec::new();
 
     let made = client.create_bucket(&pod)?;
