@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::Result;
 use lota_datapath::{
-    Attempts, ConnectionsStatus, HangingPod, NodeProblem, Obstacle, rule_obstacle,
-    rules::{FlowOrigin, InboundFlow, NamedInterface, NodeRules},
+    Attempts, ConnectionsStatus, HangingPod, NodeProblem, Obstacle, first_rule_obstacle, legacy_obstacle,
+    rules::{FlowOrigin, InboundFlow, NodeRules},
     subnet_obstacle,
 };
 use tokio::{sync::oneshot, time::timeout};
@@ -109,11 +109,11 @@ impl Control {
                 found.obstacles.push(route);
                 continue;
             }
-            let name = self.interfaces.name(index).map(str::to_owned);
+            let interface = self.interfaces.named(index);
             let flow = |port| InboundFlow {
                 origin: FlowOrigin::Pods,
                 client: Some(*pod),
-                interface: name.clone().map(|name| NamedInterface { name, index }),
+                interface: interface.clone(),
                 others: Vec::new(),
                 address: *vip,
                 port,
@@ -175,10 +175,9 @@ impl NodeDiagnosis {
         let rules = NodeRules::open()?;
         let mut unexplained = Vec::new();
         for ports in &self.flows {
-            let found = ports.iter().find_map(|flow| rule_obstacle(&rules, flow).transpose()).transpose()?;
+            let found = first_rule_obstacle(&rules, ports.iter().cloned())?;
             let is_certain = matches!(&found, Some(Obstacle::Rule(rule)) if rule.is_certain());
-            let legacy = Some(rules.legacy_tables()).filter(|tables| !is_certain && !tables.is_empty());
-            let legacy = legacy.cloned().map(Obstacle::Legacy);
+            let legacy = legacy_obstacle(&rules).filter(|_| !is_certain);
             if found.is_none() && legacy.is_none() {
                 unexplained.push("no rule or route that LOTA can read explains it".to_owned());
             }

@@ -65,7 +65,7 @@ impl PartialObjects {
 
     /// Returns a partial object and makes it the most recently used.
     pub(super) fn touch(&mut self, version: &VersionId) -> Option<&PartialObject> {
-        self.objects.get(version).map(|partial| &*partial)
+        self.objects.get(version)
     }
 
     pub(super) fn remove(&mut self, version: &VersionId) -> Option<PartialObject> {

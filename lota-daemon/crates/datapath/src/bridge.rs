@@ -2,11 +2,11 @@
 
 use std::{fs, path::Path};
 
-/// Whether it does for every bridge.
+/// Setting for every bridge.
 const EVERY: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-/// Returns whether netfilter handles IPv4 packets at the ports of this bridge. Addresses may have been translated then,
-/// and the translation of replies needs them as they were.
+/// Returns whether netfilter handles IPv4 packets at the ports of this bridge. Addresses may then be translated before
+/// LOTA sees them, and netfilter needs the translated ones in replies.
 pub(super) fn is_filtered(bridge: &str) -> bool {
     let own = Path::new("/sys/class/net").join(bridge).join("bridge/nf_call_iptables");
     is_set(Path::new(EVERY)) || is_set(&own)

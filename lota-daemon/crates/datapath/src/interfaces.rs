@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{DatapathConfig, RedirectionMode, SkipReason};
+use crate::{DatapathConfig, RedirectionMode, SkipReason, rules::NamedInterface};
 
 /// A network interface of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +130,12 @@ impl Interfaces {
     #[must_use]
     pub fn name(&self, index: u32) -> Option<&str> {
         self.0.get(&index).map(|interface| interface.name.as_str())
+    }
+
+    /// Returns the interface with this index, as rules match it.
+    #[must_use]
+    pub fn named(&self, index: u32) -> Option<NamedInterface> {
+        Some(NamedInterface { name: self.name(index)?.to_owned(), index })
     }
 
     /// Returns the interface with this index, as one that a pod is behind. The programs process packets that arrive at a

@@ -19,8 +19,8 @@ mod loader;
 mod locate;
 mod maps;
 mod nat_exemption;
-mod nf_tables;
 pub mod netlink;
+mod nf_tables;
 mod nfnetlink;
 mod obstacle;
 mod offline;
@@ -57,7 +57,7 @@ pub use interfaces::{
 pub use loader::Loaded;
 pub use maps::{Attempts, Denied, VerdictCounts};
 pub use nat_exemption::NatExemption;
-pub use obstacle::{Obstacle, RuleObstacle, rule_obstacle, subnet_obstacle};
+pub use obstacle::{Obstacle, RuleObstacle, first_rule_obstacle, legacy_obstacle, subnet_obstacle};
 pub use offline::{PinnedMaps, detach};
 pub use preflight::{CAPABILITIES, Missing, preflight};
 pub use routes::InterfaceSubnet;

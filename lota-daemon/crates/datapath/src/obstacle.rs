@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::rules::{FlowDirection, FlowOrigin, InboundFlow, PredictedDrop, RuleSource, predict};
+use crate::rules::{FlowDirection, FlowOrigin, InboundFlow, NodeRules, PredictedDrop, RuleSource, predict};
 
 /// Something on the node that keeps pods' connections from LOTA.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub struct RuleObstacle {
 ///
 /// # Errors
 /// If the rules cannot be read.
-pub fn rule_obstacle(source: &dyn RuleSource, flow: &InboundFlow) -> io::Result<Option<Obstacle>> {
+pub(crate) fn rule_obstacle(source: &dyn RuleSource, flow: &InboundFlow) -> io::Result<Option<Obstacle>> {
     let Some(drop) = predict(source, flow)? else { return Ok(None) };
     let place = &drop.place;
     // The policy of a chain that jumps to those of ufw is set by ufw.
@@ -72,6 +72,23 @@ pub fn rule_obstacle(source: &dyn RuleSource, flow: &InboundFlow) -> io::Result<
     let is_ufw = place.chain.chain.starts_with("ufw-") || place.handle.is_none() && user_chain;
     let InboundFlow { origin, address, port, .. } = *flow;
     Ok(Some(Obstacle::Rule(RuleObstacle { drop, origin, address, port, is_ufw })))
+}
+
+/// Returns the first rule that drops, or may drop, packets of one of these flows.
+///
+/// # Errors
+/// If the rules cannot be read.
+pub fn first_rule_obstacle(
+    source: &dyn RuleSource,
+    flows: impl IntoIterator<Item = InboundFlow>,
+) -> io::Result<Option<Obstacle>> {
+    flows.into_iter().find_map(|flow| rule_obstacle(source, &flow).transpose()).transpose()
+}
+
+/// Returns the tables of `iptables-legacy`, if the node has any.
+#[must_use]
+pub fn legacy_obstacle(rules: &NodeRules) -> Option<Obstacle> {
+    Some(rules.legacy_tables()).filter(|tables| !tables.is_empty()).cloned().map(Obstacle::Legacy)
 }
 
 /// Returns the conflict of a VIP with the subnets of the node's interfaces.

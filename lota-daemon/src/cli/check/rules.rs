@@ -3,9 +3,8 @@
 use std::{cmp::Reverse, collections::BTreeSet, net::IpAddr};
 
 use lota_datapath::{
-    InterfaceSubnet, Interfaces, LOOPBACK_INDEX, Obstacle,
+    InterfaceSubnet, Interfaces, LOOPBACK_INDEX, Obstacle, first_rule_obstacle, legacy_obstacle,
     netlink::Netlink,
-    rule_obstacle,
     rules::{FlowOrigin, InboundFlow, NamedInterface, NodeRules},
     subnet_obstacle,
 };
@@ -34,13 +33,10 @@ pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
     }
     match NodeRules::open() {
         Ok(rules) => {
-            let legacy = rules.legacy_tables().clone();
-            obstacles.extend(Some(legacy).filter(|tables| !tables.is_empty()).map(Obstacle::Legacy));
+            obstacles.extend(legacy_obstacle(&rules));
             for (flow, ports) in flows(config, &interfaces, &subnets) {
-                let of_port = |port: &u16| {
-                    rule_obstacle(&rules, &InboundFlow { port: *port, ..flow.clone() }).transpose()
-                };
-                match ports.iter().find_map(of_port).transpose() {
+                let of_ports = ports.iter().map(|port| InboundFlow { port: *port, ..flow.clone() });
+                match first_rule_obstacle(&rules, of_ports) {
                     Ok(Some(found)) => obstacles.push(found),
                     Ok(None) => {
                         report.ok(PART, format!("the rules of nftables accept {}", followed(&flow, &ports)));
@@ -80,7 +76,7 @@ fn flows(
     interfaces: &Interfaces,
     subnets: &[InterfaceSubnet],
 ) -> Vec<(InboundFlow, BTreeSet<u16>)> {
-    let named = |index: u32| Some(NamedInterface { name: interfaces.name(index)?.to_owned(), index });
+    let named = |index: u32| interfaces.named(index);
     let uplink = config.datapath.uplink.as_ref().and_then(|name| named(interfaces.index(name)?));
     let others: Vec<_> = named(LOOPBACK_INDEX).into_iter().collect();
     let mut flows = Vec::new();

@@ -54,8 +54,7 @@ impl NodeRules {
     }
 
     /// Returns the names of the tables of `iptables-legacy`, whose rules LOTA does not read.
-    #[must_use]
-    pub fn legacy_tables(&self) -> &BTreeSet<String> {
+    pub(crate) fn legacy_tables(&self) -> &BTreeSet<String> {
         &self.legacy_tables
     }
 }

@@ -343,7 +343,8 @@ fn connections_of_other_nodes_arrive_at_the_address_of_the_interface() {
 
 #[test]
 fn each_owner_of_a_rule_has_its_remedy() {
-    let found = |table: &Table, flow: &InboundFlow| crate::rule_obstacle(table, flow).unwrap().unwrap();
+    let found =
+        |table: &Table, flow: &InboundFlow| crate::obstacle::rule_obstacle(table, flow).unwrap().unwrap();
     let in_chain = |chain: &str| {
         let jump = vec![verdict(-3, chain)];
         Table::default().chain("INPUT", Some((INPUT, false)), &[&jump]).chain(chain, None, &[&[drop()]])
