@@ -1,6 +1,6 @@
-//! Builds the kernel side and leaves its object where `datapath` embeds it.
+//! Builds the eBPF programs; `lib.rs` embeds the object file.
 //!
-//! Two toolchains can: Debian's `rustc-web`, which has a prebuilt `core` for BPF, or any nightly with
+//! Two toolchains work: Debian's `rustc-web`, which has a prebuilt `core` for BPF, or any nightly with
 //! `rust-src`. Both need `bpf-linker`.
 
 #[path = "build/btf.rs"]
@@ -18,7 +18,7 @@ const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const HELP: &str = "\
 no toolchain for the kernel side was found. Either let the project install one (Debian 12, as root):
     cargo xtask setup
-or install one yourself: a nightly toolchain with its sources, and a linker whose LLVM is no older:
+or install one yourself: a nightly toolchain with its sources, and a bpf-linker whose LLVM is not older than rustc's:
     rustup toolchain install nightly --component rust-src
     cargo install bpf-linker";
 
@@ -54,7 +54,7 @@ fn build(root: &Path, out: &Path) -> Result<PathBuf, String> {
         return Err(HELP.to_owned());
     };
     let architecture = var("CARGO_CFG_TARGET_ARCH");
-    // Line information names the sources; where they lie must not make another program of it.
+    // Line information contains the paths of sources. They are remapped, so that the object does not depend on the folder.
     let place = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
     let cargo_home = cargo_home().unwrap_or_else(|| place.clone());
     let flags = [

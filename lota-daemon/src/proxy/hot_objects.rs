@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(ask(&hot_objects, 90), 1);
         assert_eq!(ask(&hot_objects, 150), 2);
         assert_eq!(ask(&hot_objects, 160), 2, "and stays");
-        assert_eq!(ask(&hot_objects, 1000), 3, "no more than may be");
+        assert_eq!(ask(&hot_objects, 1000), 3, "the configured limit");
         assert_eq!(ask(&hot_objects, 10), 1);
     }
 

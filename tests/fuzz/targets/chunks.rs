@@ -10,9 +10,13 @@ use lota_s3::chunks::Chunks;
 fuzz_target!(|input: (u16, u16, &[u8])| {
     let (length, cut, bytes) = (input.0, usize::from(input.1).min(input.2.len()), input.2);
     let at_once = through(length, &[bytes]);
-    assert_eq!(at_once, through(length, &[&bytes[..cut], &bytes[cut..]]), "how it is cut changes it");
+    assert_eq!(
+        at_once,
+        through(length, &[&bytes[..cut], &bytes[cut..]]),
+        "the result depends on where the input is cut"
+    );
     if let Ok(passed) = at_once {
-        assert!(bytes.starts_with(&passed), "something else passes than came");
+        assert!(bytes.starts_with(&passed), "the output is not a prefix of the input");
     }
 });
 

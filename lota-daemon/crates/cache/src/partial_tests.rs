@@ -53,7 +53,7 @@ async fn ranges_that_cover_an_object_complete_it() {
     assert_eq!((cache.usage().objects, cache.usage().partial), (0, 1));
     let partial = cache.get(&version).await.unwrap();
     store(&cache, bytes(2 * MIB, 2 * MIB + 5)).await;
-    assert!(partial.is_complete(), "whoever has it reads on");
+    assert!(partial.is_complete(), "open readers continue");
     assert_eq!((cache.usage().objects, cache.usage().partial), (1, 0));
     cache.close();
     drop((cache, partial));
