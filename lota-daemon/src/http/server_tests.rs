@@ -193,7 +193,7 @@ async fn each_pause_of_a_body_has_a_timeout_of_its_own() {
             let read = client.read(&mut answer).await.unwrap();
             assert!(answer[..read].ends_with(b"received"), "{}", String::from_utf8_lossy(&answer[..read]));
             // Without hyper, and past the end of the first pause's timeout.
-            tokio::time::sleep(FREE_IDLE_AFTER * 3 / 2).await;
+            tokio::time::sleep(Duration::from_millis(1500)).await;
         }
         drop(client);
     };
@@ -293,8 +293,8 @@ async fn an_idle_connection_is_served_again() {
     let asking = async {
         for idle in [
             FREE_IDLE_AFTER / 2,
-            FREE_IDLE_AFTER * 3 / 2,
-            SHORT_HEAD_TIMEOUT - FREE_IDLE_AFTER / 2,
+            FREE_IDLE_AFTER * 3,
+            SHORT_HEAD_TIMEOUT - Duration::from_millis(500),
             SHORT_HEAD_TIMEOUT * 3 / 2,
         ] {
             client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
