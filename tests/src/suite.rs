@@ -3,6 +3,7 @@
 use std::{
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -19,6 +20,11 @@ const ATTEMPTS: &str = "LOTA_TEST_ATTEMPTS";
 /// Beginning of the line about a test that failed at first. `cargo xtask test` counts these.
 const FLAKY: &str = "flaky: ";
 
+/// Number of tests whose durations a suite prints at its end: the longest.
+const PRINTED_DURATIONS: usize = 8;
+
+/// Durations of the tests that have ended, with all attempts.
+type Durations = Arc<Mutex<Vec<(Duration, String)>>>;
 /// Result of a test.
 type TestResult = anyhow::Result<()>;
 /// A test without its name.
@@ -52,6 +58,7 @@ impl Shared for Tour {
 pub struct Suite {
     lab: &'static str,
     arguments: Arguments,
+    durations: Durations,
     failed: bool,
 }
 
@@ -64,8 +71,9 @@ impl Suite {
         }
         // Tests run one at a time because they share the lab.
         let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-        let mut suite = Self { lab, arguments, failed: false };
+        let mut suite = Self { lab, arguments, durations: Durations::default(), failed: false };
         tests(&mut suite);
+        suite.print_durations();
         still_wanted();
         if suite.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
@@ -78,10 +86,10 @@ impl Suite {
     ) {
         let lab: Arc<Mutex<Option<T>>> = Arc::default();
         let trials = tests.into_iter().map(|(name, test)| {
-            let (lab, make) = (lab.clone(), make.clone());
+            let (lab, make, durations) = (lab.clone(), make.clone(), self.durations.clone());
             Trial::test(name.clone(), move || {
                 let mut lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
-                attempt(&name, attempts(), || {
+                timed(&durations, &name, || {
                     let tested = match &mut *lab {
                         Some(tour) => tour.revive().and_then(|()| test(tour)),
                         none => make().and_then(|tour| test(none.insert(tour))),
@@ -106,10 +114,27 @@ impl Suite {
 
     /// Runs one test without a lab.
     pub fn alone(&mut self, name: &str, test: fn() -> TestResult) {
-        let title = name.to_owned();
-        let trial = Trial::test(name, move || attempt(&title, attempts(), test));
+        let (title, durations) = (name.to_owned(), self.durations.clone());
+        let trial = Trial::test(name, move || timed(&durations, &title, test));
         self.failed |= libtest_mimic::run(&self.arguments, vec![trial]).has_failed();
     }
+
+    /// Prints the longest tests.
+    fn print_durations(&self) {
+        let mut durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
+        durations.sort_unstable();
+        for (duration, name) in durations.iter().rev().take(PRINTED_DURATIONS) {
+            println!("{:>8.1} s  {name}", duration.as_secs_f64());
+        }
+    }
+}
+
+/// Attempts a test, and records how long that took.
+fn timed(durations: &Durations, name: &str, test: impl FnMut() -> TestResult) -> Result<(), Failed> {
+    let began = Instant::now();
+    let attempted = attempt(name, attempts(), test);
+    durations.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed(), name.to_owned()));
+    attempted
 }
 
 fn attempts() -> usize {

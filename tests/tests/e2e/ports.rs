@@ -145,12 +145,7 @@ pub(crate) fn hostile(tour: &mut Tour) -> Result<()> {
         before / MIB
     );
     serves(tour, "ports/other")?;
-    ensure!(
-        grown <= MAX_MEMORY,
-        "they took {} MiB; the limit is {} MiB",
-        grown / MIB,
-        MAX_MEMORY / MIB
-    );
+    ensure!(grown <= MAX_MEMORY, "they took {} MiB; the limit is {} MiB", grown / MIB, MAX_MEMORY / MIB);
     drop(connections);
     // Work that began on the machine meanwhile slows down the reads without them, too.
     let alone = match beside <= 2 * alone + NOISE {
