@@ -78,6 +78,9 @@ impl Config {
         if !(1..=86_400).contains(&self.limits.idle_timeout_seconds) {
             return Err("limits.idle_timeout_seconds: must be 1 to 86400 (one day)".into());
         }
+        if self.limits.pod_bandwidth.is_some_and(|limit| limit.0 < 1 << 20) {
+            return Err("limits.pod_bandwidth: must be at least 1MiB per second".into());
+        }
         if self.limits.body_memory.0 < 16 << 20 {
             return Err("limits.body_memory: must be at least 16MiB".into());
         }

@@ -82,6 +82,7 @@ fn errors_of_bad_values_show_valid_ones() {
         ("9000\"", "9000\"\nresponse_timeout_seconds = 0", "gateway.response_timeout_seconds"),
         ("[cache]", "[limits]\nheader_size = \"1KiB\"\n[cache]", "limits.header_size"),
         ("[cache]", "[limits]\nbody_memory = \"1MiB\"\n[cache]", "limits.body_memory"),
+        ("[cache]", "[limits]\npod_bandwidth = \"1KiB\"\n[cache]", "limits.pod_bandwidth"),
     ] {
         let message = error(&SMALLEST.replace(good, bad));
         assert!(message.contains(hint), "{message}");

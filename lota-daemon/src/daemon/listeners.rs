@@ -21,7 +21,7 @@ use tokio::{
 use super::pod_stream::PodStreams;
 use crate::{
     http::{
-        Body, ConnectionLimiter, HeadBudget, HeadCharge, Reject,
+        Body, ConnectionLimiter, HeadBudget, HeadCharge, PodBandwidth, Reject, Sending,
         server::{self, Connection, ConnectionLimits, Life, NoAnswer},
     },
     process::workers::Workers,
@@ -59,6 +59,8 @@ pub(super) struct PodListeners {
     pub(super) turned_away: ConnectionLimiter,
     /// Memory for incomplete request heads of pods.
     pub(super) heads: HeadBudget,
+    /// Bandwidth of pods; `None` on ports of peers.
+    pub(super) bandwidth: Option<PodBandwidth>,
     /// Workers that serve the connections.
     pub(super) workers: Workers,
     /// Handles TLS; `None` on ports without TLS.
@@ -153,7 +155,8 @@ impl PodListeners {
         S: Fn(Connection, Request<Incoming>) -> F + Send + 'static,
         F: Future<Output = Result<Response<Body>, NoAnswer>> + Send + 'static,
     {
-        let (sent, life) = (self.proxy.metrics.sent.clone(), self.life.clone());
+        let pace = self.bandwidth.as_ref().map(|pods| pods.pace(client.ip().to_canonical()));
+        let (sending, life) = (Sending { sent: self.proxy.metrics.sent.clone(), pace }, self.life.clone());
         let (alive, streams) = (self.alive.clone(), self.streams.clone());
         let stream = stream.into_std();
         worker.spawn(async move {
@@ -170,7 +173,7 @@ impl PodListeners {
                 () = &mut cut => Ok(None),
             };
             match opened {
-                Ok(Some(stream)) => server::serve((stream, client), terms, sent, life, cut, service).await,
+                Ok(Some(stream)) => server::serve((stream, client), terms, sending, life, cut, service).await,
                 Ok(None) => {}
                 Err(error) => tracing::debug!(%client, %error, "connection ended before its first request"),
             }

@@ -43,7 +43,7 @@ use crate::{
     },
     dns::{Responder, SHORT_TTL},
     http::{
-        ConnectionLimiter,
+        ConnectionLimiter, PodBandwidth,
         server::{ConnectionLimits, Life},
     },
     kubernetes::{Kubernetes, PodUpdate},
@@ -263,6 +263,7 @@ impl Daemon {
                 limiter: ConnectionLimiter::new(budget.pods, budget.of_one_pod),
                 turned_away: PodListeners::outside(),
                 heads: PodListeners::heads(),
+                bandwidth: Some(PodBandwidth::new(config.limits.pod_bandwidth.map(|limit| limit.0))),
                 workers,
                 streams: Some(PodStreams::new(
                     tls,

@@ -64,6 +64,7 @@ impl PeerPort {
     pub(super) async fn serve(self, listener: TcpListener, mut listeners: PodListeners) {
         listeners.life = self.life.clone();
         listeners.streams = None;
+        listeners.bandwidth = None;
         // A separate rotation, since relaying a long response opens a connection on both ports.
         for worker in listeners.workers.turns() {
             let accepted = server::accept(&listener).await;

@@ -1,5 +1,6 @@
 //! HTTP/1.1: connections in, requests out, and bodies that leave by `sendfile(2)` and `splice(2)`.
 
+mod bandwidth;
 mod body;
 mod connect;
 mod connection_limiter;
@@ -22,6 +23,7 @@ pub mod tls;
 mod tls_connection;
 pub mod upstream;
 
+pub use bandwidth::{ConnectionPace, PodBandwidth, Sending};
 pub use body::{Body, BodyError, empty, full, incoming};
 pub use connection_limiter::{ConnectionLimiter, ConnectionPermit};
 pub use expect::relay_continue;

@@ -24,10 +24,10 @@ use tokio::{
 };
 
 use super::{
-    Body, HeadCharge, Raw, Reject,
+    Body, HeadCharge, Raw, Reject, Sending,
     head_timer::HeadTimer,
     raw,
-    sendfile::{SendfileStream, SentBytes, ServerStream, Slices},
+    sendfile::{SendfileStream, ServerStream, Slices},
     stream::{ClientStream, REFUSED},
 };
 use crate::process::log_limit::LogLimit;
@@ -166,7 +166,7 @@ pub struct NoAnswer;
 pub async fn serve<S, F>(
     (stream, client): (impl Into<ServerStream>, SocketAddr),
     (limits, heads): (ConnectionLimits, HeadCharge),
-    sent: SentBytes,
+    sending: impl Into<Sending>,
     mut life: watch::Receiver<Life>,
     cut: impl Future<Output = ()>,
     mut service: S,
@@ -178,8 +178,9 @@ pub async fn serve<S, F>(
     let stream = stream.into();
     let _ = stream.tcp().set_nodelay(true);
     let (slices, heads) = (Slices::default(), Arc::new(heads));
+    let Sending { sent, pace } = sending.into();
     let io = SendfileStream::new(stream, slices.clone(), sent);
-    let mut io = ClientStream::new(io, &limits, heads.clone());
+    let mut io = ClientStream::new(io, &limits, heads.clone(), pace);
     let mut cut = pin!(cut);
     let (mut wait, mut grace) = (limits.head_timeout(), FIRST_REQUEST_GRACE);
     let mut io = loop {

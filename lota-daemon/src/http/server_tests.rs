@@ -11,7 +11,7 @@ use lota_s3::Origin;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::http::{RequestHead, full, incoming, upstream::Upstream};
+use crate::http::{PodBandwidth, RequestHead, full, incoming, upstream::Upstream};
 
 /// Longest wait for a head here.
 const SHORT_HEAD_TIMEOUT: Duration = Duration::from_secs(3);
@@ -65,7 +65,7 @@ where
     let heads = crate::http::HeadBudget::new(head_memory, head_memory).charge([127, 0, 0, 1].into());
     let terms = (limits, heads);
     let serving = async move {
-        serve(accepted, terms, SentBytes::default(), life, std::future::pending(), served).await;
+        serve(accepted, terms, Sending::default(), life, std::future::pending(), served).await;
         drop(sender);
     };
     (serving, client)
@@ -85,6 +85,40 @@ where
         String::from_utf8_lossy(&answer).into_owned()
     };
     tokio::join!(serving, talking).1
+}
+
+#[tokio::test]
+async fn a_response_is_as_slow_as_its_pod_may_receive() {
+    const LIMIT: u64 = 2 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let accepted = accept(&listener).await;
+    let (alive, life) = watch::channel(Life::Serving);
+    let content: Vec<u8> = (0..1 << 20).map(|i: u32| i.to_le_bytes()[1]).collect();
+    let body = content.clone();
+    let served = move |_, _| {
+        let body = body.clone();
+        async move { Ok(Response::new(full(body))) }
+    };
+    let source = [127, 0, 0, 1].into();
+    let heads = crate::http::HeadBudget::new(1 << 20, 1 << 20).charge(source);
+    // The timeout for progress does not end what LOTA itself delays.
+    let limits = ConnectionLimits { idle_timeout: Duration::from_millis(2), ..ConnectionLimits::CLIENT };
+    let sending = Sending { pace: Some(PodBandwidth::new(Some(LIMIT)).pace(source)), ..Sending::default() };
+    let serving = async move {
+        serve(accepted, (limits, heads), sending, life, std::future::pending(), served).await;
+        drop(alive);
+    };
+    let receiving = async move {
+        let began = Instant::now();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        (answer, began.elapsed())
+    };
+    let ((), (answer, took)) = tokio::join!(serving, receiving);
+    assert!(answer.ends_with(&content), "{} bytes", answer.len());
+    assert!(took >= Duration::from_millis(470), "it took {took:?}");
 }
 
 /// A connection to a server whose listener has ended, to be served and to be talked to.

@@ -14,7 +14,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::{
-    BodyReject, HeadCharge, Reject,
+    BodyReject, ConnectionPace, HeadCharge, Reject,
     framing::{Framing, Rejected},
     head_timer::Unsent,
     sendfile::SendfileStream,
@@ -59,6 +59,7 @@ pub(super) struct ClientStream {
     reading: Deadline,
     writing: Deadline,
     unsent: Unsent,
+    pace: Option<ConnectionPace>,
     /// The write half is shut down.
     is_shut_down: bool,
 }
@@ -110,7 +111,12 @@ impl Delivery {
 
 impl ClientStream {
     /// Returns the stream of a new connection.
-    pub(super) fn new(io: SendfileStream, limits: &ConnectionLimits, heads: Arc<HeadCharge>) -> Self {
+    pub(super) fn new(
+        io: SendfileStream,
+        limits: &ConnectionLimits,
+        heads: Arc<HeadCharge>,
+        pace: Option<ConnectionPace>,
+    ) -> Self {
         Self {
             io,
             heads,
@@ -123,6 +129,7 @@ impl ClientStream {
             reading: Deadline::default(),
             writing: Deadline::default(),
             unsent: Unsent::default(),
+            pace,
             is_shut_down: false,
         }
     }
@@ -214,6 +221,29 @@ impl ClientStream {
         }
     }
 
+    /// Writes to the socket, with the timeout for progress.
+    fn poll_send(&mut self, cx: &mut Context<'_>, buffers: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let (polled, idle_timeout) = (pin!(&mut self.io).poll_write_vectored(cx, buffers), self.idle_timeout);
+        self.unsent.set(polled.is_pending());
+        match ready!(self.writing.watch(cx, idle_timeout, polled)) {
+            // The kernel reports a full socket as writable only when a third of it is free. A slow client may take longer
+            // than the timeout for that, although it makes progress, so try to write before failing.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                self.writing = Deadline::default();
+                let written = self.io.write_now(buffers);
+                self.unsent.set(written.is_err());
+                Poll::Ready(
+                    written.map_err(|now| if now.kind() == io::ErrorKind::WouldBlock { error } else { now }),
+                )
+            }
+            result => {
+                // Over TLS, bytes that were taken may still wait for the socket.
+                self.unsent.set(self.io.holds_back());
+                Poll::Ready(result)
+            }
+        }
+    }
+
     /// Reads from the socket once, and validates what was read.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let taken: Poll<io::Result<_>> = BUFFER.with_borrow_mut(|buffer| {
@@ -284,25 +314,21 @@ impl Write for ClientStream {
         cx: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let (polled, idle_timeout) = (pin!(&mut self.io).poll_write_vectored(cx, buffers), self.idle_timeout);
-        self.unsent.set(polled.is_pending());
-        match ready!(self.writing.watch(cx, idle_timeout, polled)) {
-            // The kernel reports a full socket as writable only when a third of it is free. A slow client may take longer
-            // than the timeout for that, although it makes progress, so try to write before failing.
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                self.writing = Deadline::default();
-                let written = self.io.write_now(buffers);
-                self.unsent.set(written.is_err());
-                Poll::Ready(
-                    written.map_err(|now| if now.kind() == io::ErrorKind::WouldBlock { error } else { now }),
-                )
-            }
-            result => {
-                // Over TLS, bytes that were taken may still wait for the socket.
-                self.unsent.set(self.io.holds_back());
-                Poll::Ready(result)
-            }
+        let this = &mut *self;
+        let Some(pace) = &mut this.pace else { return this.poll_send(cx, buffers) };
+        let length = buffers.iter().map(|buffer| buffer.len()).sum();
+        let Poll::Ready(turn) = pace.poll_turn(cx, length) else {
+            this.unsent.set(true);
+            return Poll::Pending;
+        };
+        let polled = match turn < length {
+            true => this.poll_send(cx, &prefix(buffers, turn)),
+            false => this.poll_send(cx, buffers),
+        };
+        if let Some(pace) = &mut this.pace {
+            pace.written(turn, if let Poll::Ready(Ok(written)) = polled { written } else { 0 });
         }
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -322,4 +348,14 @@ impl Write for ClientStream {
         self.is_shut_down = true;
         Poll::Ready(Ok(()))
     }
+}
+
+/// Returns the first `length` bytes of buffers.
+fn prefix<'a>(buffers: &'a [IoSlice<'a>], mut length: usize) -> Vec<IoSlice<'a>> {
+    let cut = buffers.iter().map_while(|buffer| {
+        let part = buffer.len().min(length);
+        length -= part;
+        (part > 0 || buffer.is_empty()).then(|| IoSlice::new(&buffer[..part]))
+    });
+    cut.collect()
 }

@@ -29,6 +29,10 @@ pub struct LimitsConfig {
     /// responses in progress are included, the maximum is twice as high. The count expires within one hour. A pod
     /// over the limit reads uncached. Default: a quarter of the cache capacity.
     pub fill_overread: Option<ByteSize>,
+    /// Maximum number of bytes per second that one address of a pod receives through this node, over all its connections.
+    /// While one daemon replaces another, each limits its own connections. Pods that receive large responses at the same
+    /// time take turns, with or without a limit. Default: no limit.
+    pub pod_bandwidth: Option<ByteSize>,
 }
 
 impl LimitsConfig {
@@ -49,6 +53,7 @@ impl Default for LimitsConfig {
             fills: CachePlan::DEFAULT.fills,
             body_memory: ByteSize(1 << 30),
             fill_overread: None,
+            pod_bandwidth: None,
         }
     }
 }

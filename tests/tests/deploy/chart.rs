@@ -164,7 +164,7 @@ fn every_value_can_be_changed() {
         "config.peers": { "port": 7000, "max_owners": 2, "hot_request_rate": 1000 },
         "config.admin": { "listen": "[::1]:7001", "metrics_listen": "[::]:7002" },
         "config.limits": { "connections": 20_000_000, "connections_per_pod": 5, "header_size": "32KiB", "idle_timeout_seconds": 60, "fills": 9,
-            "body_memory": "2GiB", "fill_overread": "1TiB" },
+            "body_memory": "2GiB", "fill_overread": "1TiB", "pod_bandwidth": "500MiB" },
         "config.access": {
             "default": "deny", "allow": ["10.1.64.0/18", "fd00:1::/64"], "deny": ["10.1.64.13"], "host_network": true,
             "identity": "cgroup+address", "forwarders": [{ "podSelector": { "matchLabels": { "app": "proxy" } } }],
