@@ -21,6 +21,8 @@ use lota_tests::{
 
 #[path = "serving/bare.rs"]
 mod bare;
+#[path = "serving/fairness.rs"]
+mod fairness;
 #[path = "serving/open.rs"]
 mod open;
 
@@ -82,7 +84,8 @@ struct Stage {
 }
 
 impl Stage {
-    fn set() -> Result<Self> {
+    /// Starts the servers; `limits` is a further part of the nodes' configuration.
+    fn set(limits: &str) -> Result<Self> {
         let lab = Lab::up(NAME)?;
         let mut objects = Objects::new(lab.folder(), &format!("http://{}", stub()))?;
         let sizes = SMALL.iter().map(|(_, size)| *size).chain([LARGE]);
@@ -102,6 +105,7 @@ impl Stage {
         for node in &mut nodes {
             // XDP on a veth disables GRO, for nginx too; a network card aggregates packets after XDP.
             node.edit("uplink = \"uplink\"\n", "");
+            node.edit("[cache]\n", &format!("{limits}[cache]\n"));
             node.configure_gateway(Mode::ClientOnly, &format!("http://{}", stub()))?;
             node.start()?;
         }
@@ -165,7 +169,7 @@ fn before() -> SocketAddr {
 
 fn measure() -> Result<bool> {
     clean_up_on_signal(NAME)?;
-    let stage = Stage::set()?;
+    let stage = Stage::set("")?;
     let mut report = Report::new("serving");
     // `cargo bench … -- small latency` runs only these parts.
     let named: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
@@ -174,6 +178,9 @@ fn measure() -> Result<bool> {
         part(&stage, &mut report)?;
     }
     drop(stage);
+    if is_wanted("fairness") {
+        fairness::limited(&mut report)?;
+    }
     if is_wanted("gateway") {
         gateway(&mut report)?;
     }
@@ -182,8 +189,13 @@ fn measure() -> Result<bool> {
 
 /// A part of the benchmark.
 type Part = fn(&Stage, &mut Report) -> Result<()>;
-const PARTS: [(&str, Part); 4] =
-    [("large", large), ("small", small), ("latency", latency), ("remote", remote)];
+const PARTS: [(&str, Part); 5] = [
+    ("large", large),
+    ("small", small),
+    ("latency", latency),
+    ("remote", remote),
+    ("fairness", fairness::shares),
+];
 
 fn large(stage: &Stage, report: &mut Report) -> Result<()> {
     for connections in [1, 8, 64] {
