@@ -77,6 +77,20 @@ impl RawAddressAccess {
     }
 }
 
+/// Access entry that a CPU read recently, so that most packets need no lookup in a hash map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct RecentAccess {
+    /// [`Settings::epoch`] before it was read; 0 in an unused slot.
+    pub epoch: u64,
+    /// The address of the entry.
+    pub address: Address4,
+    /// Zero.
+    pub padding: u32,
+    /// The entry.
+    pub access: RawAddressAccess,
+}
+
 /// Refusals of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -107,8 +121,6 @@ pub struct NewDenials {
 pub struct RawAttempts {
     /// Number of SYNs that were left to the network stack.
     pub count: u64,
-    /// Time of the last one, in nanoseconds since boot (`CLOCK_BOOTTIME`).
-    pub last_ns: u64,
     /// Index of the interface from which the last one came.
     pub ifindex: u32,
     /// Zero.
@@ -168,6 +180,9 @@ pub struct Settings {
     pub lookups: u8,
     /// Number of entries in the map of targets.
     pub targets: u16,
+    /// Number of the state of the access entries. Every write of the settings increments it, and one follows every change of
+    /// access entries: programs use a [`RecentAccess`] only in the state in which they read it.
+    pub epoch: u64,
 }
 
 impl Settings {
@@ -288,10 +303,11 @@ const _: () = {
     assert!(size_of::<RawAddressAccess>() == 32);
     assert!(size_of::<Denial>() == 24);
     assert!(size_of::<NewDenials>() == 16);
-    assert!(size_of::<RawAttempts>() == 24);
+    assert!(size_of::<RawAttempts>() == 16);
     assert!(size_of::<RawInterface>() == 12);
     assert!(size_of::<RawNode>() == 4);
-    assert!(size_of::<Settings>() == 4 + 16 + 2 * MAX_PORTS + 3 * 2 + 4 + 2);
+    assert!(size_of::<RecentAccess>() == 48);
+    assert!(size_of::<Settings>() == 4 + 16 + 2 * MAX_PORTS + 3 * 2 + 4 + 2 + 8);
     assert!(size_of::<RawTarget>() == 8 && size_of::<StandIn>() == 4);
     assert!(size_of::<NameKey>() == MAX_NAME && align_of::<NameKey>() == 1);
     assert!(size_of::<RawName>() == MAX_NAME + 3 * 4);
@@ -360,6 +376,7 @@ mod tests {
         assert_eq!(offset_of!(Settings, default_allow), 44);
         assert_eq!(offset_of!(Settings, lookups), 45);
         assert_eq!(offset_of!(Settings, targets), 46);
+        assert_eq!(offset_of!(Settings, epoch), 48);
     }
 
     #[test]

@@ -25,14 +25,14 @@ pub use identity::{
 pub use layout::{
     Address4, Address6, Count, Denial, FIRST_STAND_IN, Heartbeat, MAX_NAME, MAX_PORTS, MAX_TARGETS, NameKey,
     NewDenials, RawAccess, RawAddressAccess, RawAttempts, RawInterface, RawName, RawNode, RawTarget,
-    Settings, StandIn,
+    RecentAccess, Settings, StandIn,
 };
 pub use source::Source;
 pub use verdict::Verdict;
 
 /// Version of the layouts in this crate. It is part of the name of the pin directory, so that a daemon never reads maps
 /// of another layout.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// Names of the maps as `bpftool map` shows them (the kernel keeps 15 characters).
 pub mod map {
@@ -74,6 +74,8 @@ pub mod map {
     pub const LISTENERS: &str = "lota_listeners";
     /// Per-CPU array: [`super::Verdict`] → [`super::Count`].
     pub const VERDICTS: &str = "lota_verdicts";
+    /// Per-CPU array: last bits of an IPv4 address → [`super::RecentAccess`].
+    pub const RECENT: &str = "lota_recent";
     /// Per-CPU array of one: working memory for DNS queries and responses.
     pub const SCRATCH: &str = "lota_scratch";
 
@@ -89,7 +91,7 @@ pub mod map {
     pub const ADMITTED: &str = "lota_admitted";
 
     /// Names of all maps.
-    pub const ALL: [&str; 25] = [
+    pub const ALL: [&str; 26] = [
         ACCESS4,
         ACCESS6,
         RULES4,
@@ -109,6 +111,7 @@ pub mod map {
         SETTINGS,
         LISTENERS,
         VERDICTS,
+        RECENT,
         SCRATCH,
         CGROUPS,
         HOLDERS4,
@@ -148,6 +151,8 @@ pub const LISTENER6: u32 = 1;
 pub const LISTENERS: usize = 2;
 /// Maximum number of pods with access entries on a node, per address family.
 pub const MAX_PODS: usize = 4096;
+/// Maximum number of access entries that a CPU keeps as read recently. A power of two.
+pub const MAX_RECENT: usize = 256;
 /// Maximum number of admissions of local clients; the least recently used are evicted first.
 pub const MAX_ADMITTED: usize = 4096;
 /// Maximum number of access rules for prefixes, per address family.

@@ -15,6 +15,7 @@ const SETTINGS: Settings = Settings {
     default_allow: 0,
     lookups: 0,
     targets: 0,
+    epoch: 1,
 };
 const VIP: [u8; 4] = SETTINGS.vip4;
 

@@ -21,6 +21,7 @@ fn settings(vip6: [u8; 16]) -> Settings {
         default_allow: 0,
         lookups: 0,
         targets: 0,
+        epoch: 1,
     }
 }
 

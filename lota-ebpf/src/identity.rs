@@ -154,7 +154,7 @@ pub(crate) fn decide_by_address(
 ) -> SenderAccess {
     let Packet { source, payload, .. } = *packet;
     // The access entry says which pod has the address, so that most packets need no further lookup.
-    let (allowed, holder) = match source.access() {
+    let (allowed, holder) = match source.recent_access(settings) {
         Some(access) if access.held == 1 => {
             (access.admits(ifindex), Some((access.cgroup, u32::from(access.level))))
         }

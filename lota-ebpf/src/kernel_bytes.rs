@@ -6,7 +6,7 @@ use aya_ebpf::{
     helpers::bpf_xdp_load_bytes,
     programs::{TcContext, XdpContext},
 };
-use lota_ebpf::packet::Bytes;
+use lota_ebpf::packet::{Bytes, PLAIN};
 
 /// A packet at TC. It may be non-linear, so it is read by a helper.
 pub(crate) struct Skb<'a>(pub(crate) &'a TcContext);
@@ -38,10 +38,24 @@ pub(crate) fn bounded<const MAX: usize>(room: *mut u64, number: usize) -> usize 
     (opaque(room, number - 1) & (MAX - 1)) + 1
 }
 
-/// The first bytes of a packet, already loaded.
-pub(crate) struct HeadBytes<'a, const LENGTH: usize>(pub(crate) &'a [u8; LENGTH]);
+/// The first bytes of a packet that has them in one piece, read where they are.
+pub(crate) struct HeadBytes<'a>(&'a [u8; PLAIN]);
 
-impl<const LENGTH: usize> Bytes for HeadBytes<'_, LENGTH> {
+impl<'a> HeadBytes<'a> {
+    /// Returns the first bytes; `None` if the packet is shorter, or in several pieces.
+    #[inline(always)]
+    pub(crate) fn of(ctx: &'a TcContext) -> Option<Self> {
+        let (start, end) = (ctx.data(), ctx.data_end());
+        if start + PLAIN > end {
+            return None;
+        }
+        // SAFETY: the verifier has seen that the bytes are before the end of the packet, which does not move as long as the
+        // program does not change the packet.
+        Some(Self(unsafe { &*(start as *const [u8; PLAIN]) }))
+    }
+}
+
+impl Bytes for HeadBytes<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.0.get(offset..offset + N)?.try_into().ok()

@@ -7,9 +7,9 @@ use aya_ebpf::{
 };
 use lota_common::{
     Address4, Address6, Count, Denial, FIRST_STAND_IN, Heartbeat, LISTENER4, LISTENER6, LISTENERS,
-    MAX_DENIED, MAX_INTERFACES, MAX_NAMES, MAX_NEW_DENIALS, MAX_NODES, MAX_PODS, MAX_RULES, MAX_TARGETS,
-    NEW_DENIALS_NS, NameKey, NewDenials, RawAccess, RawAddressAccess, RawAttempts, RawInterface, RawName,
-    RawNode, RawTarget, SCRATCH, Settings, StandIn, Verdict,
+    MAX_DENIED, MAX_INTERFACES, MAX_NAMES, MAX_NEW_DENIALS, MAX_NODES, MAX_PODS, MAX_RECENT, MAX_RULES,
+    MAX_TARGETS, NEW_DENIALS_NS, NameKey, NewDenials, RawAccess, RawAddressAccess, RawAttempts, RawInterface,
+    RawName, RawNode, RawTarget, RecentAccess, SCRATCH, Settings, StandIn, Verdict,
 };
 use lota_ebpf::{dns::FoundName, packet::Address};
 
@@ -54,6 +54,8 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 static VERDICTS: PerCpuArray<Count, { Verdict::COUNT }> = PerCpuArray::new();
 #[btf_map(name = "lota_listeners")]
 pub(crate) static LISTENER_SOCKETS: SockMap<LISTENERS> = SockMap::new();
+#[btf_map(name = "lota_recent")]
+static RECENT: PerCpuArray<RecentAccess, MAX_RECENT> = PerCpuArray::new();
 #[btf_map(name = "lota_scratch")]
 static ROOM: PerCpuArray<[u64; SCRATCH / 8], 1> = PerCpuArray::new();
 
@@ -127,6 +129,9 @@ pub(crate) trait AddressMaps: Address {
     /// Returns the access entry of a pod's address.
     fn access(self) -> Option<RawAddressAccess>;
 
+    /// Like [`AddressMaps::access`], but does not read an entry again that this CPU has read since the last change.
+    fn recent_access(self, settings: &Settings) -> Option<RawAddressAccess>;
+
     /// Returns the access rule with the longest prefix that contains the address.
     fn rule(self) -> Option<RawAccess>;
 
@@ -148,6 +153,26 @@ impl AddressMaps for [u8; 4] {
         // SAFETY: the entry is copied at once; a slot that is reused meanwhile holds another valid entry of the same
         // type, as in any lookup that races with an update.
         unsafe { ACCESS4.get(Address4 { address: self }).copied() }
+    }
+
+    #[inline(always)]
+    fn recent_access(self, settings: &Settings) -> Option<RawAddressAccess> {
+        // SAFETY: a field of a value that lives as long as the program. Volatile, since it must be read before the entry:
+        // an entry that is read afterwards has at least the changes before this epoch.
+        let epoch = unsafe { (&raw const settings.epoch).read_volatile() };
+        let address = Address4 { address: self };
+        // Pods of a node mostly differ in the last octet.
+        let slot = u32::from_be_bytes(self) & (MAX_RECENT as u32 - 1);
+        let recent = RECENT.get_ptr_mut(slot)?;
+        // SAFETY: a per-CPU slot, which nothing else on this CPU accesses while the program runs.
+        unsafe {
+            if (*recent).epoch == epoch && (*recent).address == address {
+                return Some((*recent).access);
+            }
+            let access = self.access()?;
+            *recent = RecentAccess { epoch, address, padding: 0, access };
+            Some(access)
+        }
     }
 
     #[inline(always)]
@@ -192,6 +217,11 @@ impl AddressMaps for [u8; 16] {
     fn access(self) -> Option<RawAddressAccess> {
         // SAFETY: as above.
         unsafe { ACCESS6.get(Address6 { address: self }).copied() }
+    }
+
+    #[inline(always)]
+    fn recent_access(self, _: &Settings) -> Option<RawAddressAccess> {
+        self.access()
     }
 
     #[inline(always)]
@@ -282,9 +312,7 @@ unsafe fn note(denial: *mut Denial, verdict: Verdict, ifindex: u32) {
 
 #[inline(always)]
 fn first_attempt(ifindex: u32) -> RawAttempts {
-    // SAFETY: reads a clock.
-    let last_ns = unsafe { bpf_ktime_get_boot_ns() };
-    RawAttempts { count: 1, last_ns, ifindex, padding: 0 }
+    RawAttempts { count: 1, ifindex, padding: 0 }
 }
 
 /// # Safety
@@ -294,7 +322,6 @@ unsafe fn attempt(attempts: *mut RawAttempts, ifindex: u32) {
     // SAFETY: guaranteed by the caller. As above, concurrent updates may lose one.
     unsafe {
         (*attempts).count += 1;
-        (*attempts).last_ns = bpf_ktime_get_boot_ns();
         (*attempts).ifindex = ifindex;
     }
 }

@@ -11,9 +11,7 @@ use aya_ebpf::{
 use lota_common::{LISTENER4, Settings, Verdict};
 use lota_ebpf::{
     decide::is_vip,
-    packet::{
-        Network, PLAIN, Packet, PacketKind, Ports, TransportPayload, network, parse_plain_v4, parse_v4,
-    },
+    packet::{Network, Packet, PacketKind, Ports, TransportPayload, network, parse_plain_v4, parse_v4},
 };
 
 use crate::{
@@ -118,8 +116,8 @@ fn answers_cookie(ctx: &TcContext, to: &Packet<[u8; 4]>) -> bool {
 pub(crate) fn restore(ctx: &TcContext) -> bool {
     let Some(settings) = maps::settings() else { return false };
     let packet = 'packet: {
-        if let Ok(head) = ctx.load::<[u8; PLAIN]>(0)
-            && let Some(packet) = parse_plain_v4(&HeadBytes(&head))
+        if let Some(head) = HeadBytes::of(ctx)
+            && let Some(packet) = parse_plain_v4(&head)
         {
             break 'packet packet;
         }

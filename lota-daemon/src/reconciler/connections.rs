@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Result;
 use lota_datapath::{
-    Attempts, ConnectionsStatus, HangingPod, NodeProblem, Obstacle, first_rule_obstacle, legacy_obstacle,
+    ConnectionsStatus, HangingPod, NodeProblem, Obstacle, first_rule_obstacle, legacy_obstacle,
     rules::{FlowOrigin, InboundFlow, NodeRules},
     subnet_obstacle,
 };
@@ -19,7 +19,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Control,
-    hanging::{Arrivals, AttemptWatch},
+    hanging::{Arrivals, AttemptWatch, UnansweredAttempts},
 };
 
 /// Interval at which the causes are looked for again.
@@ -60,7 +60,7 @@ impl Control {
     pub async fn watch_connections(&mut self) {
         let arrived = self.connections.arrivals.take();
         let Ok(attempts) = self.datapath.attempts() else { return };
-        let hanging = self.connections.watch.look(&attempts, &arrived);
+        let hanging = self.connections.watch.look(&attempts, &arrived, Instant::now());
         let known = &self.connections.status.hanging;
         let is_changed = !hanging.keys().eq(known.iter().map(|pod| &pod.address));
         let is_due = self.connections.diagnosed.is_none_or(|at| at.elapsed() >= DIAGNOSE_INTERVAL);
@@ -97,7 +97,7 @@ impl Control {
     }
 
     /// Returns the causes that keep pods' connections from arriving, except rules.
-    async fn diagnose(&self, hanging: &BTreeMap<IpAddr, Attempts>) -> Result<NodeDiagnosis> {
+    async fn diagnose(&self, hanging: &BTreeMap<IpAddr, UnansweredAttempts>) -> Result<NodeDiagnosis> {
         let subnets = self.interfaces.named_subnets(&self.netlink.subnets().await?);
         let vips = self.config.endpoint.vips();
         let obstacles = vips.iter().filter_map(|vip| subnet_obstacle(*vip, &subnets)).collect();

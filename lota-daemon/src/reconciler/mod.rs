@@ -484,5 +484,6 @@ fn settings(config: &ControlConfig) -> Settings {
         default_allow: 0,
         lookups: 0,
         targets: 0,
+        epoch: 0,
     }
 }

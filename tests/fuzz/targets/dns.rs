@@ -70,5 +70,6 @@ fn settings() -> Settings {
         default_allow: 0,
         lookups: 0,
         targets: 0,
+        epoch: 1,
     }
 }

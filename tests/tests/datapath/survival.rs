@@ -146,6 +146,7 @@ pub(crate) fn neighbours(tour: &mut Tour) -> Result<()> {
                 default_allow: 0,
                 lookups: 0,
                 targets: 0,
+                epoch: 1,
             };
             settings.set(0, theirs, 0)?;
             let program: &mut SchedClassifier =

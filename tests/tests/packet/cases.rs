@@ -47,6 +47,7 @@ pub(crate) fn settings() -> Settings {
         default_allow: 0,
         lookups: 0,
         targets: 0,
+        epoch: 1,
     }
 }
 

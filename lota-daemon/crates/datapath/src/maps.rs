@@ -14,9 +14,10 @@ use aya::{
 };
 use lota_common::{
     Address4, Address6, Count, Denial, FIRST_STAND_IN, Heartbeat, LISTENER4, LISTENER6, LISTENERS,
-    LocalConnection, MAX_ADMITTED, MAX_DENIED, MAX_INTERFACES, MAX_NAMES, MAX_NODES, MAX_PODS, MAX_RULES,
-    MAX_TARGETS, NameKey, NewDenials, RawAccess, RawAddressAccess, RawAdmission, RawAttempts, RawHolder,
-    RawIdentity, RawInterface, RawName, RawNode, RawPod, RawTarget, SCRATCH, Settings, StandIn, Verdict, map,
+    LocalConnection, MAX_ADMITTED, MAX_DENIED, MAX_INTERFACES, MAX_NAMES, MAX_NODES, MAX_PODS, MAX_RECENT,
+    MAX_RULES, MAX_TARGETS, NameKey, NewDenials, RawAccess, RawAddressAccess, RawAdmission, RawAttempts,
+    RawHolder, RawIdentity, RawInterface, RawName, RawNode, RawPod, RawTarget, RecentAccess, SCRATCH,
+    Settings, StandIn, Verdict, map,
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -57,6 +58,7 @@ pub(super) const SHAPES: [MapShape; map::ALL.len()] = [
     shape::<u32, Settings>(map::SETTINGS, MapType::Array, 1),
     shape::<u32, u32>(map::LISTENERS, MapType::SockMap, LISTENERS),
     shape::<u32, Count>(map::VERDICTS, MapType::PerCpuArray, Verdict::COUNT),
+    shape::<u32, RecentAccess>(map::RECENT, MapType::PerCpuArray, MAX_RECENT),
     shape::<u32, [u8; SCRATCH]>(map::SCRATCH, MapType::PerCpuArray, 1),
     shape::<u64, RawPod>(map::CGROUPS, MapType::Hash, MAX_PODS),
     shape::<Address4, RawHolder>(map::HOLDERS4, MapType::Hash, MAX_PODS),
@@ -128,8 +130,6 @@ pub struct Denied {
 pub struct Attempts {
     /// Number of SYNs.
     pub count: u64,
-    /// Time since the last one.
-    pub age: Duration,
     /// Index of the interface that it came from.
     pub ifindex: u32,
 }
@@ -157,8 +157,15 @@ impl Maps {
         })
     }
 
+    /// Writes the settings, in a new epoch.
     pub(super) fn set_settings(&mut self, settings: Settings) -> Result<()> {
-        self.settings.set(0, settings, 0).context("cannot write the settings")
+        let epoch = self.settings()?.epoch + 1;
+        self.settings.set(0, Settings { epoch, ..settings }, 0).context("cannot write the settings")
+    }
+
+    /// Makes the programs read access entries again.
+    fn start_epoch(&mut self) -> Result<()> {
+        self.set_settings(self.settings()?)
     }
 
     pub(super) fn settings(&self) -> Result<Settings> {
@@ -245,16 +252,21 @@ impl Maps {
         let changes = entries.changes(table, |address| identity.holder(identities, address))?;
         let no_default = if table.default_allow { Ok(()) } else { self.set_default_allow(false) };
         let narrowed = no_default.and(self.entries.narrow(&changes));
+        // Also after an error: entries may have been removed.
+        let narrowed = narrowed.and(self.start_epoch());
         let identities = identities.filter(|identities| !self.identity.has(identities));
         let held = match identities {
             Some(identities) => self.identity.write_holders(identities),
             None => Ok(()),
         };
         let given = match narrowed.is_ok() && held.is_ok() {
-            true => self.entries.widen(&changes).and_then(|()| match table.default_allow {
-                true => self.set_default_allow(true),
-                false => Ok(()),
-            }),
+            true => {
+                let widened = self.entries.widen(&changes);
+                widened.and(self.start_epoch()).and_then(|()| match table.default_allow {
+                    true => self.set_default_allow(true),
+                    false => Ok(()),
+                })
+            }
             false => Ok(()),
         };
         // A pod's cgroup comes after its addresses, which would be those of another pod without it.
@@ -296,12 +308,7 @@ impl Maps {
 
     /// Returns the attempts of each pod to open connections.
     pub(super) fn attempts(&self) -> Result<BTreeMap<IpAddr, Attempts>> {
-        let now = clock_gettime(ClockId::CLOCK_BOOTTIME)?.into();
-        let attempts = |raw: RawAttempts| Attempts {
-            count: raw.count,
-            age: Duration::saturating_sub(now, Duration::from_nanos(raw.last_ns)),
-            ifindex: raw.ifindex,
-        };
+        let attempts = |RawAttempts { count, ifindex, .. }: RawAttempts| Attempts { count, ifindex };
         // The least recently used entries may be evicted meanwhile.
         let v4 = self.attempts4.iter().flatten().map(|(key, raw)| (key.address.into(), attempts(raw)));
         let v6 = self.attempts6.iter().flatten().map(|(key, raw)| (key.address.into(), attempts(raw)));
