@@ -42,6 +42,8 @@ mod kernel;
 mod names;
 #[path = "packet/packets.rs"]
 mod packets;
+#[path = "packet/recent.rs"]
+mod recent;
 #[path = "packet/redirection.rs"]
 mod redirection;
 #[path = "packet/targets.rs"]
@@ -105,7 +107,7 @@ fn main() {
         trials.push(Trial::test(name, move || outcome(test(&mut lock(&kernel)))));
     }
     trials.push(Trial::test("budget: instructions", move || outcome(budget::instructions(&lock(&kernel)))));
-    let redirection: [(&str, &str, OwnTest); 13] = [
+    let redirection: [(&str, &str, OwnTest); 15] = [
         ("redirect: one connection, by TC", program::POD, redirection::by_tc),
         ("redirect: one connection, by clsact", program::POD, redirection::by_clsact),
         ("targets: connections to a server, by TC", program::POD, redirection::by_address_and_tc),
@@ -118,6 +120,8 @@ fn main() {
         ("identity: pods on the host network", program::LOCAL, identity::at_loopback),
         ("identity: the same, by clsact", program::LOCAL, identity::at_loopback_by_clsact),
         ("identity: the same, at socket lookup", program::LOOKUP, identity::at_loopback_by_lookup),
+        ("access: changes apply to the next packet", program::POD, recent::random),
+        ("access: changes that fail end access, too", program::POD, recent::after_an_error),
         ("access: a full map gives no access", program::POD, identity::full_maps),
     ];
     for (name, _, test) in redirection.into_iter().filter(|(_, program, _)| can_load(program)) {

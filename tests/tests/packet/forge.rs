@@ -10,10 +10,15 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Sends a packet with a SYN by a raw socket, from the namespace of the calling thread.
 pub(crate) fn send_syn(source: SocketAddrV4, destination: SocketAddrV4) -> io::Result<()> {
+    send(&syn(source, destination), destination)
+}
+
+/// Sends an IPv4 packet by a raw socket, from the namespace of the calling thread.
+pub(crate) fn send(packet: &[u8], destination: SocketAddrV4) -> io::Result<()> {
     /// `IPPROTO_RAW`: the packet includes the IP header.
     const RAW: i32 = 255;
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)))?;
-    socket.send_to(&syn(source, destination), &destination.into()).map(drop)
+    socket.send_to(packet, &destination.into()).map(drop)
 }
 
 /// Sends an IPv4 packet by a packet socket at an interface, from the namespace of the calling thread. If it is `lo`, the
@@ -45,13 +50,18 @@ pub(crate) fn send_at(interface: u32, packet: &[u8]) -> io::Result<()> {
 
 /// Returns an IPv4 packet with a SYN.
 pub(crate) fn syn(source: SocketAddrV4, destination: SocketAddrV4) -> Vec<u8> {
+    segment(source, destination, 0x02)
+}
+
+/// Returns an IPv4 packet with a TCP segment that has these flags.
+pub(crate) fn segment(source: SocketAddrV4, destination: SocketAddrV4, flags: u8) -> Vec<u8> {
     let ends = [source.ip(), destination.ip()].map(Ipv4Addr::octets).concat();
     let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
     ip.extend(&ends);
     let check = checksum(&ip);
     ip[10..12].copy_from_slice(&check);
     let mut tcp = [source.port(), destination.port()].map(u16::to_be_bytes).concat();
-    tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
     let pseudo: Vec<u8> = ends.iter().chain(&[0, 6, 0, 20]).chain(&tcp).copied().collect();
     let check = checksum(&pseudo);
     tcp[16..18].copy_from_slice(&check);

@@ -32,14 +32,14 @@ const PINS: &str = "/sys/fs/bpf/lota-packet";
 /// Whether listeners answer with SYN cookies: 1 if the backlog is full, 2 always.
 const COOKIES: &str = "/proc/sys/net/ipv4/tcp_syncookies";
 /// Addresses of two pods, which are in one network namespace here.
-const ONE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
-const TWO: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
+pub(crate) const ONE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+pub(crate) const TWO: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 3);
 const TARGET: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 3, 0, 5), 9000);
 /// An address of a pod in no namespace.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 4);
 /// UIDs and classes of the first two.
-const ONES: (&str, PodClass) = ("3f2c9a1e-0b6d-4a57-9f55-2d1f0c7b8a90", PodClass::Burstable);
-const TWOS: (&str, PodClass) = ("77c0f4c2-5d5c-4a25-8a1b-0a4d0c6f2e11", PodClass::Guaranteed);
+pub(crate) const ONES: (&str, PodClass) = ("3f2c9a1e-0b6d-4a57-9f55-2d1f0c7b8a90", PodClass::Burstable);
+pub(crate) const TWOS: (&str, PodClass) = ("77c0f4c2-5d5c-4a25-8a1b-0a4d0c6f2e11", PodClass::Guaranteed);
 
 pub(crate) fn at_an_interface() -> Result<()> {
     Lab::make(false, AttachConfig::Auto)?.check_pods()
@@ -75,16 +75,16 @@ pub(crate) fn full_maps() -> Result<()> {
 }
 
 /// A node with an interface to two pods, and their cgroups.
-struct Lab {
-    node: Namespace,
-    pod: Namespace,
-    cgroups: CgroupRoot,
+pub(crate) struct Lab {
+    pub(crate) node: Namespace,
+    pub(crate) pod: Namespace,
+    pub(crate) cgroups: CgroupRoot,
     is_bridged: bool,
     attach: AttachConfig,
 }
 
 impl Lab {
-    fn make(is_bridged: bool, attach: AttachConfig) -> Result<Self> {
+    pub(crate) fn make(is_bridged: bool, attach: AttachConfig) -> Result<Self> {
         let (node, pod) = (Namespace::named(NODE), Namespace::named(POD));
         clean(&node, &pod)?;
         let cgroups = CgroupRoot::make(CGROUP)?;
@@ -116,7 +116,7 @@ impl Lab {
     }
 
     /// Loads and attaches the programs, as the daemon does.
-    fn start(&self, mode: RedirectionMode, host_network: bool) -> Result<(TcpListener, Datapath)> {
+    pub(crate) fn start(&self, mode: RedirectionMode, host_network: bool) -> Result<(TcpListener, Datapath)> {
         let config = DatapathConfig {
             bpffs_path: PathBuf::from(PINS),
             mode,
@@ -151,7 +151,7 @@ impl Lab {
     }
 
     /// Returns the identities of the two pods.
-    fn identities(&self, local: LocalAccess) -> Result<IdentityTable> {
+    pub(crate) fn identities(&self, local: LocalAccess) -> Result<IdentityTable> {
         let cgroups = self.cgroups()?;
         let mut table = IdentityTable {
             kubepods: cgroups.kubepods,
