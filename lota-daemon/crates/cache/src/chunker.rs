@@ -88,3 +88,54 @@ impl Chunker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    const SILENCE: Duration = Duration::from_secs(9);
+
+    fn chunker(pieces: &[&'static str], length: u64) -> Chunker {
+        let pieces: Vec<_> = pieces.iter().map(|piece| Ok(Bytes::from_static(piece.as_bytes()))).collect();
+        Chunker::new(stream::iter(pieces).boxed(), length, SILENCE)
+    }
+
+    async fn chunk(chunker: &mut Chunker, length: u64) -> Result<Vec<u8>, ChunkError> {
+        chunker.next(length, |_, _| ()).await.map(|pieces| pieces.concat())
+    }
+
+    #[tokio::test]
+    async fn chunks_and_early_pieces_are_those_of_the_body() {
+        let mut chunker = chunker(&["ab", "", "cde", "f"], 6);
+        let mut early = Vec::new();
+        let first = chunker.next(4, |offset, piece| early.push((offset, piece))).await.unwrap();
+        assert_eq!(first.concat(), b"abcd");
+        assert_eq!(early, [(0, Bytes::from_static(b"ab")), (2, Bytes::from_static(b"cd"))]);
+        assert_eq!(chunk(&mut chunker, 2).await.unwrap(), b"ef");
+        assert_eq!((chunker.end().await, chunker.received()), (Ok(()), 6));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_long_is_refused_as_soon_as_that_is_known() {
+        let mut known = chunker(&["abcd", "efg"], 6);
+        assert_eq!(chunk(&mut known, 4).await.unwrap(), b"abcd");
+        assert_eq!(chunk(&mut known, 2).await, Err(ChunkError::TooLong), "its last chunk is not stored");
+        let mut later = chunker(&["abcdef", "g"], 6);
+        assert_eq!(chunk(&mut later, 6).await.unwrap(), b"abcdef");
+        assert_eq!(later.end().await, Err(ChunkError::TooLong));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_ends_early_or_stops_fails() {
+        let ended = chunk(&mut chunker(&["abc"], 4), 4).await;
+        assert_eq!(ended, Err(ChunkError::Source("the response ended early".into())));
+        let body = stream::iter([Ok(Bytes::from_static(b"abc"))]).chain(stream::pending()).boxed();
+        let stopped = chunk(&mut Chunker::new(body, 4, SILENCE), 4).await;
+        assert_eq!(stopped, Err(ChunkError::Source("no data for 9 s".into())));
+        let body = stream::iter([Err("reset".to_owned())]).boxed();
+        let failed = chunk(&mut Chunker::new(body, 4, SILENCE), 4).await;
+        assert_eq!(failed, Err(ChunkError::Source("reset".into())));
+    }
+}

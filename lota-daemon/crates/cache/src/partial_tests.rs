@@ -210,7 +210,7 @@ async fn partial_objects_are_evicted_on_request_and_by_handover() {
     for which in [object("k"), "s3://bucket/k*".parse().unwrap(), crate::EvictSelector::All] {
         store(&cache, bytes(0, MIB)).await;
         let gone = cache.evict(&which, &["http://gateway".into()]).await;
-        assert_eq!(gone.objects, 1, "{which:?}");
+        assert_eq!((gone.objects, gone.bytes), (1, MIB), "{which:?}: the stored bytes");
         assert_eq!((cache.usage().partial, files_in(&folder)), (0, 0), "{which:?}");
     }
     cache.set_handed_over(true);
