@@ -123,7 +123,11 @@ impl Control {
                 }
             },
         };
-        self.cgroups.is_pending |= self.access.identities.cgroups() != now.as_ref();
+        if self.access.identities.cgroups() != now.as_ref() {
+            self.cgroups.is_pending = true;
+            // The network of a pod is set up after its cgroup.
+            self.search.hinted(Instant::now());
+        }
         self.access.identities.set_cgroups(now);
         self.cgroups.lacking.set(&self.access.identities.without_cgroups(), Instant::now());
     }

@@ -5,6 +5,7 @@ mod cgroups;
 mod commands;
 mod connections;
 mod hanging;
+mod search;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +30,7 @@ use crate::{
     kubernetes::PodUpdate,
 };
 
-use self::{cgroups::CgroupSource, connections::Connections};
+use self::{cgroups::CgroupSource, connections::Connections, search::PodSearch};
 pub use self::{
     commands::{AccessRequest, ControlCommand, ControlError, Entrances, Verb},
     hanging::Arrivals,
@@ -83,8 +84,7 @@ pub struct Control {
     table: watch::Sender<Arc<AccessTable>>,
     /// Addresses of the other nodes.
     peers: Vec<IpAddr>,
-    /// When the API server sent pods of which some are not bound to an interface yet.
-    pods_updated_at: Option<Instant>,
+    search: PodSearch,
     /// Addresses of pods that several interfaces claim.
     disputed: BTreeSet<IpAddr>,
     /// Pods that the API server reported and that are not taken over yet.
@@ -134,7 +134,7 @@ impl Control {
             interfaces,
             table,
             peers,
-            pods_updated_at: None,
+            search: PodSearch::default(),
             disputed: BTreeSet::new(),
             restored: None,
             connections: Connections::default(),
@@ -245,16 +245,20 @@ impl Control {
         if let Some(update) = self.pending.take() {
             self.access.kubernetes.set(update.pods, &self.interfaces);
             self.access.identities.set_pods(update.reported);
-            self.pods_updated_at = Some(update.at);
+            self.search.reported(update.at);
             self.found.clear();
         }
         let unbound: BTreeSet<IpAddr> = self.access.kubernetes.unbound().into_iter().collect();
+        // Before the claims are read: what appears meanwhile is reported.
+        self.netlink.seek(unbound.clone());
         if unbound.is_empty() {
             return Ok(());
         }
         let claims = self.netlink.claims(&self.interfaces, &unbound).await?;
         self.access.kubernetes.locate(&claims, &self.interfaces);
-        let unbound = self.access.kubernetes.unbound().into_iter();
+        let unbound: BTreeSet<IpAddr> = self.access.kubernetes.unbound().into_iter().collect();
+        self.netlink.seek(unbound.clone());
+        let unbound = unbound.into_iter();
         let disputed: BTreeSet<IpAddr> =
             unbound.filter(|address| claims.claimants(*address).len() > 1).collect();
         for address in disputed.difference(&self.disputed) {
@@ -321,10 +325,11 @@ impl Control {
         !self.access.kubernetes.unbound().is_empty()
     }
 
-    /// Returns whether a pod that the API server reported recently has no known interface.
+    /// Returns whether a pod has no known interface although it may have one by now: the API server reported pods recently, or
+    /// interfaces or cgroups have changed.
     #[must_use]
     pub fn awaits_pods(&self) -> bool {
-        self.pods_updated_at.is_some_and(|at| at.elapsed() < AWAITED) && self.has_unbound_pods()
+        self.search.is_on(Instant::now()) && self.has_unbound_pods()
     }
 
     /// Returns a receiver of the access table and its changes.
@@ -344,12 +349,15 @@ impl Control {
         self.datapath.release_lock();
     }
 
-    /// Waits until an interface is added, removed or changed.
+    /// Waits until an interface is added, removed or changed, or a pod without a known interface appears in a route or as a
+    /// neighbour.
     ///
     /// # Errors
     /// If the netlink socket fails.
     pub async fn changed(&mut self) -> Result<()> {
-        self.netlink.changed().await
+        self.netlink.changed().await?;
+        self.search.hinted(Instant::now());
+        Ok(())
     }
 
     /// Brings attachments, guard and access in line with the current interfaces.

@@ -31,6 +31,7 @@ mod redirection;
 mod routes;
 pub mod rules;
 mod skip_reason;
+mod sought;
 mod status;
 mod table;
 mod targets;

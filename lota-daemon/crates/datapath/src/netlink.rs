@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::programs::TcAttachType;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream::select};
 use parking_lot::Mutex;
 use rtnetlink::{
     Error, Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
@@ -23,7 +23,10 @@ use rtnetlink::{
 };
 use tokio::{sync::watch, time::timeout};
 
-use super::{Interface, Interfaces, LOOPBACK_INDEX, PeerInterface};
+use super::{
+    Interface, Interfaces, LOOPBACK_INDEX, PeerInterface,
+    sought::{self, SoughtAddresses},
+};
 
 /// Timeout for the kernel's answer to one request.
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +40,7 @@ pub struct Netlink {
     pub(crate) handle: Handle,
     changes: watch::Receiver<()>,
     removed: Arc<Mutex<RemovedInterfaces>>,
+    sought: SoughtAddresses,
 }
 
 /// Interfaces that were removed.
@@ -49,57 +53,49 @@ pub struct RemovedInterfaces {
 }
 
 impl Netlink {
-    /// Opens netlink sockets that also report changes of interfaces, and addresses that were removed.
+    /// Opens netlink sockets that also report changes of interfaces, addresses that were removed, and sought addresses that
+    /// appear.
     ///
     /// # Errors
     /// If the kernel refuses the sockets.
     pub fn connect() -> Result<Self> {
         let refused = "cannot open a netlink socket";
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-        let (mut reporting, reports, mut messages) = new_multicast_connection(&groups).context(refused)?;
+        let (mut reporting, reports, messages) = new_multicast_connection(&groups).context(refused)?;
         // The kernel limits it to net.core.rmem_max; the reports that do not fit are handled as lost.
         let _ = reporting.socket_mut().socket_mut().set_rx_buf_sz(REPORT_BUFFER);
+        // There can be many neighbours and routes. Reports about them must not displace those about interfaces.
+        let (sighting, sightings, seen) = new_multicast_connection(&sought::GROUPS).context(refused)?;
         let (requesting, handle, _) = new_connection().context(refused)?;
         // Without one of them, interfaces cannot be followed any more.
         tokio::spawn(async move {
             tokio::select! {
                 () = reporting => {}
+                () = sighting => {}
                 () = requesting => {}
             }
         });
         let (changed, changes) = watch::channel(());
         let removed = Arc::<Mutex<RemovedInterfaces>>::default();
-        let note_removed = removed.clone();
+        let sought = SoughtAddresses::default();
+        let (noting, seeking) = (removed.clone(), sought.clone());
         tokio::spawn(async move {
-            // The connection ends with its last handle.
-            let _reports = reports;
-            while let Some((message, _)) = messages.next().await {
-                if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) = &message.payload
-                    // Bridges report ports that leave them in the same way.
-                    && link.header.interface_family == AddressFamily::Unspec
-                {
-                    note_removed.lock().indices.insert(link.header.index);
-                }
-                if let NetlinkPayload::Overrun(_) = &message.payload {
-                    note_removed.lock().is_incomplete = true;
-                }
-                let is_of_interest = matches!(
-                    message.payload,
-                    NetlinkPayload::InnerMessage(
-                        RouteNetlinkMessage::NewLink(_)
-                            | RouteNetlinkMessage::DelLink(_)
-                            | RouteNetlinkMessage::DelAddress(_)
-                    ) | NetlinkPayload::Overrun(_)
-                );
-                if is_of_interest {
-                    changed.send_replace(());
-                }
-            }
+            // The connections end with their last handles.
+            let _handles = (reports, sightings);
+            let interfaces = messages.map(|(message, _)| note(&message.payload, &noting));
+            let addresses = seen.map(|(message, _)| seeking.is_seen_in(&message.payload));
+            notify(select(interfaces, addresses), changed).await;
         });
-        Ok(Self { handle, changes, removed })
+        Ok(Self { handle, changes, removed, sought })
     }
 
-    /// Waits until an interface is added, removed or changed, or an address is removed.
+    /// Replaces the addresses that are sought: [`Netlink::changed`] also returns when the node gets a neighbour or a route
+    /// with one of them.
+    pub fn seek(&self, addresses: BTreeSet<IpAddr>) {
+        self.sought.set(addresses);
+    }
+
+    /// Waits until an interface is added, removed or changed, an address is removed, or a sought address appears.
     ///
     /// # Errors
     /// If the netlink socket fails.
@@ -195,6 +191,36 @@ impl Netlink {
             answered(up).await?.context("cannot set lo up")?;
         }
         Ok(added)
+    }
+}
+
+/// Notes removed interfaces. Returns whether a report is one of a change.
+fn note(report: &NetlinkPayload<RouteNetlinkMessage>, removed: &Mutex<RemovedInterfaces>) -> bool {
+    match report {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+            // Bridges report ports that leave them in the same way.
+            if link.header.interface_family == AddressFamily::Unspec {
+                removed.lock().indices.insert(link.header.index);
+            }
+            true
+        }
+        NetlinkPayload::InnerMessage(message) => {
+            matches!(message, RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelAddress(_))
+        }
+        NetlinkPayload::Overrun(_) => {
+            removed.lock().is_incomplete = true;
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Notifies of changes until the reports end, and then closes the channel.
+async fn notify(mut reports: impl Stream<Item = bool> + Unpin, changed: watch::Sender<()>) {
+    while let Some(is_change) = reports.next().await {
+        if is_change {
+            changed.send_replace(());
+        }
     }
 }
 
@@ -305,6 +331,14 @@ mod tests {
         drop(handle);
         let ended = timeout(Duration::from_secs(5), async { while changes.changed().await.is_ok() {} });
         assert!(ended.await.is_ok(), "the socket for requests has ended");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_reports_is_noticed() {
+        let (changed, mut changes) = watch::channel(());
+        notify(futures_util::stream::iter([false, true]), changed).await;
+        assert!(changes.changed().await.is_ok(), "a change");
+        assert!(changes.changed().await.is_err(), "the end of the reports");
     }
 
     #[test]
