@@ -158,13 +158,14 @@ impl AddressMaps for [u8; 4] {
     #[inline(always)]
     fn recent_access(self, settings: &Settings) -> Option<RawAddressAccess> {
         // SAFETY: a field of a value that lives as long as the program. Volatile, since it must be read before the entry:
-        // an entry that is read afterwards has at least the changes before this epoch.
+        // an entry that is read after it has at least the changes before this epoch. x86-64 keeps the order of reads.
         let epoch = unsafe { (&raw const settings.epoch).read_volatile() };
         let address = Address4 { address: self };
         // Pods of a node mostly differ in the last octet.
         let slot = u32::from_be_bytes(self) & (MAX_RECENT as u32 - 1);
         let recent = RECENT.get_ptr_mut(slot)?;
-        // SAFETY: a per-CPU slot, which nothing else on this CPU accesses while the program runs.
+        // SAFETY: a per-CPU slot, which nothing else on this CPU accesses while the program runs: it is not preempted, except
+        // by kernels with PREEMPT_RT, which the daemon refuses.
         unsafe {
             if (*recent).epoch == epoch && (*recent).address == address {
                 return Some((*recent).access);

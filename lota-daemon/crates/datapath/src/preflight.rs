@@ -14,6 +14,9 @@ use nix::sys::{
 /// release after these. Without tcx (before 6.6) clsact is used.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
+/// File that contains `1` if the kernel is built with PREEMPT_RT.
+const REAL_TIME: &str = "/sys/kernel/realtime";
+
 /// Bits of the required capabilities (`include/uapi/linux/capability.h`), their names and purposes.
 pub const CAPABILITIES: [(u32, &str, &str); 4] = [
     (39, "CAP_BPF", "load programs and write maps"),
@@ -27,6 +30,8 @@ pub const CAPABILITIES: [(u32, &str, &str); 4] = [
 pub enum Missing {
     /// The version of the kernel is too low, or unknown.
     Kernel(Option<(u32, u32)>),
+    /// The kernel preempts programs (PREEMPT_RT). Two of them could then use the memory of one CPU at the same time.
+    RealTime,
     /// The daemon lacks a capability.
     Capability {
         /// Its name.
@@ -51,6 +56,9 @@ impl fmt::Display for Missing {
             Self::Kernel(None) => {
                 write!(f, "cannot read the kernel's version: LOTA needs Linux {major}.{minor} or later")
             }
+            Self::RealTime => {
+                f.write_str("the kernel is built with PREEMPT_RT, which LOTA does not support: use a standard kernel")
+            }
             Self::Capability { name, purpose } => write!(f, "{name} is missing: it is needed to {purpose}"),
             Self::Bpffs(path) => write!(
                 f,
@@ -68,18 +76,23 @@ impl fmt::Display for Missing {
 pub fn preflight(bpffs_path: &Path) -> Result<(), Vec<Missing>> {
     let version = kernel_version().filter(|version| *version >= OLDEST_KERNEL);
     let kernel = version.is_none().then(|| Missing::Kernel(kernel_version()));
+    let real_time = is_real_time(Path::new(REAL_TIME)).then_some(Missing::RealTime);
     let effective = effective_capabilities();
     let capabilities = CAPABILITIES
         .iter()
         .filter(|(bit, ..)| effective & (1 << bit) == 0)
         .map(|(_, name, purpose)| Missing::Capability { name, purpose });
     let bpffs = (!is_on_bpffs(bpffs_path)).then(|| Missing::Bpffs(bpffs_path.to_owned()));
-    let missing: Vec<_> = kernel.into_iter().chain(capabilities).chain(bpffs).collect();
+    let missing: Vec<_> = kernel.into_iter().chain(real_time).chain(capabilities).chain(bpffs).collect();
     if missing.is_empty() { Ok(()) } else { Err(missing) }
 }
 
 fn kernel_version() -> Option<(u32, u32)> {
     parse_release(uname().ok()?.release().to_str()?)
+}
+
+fn is_real_time(file: &Path) -> bool {
+    fs::read(file).is_ok_and(|content| content.starts_with(b"1"))
 }
 
 fn parse_release(release: &str) -> Option<(u32, u32)> {
@@ -123,6 +136,17 @@ mod tests {
             assert_eq!(parse_release(release), version);
         }
         assert!((5, 4) < OLDEST_KERNEL && (6, 1) > OLDEST_KERNEL);
+    }
+
+    #[test]
+    fn kernels_that_preempt_programs() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("realtime");
+        assert!(!is_real_time(&file), "standard kernels have no such file");
+        for (content, expected) in [("1\n", true), ("0\n", false), ("", false)] {
+            fs::write(&file, content).unwrap();
+            assert_eq!(is_real_time(&file), expected, "{content:?}");
+        }
     }
 
     #[test]
