@@ -32,6 +32,8 @@ mod host_rules;
 mod identity;
 #[path = "datapath/intercepted.rs"]
 mod intercepted;
+#[path = "datapath/late.rs"]
+mod late;
 #[path = "datapath/layout.rs"]
 mod layout;
 #[path = "datapath/model.rs"]
@@ -49,7 +51,7 @@ mod survival;
 
 const NAME: &str = "lota-path";
 
-const TESTS: [(&str, TestFn); 55] = [
+const TESTS: [(&str, TestFn); 57] = [
     ("the hidden listener resets direct connections", redirection::hidden_listener),
     ("clsact redirects like tcx, and detaches", redirection::clsact),
     ("clsact filters that others remove or precede are restored", redirection::clsact_disturbed),
@@ -76,6 +78,8 @@ const TESTS: [(&str, TestFn); 55] = [
     ("cgroups: pods on the host network have access by rules", cgroups::host_network),
     ("cgroups: identity is configured each way", cgroups::configured),
     ("cgroups: bpftool shows pods as text", cgroups::text),
+    ("late: a pod has access within a second of its network", late::network),
+    ("late: a pod's cgroup is known within a second", late::cgroup),
     ("cgroups: random changes agree with the model", cgroup_model::random),
     ("a VIP that is removed from lo comes back, and does not leak", identity::vip_removed),
     ("surroundings: strict reverse-path filters", surroundings::reverse_path),

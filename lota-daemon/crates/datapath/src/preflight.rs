@@ -56,9 +56,9 @@ impl fmt::Display for Missing {
             Self::Kernel(None) => {
                 write!(f, "cannot read the kernel's version: LOTA needs Linux {major}.{minor} or later")
             }
-            Self::RealTime => {
-                f.write_str("the kernel is built with PREEMPT_RT, which LOTA does not support: use a standard kernel")
-            }
+            Self::RealTime => f.write_str(
+                "the kernel is built with PREEMPT_RT, which LOTA does not support: use a standard kernel",
+            ),
             Self::Capability { name, purpose } => write!(f, "{name} is missing: it is needed to {purpose}"),
             Self::Bpffs(path) => write!(
                 f,
