@@ -51,7 +51,7 @@ mod survival;
 
 const NAME: &str = "lota-path";
 
-const TESTS: [(&str, TestFn); 57] = [
+const TESTS: [(&str, TestFn); 58] = [
     ("the hidden listener resets direct connections", redirection::hidden_listener),
     ("clsact redirects like tcx, and detaches", redirection::clsact),
     ("clsact filters that others remove or precede are restored", redirection::clsact_disturbed),
@@ -86,6 +86,7 @@ const TESTS: [(&str, TestFn); 57] = [
     ("surroundings: policy routing before local addresses", surroundings::policy_routing),
     ("surroundings: a subnet that contains the VIP", surroundings::masquerade_subnet),
     ("surroundings: an IPv6 cluster with IPv4 egress", surroundings::ipv6_cluster),
+    ("surroundings: LOTA's ports are reserved", surroundings::reserved_ports),
     ("surroundings: interfaces with any names", surroundings::interface_names),
     ("access: allow by default", access::default_allow),
     ("access: reload, and changes that need a restart", access::reload),

@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
-    lab::{Mode, Namespace, Pod, Reached, Style, VIP, knock, run},
+    lab::{Mode, Namespace, PEER_PORT, Pod, Reached, Style, VIP, knock, run},
     tour::{MIB, Tour, wait_until},
 };
 use serde_json::Value;
@@ -180,4 +180,18 @@ pub(crate) fn interface_names(tour: &mut Tour) -> Result<()> {
     wait_until("the interface to be attached again", || {
         Ok(tour.client.get(&pod, "names/object", Style::Path).is_ok_and(|got| got.status == 200))
     })
+}
+
+/// The kernel does not use the peer port and the redirected ports as source ports of the node's own connections.
+pub(crate) fn reserved_ports(tour: &mut Tour) -> Result<()> {
+    const LIST: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    let place = tour.lab.node(NODE);
+    place.write(LIST, "9000-9010\n")?;
+    tour.nodes[usize::from(NODE) - 1].start()?;
+    let list = place.run(|| fs::read_to_string(LIST))??;
+    let reserved: Vec<&str> = list.trim().split(',').collect();
+    for port in ["80".to_owned(), PEER_PORT.to_string(), "9000-9010".to_owned()] {
+        ensure!(reserved.contains(&&*port), "{port} is not reserved: {list}");
+    }
+    Ok(())
 }
