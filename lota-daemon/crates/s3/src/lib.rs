@@ -21,6 +21,7 @@ pub mod storable;
 mod test_request;
 mod validator;
 pub mod verification;
+pub mod write;
 
 pub use address::{Bucket, Key, ObjectName, Zone};
 pub use cache_control::CacheControl;
@@ -34,3 +35,4 @@ pub use range::{ByteRange, MAX_SIZE, RangeRequest, Unsatisfiable};
 pub use signature_location::SignedBy;
 pub use storable::NotStorable;
 pub use validator::Validator;
+pub use write::{WriteObject, WriteOperation};
