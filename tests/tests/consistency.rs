@@ -103,8 +103,14 @@ fn main() -> ExitCode {
 
 fn test(tour: &mut Tour, way: Way, origin: &str) -> Result<()> {
     let through_lota = way != Way::Control;
-    if way == Way::WithoutCredential {
-        tour.restart(Mode::ClientOnly)?;
+    // With one gateway, each object that a client writes through LOTA is fetched at once, too.
+    let is_fetched = way == Way::Lota && origin == "seaweedfs";
+    match way {
+        Way::WithoutCredential => tour.restart(Mode::ClientOnly)?,
+        Way::Lota if is_fetched => {
+            tour.restart_with(Mode::OwnCredential, "[cache]\n", "[cache]\nafter_write = \"fetch\"\n")?;
+        }
+        _ => {}
     }
     let seed: u64 =
         std::env::var("LOTA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
@@ -149,7 +155,17 @@ fn test(tour: &mut Tour, way: Way, origin: &str) -> Result<()> {
     });
     clients
         .and_then(|clients| check_results(&clients, through_lota, origin == "rgw"))
+        .and_then(|()| if is_fetched { was_fetched(tour) } else { Ok(()) })
         .map_err(|wrong| anyhow!("LOTA_SEED={seed}: {wrong:#}"))
+}
+
+/// Verifies that objects were fetched after writes, so that the history says something about them.
+fn was_fetched(tour: &Tour) -> Result<()> {
+    let metric = "lota_write_fetches_total{result=\"fetched\"}";
+    let fetched = tour.nodes.iter().map(|node| node.metric(metric)).sum::<Result<f64>>()?;
+    println!("{fetched} fetched after writes");
+    ensure!(fetched >= 20.0, "only {fetched} objects were fetched after writes");
+    Ok(())
 }
 
 fn make_buckets(common: &Common, (from, to): &(Namespace, SocketAddr)) -> Result<()> {

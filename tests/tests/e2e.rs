@@ -49,6 +49,8 @@ mod status;
 mod tls;
 #[path = "e2e/verification.rs"]
 mod verification;
+#[path = "e2e/written.rs"]
+mod written;
 
 /// The lab of this suite.
 const NAME: &str = "lota-e2e";
@@ -59,11 +61,12 @@ const OWN_STEPS: [u8; 2] = [7, 9];
 const GATEWAY_STEPS: [u8; 3] = [3, 5, 6];
 
 /// Further tests whose outcome depends on the gateway. Run with each gateway.
-const GATEWAY: [(&str, TestFn); 8] = [
+const GATEWAY: [(&str, TestFn); 9] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("parallel multipart uploads pass byte-exact", bad_input::multipart),
     ("a HEAD of the first byte stages the whole object", requests::staging),
+    ("the first read after a write is a hit", written::first_reads),
     ("requests are re-signed for configured clients", re_sign::requests_are_re_signed),
     ("valid chunks are re-signed, others rejected", re_sign::chunks),
     ("status shows what the gateway's 304 proves by", verification::proves_by),
@@ -89,7 +92,7 @@ const MORE: [(&str, TestFn); 14] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 31] = [
+const OWN: [(&str, TestFn); 32] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
@@ -117,6 +120,7 @@ const OWN: [(&str, TestFn); 31] = [
     ("HTTPS at the gateway's own name ends at LOTA or is passed on", intercepted::https),
     ("several gateways have their own names, objects and failures", gateways::several),
     ("a misbehaving gateway is relayed or refused, and not cached", misbehaviour::gateways),
+    ("only a result in the body of a 200 counts as a write", written::late_results),
     ("bytes that a gateway sends after a 304 are not taken for a response", misbehaviour::stray_bytes),
     ("a backend with another content is reported, a replaced object is not", misbehaviour::other_content),
     ("check reports every problem of a configuration", commands::check),

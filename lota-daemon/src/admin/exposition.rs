@@ -90,6 +90,7 @@ fn register(registry: &mut Registry, metrics: &Metrics) {
     add(registry, &catalog::FILLS, &metrics.fills);
     add(registry, &catalog::FILL_BYTES, &metrics.fill_bytes);
     add(registry, &catalog::UNCACHED, &metrics.uncached);
+    add(registry, &catalog::WRITE_FETCHES, &metrics.write_fetches);
     add(registry, &catalog::PEER_REQUESTS, &metrics.peer_requests);
     add(registry, &catalog::ACCESS_LAG, &metrics.access_lag);
 }
@@ -263,6 +264,6 @@ mod tests {
             shown.iter().filter(|shown| !expected.iter().any(|one| one == *shown)).collect();
         assert!(unknown.is_empty(), "not as in the catalog: {unknown:?}");
         // The others are read at each scrape.
-        assert_eq!(shown.len(), 11, "{shown:?}");
+        assert_eq!(shown.len(), 12, "{shown:?}");
     }
 }

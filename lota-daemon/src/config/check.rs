@@ -1,5 +1,6 @@
 //! Validates ranges of values, and combinations of keys.
 
+use lota_cache::AfterWrite;
 use lota_datapath::Subject;
 
 use super::Config;
@@ -44,6 +45,12 @@ impl Config {
         }
         if self.cache.max_objects == Some(0) {
             return Err("cache.max_objects: must be at least 1".into());
+        }
+        if self.cache.after_write == AfterWrite::Fetch && self.all_gateways().all(|it| it.backend.is_none()) {
+            return Err(
+                "cache.after_write: \"fetch\" needs [backend], with whose credential LOTA fetches what clients write; add that section, or use \"off\""
+                    .into(),
+            );
         }
         let (low, high) = (self.cache.low_percent, self.cache.high_percent);
         if !(1 <= low && low <= high && high <= 100) {

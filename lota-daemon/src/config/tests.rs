@@ -75,6 +75,8 @@ fn errors_of_bad_values_show_valid_ones() {
         ("[cache]", "[limits]\nconnections_per_pod = 0\n[cache]", "limits.connections_per_pod"),
         ("[cache]", "[limits]\nfills = 0\n[cache]", "limits.fills"),
         ("[cache]", "[cache]\nmax_objects = 0", "cache.max_objects"),
+        ("[cache]", "[cache]\nafter_write = \"fetch\"", "cache.after_write: \"fetch\" needs [backend]"),
+        ("[cache]", "[cache]\nafter_write = \"kept\"", "expected `off` or `fetch`"),
         ("[cache]", "[fill]\nconcurrency = 0\n[cache]", "fill.concurrency"),
         ("[cache]", "[fill]\npart_size = \"1KiB\"\n[cache]", "fill.part_size"),
         ("[cache]", "[limits]\nidle_timeout_seconds = 0\n[cache]", "limits.idle_timeout_seconds"),

@@ -19,7 +19,7 @@ use crate::{
     },
     kubernetes::PodRules,
     metrics::{Metrics, heavy_hitters::HeavyHitterCounter},
-    proxy::{FillQuota, HotObjects, Load, Proxy, S3Store, S3Stores},
+    proxy::{FillQuota, HotObjects, Load, Proxy, S3Store, S3Stores, WriteFetches},
     reconciler::ControlConfig,
     storage::Storage,
 };
@@ -71,6 +71,7 @@ pub(super) fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result
     let stores = s3_stores(config, &metrics, &upstream, body_memory)?;
     let capacity = config.cache.capacity();
     let limits = &config.limits;
+    let fill_overread = limits.fill_overread.map_or(capacity / 4, |limit| limit.0);
     let most_fills = limits.fills.min(usize::try_from(body_memory / FILL_MEMORY).unwrap_or(usize::MAX));
     let plan = CachePlan {
         min_free: config.cache.min_free.0,
@@ -106,7 +107,8 @@ pub(super) fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result
         peers,
         hot_objects,
         load: Load::default(),
-        fill_quota: Arc::new(FillQuota::new(limits.fill_overread.map_or(capacity / 4, |limit| limit.0))),
+        fill_quota: Arc::new(FillQuota::new(fill_overread)),
+        write_fetches: WriteFetches::new(config.cache.after_write, fill_overread),
         metrics,
         top: HeavyHitterCounter::default(),
     })

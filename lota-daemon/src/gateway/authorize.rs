@@ -57,6 +57,8 @@ impl Gateway {
         let answer = self.ask_in_full(head, name, asker).await?;
         if let (Some(held), Authorization::Arriving(_, meta, _) | Authorization::Direct(_, meta, _)) =
             (held, &answer)
+            // Otherwise, the gateway has not described it.
+            && held.learned().at.is_some()
             && held.agrees_with(meta)
         {
             self.key_groups.join(held.learned().by, asker);

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use hyper::{HeaderMap, StatusCode};
-use lota_s3::ObjectName;
+use lota_s3::{Learned, ObjectName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
@@ -87,17 +87,20 @@ fn client(headers: &[(&'static str, &'static str)]) -> RequestHead {
     RequestHead::of(request.body(()).unwrap().into_parts().0).unwrap()
 }
 
-async fn ask(gateway: &Gateway, headers: &[(&'static str, &'static str)]) -> Result<Authorization, S3Error> {
-    let name = ObjectName::from_parts("http://gateway", "b", "k", None).unwrap();
+/// Returns the metadata of an object as the gateway describes it.
+fn held(name: &ObjectName) -> ObjectMeta {
     let described = [("etag", HELD), ("last-modified", THEN), ("date", LATER), ("content-length", "1")];
     let described =
         described.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-    let meta =
-        ObjectMeta::of_answer(&name, &HeaderMap::new(), StatusCode::OK, &described.into_iter().collect());
+    ObjectMeta::of_answer(name, &HeaderMap::new(), StatusCode::OK, &described.into_iter().collect()).unwrap()
+}
+
+async fn ask(gateway: &Gateway, headers: &[(&'static str, &'static str)]) -> Result<Authorization, S3Error> {
+    let name = ObjectName::from_parts("http://gateway", "b", "k", None).unwrap();
     let by = key_groups::asker(&client(CLIENT), &name);
     // The access keys are known to see the same objects.
     gateway.key_groups.join(by, key_groups::asker(&client(headers), &name));
-    gateway.authorize(&client(headers), &name, Some(&Arc::new(meta.unwrap().learned_by(by)))).await
+    gateway.authorize(&client(headers), &name, Some(&Arc::new(held(&name).learned_by(by)))).await
 }
 
 const CLIENT: &[(&str, &str)] = &[("authorization", SIGNED)];
@@ -114,6 +117,20 @@ async fn a_304_authorizes_with_or_without_its_etag() {
         ask(&gateway, CLIENT).await.unwrap();
         assert_eq!(heads.lock().unwrap().len(), requests + 1, "it is not verified again at once");
     }
+}
+
+#[tokio::test]
+async fn metadata_of_the_backend_are_never_proven() {
+    let (gateway, heads) = gateway(Protocol::S3, |head| correct(head, HELD, STATED)).await;
+    let name = ObjectName::from_parts("http://gateway", "b", "k", None).unwrap();
+    let of_backend = Arc::new(held(&name).learned_when(Learned::default()));
+    for _ in 0..2 {
+        let answer = gateway.authorize(&client(CLIENT), &name, Some(&of_backend)).await.unwrap();
+        assert!(matches!(answer, Authorization::Arriving(..)), "{answer:?}");
+    }
+    assert!(heads.lock().unwrap().iter().all(|head| !head.contains("if-none-match")));
+    let asker = key_groups::asker(&client(CLIENT), &name);
+    assert!(!gateway.key_groups.see_the_same(of_backend.learned().by, asker));
 }
 
 #[tokio::test]

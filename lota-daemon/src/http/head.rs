@@ -8,7 +8,7 @@ use hyper::{
     header::{self, HeaderValue},
     http::{Extensions, request::Parts, uri::PathAndQuery},
 };
-use lota_s3::{Endpoint, GatewayId, Operation, Origin, headers};
+use lota_s3::{Endpoint, GatewayId, Operation, Origin, WriteObject, headers};
 
 use super::Body;
 
@@ -69,6 +69,12 @@ impl RequestHead {
     #[must_use]
     pub fn operation(&self, endpoint: &Endpoint) -> Operation {
         Operation::classify(endpoint, &self.method, &self.host, &self.target, &self.headers, self.chunked)
+    }
+
+    /// Classifies the request as a write of a whole object on the endpoint of its host; `None` if it is none.
+    #[must_use]
+    pub fn write(&self, endpoint: &Endpoint) -> Option<WriteObject> {
+        WriteObject::classify(endpoint, &self.method, &self.host, &self.target, &self.headers)
     }
 
     /// Returns this request for the server at `origin`, with the client's `Host`.

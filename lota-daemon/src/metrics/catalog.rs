@@ -127,6 +127,12 @@ catalog! {
                      caching: `response-status`, `response-etag`, `response-length`, `response-range`, `response-vary`, \
                      `response-encoding` or `response-rdma`"
         } "Objects that passed through uncached, by reason";
+        WRITE_FETCHES = Counter "lota_write_fetches_total" {
+            result: "`fetched`; `present`: it was cached or being filled already; `merged`: a waiting fetch for an earlier write of the object \
+                     fetches this one, too; or the reason why it was not fetched. At the node of the client's pod: `no-credential` (no [backend] of the gateway), \
+                     `sse-c`, `queue-full`, `owner-unavailable`. At the owner: `queue-full`, `fill-overread`, `no-room`, `refused` (by the backend, or its \
+                     response cannot be stored), `replaced` (overwritten during the fetch), `broken` (cut short)"
+        } "Objects written by pods that LOTA was to fetch (cache.after_write), by result";
     }
     "Cache": {
         CACHE_OBJECTS = Gauge "lota_cache_objects" {

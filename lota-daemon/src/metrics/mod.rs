@@ -114,6 +114,35 @@ values! {
     FillBroken = "fill-broken",
 }
 
+values! {
+    /// Outcome of the fetch of an object after a client has written it.
+    WriteFetch, "result":
+    /// The object was fetched.
+    Fetched = "fetched",
+    /// It was cached, or being filled, already.
+    Present = "present",
+    /// A fetch that waits for an earlier write of the object fetches this one, too.
+    Merged = "merged",
+    /// The gateway has no backend with a credential of LOTA.
+    NoCredential = "no-credential",
+    /// The object is encrypted with the client's key.
+    CustomerKey = "sse-c",
+    /// The node, or the pod's share of it, has too many fetches.
+    QueueFull = "queue-full",
+    /// The owner could not be reached, or does not fetch.
+    OwnerUnavailable = "owner-unavailable",
+    /// The pod has used up its quota.
+    Overread = "fill-overread",
+    /// The cache does not take the object.
+    NoRoom = "no-room",
+    /// The backend refused, or its response cannot be stored.
+    Refused = "refused",
+    /// The object was overwritten during the fetch.
+    Replaced = "replaced",
+    /// The fetch was cut short.
+    Broken = "broken",
+}
+
 impl Size {
     /// Returns the size class of an object with so many bytes.
     #[must_use]
@@ -249,6 +278,8 @@ pub struct Metrics {
     pub fill_bytes: Counter,
     /// Cacheable objects that passed through uncached.
     pub uncached: Family<UncachedLabels, Counter>,
+    /// Objects written by clients that were to be fetched.
+    pub write_fetches: Each<WriteFetch, Counter>,
     /// Requests between nodes.
     pub peer_requests: Family<PeerLabels, Counter>,
     /// Connections to the hidden listener that the datapath had not redirected.
@@ -292,6 +323,7 @@ impl Default for Metrics {
             fills: Family::default(),
             fill_bytes: Counter::default(),
             uncached: Family::default(),
+            write_fetches: Each::default(),
             peer_requests: Family::default(),
             unexpected_connections: Counter::default(),
             tls_connections: Each::default(),

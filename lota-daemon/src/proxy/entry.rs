@@ -76,7 +76,11 @@ impl Proxy {
         let pod = head.pod;
         match endpoint.map_or(Operation::Pass("unknown-host"), |endpoint| head.operation(endpoint)) {
             Operation::Pass(why) => {
+                let write = endpoint.and_then(|endpoint| head.write(endpoint));
                 let mut answer = self.pass(&store.gateway, head, incoming(body)).await;
+                if let Some(write) = write {
+                    answer = answer.map(|answer| self.after_write(store, head, write, answer));
+                }
                 self.rank(pod, None, &answer);
                 if let Ok(answer) = &mut answer {
                     answer.extensions_mut().insert(BypassReason(why));

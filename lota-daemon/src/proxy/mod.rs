@@ -20,10 +20,14 @@
 //!    the range that the gateway sends.
 //! 4. `response.rs` makes the response from the grant and a reader of the cached file.
 //!
+//! After a write, `after_write.rs` at the entry node asks the object's owner to fetch it into its cache, which `write_fetches.rs`
+//! does in the background if the configuration says so.
+//!
 //! A failure of the cache costs speed: the request falls back to the gateway. A failure of authorization costs the
 //! response: nothing is served without the gateway's grant.
 
 mod access_log;
+mod after_write;
 mod authorize;
 mod config;
 mod entry;
@@ -39,6 +43,7 @@ mod response;
 mod resume;
 mod s3_stores;
 mod serve;
+mod write_fetches;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -52,6 +57,7 @@ pub use self::{
     hot_objects::HotObjects,
     owner::Load,
     s3_stores::{S3Store, S3Stores},
+    write_fetches::WriteFetches,
 };
 
 use self::get::Get;
@@ -83,6 +89,8 @@ pub struct Proxy {
     pub load: Load,
     /// Per-pod quota on bytes that fills fetch in excess of what the pod reads.
     pub fill_quota: Arc<FillQuota>,
+    /// Objects that this node fetches because clients have written them.
+    pub write_fetches: WriteFetches,
     /// Metrics.
     pub metrics: Metrics,
     /// Most requested objects, and the pods with the most requests.

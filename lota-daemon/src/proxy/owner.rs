@@ -139,6 +139,14 @@ impl Proxy {
         self.choices(name, 1).first().is_none_or(|first| *first == self.node)
     }
 
+    /// Returns the first reachable owner of an object; `None` if that is this node.
+    pub(super) fn first_owner(&self, name: &ObjectName) -> Option<NodeName> {
+        let peers = self.peers.as_ref()?;
+        let choices = self.choices(name, 1 + SPARE_NODES).into_iter();
+        let mut reachable = choices.filter(|node| *node == self.node || !peers.is_lost(node));
+        reachable.next().filter(|node| *node != self.node)
+    }
+
     /// Returns whether further owners of a hot object could fetch it: they have an authority, or direct paths. Ranges that
     /// clients read are kept by one owner only, since each would request them from the gateway.
     pub(super) fn can_replicate(&self, get: &Get<'_>) -> bool {

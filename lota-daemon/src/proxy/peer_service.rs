@@ -7,6 +7,7 @@ use hyper::{
     body::Incoming,
     header::{self, HeaderValue},
 };
+use lota_cache::AfterWrite;
 use lota_s3::S3Error;
 
 use super::{Proxy, get::Get, is_success, response};
@@ -44,7 +45,7 @@ impl Proxy {
         let mut hints =
             PeerHints { load: self.load.bytes(), capacity: Some(self.cluster.capacity()), owners: None };
         let (mut answer, accepts_raw) = match call {
-            PeerCall::Ping => (pong(), false),
+            PeerCall::Ping => (acknowledgment(), false),
             PeerCall::Forward(call) => {
                 let accepts_raw = call.accepts_raw;
                 (self.serve_peer(call, &connection, &mut hints).await, accepts_raw)
@@ -120,6 +121,13 @@ impl Proxy {
         let answer = match &request {
             PeerRequest::Part { head, object, range } => self.part(get(head, object), *range).await?,
             PeerRequest::Get { head, object, .. } => self.get_for_peer(get(head, object), hints).await?,
+            PeerRequest::Written { .. } if self.write_fetches.mode() == AfterWrite::Off => {
+                return Err(S3Error::unavailable("This node does not fetch what clients write"));
+            }
+            PeerRequest::Written { object, .. } => {
+                self.fetch_later(store, object.name.clone(), pod);
+                acknowledgment()
+            }
             PeerRequest::Pass { head, .. } => self.pass(&store.gateway, head, empty()).await?,
         };
         match Skipped::of(&answer) == Skipped(skip) {
@@ -144,10 +152,10 @@ impl Proxy {
     }
 }
 
-/// Returns the response to a ping.
-fn pong() -> Response<Body> {
-    let mut pong = Response::new(empty());
+/// Returns the response to a request that asks for no bytes.
+fn acknowledgment() -> Response<Body> {
+    let mut answer = Response::new(empty());
     // hyper would add the length after the MAC is computed over the headers.
-    pong.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(0));
-    pong
+    answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(0));
+    answer
 }

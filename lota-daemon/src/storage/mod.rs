@@ -15,7 +15,7 @@ use hyper::{
     body::Incoming,
     header::{self, HeaderValue},
 };
-use lota_s3::{ByteRange, NotStorable, ObjectMeta, Origin, signing::Signer};
+use lota_s3::{ByteRange, Learned, NotStorable, ObjectMeta, ObjectName, Origin, signing::Signer};
 use thiserror::Error;
 use tokio::time::timeout;
 
@@ -135,13 +135,36 @@ impl Storage {
         client: &RequestHead,
         longest: Duration,
     ) -> Result<Response<Incoming>, FetchError> {
-        let mut request = match authority {
+        let request = match authority {
             FillAuthority::Direct(path) => direct(path)?,
-            FillAuthority::Own => self.own(Method::GET, meta)?,
+            FillAuthority::Own => return self.fetch_own(meta, range, longest).await,
             FillAuthority::Client => {
                 self.gateway.whole(client).map_err(|error| FetchError::Request(error.message))?
             }
         };
+        self.fetch_by(request, meta, range, longest).await
+    }
+
+    /// Requests an object, or `range` of it, like [`Storage::fetch`], with LOTA's own credential.
+    ///
+    /// # Errors
+    /// [`FetchError`], also if the object has changed.
+    pub async fn fetch_own(
+        &self,
+        meta: &ObjectMeta,
+        range: Option<ByteRange>,
+        longest: Duration,
+    ) -> Result<Response<Incoming>, FetchError> {
+        self.fetch_by(self.own(Method::GET, &meta.version.name)?, meta, range, longest).await
+    }
+
+    async fn fetch_by(
+        &self,
+        mut request: Request<crate::http::Body>,
+        meta: &ObjectMeta,
+        range: Option<ByteRange>,
+        longest: Duration,
+    ) -> Result<Response<Incoming>, FetchError> {
         let headers = request.headers_mut();
         if let Ok(etag) = HeaderValue::from_str(&meta.version.validator.etag) {
             headers.entry(header::IF_MATCH).or_insert(etag);
@@ -156,13 +179,39 @@ impl Storage {
         Ok(answer)
     }
 
+    /// Requests the current version of an object, which no client has requested, with LOTA's own credential. Returns its metadata
+    /// and the response with all of its bytes. A 304 never proves that these metadata are the gateway's: they count as learned at
+    /// no time, so that the first client to read the object receives the gateway's own.
+    ///
+    /// # Errors
+    /// [`FetchError`], also if the object does not exist or its response cannot be stored.
+    pub async fn fetch_current(
+        &self,
+        name: &ObjectName,
+    ) -> Result<(ObjectMeta, Response<Incoming>), FetchError> {
+        let request = self.own(Method::GET, name)?;
+        let request_headers = request.headers().clone();
+        let answer = timeout(FIRST_ANSWER_TIMEOUT, self.upstream.send(request))
+            .await
+            .map_err(|_| FetchError::TimedOut)??;
+        let (status, headers) = (answer.status(), answer.headers());
+        if status != StatusCode::OK {
+            return Err(FetchError::Status(status));
+        }
+        let meta = ObjectMeta::of_answer(name, &request_headers, status, headers)
+            .map_err(FetchError::Unstorable)?
+            .with_checksums(headers)
+            .learned_when(Learned::default());
+        Ok((meta, answer))
+    }
+
     /// Returns the backend's metadata of an authorized object, with its checksums if it has any. Uses LOTA's own
     /// credential.
     ///
     /// # Errors
     /// [`FetchError`], also if the object has changed.
     pub async fn request_metadata(&self, meta: &ObjectMeta) -> Result<ObjectMeta, FetchError> {
-        let request = self.own(Method::HEAD, meta)?;
+        let request = self.own(Method::HEAD, &meta.version.name)?;
         let request_headers = request.headers().clone();
         let answer = timeout(FIRST_ANSWER_TIMEOUT, self.upstream.send(request))
             .await
@@ -171,10 +220,10 @@ impl Storage {
         meta.with_later_checksums(answer.headers()).ok_or(FetchError::Changed)
     }
 
-    fn own(&self, method: Method, meta: &ObjectMeta) -> Result<Request<crate::http::Body>, FetchError> {
+    fn own(&self, method: Method, name: &ObjectName) -> Result<Request<crate::http::Body>, FetchError> {
         let own = self.own.as_ref().ok_or_else(|| FetchError::Request("no credential".into()))?;
         let next = own.next.fetch_add(1, Ordering::Relaxed) % own.endpoints.len();
-        let request = own.signer.object(method, &own.endpoints[next], &meta.version.name);
+        let request = own.signer.object(method, &own.endpoints[next], name);
         request.map(|request| request.map(|()| empty())).map_err(FetchError::Request)
     }
 }

@@ -158,7 +158,8 @@ fn every_value_can_be_changed() {
         "config.cache": {
             "disks": [{ "folder": "/mnt/nvme0/lota", "capacity": "2TiB" }, { "folder": "/mnt/nvme1/lota", "capacity": "1TiB" }],
             "min_free": "1GiB", "high_percent": 90, "low_percent": 80, "admission": "frequent",
-            "encryption": "required", "scrub_rate": "0", "partial": false, "max_objects": 1_000_000,
+            "encryption": "required", "scrub_rate": "0", "partial": false, "after_write": "fetch",
+            "max_objects": 1_000_000,
         },
         "config.fill": { "concurrency": 8, "part_size": "4MiB", "md5_max_size": "0" },
         "config.peers": { "port": 7000, "max_owners": 2, "hot_request_rate": 1000 },

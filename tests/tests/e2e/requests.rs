@@ -85,7 +85,7 @@ pub(crate) fn play_gateway<P: Send + 'static>(
 }
 
 /// Replaces the gateway of the first node by `play` for one connection, while a client in the pod runs.
-fn with_gateway<P: Send + 'static, T: Send + 'static>(
+pub(crate) fn with_gateway<P: Send + 'static, T: Send + 'static>(
     tour: &mut Tour,
     play: impl FnOnce(&mut TcpStream) -> Result<P> + Send + 'static,
     talk: impl FnOnce(&mut TcpStream) -> Result<T> + Send + 'static,

@@ -15,6 +15,15 @@ pub enum Join {
     Follow(Arc<Object>),
 }
 
+/// Priority of a fill.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum FillPriority {
+    /// A client waits for it.
+    Client,
+    /// No client waits for it; it needs no permit.
+    Background,
+}
+
 impl Disk {
     /// Starts a fill and evicts objects to make room for it, or joins the running fill of this version.
     pub(super) async fn begin_or_join(
@@ -22,12 +31,16 @@ impl Disk {
         entry: StoreEntry,
         meta: ObjectMeta,
         pod: IpAddr,
+        priority: FillPriority,
     ) -> Result<Join, NoRoom> {
         if let Some(object) = self.get_whole(entry.version).await {
             self.named(entry.name, entry.version);
             return Ok(Join::Follow(object));
         }
-        let share = self.take_share(pod)?;
+        let share = match priority {
+            FillPriority::Client => Some(self.take_share(pod)?),
+            FillPriority::Background => self.refuse_after_handover().map(|()| None)?,
+        };
         let evicted = self.index().reserve(&entry)?;
         let part = match self.file_for(entry.size, entry.disk, evicted).await {
             Ok(part) => part,

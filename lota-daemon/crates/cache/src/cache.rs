@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use lota_s3::{ByteRange, ObjectMeta, ObjectName, ObjectVersion, RangeRequest};
 
 use super::{
-    begin::Join,
+    begin::{FillPriority, Join},
     disk::{self, Disk},
     ids::{NameId, VersionId},
     leaders::{Lead, Leaders},
@@ -133,10 +133,23 @@ impl Cache {
     /// # Errors
     /// [`NoRoom`]: the object cannot be cached; the caller relays it.
     pub async fn begin_fill(&self, meta: &ObjectMeta, pod: IpAddr) -> Result<Join, NoRoom> {
+        self.begin(meta, pod, FillPriority::Client).await
+    }
+
+    /// Starts or joins a fill like [`Cache::begin_fill`], but one that no client waits for. It does not count toward
+    /// [`CachePlan::fills`], so that it takes no permit from clients' fills; the caller bounds the number of such fills.
+    ///
+    /// # Errors
+    /// [`NoRoom`]: the object cannot be cached.
+    pub async fn begin_background_fill(&self, meta: &ObjectMeta, pod: IpAddr) -> Result<Join, NoRoom> {
+        self.begin(meta, pod, FillPriority::Background).await
+    }
+
+    async fn begin(&self, meta: &ObjectMeta, pod: IpAddr, priority: FillPriority) -> Result<Join, NoRoom> {
         let (disk, entry) = self.new_entry(meta)?;
         let meta = meta.clone();
         // In a task of its own: its reservation must be released even if the client disconnects.
-        let begun = tokio::spawn(async move { disk.begin_or_join(entry, meta, pod).await });
+        let begun = tokio::spawn(async move { disk.begin_or_join(entry, meta, pod, priority).await });
         begun.await.unwrap_or_else(|error| Err(NoRoom::new(error.to_string())))
     }
 

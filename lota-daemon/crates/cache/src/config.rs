@@ -27,8 +27,21 @@ pub struct CacheConfig {
     pub scrub_rate: ByteSize,
     /// Whether ranges are kept of objects that cannot be fetched as a whole.
     pub partial: bool,
+    /// Action after a client has written an object.
+    pub after_write: AfterWrite,
     /// Maximum number of objects on all disks. Default: as many as fit into a sixteenth of the memory.
     pub max_objects: Option<usize>,
+}
+
+/// Action after a client has written an object through LOTA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AfterWrite {
+    /// None: the first read fetches the object.
+    #[default]
+    Off,
+    /// The owner fetches the object into its cache, in the background.
+    Fetch,
 }
 
 impl CacheConfig {
@@ -93,6 +106,10 @@ struct CacheSection {
     /// `Range` and there is neither `[backend]` nor a direct path.
     #[serde(default = "default_partial")]
     partial: bool,
+    /// Action after a client has written an object through LOTA. `"off"`: none, so that the first read fetches the object;
+    /// `"fetch"`: the owner reads the object once from `[backend]`, in the background, so that the first read is a hit.
+    #[serde(default)]
+    after_write: AfterWrite,
     /// Maximum number of objects on all disks. Each object needs memory and a file, whatever its size. Default: as
     /// many as fit into a sixteenth of the memory of the machine (or of the daemon's cgroup), at 256 bytes each.
     max_objects: Option<usize>,
@@ -152,6 +169,7 @@ impl TryFrom<CacheSection> for CacheConfig {
             encryption: cache.encryption,
             scrub_rate: cache.scrub_rate,
             partial: cache.partial,
+            after_write: cache.after_write,
             max_objects: cache.max_objects,
         })
     }

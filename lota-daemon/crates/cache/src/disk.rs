@@ -133,11 +133,17 @@ impl Disk {
         self.index().named(name, version);
     }
 
+    /// Refuses changes of the folder after another daemon has taken it over.
+    pub(super) fn refuse_after_handover(&self) -> Result<(), NoRoom> {
+        match self.is_handed_over() {
+            true => Err(NoRoom::new("another daemon owns the cache")),
+            false => Ok(()),
+        }
+    }
+
     /// Takes a permit for a fill.
     pub(super) fn take_share(&self, pod: IpAddr) -> Result<Share, NoRoom> {
-        if self.is_handed_over() {
-            return Err(NoRoom::new("another daemon owns the cache"));
-        }
+        self.refuse_after_handover()?;
         self.fills.take(pod, 1).map_err(|taking| match taking {
             Taking::All => NoRoom::new("limits.fills reached"),
             Taking::Pod => {

@@ -66,6 +66,8 @@ pub enum SourceError {
 pub enum FillOptions {
     /// By this response body, which begins with the object's first byte.
     Arriving(BoxStream<'static, Result<Bytes, String>>),
+    /// By this response body, until a reader waits for bytes of a large object; then by concurrent range requests.
+    Background(BoxStream<'static, Result<Bytes, String>>),
     /// By one request for the whole object.
     Stream,
     /// By concurrent range requests.
@@ -82,7 +84,8 @@ pub struct Fill {
     part: NewFile,
     /// The pod whose request started the fill; the fill's requests count toward its share.
     pod: IpAddr,
-    _share: Share,
+    /// Permit of the fill; `None` in the background.
+    _share: Option<Share>,
     committed: bool,
 }
 
@@ -130,7 +133,7 @@ impl Fill {
         (entry, pod): (StoreEntry, IpAddr),
         object: Arc<Object>,
         progress: Arc<Progress>,
-        (part, share): (NewFile, Share),
+        (part, share): (NewFile, Option<Share>),
     ) -> Self {
         Self { disk, entry, object, progress, part, pod, _share: share, committed: false }
     }
@@ -144,7 +147,7 @@ impl Fill {
         (part, share): (NewFile, Share),
     ) -> io::Result<Self> {
         let progress = Arc::new(Progress::new(entry.size));
-        let fill = Self::new(disk, (entry, pod), object, progress, (part, share));
+        let fill = Self::new(disk, (entry, pod), object, progress, (part, Some(share)));
         let file = fill.object.file().clone();
         let checksums = tokio::task::spawn_blocking(move || verify::checksums(&file, entry.size)).await;
         let checksums = checksums.map_err(io::Error::other)?.inspect_err(|error| fill.disk.notice(error))?;
@@ -174,9 +177,12 @@ impl Fill {
         let mut lanes: FuturesUnordered<BoxFuture<'_, Lane>> = FuturesUnordered::new();
         let part = usize::try_from(self.disk.plan.part / u64::from(CHUNK)).unwrap_or(1).max(1);
         let mut streams = !matches!(how, FillOptions::Parts);
+        let mut is_background = matches!(how, FillOptions::Background(_)) && self.progress.len() > part;
         let claim = Claim::first(&self.progress, part);
         match how {
-            FillOptions::Arriving(stream) => lanes.push(Box::pin(self.stream(async { Ok(stream) }, claim))),
+            FillOptions::Arriving(stream) | FillOptions::Background(stream) => {
+                lanes.push(Box::pin(self.stream(async { Ok(stream) }, claim)));
+            }
             FillOptions::Stream => lanes.push(Box::pin(self.stream(source.fetch(None), claim))),
             // An object of one part is fetched as a whole.
             FillOptions::Parts if self.progress.len() <= part => {
@@ -201,7 +207,13 @@ impl Fill {
             }
             let ended = tokio::select! {
                 ended = lanes.next() => ended,
-                () = self.progress.wanted() => continue,
+                () = self.progress.wanted(), if !is_background => continue,
+                () = self.progress.awaited(), if is_background => {
+                    // One stream would be slower than the fill that the reader would have started.
+                    (is_background, streams) = (false, false);
+                    lanes.clear();
+                    continue;
+                }
             };
             let Some(Lane { streamed, failures_before, end }) = ended else { break };
             streams &= !streamed;

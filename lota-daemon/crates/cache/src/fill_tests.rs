@@ -8,6 +8,7 @@ use hyper::HeaderMap;
 use lota_s3::{Learned, ObjectMeta, ObjectName, ObjectVersion, Validator};
 use proptest::prelude::*;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use super::*;
 use crate::{Broken, Cache, CachePlan, DiskPlan, Join, Reader, permit::TestPermit};
@@ -111,6 +112,66 @@ async fn a_requested_range_comes_first_and_every_byte_once() {
     let all = ByteRange { start: 0, end: 50 * MIB + 7 };
     assert!(read(object, all).await.unwrap() == content(all));
     assert_eq!((cache.usage().objects, cache.usage().fills), (1, 0));
+}
+
+/// Fills an object of `size` bytes in the background from a stream that stops after one piece until it is released. Returns the
+/// ranges that were requested beside it, and the object's size.
+async fn fill_in_background(size: u64, is_read: bool) -> (Vec<ByteRange>, u64) {
+    let folder = TempDir::new().unwrap();
+    let (_cache, fill) = begin(&folder, size).await;
+    let (object, backend) = (fill.object(), Backend::new(size));
+    let all = ByteRange { start: 0, end: size };
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let bytes = content(all);
+    let (first, rest) = (bytes.slice(..1000), bytes.slice(1000..));
+    let arriving = stream::iter([Ok(first)]).chain(stream::once(async move {
+        let _ = released.await;
+        Ok(rest)
+    }));
+    let filling = tokio::spawn(async move {
+        let end = fill.run(&backend, FillOptions::Background(arriving.boxed())).await;
+        (backend.asked(), end.unwrap())
+    });
+    tokio::task::yield_now().await;
+    let reader = is_read.then(|| tokio::spawn(read(object, all)));
+    if let Some(reader) = reader.filter(|_| size > 8 * MIB) {
+        let read = timeout(Duration::from_secs(30), reader).await.expect("the stream delays the reader");
+        assert!(read.unwrap().unwrap() == bytes);
+    }
+    let _ = release.send(());
+    filling.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_background_fill_is_one_stream_until_somebody_reads() {
+    assert_eq!(fill_in_background(40 * MIB, false).await, (vec![], 40 * MIB));
+    assert_eq!(fill_in_background(3 * MIB, true).await, (vec![], 3 * MIB), "as fast in one request");
+    let (asked, size) = fill_in_background(40 * MIB, true).await;
+    assert_eq!((asked.len(), size), (5, 40 * MIB), "{asked:?}");
+    assert_eq!(asked.iter().map(|range| range.length()).sum::<u64>(), 40 * MIB);
+}
+
+#[tokio::test]
+async fn background_fills_take_no_permits() {
+    let folder = TempDir::new().unwrap();
+    let (cache, client) = begin(&folder, MIB).await;
+    let meta = |key: u64| {
+        let name = ObjectName::from_parts("http://gateway", "bucket", &key.to_string(), None).unwrap();
+        let version = ObjectVersion { name, validator: client.object().meta().version.validator.clone() };
+        ObjectMeta::restored(version, MIB, HeaderMap::new(), true, Learned::default())
+    };
+    let (writer, reader) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+    let mut fills = Vec::new();
+    for key in 0..32 {
+        fills.push(cache.begin_background_fill(&meta(key), writer).await.unwrap());
+    }
+    assert!(fills.iter().all(|join| matches!(join, Join::Lead(_))), "more than there are permits");
+    assert!(matches!(cache.begin_fill(&meta(0), reader).await, Ok(Join::Follow(_))));
+    for key in 100..107 {
+        fills.push(cache.begin_fill(&meta(key), writer).await.unwrap());
+    }
+    cache.set_handed_over(true);
+    assert!(cache.begin_background_fill(&meta(200), writer).await.is_err(), "after a handover");
 }
 
 #[tokio::test]

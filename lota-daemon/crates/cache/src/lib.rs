@@ -46,7 +46,7 @@ pub use available::Broken;
 pub use begin::Join;
 pub use cache::Cache;
 pub use compare::{Corrupt, compare, free, usage};
-pub use config::{CacheConfig, FillConfig};
+pub use config::{AfterWrite, CacheConfig, FillConfig};
 pub use evict::{EvictSelector, EvictedTotal};
 pub use file::{BodyFile, FileSlice, MAX_SLICE};
 pub use fill::{Fill, FillError, FillOptions, FillSource, SourceError};

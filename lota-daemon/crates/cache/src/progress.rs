@@ -30,6 +30,8 @@ pub(super) struct Progress {
     grown: Notify,
     /// Wakes the fill: a reader waits for a chunk that is not claimed.
     wanted: Notify,
+    /// Wakes the fill: a reader waits for bytes.
+    awaited: Notify,
 }
 
 #[derive(Debug)]
@@ -66,7 +68,13 @@ impl Progress {
             wanted: VecDeque::new(),
             ended: false,
         };
-        Self { size, state: Mutex::new(state), grown: Notify::new(), wanted: Notify::new() }
+        Self {
+            size,
+            state: Mutex::new(state),
+            grown: Notify::new(),
+            wanted: Notify::new(),
+            awaited: Notify::new(),
+        }
     }
 
     /// Returns available bytes from `position` on, at least one; waits for the first byte.
@@ -98,6 +106,7 @@ impl Progress {
         if state.ended {
             return Err(Broken);
         }
+        self.awaited.notify_one();
         if state.chunks.get(first) == Some(&Chunk::Missing) && !state.wanted.contains(&first) {
             state.wanted.push_back(first);
             self.wanted.notify_one();
@@ -114,6 +123,11 @@ impl Progress {
     /// Waits until a reader requests an unclaimed chunk.
     pub(super) async fn wanted(&self) {
         self.wanted.notified().await;
+    }
+
+    /// Waits until a reader waits for bytes, claimed or not.
+    pub(super) async fn awaited(&self) {
+        self.awaited.notified().await;
     }
 
     /// Claims at most `most` consecutive missing chunks for the caller: from the first one that a reader waits for;

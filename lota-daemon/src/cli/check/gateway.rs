@@ -6,6 +6,7 @@ use hyper::{
     Method, Request, StatusCode,
     header::{self, HeaderValue},
 };
+use lota_cache::AfterWrite;
 use lota_s3::{Credential, ObjectName, Origin, Secret, signing::Signer, verification::MAX_CLOCK_SKEW};
 
 use super::{
@@ -25,7 +26,7 @@ const WARN_CLOCK_SKEW: Duration = Duration::from_secs(60);
 pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
     for configured in config.all_gateways() {
         check_gateway(report, config, &configured).await;
-        check_backend(report, &configured).await;
+        check_backend(report, config, &configured).await;
     }
 }
 
@@ -170,9 +171,14 @@ async fn verification(report: &mut CheckReport<'_>, upstream: &Upstream, origin:
 }
 
 /// Checks that the backend knows LOTA's own credential.
-async fn check_backend(report: &mut CheckReport<'_>, configured: &ConfiguredGateway<'_>) {
+async fn check_backend(report: &mut CheckReport<'_>, config: &Config, configured: &ConfiguredGateway<'_>) {
     let (section, gateway) = (configured.name.backend_section(), configured.gateway);
     let Some(backend) = configured.backend else {
+        if config.cache.after_write == AfterWrite::Fetch {
+            let what =
+                format!("no [{section}]: LOTA does not fetch what clients write there (cache.after_write)");
+            report.warn(&section, what, format!("add [{section}]"));
+        }
         if gateway.re_sign.is_none() && gateway.direct_allow.is_empty() {
             let fix =
                 format!("with [{section}], LOTA also fills signed ranges, and uses several requests at once");

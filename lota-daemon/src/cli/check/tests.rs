@@ -53,6 +53,22 @@ async fn placeholders_and_readable_secrets_are_reported() {
     assert!(all.contains("AK") && !all.contains("hunter2"), "{all}");
 }
 
+#[tokio::test]
+async fn a_gateway_without_backend_fetches_nothing_after_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = "[backend]\nendpoints = [\"http://127.0.0.1:1\"]\ncredential_file = \"/none\"\n\
+                [gateways.cloud]\nendpoint = \"http://127.0.0.1:2\"\nnames = [\"s3.test\"]\n";
+    for (mode, is_reported) in [("fetch", true), ("off", false)] {
+        let mode = format!("[cache]\nafter_write = \"{mode}\"");
+        let config = config(folder.path(), more).replace("[cache]", &mode);
+        let (lines, _) = check_config(folder.path(), &config).await;
+        let about = |line: &&Finding| line.what.contains("cache.after_write");
+        let parts: Vec<_> = lines.iter().filter(about).map(|line| (&*line.part, line.level)).collect();
+        let expected = is_reported.then_some(("backends.cloud", Level::Warn));
+        assert_eq!(parts, expected.into_iter().collect::<Vec<_>>(), "{mode}");
+    }
+}
+
 #[test]
 fn a_line_names_the_node() {
     let folder = tempfile::tempdir().unwrap();

@@ -15,6 +15,7 @@ const GATEWAY: HeaderName = HeaderName::from_static("lota-gateway");
 const PING: HeaderName = HeaderName::from_static("lota-ping");
 const SKIP: HeaderName = HeaderName::from_static("lota-skip");
 const PART: HeaderName = HeaderName::from_static("lota-part");
+const WRITTEN: HeaderName = HeaderName::from_static("lota-written");
 const LEARNED: HeaderName = HeaderName::from_static("lota-learned");
 const LOAD: HeaderName = HeaderName::from_static("lota-load");
 const CAPACITY: HeaderName = HeaderName::from_static("lota-capacity");
@@ -31,6 +32,9 @@ pub enum PeerMethod {
     /// These bytes of the object, only from the cache, for the cache of the requesting node. The client's request
     /// authorizes them.
     Part(ByteRange),
+    /// To fetch the object into the cache, because a client of the node that asks has written it. The request names the object,
+    /// and is no client's.
+    Written,
     /// A sign of life.
     Ping,
 }
@@ -48,6 +52,7 @@ impl PeerMethod {
                     headers.insert(PART, part);
                 }
             }
+            Self::Written => drop(headers.insert(WRITTEN, HeaderValue::from_static("1"))),
             Self::Ping => drop(headers.insert(PING, HeaderValue::from_static("1"))),
         }
     }
@@ -57,6 +62,9 @@ impl PeerMethod {
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         if headers.contains_key(PING) {
             return Some(Self::Ping);
+        }
+        if headers.contains_key(WRITTEN) {
+            return Some(Self::Written);
         }
         let Some(part) = headers.get(PART) else {
             return Some(Self::Get { skip: Skipped::parse(headers).0 });
@@ -192,7 +200,9 @@ mod tests {
     #[test]
     fn methods_and_hints_are_read_as_written() {
         let part = PeerMethod::Part(ByteRange { start: 5, end: 6 });
-        for method in [PeerMethod::WHOLE, PeerMethod::Get { skip: 7 }, part, PeerMethod::Ping] {
+        for method in
+            [PeerMethod::WHOLE, PeerMethod::Get { skip: 7 }, part, PeerMethod::Written, PeerMethod::Ping]
+        {
             let mut headers = HeaderMap::new();
             method.write(&mut headers);
             assert_eq!(PeerMethod::of(&headers), Some(method));

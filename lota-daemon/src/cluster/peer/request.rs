@@ -32,6 +32,13 @@ pub enum PeerRequest {
         /// Number of bytes that the client already has.
         skip: u64,
     },
+    /// Asks to fetch an object into the cache because a client has written it.
+    Written {
+        /// A request that names the object.
+        head: RequestHead,
+        /// The object.
+        object: GetObject,
+    },
     /// Asks for the response to a request that this node, unlike its peer, does not take for a GET of an object. The
     /// peer has another version or other endpoints.
     Pass {
@@ -75,6 +82,13 @@ impl PeerRequest {
         }
     }
 
+    fn written(head: RequestHead, operation: Operation) -> Self {
+        match operation {
+            Operation::Get(object) => Self::Written { head, object },
+            Operation::Pass(_) => Self::Pass { head, skip: 0 },
+        }
+    }
+
     fn get(skip: u64, head: RequestHead, operation: Operation) -> Self {
         match operation {
             Operation::Get(object) => Self::Get { head, object, skip },
@@ -86,7 +100,10 @@ impl PeerRequest {
     #[must_use]
     pub fn head(&self) -> &RequestHead {
         match self {
-            Self::Part { head, .. } | Self::Get { head, .. } | Self::Pass { head, .. } => head,
+            Self::Part { head, .. }
+            | Self::Get { head, .. }
+            | Self::Written { head, .. }
+            | Self::Pass { head, .. } => head,
         }
     }
 
@@ -94,7 +111,7 @@ impl PeerRequest {
     #[must_use]
     pub fn skip(&self) -> u64 {
         match self {
-            Self::Part { .. } => 0,
+            Self::Part { .. } | Self::Written { .. } => 0,
             Self::Get { skip, .. } | Self::Pass { skip, .. } => *skip,
         }
     }
@@ -111,6 +128,9 @@ impl PeerCall {
                 Self::Forward(ForwardedCall::decode(parts, endpoints, |head, operation| {
                     PeerRequest::part(range, head, operation)
                 }))
+            }
+            PeerMethod::Written => {
+                Self::Forward(ForwardedCall::decode(parts, endpoints, PeerRequest::written))
             }
             PeerMethod::Get { skip } => {
                 Self::Forward(ForwardedCall::decode(parts, endpoints, |head, operation| {
@@ -188,6 +208,13 @@ mod tests {
         let part = decode(get("/k").header("lota-part", "bytes=2-5")).unwrap().request.unwrap();
         let range = ByteRange { start: 2, end: 6 };
         assert!(matches!(part, PeerRequest::Part { range: of, .. } if of == range), "{part:?}");
+
+        let written = get("/k").method("HEAD").header("range", "bytes=0-0").header("lota-written", "1");
+        let written = decode(written).unwrap().request.unwrap();
+        assert!(
+            matches!(&written, PeerRequest::Written { object, .. } if object.name == name),
+            "{written:?}"
+        );
 
         let ping = decode_any(Request::builder().uri("/").header("lota-ping", "1")).unwrap();
         assert!(matches!(ping, PeerCall::Ping), "a ping needs no Host");
