@@ -20,7 +20,7 @@ cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, e2e
                                clients, kernels, storage, deploy, monitoring, page, kubernetes, image, fuzz), or
                                all of them; cluster runs only if it is named; lab suites run in parallel
                                (LOTA_LANES, default 2) and print their output when done
-cargo xtask bench [NAME…]      run benchmarks (datapath, placement, serving, cold, memory, storage); results are
+cargo xtask bench [NAME…]      run benchmarks (datapath, placement, serving, cold, memory, storage, writes); results are
                                in target/bench/NAME.json
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
                                start, stop or enter the lab without the demo

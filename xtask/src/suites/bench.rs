@@ -9,13 +9,14 @@ use crate::{
 /// Runs the named benchmarks, or all.
 pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
     // What runs in this process itself is measured as it is delivered.
-    const BENCHES: [(&str, &str); 6] = [
+    const BENCHES: [(&str, &str); 7] = [
         ("datapath", "dev"),
         ("placement", "release"),
         ("serving", "release"),
         ("cold", "release"),
         ("memory", "release"),
         ("storage", "release"),
+        ("writes", "release"),
     ];
     let known = BENCHES.map(|(name, _)| name);
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
@@ -32,7 +33,7 @@ pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
         if ["serving", "cold", "memory"].contains(bench) {
             command.env("LOTA_NGINX", setup::nginx()?);
         }
-        if *bench == "serving" {
+        if ["serving", "writes"].contains(bench) {
             command.env("LOTA_WEED", setup::seaweedfs()?);
         }
         if !watch(&format!("benchmark {bench}"), &mut command, |_| ())? {
