@@ -88,7 +88,7 @@ pub fn gateway(listen: SocketAddr, root: &Path, urls: &[String]) -> String {
     let known: String = urls.iter().map(|url| format!("\"{url}\" 1;\n")).collect();
     format!(
         "map_hash_bucket_size 1024; map_hash_max_size 4096;\nmap $request_uri $known {{ default 0;\n{known}}}\n\
-         server {{ listen {listen} backlog=4096; root {};\n\
+         server {{ listen {listen} backlog=4096; root {}; add_header x-amz-request-id $request_id always;\n\
          location / {{ if ($known = 0) {{ return 403; }} }} }}",
         root.display()
     )
