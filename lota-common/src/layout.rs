@@ -180,7 +180,7 @@ pub struct Settings {
     pub lookups: u8,
     /// Number of entries in the map of targets.
     pub targets: u16,
-    /// Number of the state of the access entries. Every write of the settings increments it, and one follows every change of
+    /// Number of the state of the access entries. Every write of the settings raises it, and one follows every change of
     /// access entries: programs use a [`RecentAccess`] only in the state in which they read it.
     pub epoch: u64,
 }

@@ -157,9 +157,11 @@ impl Maps {
         })
     }
 
-    /// Writes the settings, in a new epoch.
+    /// Writes the settings, in a new epoch: the time, which is later than every epoch before, also than those of a pin that was
+    /// removed while the recent entries were kept.
     pub(super) fn set_settings(&mut self, settings: Settings) -> Result<()> {
-        let epoch = self.settings()?.epoch + 1;
+        let now = u64::try_from(since_boot()?.as_nanos()).context("the clock is beyond its range")?;
+        let epoch = now.max(self.settings()?.epoch + 1);
         self.settings.set(0, Settings { epoch, ..settings }, 0).context("cannot write the settings")
     }
 

@@ -14,8 +14,8 @@ use nix::sys::{
 /// release after these. Without tcx (before 6.6) clsact is used.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
-/// File that contains `1` if the kernel is built with PREEMPT_RT.
-const REAL_TIME: &str = "/sys/kernel/realtime";
+/// Word in the version of a kernel that is built with PREEMPT_RT (`init/Makefile`): `#1 SMP PREEMPT_RT Debian …`.
+const REAL_TIME: &str = "PREEMPT_RT";
 
 /// Bits of the required capabilities (`include/uapi/linux/capability.h`), their names and purposes.
 pub const CAPABILITIES: [(u32, &str, &str); 4] = [
@@ -76,7 +76,8 @@ impl fmt::Display for Missing {
 pub fn preflight(bpffs_path: &Path) -> Result<(), Vec<Missing>> {
     let version = kernel_version().filter(|version| *version >= OLDEST_KERNEL);
     let kernel = version.is_none().then(|| Missing::Kernel(kernel_version()));
-    let real_time = is_real_time(Path::new(REAL_TIME)).then_some(Missing::RealTime);
+    let is_real_time = uname().is_ok_and(|kernel| is_real_time(&kernel.version().to_string_lossy()));
+    let real_time = is_real_time.then_some(Missing::RealTime);
     let effective = effective_capabilities();
     let capabilities = CAPABILITIES
         .iter()
@@ -91,8 +92,8 @@ fn kernel_version() -> Option<(u32, u32)> {
     parse_release(uname().ok()?.release().to_str()?)
 }
 
-fn is_real_time(file: &Path) -> bool {
-    fs::read(file).is_ok_and(|content| content.starts_with(b"1"))
+fn is_real_time(version: &str) -> bool {
+    version.split_whitespace().any(|word| word == REAL_TIME)
 }
 
 fn parse_release(release: &str) -> Option<(u32, u32)> {
@@ -140,12 +141,13 @@ mod tests {
 
     #[test]
     fn kernels_that_preempt_programs() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("realtime");
-        assert!(!is_real_time(&file), "standard kernels have no such file");
-        for (content, expected) in [("1\n", true), ("0\n", false), ("", false)] {
-            fs::write(&file, content).unwrap();
-            assert_eq!(is_real_time(&file), expected, "{content:?}");
+        for (version, expected) in [
+            ("#1 SMP PREEMPT_RT Debian 6.12.57-1 (2025-11-05)", true),
+            ("#1 SMP PREEMPT_DYNAMIC Debian 6.12.57-1 (2025-11-05)", false),
+            ("#7 SMP Fri Nov 27 10:00:00 UTC 2026", false),
+            ("", false),
+        ] {
+            assert_eq!(is_real_time(version), expected, "{version}");
         }
     }
 
