@@ -106,8 +106,8 @@ struct CacheSection {
     /// `Range` and there is neither `[backend]` nor a direct path.
     #[serde(default = "default_partial")]
     partial: bool,
-    /// Action after a client has written an object through LOTA. `"off"`: none, so that the first read fetches the object;
-    /// `"fetch"`: the owner reads the object once from `[backend]`, in the background, so that the first read is a hit.
+    /// Action after a client has written an object through LOTA. `"fetch"` needs `[backend]`, which serves each written object
+    /// once more, so that the first read is a hit.
     #[serde(default)]
     after_write: AfterWrite,
     /// Maximum number of objects on all disks. Each object needs memory and a file, whatever its size. Default: as
