@@ -196,7 +196,7 @@ impl Seaweed {
             .arg(format!("-s3.config={}", config.display()))
             .arg("-master.volumeSizeLimitMB=1024")
             // Each bucket uses some volumes; without free volumes, writes fail with 500.
-            .arg("-volume.max=100")
+            .arg("-volume.max=1000")
             .stderr(log.try_clone()?)
             .stdout(log)
             .spawn()
