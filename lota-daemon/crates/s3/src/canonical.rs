@@ -58,6 +58,11 @@ pub fn timestamp(time: SystemTime) -> String {
     OffsetDateTime::from(time).format(TIMESTAMP).unwrap_or_default()
 }
 
+/// Returns the names and values of a query, as they were sent.
+pub(super) fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
 /// Returns whether this is a query parameter of a SigV2 or SigV4 signature.
 pub(super) fn is_signature_parameter(name: &str) -> bool {
     const PARAMETERS: [&str; 9] = [

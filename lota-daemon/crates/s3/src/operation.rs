@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 use crate::{
     address::{ObjectName, Resource},
     cache_control::CacheControl,
-    canonical::is_signature_parameter,
+    canonical::{is_signature_parameter, parameters},
     endpoint::Endpoint,
     range::RangeRequest,
     request_headers,
@@ -171,10 +171,6 @@ fn signs_range(authorization: &str, query: &str) -> bool {
             |(_, names)| percent_decode_str(names).decode_utf8_lossy().split(';').any(|name| name == "range"),
         );
     in_header || in_query
-}
-
-fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {

@@ -16,7 +16,8 @@ use time::PrimitiveDateTime;
 use crate::{
     S3Error, Secret,
     canonical::{
-        TIMESTAMP, canonical_path, canonical_query, is_named, is_signature_parameter, wants_signature,
+        TIMESTAMP, canonical_path, canonical_query, is_named, is_signature_parameter, parameters,
+        wants_signature,
     },
     chunks::ChunkChain,
 };
@@ -323,10 +324,6 @@ impl RequestSignature {
         request.extend_from_slice(end.as_bytes());
         request
     }
-}
-
-fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, S3Error> {

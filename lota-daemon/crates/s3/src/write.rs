@@ -5,7 +5,7 @@ use quick_xml::{Reader, events::Event};
 
 use crate::{
     address::{ObjectName, Resource},
-    canonical::is_signature_parameter,
+    canonical::{is_signature_parameter, parameters},
     endpoint::Endpoint,
 };
 
@@ -55,9 +55,8 @@ impl WriteObject {
         target: &PathAndQuery,
         headers: &HeaderMap,
     ) -> Option<Self> {
-        let parameters = target.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         let mut upload = None;
-        for (name, value) in parameters.map(|pair| pair.split_once('=').unwrap_or((pair, ""))) {
+        for (name, value) in parameters(target.query().unwrap_or_default()) {
             match name {
                 "uploadId" if upload.is_none() && !value.is_empty() => upload = Some(value),
                 _ if is_harmless(&name.to_ascii_lowercase()) => {}
