@@ -8,10 +8,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -57,8 +54,6 @@ struct NodeSending {
 struct PodSending {
     /// The connections that send large responses.
     connections: Mutex<Active>,
-    /// Last period in which one of them wrote.
-    period: AtomicU64,
     /// Time at which everything that was granted may have been sent.
     granted_until: Mutex<Instant>,
 }
@@ -100,13 +95,15 @@ impl From<SentBytes> for Sending {
 }
 
 impl Active {
-    /// Counts one in `period`.
-    fn count(&mut self, period: u64) {
-        if self.period != period {
+    /// Counts one in `period`. Returns whether it is the first.
+    fn count(&mut self, period: u64) -> bool {
+        let is_first = self.period != period;
+        if is_first {
             let is_next = self.period + 1 == period;
             *self = Self { period, current: 0, previous: if is_next { self.current } else { 0 } };
         }
         self.current += 1;
+        is_first
     }
 
     /// Returns how many there are, as far as known in the current period.
@@ -132,8 +129,8 @@ impl PodBandwidth {
             Some(known) => known.clone(),
             None => {
                 all.retain(|_, pod| Arc::strong_count(pod) > 1 || *pod.granted_until.lock() > now);
-                let (connections, period) = (Mutex::default(), AtomicU64::new(0));
-                let new = Arc::new(PodSending { connections, period, granted_until: Mutex::new(now) });
+                let new =
+                    Arc::new(PodSending { connections: Mutex::default(), granted_until: Mutex::new(now) });
                 all.insert(pod, new.clone());
                 new
             }
@@ -182,11 +179,9 @@ impl ConnectionPace {
         // The first period is 2, so that it does not follow the value of those that have not written.
         let elapsed = self.node.start.elapsed().as_millis() / PERIOD.as_millis();
         let period = u64::try_from(elapsed).unwrap_or(u64::MAX).saturating_add(2);
-        if std::mem::replace(&mut self.period, period) != period {
-            self.pod.connections.lock().count(period);
-            if self.pod.period.swap(period, Ordering::Relaxed) != period {
-                self.node.pods.lock().count(period);
-            }
+        if std::mem::replace(&mut self.period, period) != period && self.pod.connections.lock().count(period)
+        {
+            self.node.pods.lock().count(period);
         }
         let is_shared = self.node.pods.lock().number() > 1;
         is_shared.then(|| (SHARE / self.connections()).max(MIN_TURN))
