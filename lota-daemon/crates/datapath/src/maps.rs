@@ -160,8 +160,7 @@ impl Maps {
     /// Writes the settings, in a new epoch: the time, which is later than every epoch before, also than those of a pin that was
     /// removed while the recent entries were kept.
     pub(super) fn set_settings(&mut self, settings: Settings) -> Result<()> {
-        let now = u64::try_from(since_boot()?.as_nanos()).context("the clock is beyond its range")?;
-        let epoch = now.max(self.settings()?.epoch + 1);
+        let epoch = nanoseconds_since_boot()?.max(self.settings()?.epoch + 1);
         self.settings.set(0, Settings { epoch, ..settings }, 0).context("cannot write the settings")
     }
 
@@ -220,8 +219,7 @@ impl Maps {
 
     /// Records that the daemon lives, or that it is about to end.
     pub(super) fn set_heartbeat(&mut self, lives: bool) -> Result<()> {
-        let now = u64::try_from(since_boot()?.as_nanos()).context("the clock is beyond its range")?;
-        let at_ns = if lives { now } else { 0 };
+        let at_ns = if lives { nanoseconds_since_boot()? } else { 0 };
         self.heartbeat.set(0, Heartbeat { at_ns }, 0).context("cannot write the heartbeat")
     }
 
@@ -384,4 +382,9 @@ fn started() -> Result<SystemTime> {
 /// Returns the time that the kernel's clock of the eBPF programs shows.
 fn since_boot() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into())
+}
+
+/// Returns the same as the eBPF programs read it.
+fn nanoseconds_since_boot() -> Result<u64> {
+    u64::try_from(since_boot()?.as_nanos()).context("the clock is beyond its range")
 }
