@@ -356,11 +356,7 @@ impl FillSource for Supply {
         range: Option<ByteRange>,
     ) -> Result<BoxStream<'static, Result<Bytes, String>>, SourceError> {
         // Before the source has agreed, requests that wait for the fill have another way: retrying only delays them.
-        let answer = self.ask(range).await.map_err(|error| match error {
-            FetchError::Changed => SourceError::Replaced,
-            error if error.is_transient() && self.has_agreed() => SourceError::Transient(error.to_string()),
-            error => SourceError::Final(error.to_string()),
-        })?;
+        let answer = self.ask(range).await.map_err(|error| source_error(error, self.has_agreed()))?;
         let whole = answer.status() == StatusCode::OK;
         if whole
             && self.sends_checksums
@@ -382,6 +378,15 @@ impl FillSource for Supply {
 fn is_of_object(meta: &ObjectMeta, status: StatusCode, headers: &HeaderMap) -> bool {
     let etag = headers.get(header::ETAG).and_then(|etag| etag.to_str().ok());
     response::stated_size(status, headers) == Some(meta.size) && etag == Some(&*meta.version.validator.etag)
+}
+
+/// Returns the error of a fill's source, which is retried if `may_retry` and a retry may succeed.
+pub(super) fn source_error(error: FetchError, may_retry: bool) -> SourceError {
+    match error {
+        FetchError::Changed => SourceError::Replaced,
+        error if may_retry && error.is_transient() => SourceError::Transient(error.to_string()),
+        error => SourceError::Final(error.to_string()),
+    }
 }
 
 /// Returns the pieces of a response body.

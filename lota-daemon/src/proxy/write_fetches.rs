@@ -16,11 +16,13 @@ use lota_s3::{ByteRange, ObjectMeta, ObjectName};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{FillQuota, Proxy, S3Store, fill::bytes_of};
+use super::{
+    FillQuota, Proxy, S3Store,
+    fill::{bytes_of, source_error},
+};
 use crate::{
     metrics::{Fault, FillLabels, WriteFetch},
     process::log_limit::LogLimit,
-    storage::FetchError,
 };
 
 /// Maximum number of objects that wait to be fetched. A single pod gets at most half of them.
@@ -167,12 +169,8 @@ impl FillSource for OwnSource {
         range: Option<ByteRange>,
     ) -> Result<BoxStream<'static, Result<Bytes, String>>, SourceError> {
         let (meta, backend): (Arc<ObjectMeta>, _) = (self.object.meta(), &self.store.backend);
-        match backend.fetch_own(&meta, range, backend.response_timeout()).await {
-            Ok(answer) => Ok(bytes_of(answer)),
-            Err(FetchError::Changed) => Err(SourceError::Replaced),
-            Err(error) if error.is_transient() => Err(SourceError::Transient(error.to_string())),
-            Err(error) => Err(SourceError::Final(error.to_string())),
-        }
+        let answer = backend.fetch_own(&meta, range, backend.response_timeout()).await;
+        answer.map(bytes_of).map_err(|error| source_error(error, true))
     }
 }
 
