@@ -120,15 +120,10 @@ impl<'a> Client<'a> {
         Ok((reply, start, self.common.began.elapsed()))
     }
 
-    /// Sends a request that must succeed; again if the gateway itself failed (`500`), as SDKs do: SeaweedFS has done so on a
-    /// busy machine.
+    /// Sends a request that must succeed.
     pub(crate) async fn change(&mut self, request: Request) -> Result<(Reply, Duration, Duration)> {
         let what = format!("{} {}", request.method, request.target);
-        let (mut reply, start, mut end) = self.send(request.clone()).await?;
-        if reply.status == StatusCode::INTERNAL_SERVER_ERROR {
-            println!("{what} was answered {} {}; sent again", reply.status, reply.code());
-            (reply, _, end) = self.send(request).await?;
-        }
+        let (reply, start, end) = self.send(request).await?;
         ensure!(reply.status.is_success(), "{what} was answered {} {}", reply.status, reply.code());
         Ok((reply, start, end))
     }
