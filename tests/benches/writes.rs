@@ -4,7 +4,7 @@
 
 use std::{process::ExitCode, time::Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use hyper::Method;
 use lota_tests::{
     bench::{self, Goal, Report},
@@ -93,9 +93,7 @@ fn upload(tour: &mut Tour, round: usize, is_fetch: bool) -> Result<Took> {
             written += if is_fetch { count as f64 } else { 0.0 };
             // Also in the other mode, so that the next upload finds the machine in the same state.
             wait_until("the fetches", || {
-                let fetched = "lota_write_fetches_total{result=\"fetched\"}";
-                let all = tour.nodes.iter().map(|node| node.metric(fetched)).sum::<Result<f64>>();
-                Ok(all.context("no metrics")? >= written)
+                Ok(tour.metric("lota_write_fetches_total{result=\"fetched\"}")? >= written)
             })?;
         }
     }

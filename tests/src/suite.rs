@@ -141,9 +141,16 @@ fn attempts() -> usize {
     std::env::var(ATTEMPTS).ok().and_then(|number| number.parse().ok()).unwrap_or(1)
 }
 
+fn attempt(name: &str, attempts: usize, test: impl FnMut() -> TestResult) -> Result<(), Failed> {
+    repeat(name, attempts, test).map_err(Failed::from)
+}
+
 /// Runs a test until it passes, at most `attempts` times. The failures of one that passes later are printed behind
 /// [`FLAKY`].
-fn attempt(name: &str, attempts: usize, mut test: impl FnMut() -> TestResult) -> Result<(), Failed> {
+///
+/// # Errors
+/// If it fails each time: all failures.
+pub fn repeat(name: &str, attempts: usize, mut test: impl FnMut() -> TestResult) -> Result<(), String> {
     let mut failures = Vec::new();
     while failures.len() < attempts {
         match test() {
@@ -154,7 +161,7 @@ fn attempt(name: &str, attempts: usize, mut test: impl FnMut() -> TestResult) ->
             Err(error) => failures.push(format!("{error:#}").replace('\n', " ")),
         }
     }
-    Err(failures.join("\nand again: ").into())
+    Err(failures.join("\nand again: "))
 }
 
 /// Creates a lab with running nodes and the gateway `embedded`, `rgw` or `seaweedfs`.

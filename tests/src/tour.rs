@@ -199,6 +199,14 @@ impl Tour {
         Ok(holder.unwrap_or_default())
     }
 
+    /// Returns the sum of a metric over all nodes, given as `name{labels}`.
+    ///
+    /// # Errors
+    /// If an admin port does not answer.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        self.nodes.iter().map(|node| node.metric(name)).sum()
+    }
+
     /// Returns the names of the nodes that have cached the object.
     ///
     /// # Errors

@@ -161,8 +161,7 @@ fn test(tour: &mut Tour, way: Way, origin: &str) -> Result<()> {
 
 /// Verifies that objects were fetched after writes, so that the history says something about them.
 fn was_fetched(tour: &Tour) -> Result<()> {
-    let metric = "lota_write_fetches_total{result=\"fetched\"}";
-    let fetched = tour.nodes.iter().map(|node| node.metric(metric)).sum::<Result<f64>>()?;
+    let fetched = tour.metric("lota_write_fetches_total{result=\"fetched\"}")?;
     println!("{fetched} fetched after writes");
     ensure!(fetched >= 20.0, "only {fetched} objects were fetched after writes");
     Ok(())

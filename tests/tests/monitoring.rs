@@ -146,11 +146,6 @@ fn scrape_is_sound(tour: &mut Tour) -> Result<()> {
     Ok(())
 }
 
-/// Returns the sum of a metric over all nodes.
-fn sum(tour: &Tour, series: &str) -> Result<f64> {
-    tour.nodes.iter().map(|node| node.metric(series)).sum()
-}
-
 fn counted(tour: &mut Tour) -> Result<()> {
     let (client, pod, key) = (tour.client.clone(), tour.pod(1, 1), "counted");
     client.create_bucket(&pod)?;
@@ -173,14 +168,14 @@ fn counted(tour: &mut Tour) -> Result<()> {
         "lota_gateway_requests_total{gateway=\"default\",status=\"403\"}".to_owned(),
         "lota_errors_total{kind=\"unavailable\"}".to_owned(),
     ];
-    let before = series.iter().map(|series| sum(tour, series)).collect::<Result<Vec<_>>>()?;
+    let before = series.iter().map(|series| tour.metric(series)).collect::<Result<Vec<_>>>()?;
     client.get(&pod, key, Style::Path)?;
     client.get_with(&pod, key, json!({"range": "bytes=0-1023"}))?;
     let refused = client.with(NOBODY).get(&pod, key, Style::Path)?;
     ensure!(refused.status == 403, "{}", refused.status);
     let moved = [1.0, 1.0, 1.0, 2.0, 1.0, 2.0, 3.0, (3 * MIB + 1024) as f64, 2.0, 1.0, 0.0];
     for ((series, before), moved) in series.iter().zip(before).zip(moved) {
-        let now = sum(tour, series)? - before;
+        let now = tour.metric(series)? - before;
         // The body of a refusal also comes from the owner; rounds of the gateway's verification are requests to it.
         let tolerance = match series.as_str() {
             series if series.contains("sent_bytes") => 0.0..=2000.0,
@@ -190,11 +185,11 @@ fn counted(tour: &mut Tour) -> Result<()> {
         ensure!(tolerance.contains(&(now - moved)), "{series} moved by {now}, not {moved}");
     }
     ensure!(
-        sum(tour, "lota_nodes_known")? == 9.0
-            && sum(tour, "lota_cache_capacity_bytes")? == 3.0 * (4u64 << 30) as f64
+        tour.metric("lota_nodes_known")? == 9.0
+            && tour.metric("lota_cache_capacity_bytes")? == 3.0 * (4u64 << 30) as f64
     );
     let version = format!("lota_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
-    ensure!(sum(tour, &version)? == 3.0, "the nodes have different versions");
+    ensure!(tour.metric(&version)? == 3.0, "the nodes have different versions");
     Ok(())
 }
 

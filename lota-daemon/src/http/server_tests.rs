@@ -36,14 +36,14 @@ async fn connect_with<F>(
 where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    connect_to(Life::Serving, limits, head_memory, service).await
+    connect_to(Life::Serving, limits, (head_memory, Sending::default()), service).await
 }
 
-/// The same with a listener in this state.
+/// The same with a listener in this state, and with accounting of what is sent.
 async fn connect_to<F>(
     listener_life: Life,
     limits: ConnectionLimits,
-    head_memory: usize,
+    (head_memory, sending): (usize, Sending),
     service: impl Fn(Request<Incoming>) -> F + Send + 'static,
 ) -> (impl Future<Output = ()>, TcpStream)
 where
@@ -65,7 +65,7 @@ where
     let heads = crate::http::HeadBudget::new(head_memory, head_memory).charge([127, 0, 0, 1].into());
     let terms = (limits, heads);
     let serving = async move {
-        serve(accepted, terms, Sending::default(), life, std::future::pending(), served).await;
+        serve(accepted, terms, sending, life, std::future::pending(), served).await;
         drop(sender);
     };
     (serving, client)
@@ -90,25 +90,17 @@ where
 #[tokio::test]
 async fn a_response_is_as_slow_as_its_pod_may_receive() {
     const LIMIT: u64 = 2 << 20;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let accepted = accept(&listener).await;
-    let (alive, life) = watch::channel(Life::Serving);
     let content: Vec<u8> = (0..1 << 20).map(|i: u32| i.to_le_bytes()[1]).collect();
     let body = content.clone();
-    let served = move |_, _| {
-        let body = body.clone();
-        async move { Ok(Response::new(full(body))) }
-    };
-    let source = [127, 0, 0, 1].into();
-    let heads = crate::http::HeadBudget::new(1 << 20, 1 << 20).charge(source);
     // The timeout for progress does not end what LOTA itself delays.
     let limits = ConnectionLimits { idle_timeout: Duration::from_millis(2), ..ConnectionLimits::CLIENT };
-    let sending = Sending { pace: Some(PodBandwidth::new(Some(LIMIT)).pace(source)), ..Sending::default() };
-    let serving = async move {
-        serve(accepted, (limits, heads), sending, life, std::future::pending(), served).await;
-        drop(alive);
+    let pace = PodBandwidth::new(Some(LIMIT)).pace([127, 0, 0, 1].into());
+    let sending = Sending { pace: Some(pace), ..Sending::default() };
+    let service = move |_| {
+        let body = body.clone();
+        async { Response::new(full(body)) }
     };
+    let (serving, mut client) = connect_to(Life::Serving, limits, (1 << 20, sending), service).await;
     let receiving = async move {
         let began = Instant::now();
         client.write_all(b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.unwrap();
@@ -124,7 +116,7 @@ async fn a_response_is_as_slow_as_its_pod_may_receive() {
 /// A connection to a server whose listener has ended, to be served and to be talked to.
 async fn connect_to_ended() -> (impl Future<Output = ()>, TcpStream) {
     let service = |_| async { Response::new(full("served")) };
-    connect_to(Life::Ending, ConnectionLimits::CLIENT, 1 << 20, service).await
+    connect_to(Life::Ending, ConnectionLimits::CLIENT, (1 << 20, Sending::default()), service).await
 }
 
 #[tokio::test]

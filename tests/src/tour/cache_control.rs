@@ -32,8 +32,7 @@ pub(super) fn directives(tour: &mut Tour) -> Result<Vec<Line>> {
             tour.wait_cached(key)?;
         } else {
             // A fill would be in progress or complete by now.
-            let fills: f64 =
-                tour.nodes.iter().map(|node| node.metric("lota_fills_in_progress")).sum::<Result<f64>>()?;
+            let fills = tour.metric("lota_fills_in_progress")?;
             ensure!(fills == 0.0 && tour.holders(key)?.is_empty(), "{what} left the object in a cache");
         }
         let held = if stored { "in a cache" } else { "in no cache" };

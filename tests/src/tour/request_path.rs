@@ -91,7 +91,7 @@ pub(super) fn client(tour: &mut Tour) -> Result<Vec<Line>> {
 
 /// Returns the bytes that all nodes have sent by `call`.
 fn total(tour: &Tour, call: &str) -> Result<f64> {
-    tour.nodes.iter().map(|node| node.metric(&format!("lota_{call}_bytes_total"))).sum()
+    tour.metric(&format!("lota_{call}_bytes_total"))
 }
 
 /// Verifies with strace that a hit is sent by sendfile.

@@ -5,10 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result, ensure};
 use lota_common::map;
 use lota_tests::{
     lab::{ApiPod, Pod, Reached, VIP, node_address},
+    suite::repeat,
     tour::Tour,
 };
 
@@ -25,23 +26,12 @@ const INTERVAL: Duration = Duration::from_secs(3);
 
 /// A pod's address appears long after its interface. One pod gets a route then; the other one is only seen as a neighbour.
 pub(crate) fn network(tour: &mut Tour) -> Result<()> {
-    attempt(tour, network_once)
+    repeat("network", ATTEMPTS, || network_once(tour)).map_err(Error::msg)
 }
 
 /// Kubelet makes a pod's cgroup long after the API server has reported the pod.
 pub(crate) fn cgroup(tour: &mut Tour) -> Result<()> {
-    attempt(tour, cgroup_once)
-}
-
-fn attempt(tour: &mut Tour, test: fn(&mut Tour) -> Result<()>) -> Result<()> {
-    let mut result = Ok(());
-    for _ in 0..ATTEMPTS {
-        result = test(tour);
-        if result.is_ok() {
-            break;
-        }
-    }
-    result
+    repeat("cgroup", ATTEMPTS, || cgroup_once(tour)).map_err(Error::msg)
 }
 
 fn network_once(tour: &mut Tour) -> Result<()> {

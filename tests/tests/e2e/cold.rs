@@ -183,5 +183,5 @@ pub(crate) fn sum(tour: &Tour, is_meant: impl Fn(&str) -> bool) -> Result<f64> {
 }
 
 fn fills(tour: &Tour) -> Result<f64> {
-    tour.nodes.iter().map(|node| node.metric("lota_fills_in_progress")).sum()
+    tour.metric("lota_fills_in_progress")
 }

@@ -278,10 +278,7 @@ pub(crate) fn first_bytes_only(tour: &mut Tour) -> Result<()> {
         restart_with(tour, node, "fill_overread = \"20MiB\"")?;
     }
     let (client, pod) = (tour.client.clone(), tour.pod(1, 1));
-    let uncached = |tour: &Tour| -> Result<f64> {
-        let name = "lota_uncached_total{reason=\"fill-overread\"}";
-        tour.nodes.iter().map(|node| node.metric(name)).sum()
-    };
+    let uncached = |tour: &Tour| tour.metric("lota_uncached_total{reason=\"fill-overread\"}");
     for object in 0..12 {
         let key = format!("first-bytes/{object}");
         client.put(&pod, &key, 131, 8 * MIB)?;

@@ -11,10 +11,12 @@ use lota_tests::{
     },
     tour::{MIB, Tour, wait_until},
 };
-
 use nix::sys::signal::Signal;
 
-use crate::requests::{head, with_gateway};
+use crate::{
+    cold::sum,
+    requests::{head, with_gateway},
+};
 
 const OFF: &str = "[cache]\n";
 const FETCH: &str = "[cache]\nafter_write = \"fetch\"\n";
@@ -47,18 +49,9 @@ fn send_past_lota(tour: &Tour, request: Request) -> Result<Reply> {
     replies.into_iter().next().context("no response")
 }
 
-/// Returns the number of written objects with one of these results, on all nodes.
-fn results(tour: &Tour, which: impl Fn(&str) -> bool) -> Result<u64> {
-    let mut sum = 0;
-    for node in &tour.nodes {
-        let metrics = node.admin("/metrics")?;
-        let lines =
-            metrics.lines().filter_map(|line| line.strip_prefix("lota_write_fetches_total{result=\""));
-        for (result, count) in lines.filter_map(|line| line.split_once("\"} ")) {
-            sum += if which(result) { count.parse::<u64>()? } else { 0 };
-        }
-    }
-    Ok(sum)
+/// Returns the number of written objects with any result, on all nodes.
+fn results(tour: &Tour) -> Result<f64> {
+    sum(tour, |line| line.starts_with("lota_write_fetches_total{"))
 }
 
 pub(crate) fn first_reads(tour: &mut Tour) -> Result<()> {
@@ -116,9 +109,9 @@ fn successful_writes_are_hits(tour: &Tour) -> Result<()> {
     ensure!(parts.status == 200, "{} {}", parts.status, parts.code);
     keys.extend(["written/copy", "written/parts"].map(str::to_owned));
 
-    wait_until("what was written to be fetched", || Ok(results(tour, |_| true)? >= keys.len() as u64))?;
-    let fetched = results(tour, |result| result == "fetched")?;
-    ensure!(fetched == keys.len() as u64, "{fetched} of {} objects were fetched", keys.len());
+    wait_until("what was written to be fetched", || Ok(results(tour)? >= keys.len() as f64))?;
+    let fetched = tour.metric("lota_write_fetches_total{result=\"fetched\"}")?;
+    ensure!(fetched == keys.len() as f64, "{fetched} of {} objects were fetched", keys.len());
     let mut owners = HashMap::new();
     for node in &tour.nodes {
         owners.extend(node.cached()?.into_keys().map(|name| (name, node.name())));
@@ -226,10 +219,10 @@ pub(crate) fn late_results(tour: &mut Tour) -> Result<()> {
         ensure!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         // The owner does not have the object, or is another node with another gateway.
         match is_success {
-            true => wait_until("the write to be noticed", || Ok(results(tour, |_| true)? == 1))?,
+            true => wait_until("the write to be noticed", || Ok(results(tour)? == 1.0))?,
             false => {
                 std::thread::sleep(Duration::from_millis(200));
-                ensure!(results(tour, |_| true)? == 0, "counts as a write: {result}");
+                ensure!(results(tour)? == 0.0, "counts as a write: {result}");
             }
         }
     }
