@@ -143,6 +143,7 @@ impl Collector for Scraped {
         let sent = &self.metrics.sent;
         for (metric, value) in [
             (&catalog::CACHE_OBJECTS, usage.objects as u64),
+            (&catalog::CACHE_STRIPES, usage.stripes as u64),
             (&catalog::CACHE_PARTIAL, usage.partial as u64),
             (&catalog::CACHE_BYTES, usage.bytes),
             (&catalog::CACHE_CAPACITY, capacity),

@@ -74,7 +74,7 @@ pub(super) async fn verify(config: &Config, repair: bool, rate: Option<ByteSize>
     for disk in &config.cache.disks {
         let folder: &Path = &disk.folder;
         let usage = lota_cache::usage(folder).with_context(|| format!("reading {}", folder.display()))?;
-        if usage.objects == 0 {
+        if usage.bytes == 0 {
             continue;
         }
         bar.inc_length(usage.bytes);

@@ -19,7 +19,7 @@ pub(crate) fn cache(disks: &[DiskPlan], json: bool) -> Result<String> {
     let mut shown = String::new();
     let listed = disks.iter().map(|disk| lota_cache::list(&disk.folder)).collect::<Result<Vec<_>, _>>()?;
     for object in listed.into_iter().flatten() {
-        let meta = object.meta;
+        let (meta, stripe) = (object.meta, object.stripe);
         let age = SystemTime::now().duration_since(object.stored).unwrap_or_default().as_secs();
         let name = meta.version.name;
         if json {
@@ -30,6 +30,8 @@ pub(crate) fn cache(disks: &[DiskPlan], json: bool) -> Result<String> {
                 "version_id": name.version_id,
                 "etag": meta.version.validator.etag,
                 "size": meta.size,
+                "stripe": stripe.map(|stripe| stripe.index()),
+                "stripe_length": stripe.map(|stripe| stripe.length().bytes()),
                 "age_seconds": age,
                 "file": object.file,
             });
@@ -37,7 +39,12 @@ pub(crate) fn cache(disks: &[DiskPlan], json: bool) -> Result<String> {
         } else {
             line(
                 &mut shown,
-                format_args!("{:>14}  {age:>8}s  {}  {name}", meta.size, meta.version.validator.etag),
+                format_args!(
+                    "{:>14}  {age:>8}s  {}  {name}{}",
+                    meta.size,
+                    meta.version.validator.etag,
+                    stripe.map_or_else(String::new, |stripe| format!("  {stripe}"))
+                ),
             );
         }
     }
@@ -167,7 +174,8 @@ pub(crate) fn disks(disks: &[DiskStatus], reads: Option<Reads>, running: bool, j
             .iter()
             .map(|disk| {
                 json!({
-                    "folder": disk.folder, "objects": disk.usage.objects, "bytes": disk.usage.bytes,
+                    "folder": disk.folder, "objects": disk.usage.objects, "stripes": disk.usage.stripes,
+                    "bytes": disk.usage.bytes,
                     "capacity": disk.capacity, "free": free(disk),
                     "encrypted": running.then_some(disk.encrypted), "works": running.then_some(disk.works),
                     "fills": disk.usage.fills, "evictions": disk.evictions, "corrupt": disk.corrupt,
@@ -211,7 +219,7 @@ fn disk_row(disk: &DiskStatus, running: bool) -> String {
     let mut line = format!(
         "{:<32} {:>10} {:>12} {:>12} {used:>4.0}% {:>12}  {state}",
         disk.folder.display(),
-        disk.usage.objects,
+        disk.usage.objects + disk.usage.stripes,
         bytes(disk.usage.bytes),
         bytes(disk.capacity),
         free(disk).map_or("?".to_owned(), bytes),

@@ -23,7 +23,7 @@ use crate::{
     dns::EndpointConfig,
     gateway::{GatewayConfig, GatewayName},
     kubernetes::KubernetesConfig,
-    proxy::LimitsConfig,
+    proxy::{LimitsConfig, PlacementConfig},
     settings::ConfigError,
     storage::BackendConfig,
 };
@@ -57,6 +57,9 @@ pub struct Config {
     pub fill: FillConfig,
     /// Other nodes of the cluster.
     pub peers: Option<PeersConfig>,
+    /// Placement of objects on nodes.
+    #[serde(default)]
+    pub placement: PlacementConfig,
     /// Kubernetes API server, which LOTA watches for pods and nodes. Without this section LOTA does not connect to
     /// it.
     pub kubernetes: Option<KubernetesConfig>,

@@ -235,7 +235,7 @@ impl Types {
             "String" | "Secret" => "string".into(),
             "bool" => "`true` or `false`".into(),
             "PathBuf" => "path".into(),
-            "ByteSize" => "size".into(),
+            "ByteSize" | "StripeLength" => "size".into(),
             "Origin" => "server".into(),
             "Zone" => "DNS name".into(),
             "IpAddr" => "IP address".into(),

@@ -71,6 +71,8 @@ fn errors_of_bad_values_show_valid_ones() {
             "[gateway.re_sign]\nclients_file = \"/c\"\nregion = \"a\\n\"\n[cache]",
             "gateway.re_sign.region",
         ),
+        ("[cache]", "[placement]\nstripe = \"1KiB\"\n[cache]", "must be a multiple of 1 MiB"),
+        ("[cache]", "[placement]\nstripe = \"2GiB\"\n[cache]", "must be a multiple of 1 MiB"),
         ("[cache]", "[limits]\nconnections = 0\n[cache]", "limits.connections"),
         ("[cache]", "[limits]\nconnections_per_pod = 0\n[cache]", "limits.connections_per_pod"),
         ("[cache]", "[limits]\nfills = 0\n[cache]", "limits.fills"),

@@ -19,7 +19,7 @@ use crate::{
     },
     kubernetes::PodRules,
     metrics::{Metrics, heavy_hitters::HeavyHitterCounter},
-    proxy::{FillQuota, HotObjects, Load, Proxy, S3Store, S3Stores, WriteFetches},
+    proxy::{FillQuota, HotObjects, Load, Proxy, S3Store, S3Stores, Striping, WriteFetches},
     reconciler::ControlConfig,
     storage::Storage,
 };
@@ -106,6 +106,7 @@ pub(super) fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result
         cache: Arc::new(cache),
         peers,
         hot_objects,
+        striping: Striping::new(&config.placement),
         load: Load::default(),
         fill_quota: Arc::new(FillQuota::new(fill_overread)),
         write_fetches: WriteFetches::new(config.cache.after_write, fill_overread),

@@ -136,7 +136,9 @@ catalog! {
     }
     "Cache": {
         CACHE_OBJECTS = Gauge "lota_cache_objects" {
-        } "Complete objects in the cache";
+        } "Complete objects in the cache, without those in stripes";
+        CACHE_STRIPES = Gauge "lota_cache_stripes" {
+        } "Complete stripes of larger objects in the cache";
         CACHE_PARTIAL = Gauge "lota_cache_partial_objects" {
         } "Partial objects in the cache: some ranges of each are cached";
         CACHE_BYTES = Gauge "lota_cache_bytes" {

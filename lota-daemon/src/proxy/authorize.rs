@@ -3,29 +3,45 @@
 use std::sync::Arc;
 
 use hyper::Response;
-use lota_s3::S3Error;
+use lota_s3::{ObjectMeta, S3Error};
 
 use super::{Proxy, get::Get, response};
-use crate::{gateway::Authorization, http::Body, metrics::Outcome};
+use crate::{cluster::peer::headers::GetScope, gateway::Authorization, http::Body, metrics::Outcome};
 
 impl Proxy {
+    /// Returns whether the requesting node must ask for the stripes of an object instead, or for other stripes, since the
+    /// object does not have the requested one.
+    async fn is_striped(&self, get: &Get<'_>, meta: &ObjectMeta, is_direct: bool) -> bool {
+        match get.scope {
+            GetScope::Whole => false,
+            GetScope::Stripe(stripe) => stripe.range(meta.size).length() == 0,
+            GetScope::WholeUnlessStriped => {
+                self.striping.applies(meta.size)
+                    && self.striping.may_apply(get)
+                    // Stripes are fetched by ranges that the client has not signed.
+                    && (is_direct || get.store.backend.has_own_credential())
+                    && self.cache.get(&meta.version, None).await.is_none()
+            }
+        }
+    }
+
     /// Has the gateway authorize the request, and serves the version that it names: from the cache, from a fill, or from
     /// the gateway's own response.
     pub(super) async fn authorize_and_serve(
         self: &Arc<Self>,
         mut get: Get<'_>,
     ) -> Result<Response<Body>, S3Error> {
-        let name = &get.object.name;
-        let mut held = self.cache.find(name).await;
+        let (name, stripe) = (&get.object.name, get.stripe());
+        let mut held = self.cache.find(name, stripe).await;
         if held.is_none() {
             // Of many requests for an unknown object, one asks the gateway; the others then find what it learned.
             get.lead_or_wait(&self.cache, None).await;
-            held = self.cache.find(name).await;
+            held = self.cache.find(name, stripe).await;
         }
         if held.as_ref().is_some_and(|object| !get.is_bodiless() && !object.serves(get.object.range)) {
             // Likewise for a range that a partial object lacks.
             get.lead_or_wait(&self.cache, Some(get.object.range)).await;
-            held = self.cache.find(name).await;
+            held = self.cache.find(name, stripe).await;
         }
         // A partial object without the requested bytes is as good as none.
         let held = held.filter(|object| object.serves(get.object.range));
@@ -45,7 +61,12 @@ impl Proxy {
         let answer = get.store.gateway.authorize(get.head, name, described.as_ref()).await?;
         if !matches!(answer, Authorization::Relay(_)) {
             // Refused requests must not decide which objects are admitted.
-            self.cache.count_read(name);
+            self.cache.count_read(name, stripe);
+        }
+        if let Authorization::Arriving(_, meta, _) | Authorization::Direct(_, meta, _) = &answer
+            && self.is_striped(&get, meta, matches!(answer, Authorization::Direct(..))).await
+        {
+            return Ok(response::striped(meta.size));
         }
         match (answer, held) {
             (Authorization::Fresh(grant), Some(object)) => {

@@ -1,10 +1,10 @@
-//! `[limits]` of the configuration.
+//! `[limits]` and `[placement]` of the configuration.
 
 use std::time::Duration;
 
-use lota_cache::CachePlan;
+use lota_cache::{CachePlan, StripeLength};
 use lota_common::ByteSize;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// Resource limits of this node.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -33,6 +33,34 @@ pub struct LimitsConfig {
     /// While one daemon replaces another, each limits its own connections. Pods that receive large responses at the same
     /// time take turns, with or without a limit. Default: no limit.
     pub pod_bandwidth: Option<ByteSize>,
+}
+
+/// Placement of objects on nodes.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlacementConfig {
+    /// Size of the largest object that one node caches as a whole. Larger objects are cached in stripes, each on a node
+    /// and a disk of its own, if LOTA has a credential in `[backend]` or the gateway returns direct paths. `"0"`: every
+    /// object is cached as a whole. The same on all nodes.
+    pub stripe_above: ByteSize,
+    /// Length of a stripe: a multiple of 1 MiB, up to 1 GiB. The gateway authorizes each stripe that a request reads. The
+    /// same on all nodes.
+    #[serde(deserialize_with = "stripe_length")]
+    pub stripe: StripeLength,
+}
+
+impl Default for PlacementConfig {
+    fn default() -> Self {
+        let stripe = const { StripeLength::new(64 << 20).unwrap() };
+        Self { stripe_above: ByteSize(4 << 30), stripe }
+    }
+}
+
+/// Reads the length of a stripe.
+fn stripe_length<'de, D: Deserializer<'de>>(deserializer: D) -> Result<StripeLength, D::Error> {
+    let ByteSize(bytes) = ByteSize::deserialize(deserializer)?;
+    let length = StripeLength::new(bytes).filter(|_| bytes <= 1 << 30);
+    length.ok_or_else(|| D::Error::custom("must be a multiple of 1 MiB, up to 1 GiB"))
 }
 
 impl LimitsConfig {

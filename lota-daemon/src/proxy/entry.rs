@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use hyper::{
-    Method, Request, Response,
+    Method, Request, Response, StatusCode,
     body::Incoming,
     header::{self, HeaderValue},
 };
@@ -19,9 +19,9 @@ use super::{
 use crate::{
     cluster::peer::{
         Peers,
-        headers::{PeerHints, PeerMethod},
+        headers::{GetScope, PeerHints, PeerMethod, StripedSize},
     },
-    gateway::Authorization,
+    gateway::{Authorization, FillAuthority},
     http::{
         Body, RequestHead, Slices, incoming,
         server::{Connection, NoAnswer},
@@ -113,7 +113,7 @@ impl Proxy {
     async fn past_the_cache(&self, get: Get<'_>) -> Result<Response<Body>, S3Error> {
         match get.store.gateway.authorize(get.head, &get.object.name, None).await? {
             Authorization::Direct(grant, meta, path) => {
-                self.stream_direct(get, grant, &meta, path, Outcome::Bypass).await
+                self.stream_uncached(get, grant, &meta, &FillAuthority::Direct(path), Outcome::Bypass).await
             }
             Authorization::Arriving(_, _, answer)
             | Authorization::Unstorable(_, answer)
@@ -124,10 +124,41 @@ impl Proxy {
         }
     }
 
-    /// Asks the candidate owners in order and relays the first response. If this node is the next candidate, or no
-    /// other one answers, this node serves the request itself.
+    /// Serves a GET in stripes if the object is large, otherwise as a whole.
     async fn serve_from_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
-        let owners = self.candidates(&get);
+        let (name, mut scope) = (&get.object.name, GetScope::Whole);
+        if self.striping.may_apply(&get) {
+            let known = self.striping.size(name);
+            if let Some(size) = known
+                && let Some(answer) = self.serve_striped(&get, size).await
+            {
+                return answer;
+            }
+            if known.is_none() {
+                scope = GetScope::WholeUnlessStriped;
+            }
+        }
+        let (whole, owners) = (get.again(), self.candidates(&get));
+        let answer = self.serve_from(get.of(scope), &owners).await?;
+        match StripedSize::of(&answer) {
+            Some(StripedSize(size)) if answer.status() == StatusCode::NO_CONTENT => {
+                self.striping.set_size(name, size);
+                match self.serve_striped(&whole, size).await {
+                    Some(answer) => answer,
+                    None => self.serve_from(whole, &owners).await,
+                }
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    /// Asks these owners in order and relays the first response. If this node is the next one, or no other one answers,
+    /// this node serves the request itself.
+    pub(super) async fn serve_from(
+        self: &Arc<Self>,
+        get: Get<'_>,
+        owners: &[NodeName],
+    ) -> Result<Response<Body>, S3Error> {
         for (index, owner) in owners.iter().enumerate() {
             let Some(peers) = self.peers.as_ref().filter(|_| *owner != self.node) else { break };
             if let Some(answer) = self.ask_owner(peers, owner, &get).await {
@@ -139,7 +170,8 @@ impl Proxy {
 
     /// Asks `owner` for the response. Returns `None` if it cannot be reached or cannot reach the gateway.
     async fn ask_owner(&self, peers: &Peers, owner: &NodeName, get: &Get<'_>) -> Option<Response<Body>> {
-        let response = peers.ask_and_relay(owner, get.pod, get.head, PeerMethod::WHOLE, get.slices).await;
+        let method = PeerMethod::Get { skip: 0, scope: get.scope };
+        let response = peers.ask_and_relay(owner, get.pod, get.head, method, get.slices).await;
         match response {
             Ok(answer) if response::is_owner_error(&answer) => {
                 tracing::debug!(owner = %owner.0, "owner cannot reach the gateway; asking the next");
@@ -174,7 +206,8 @@ impl Proxy {
     async fn serve_as_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
         let name = &get.object.name;
         self.metrics.owners.of(Locality::Local).inc();
-        let counts = self.peers.is_some() && self.can_replicate(&get) && self.is_first(name);
+        let counts =
+            self.peers.is_some() && get.stripe().is_none() && self.can_replicate(&get) && self.is_first(name);
         let answer = self.authorize_and_serve(get).await;
         if counts && is_success(&answer) {
             self.hot_objects.set_owners(name, self.hot_objects.count_request(name));

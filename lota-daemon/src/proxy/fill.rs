@@ -46,9 +46,10 @@ impl Proxy {
     /// Starts a fill of a version, or joins the one in progress. Returns `None` if the object must pass through uncached.
     pub(super) async fn join(&self, get: &Get<'_>, meta: &ObjectMeta) -> Option<(Join, FillReservation)> {
         let pod = get.pod;
-        let needed = get.needed_and_received(meta.size);
-        let (reservation, response) = self.reserve_fill(pod, &meta.version.name, meta.size, needed)?;
-        match self.cache.begin_fill(meta, pod).await {
+        let (needed, stripe) = (get.needed_and_received(meta.size), get.stripe());
+        let size = stripe.map_or(meta.size, |stripe| stripe.range(meta.size).length());
+        let (reservation, response) = self.reserve_fill(pod, &meta.version.name, size, needed)?;
+        match self.cache.begin_fill(meta, stripe, pod).await {
             Ok(join) => {
                 if let Join::Lead(_) = join {
                     let _ = get.reservation.set(response);
@@ -270,7 +271,12 @@ impl Supply {
     /// Requests the checksums of the whole object, which responses for ranges do not contain.
     fn learn_checksums(&self) {
         let (proxy, store, object) = (self.proxy.clone(), self.store.clone(), self.object.clone());
-        if self.sends_checksums && store.backend.has_own_credential() && !object.meta().checksums_known {
+        let is_whole = object.stripe().is_none();
+        if is_whole
+            && self.sends_checksums
+            && store.backend.has_own_credential()
+            && !object.meta().checksums_known
+        {
             tokio::spawn(async move {
                 if let Ok(updated) = store.backend.request_metadata(&object.meta()).await {
                     proxy.cache.learn(&object, &updated);

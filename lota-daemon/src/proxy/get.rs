@@ -7,12 +7,15 @@ use std::{
 };
 
 use hyper::Method;
-use lota_cache::{Cache, Lead};
+use lota_cache::{Cache, Lead, Stripe};
 use lota_s3::{ByteRange, GetObject, ObjectMeta, RangeRequest, Unsatisfiable};
 use tokio::time::timeout;
 
 use super::{S3Store, fill_quota::ResponseReservation};
-use crate::http::{RequestHead, Slices};
+use crate::{
+    cluster::peer::headers::GetScope,
+    http::{RequestHead, Slices},
+};
 
 /// Maximum wait for the request of another client for the same range.
 const RANGE_WAIT: Duration = Duration::from_secs(2);
@@ -29,7 +32,9 @@ pub(super) struct Get<'a> {
     pub(super) object: &'a GetObject,
     /// Queue for the file slices of the response.
     pub(super) slices: &'a Slices,
-    /// Bytes of the response that the client already has.
+    /// Part of the response to make.
+    pub(super) scope: GetScope,
+    /// Bytes of that part that the client already has.
     pub(super) skip: u64,
     /// Single-flight leadership, held while this request alone asks the gateway about an object unknown to this node.
     leadership: Option<Lead>,
@@ -45,10 +50,35 @@ impl<'a> Get<'a> {
         object: &'a GetObject,
         slices: &'a Slices,
     ) -> Self {
-        Self { pod, store, head, object, slices, skip: 0, leadership: None, reservation: OnceLock::new() }
+        Self {
+            pod,
+            store,
+            head,
+            object,
+            slices,
+            scope: GetScope::Whole,
+            skip: 0,
+            leadership: None,
+            reservation: OnceLock::new(),
+        }
     }
 
-    /// Leaves out the first `skip` bytes of the response, which the client already has.
+    /// Makes a part of the response.
+    pub(super) fn of(self, scope: GetScope) -> Self {
+        Self { scope, ..self }
+    }
+
+    /// Returns another state for the same request.
+    pub(super) fn again(&self) -> Self {
+        Self::new(self.pod, self.store, self.head, self.object, self.slices)
+    }
+
+    /// Returns the stripe that the response contains bytes of; `None` if it is not limited to one.
+    pub(super) fn stripe(&self) -> Option<Stripe> {
+        self.scope.stripe()
+    }
+
+    /// Leaves out the first `skip` bytes of the part, which the client already has.
     pub(super) fn skipping(self, skip: u64) -> Self {
         Self { skip, ..self }
     }
@@ -58,7 +88,7 @@ impl<'a> Get<'a> {
     pub(super) async fn lead_or_wait(&mut self, cache: &Arc<Cache>, range: Option<RangeRequest>) {
         // While it waits, no other request waits for it.
         self.leadership = None;
-        let lead = cache.lead(&self.object.name, range);
+        let lead = cache.lead(&self.object.name, self.stripe(), range);
         self.leadership = match range {
             // A gateway that is slow for one client must not delay the others.
             Some(_) => timeout(RANGE_WAIT, lead).await.ok().flatten(),
@@ -86,20 +116,30 @@ impl<'a> Get<'a> {
     pub(super) fn needed_and_received(&self, size: u64) -> (u64, u64) {
         let requested = match self.object.range.resolve(size) {
             _ if self.is_bodiless() => 0,
-            Ok(None) => size,
-            Ok(Some(range)) => range.length(),
+            Ok(range) => self.part_of(range, size).map_or(size, ByteRange::length),
             Err(Unsatisfiable) => 0,
         };
         let had = self.skip.min(requested);
         (requested - had, had)
     }
 
-    /// Returns the part of this range that the client does not have yet.
-    pub(super) fn rest_of(&self, range: Option<ByteRange>, size: u64) -> Option<ByteRange> {
-        if self.skip == 0 {
-            return range;
-        }
+    /// Returns the bytes of the requested range, or of the whole object, that the response is to contain; `None` for the
+    /// whole object.
+    pub(super) fn part_of(&self, range: Option<ByteRange>, size: u64) -> Option<ByteRange> {
+        let Some(stripe) = self.stripe() else { return range };
         let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: size });
+        let bytes = stripe.range(size);
+        let start = start.max(bytes.start);
+        Some(ByteRange { start, end: end.min(bytes.end).max(start) })
+    }
+
+    /// Returns the bytes of that part that the client does not have yet.
+    pub(super) fn rest_of(&self, range: Option<ByteRange>, size: u64) -> Option<ByteRange> {
+        let part = self.part_of(range, size);
+        if self.skip == 0 {
+            return part;
+        }
+        let ByteRange { start, end } = part.unwrap_or(ByteRange { start: 0, end: size });
         Some(ByteRange { start: start.saturating_add(self.skip).min(end), end })
     }
 

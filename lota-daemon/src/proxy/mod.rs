@@ -7,7 +7,8 @@
 //! 2. `owner.rs` selects the nodes to ask by placement, load and the owner count of `hot_objects.rs`. The entry node forwards
 //!    the client's request to the first of them, or serves it itself if that is this node or none responds.
 //! 3. `resume.rs` continues the response of an owner that fails in its middle, from another node.
-//! 4. `access_log.rs` counts and logs the request, also if the client does not wait for the response.
+//! 4. `striped.rs` serves large objects in stripes (`striping.rs`): it asks each stripe's owner as if that were an object.
+//! 5. `access_log.rs` counts and logs the request, also if the client does not wait for the response.
 //!
 //! The **owner** answers a peer's request (`peer_service.rs`) or its own pod's:
 //!
@@ -43,6 +44,8 @@ mod response;
 mod resume;
 mod s3_stores;
 mod serve;
+mod striped;
+mod striping;
 mod write_fetches;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -52,11 +55,12 @@ use lota_cache::{Cache, placement::NodeName};
 use lota_s3::S3Error;
 
 pub use self::{
-    config::LimitsConfig,
+    config::{LimitsConfig, PlacementConfig},
     fill_quota::FillQuota,
     hot_objects::HotObjects,
     owner::Load,
     s3_stores::{S3Store, S3Stores},
+    striping::Striping,
     write_fetches::WriteFetches,
 };
 
@@ -85,6 +89,8 @@ pub struct Proxy {
     pub peers: Option<Arc<Peers>>,
     /// Request rates and owner counts of hot objects.
     pub hot_objects: HotObjects,
+    /// Objects that are in stripes.
+    pub striping: Striping,
     /// Bytes that this node still has to send.
     pub load: Load,
     /// Per-pod quota on bytes that fills fetch in excess of what the pod reads.

@@ -13,7 +13,7 @@ use hyper::{
     HeaderMap, Response, StatusCode,
     header::{self, HeaderValue},
 };
-use lota_cache::{Reader, placement::NodeName};
+use lota_cache::{Reader, Stripe, placement::NodeName};
 use lota_s3::{ByteRange, CacheControl, GetObject, ObjectMeta, ObjectName, RangeRequest, S3Error};
 use rand::Rng as _;
 use tokio::time::timeout;
@@ -134,6 +134,18 @@ impl Proxy {
         nodes
     }
 
+    /// Returns the nodes to ask for a stripe of an object of `size` bytes, in order. This node can be among them.
+    pub(super) fn stripe_candidates(&self, name: &ObjectName, stripe: Stripe, size: u64) -> Vec<NodeName> {
+        let Some(peers) = &self.peers else { return Vec::new() };
+        let (gone, placement) = (peers.gone(), self.cluster.placement());
+        let nodes = placement.first_of_stripe(name, stripe, size, 1 + SPARE_NODES + gone.len()).into_iter();
+        let mut nodes: Vec<NodeName> = nodes.filter(|node| !gone.contains(node)).cloned().collect();
+        let load = |node: &NodeName| if *node == self.node { self.load.bytes() } else { peers.load(node) };
+        prefer(&mut nodes, 1, &self.node, |_| false, load);
+        nodes.retain(|node| !peers.is_lost(node));
+        nodes
+    }
+
     /// Returns whether this node is the first owner of an object.
     pub(super) fn is_first(&self, name: &ObjectName) -> bool {
         self.choices(name, 1).first().is_none_or(|first| *first == self.node)
@@ -175,7 +187,11 @@ impl Proxy {
         let (peers, object) = (self.peers.as_ref()?, get.object);
         let whole_checksums = object.wants_checksums && object.range == RangeRequest::Whole;
         let as_it_is = object.overrides.is_empty() && !whole_checksums;
-        if get.is_bodiless() || !as_it_is || object.cache_control != CacheControl::Use {
+        if get.is_bodiless()
+            || get.stripe().is_some()
+            || !as_it_is
+            || object.cache_control != CacheControl::Use
+        {
             return None;
         }
         let authority = FillAuthority::choose(get)?;
@@ -212,7 +228,7 @@ impl Proxy {
     ) -> Result<Response<Body>, S3Error> {
         let not_here = || S3Error::unavailable("This node does not have the object");
         let range = RangeRequest::FromTo(range.start, range.end - 1);
-        let object = self.cache.find(&get.object.name).await.filter(|object| object.serves(range));
+        let object = self.cache.find(&get.object.name, None).await.filter(|object| object.serves(range));
         let object = object.ok_or_else(not_here)?;
         let part = GetObject { range, wants_checksums: false, overrides: Vec::new(), ..get.object.clone() };
         let held = object.meta();

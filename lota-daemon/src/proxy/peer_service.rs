@@ -14,7 +14,7 @@ use super::{Proxy, get::Get, is_success, response};
 use crate::{
     cluster::peer::{
         ForwardedCall, MessageMac, PeerCall, PeerRequest, Peers,
-        headers::{PeerHints, Skipped},
+        headers::{PeerHints, Skipped, StripedSize},
         raw,
     },
     http::{
@@ -53,6 +53,7 @@ impl Proxy {
         };
         response::write_cache_header(&mut answer);
         Skipped::write(&mut answer);
+        StripedSize::write(&mut answer);
         hints.write(answer.headers_mut());
         if accepts_raw {
             answer = raw::switch(answer, &connection.raw);
@@ -120,7 +121,9 @@ impl Proxy {
         let get = |head, object| Get::new(pod, store, head, object, &connection.slices).skipping(skip);
         let answer = match &request {
             PeerRequest::Part { head, object, range } => self.part(get(head, object), *range).await?,
-            PeerRequest::Get { head, object, .. } => self.get_for_peer(get(head, object), hints).await?,
+            PeerRequest::Get { head, object, scope, .. } => {
+                self.get_for_peer(get(head, object).of(*scope), hints).await?
+            }
             PeerRequest::Written { .. } if self.write_fetches.mode() == AfterWrite::Off => {
                 return Err(S3Error::unavailable("This node does not fetch what clients write"));
             }
@@ -142,7 +145,7 @@ impl Proxy {
         get: Get<'_>,
         hints: &mut PeerHints,
     ) -> Result<Response<Body>, S3Error> {
-        let (name, has_replicas) = (&get.object.name, self.can_replicate(&get));
+        let (name, has_replicas) = (&get.object.name, get.stripe().is_none() && self.can_replicate(&get));
         let answer = self.authorize_and_serve(get).await;
         // Refused requests must not create replicas.
         if has_replicas && is_success(&answer) && self.is_first(name) {

@@ -15,8 +15,9 @@ use lota_s3::{
 };
 
 use crate::{
+    cluster::peer::headers::StripedSize,
     gateway::Grant,
-    http::{Body, BodyError, Meter, Reject, Slice, Slices, full, incoming},
+    http::{Body, BodyError, Meter, Reject, Slice, Slices, empty, full, incoming},
     metrics::{Outcome, SentFrom, Value as _},
 };
 
@@ -164,6 +165,15 @@ pub(super) fn metered(answer: Response<Body>, meter: Meter) -> Response<Body> {
     answer.map(|body| body.map_frame(count).boxed_unsync())
 }
 
+/// Makes the response to a node that asks for an object as a whole, although it is in stripes; also to one that asks for
+/// a stripe that the object does not have.
+pub(super) fn striped(size: u64) -> Response<Body> {
+    let mut answer = Response::new(empty());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer.extensions_mut().insert(StripedSize(size));
+    answer
+}
+
 /// Makes the response to a granted request for a range outside of the object.
 pub(super) fn unsatisfiable(meta: &ObjectMeta, resource: &str) -> Response<Body> {
     let mut answer = error(&S3Error::invalid_range(meta.size), resource);
@@ -275,7 +285,6 @@ pub(super) fn stated_size(status: StatusCode, headers: &HeaderMap) -> Option<u64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::empty;
 
     fn from_owner(cache: &'static str) -> Response<Body> {
         let mut answer = Response::new(empty());

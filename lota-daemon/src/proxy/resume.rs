@@ -18,7 +18,7 @@ use super::{Proxy, S3Store, get::Get};
 use crate::{
     cluster::peer::{
         PeerError,
-        headers::{PeerMethod, Skipped},
+        headers::{GetScope, PeerMethod, Skipped},
     },
     http::{Body, BodyError, RequestHead, Slices},
 };
@@ -35,6 +35,7 @@ struct Resumable {
     store: Arc<S3Store>,
     head: RequestHead,
     object: GetObject,
+    scope: GetScope,
     /// Queue for file slices; `None` once this node itself was tried.
     here: Option<Slices>,
     /// Nodes that were not tried yet, the next one last.
@@ -49,13 +50,13 @@ struct Resumable {
 
 /// Headers that identify the object version of a response.
 #[derive(Debug, PartialEq, Eq)]
-struct Version {
+pub(super) struct Version {
     etag: HeaderValue,
     last_modified: Option<HeaderValue>,
 }
 
 impl Version {
-    fn of(headers: &HeaderMap) -> Option<Self> {
+    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let (etag, last_modified) = (headers.get(header::ETAG)?, headers.get(header::LAST_MODIFIED));
         Some(Self { etag: etag.clone(), last_modified: last_modified.cloned() })
     }
@@ -87,6 +88,7 @@ impl Proxy {
             store: get.store.clone(),
             head: get.head.clone(),
             object: get.object.clone(),
+            scope: get.scope,
             here: Some(get.slices.clone()),
             others,
             version,
@@ -141,7 +143,8 @@ impl Resumable {
         proxy.count_peer_request("resumed");
         while let Some(owner) = self.others.pop() {
             let peers = proxy.peers.as_ref()?;
-            let (slices, method) = (self.here.as_ref()?, PeerMethod::Get { skip: self.sent });
+            let (slices, method) =
+                (self.here.as_ref()?, PeerMethod::Get { skip: self.sent, scope: self.scope });
             let response = peers.ask_and_relay(&owner, self.pod, &self.head, method, slices).await;
             if let Ok(rest) = response
                 && let Some(body) = self.rest(rest)
@@ -152,7 +155,8 @@ impl Resumable {
         }
         // Each node is tried once, this one included.
         let slices = self.here.take()?;
-        let get = Get::new(self.pod, &self.store, &self.head, &self.object, &slices).skipping(self.sent);
+        let get = Get::new(self.pod, &self.store, &self.head, &self.object, &slices).of(self.scope);
+        let get = get.skipping(self.sent);
         let rest = proxy.authorize_and_serve(get).await.ok()?;
         self.owner = None;
         self.rest(rest)

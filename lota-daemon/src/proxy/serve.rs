@@ -19,7 +19,7 @@ use super::{
     response,
 };
 use crate::{
-    cluster::peer::headers::Skipped,
+    cluster::peer::headers::{Skipped, StripedSize},
     gateway::{DirectPath, FillAuthority, Grant},
     http::{Body, Meter, empty, incoming},
     metrics::{Outcome, SentFrom},
@@ -38,22 +38,28 @@ impl Proxy {
         meta: Arc<ObjectMeta>,
         answer: Response<Incoming>,
     ) -> Result<Response<Body>, S3Error> {
-        let cached = self.cache.get(&meta.version).await.filter(|object| object.serves(get.object.range));
+        let cached = self
+            .cache
+            .get(&meta.version, get.stripe())
+            .await
+            .filter(|object| object.serves(get.object.range));
         let relay = |answer, outcome| Ok(response::relay(answer, outcome, &self.node));
         let range = get.object.range.resolve(meta.size).ok().flatten();
         let is_range = range.is_some_and(|range| is_range(answer.headers(), range, meta.size));
+        let is_stripe = get.stripe().is_some();
         let plan = plan_arriving(ArrivingFacts {
             is_head: get.is_bodiless(),
             is_complete: cached.as_ref().is_some_and(|object| object.is_complete()),
             cached,
             cache_control: get.object.cache_control,
             has_overrides: !get.object.overrides.is_empty(),
-            is_whole: answer.status() == StatusCode::OK,
-            authority: FillAuthority::choose(&get),
+            is_whole: answer.status() == StatusCode::OK && !is_stripe,
+            authority: FillAuthority::choose(&get)
+                .filter(|authority| !is_stripe || matches!(authority, FillAuthority::Own)),
             skip: get.skip,
             range,
             is_range,
-            keeps_ranges: self.cache.keeps_ranges(),
+            keeps_ranges: self.cache.keeps_ranges() && !is_stripe,
         });
         match plan {
             ArrivingPlan::ServeCached(object) => {
@@ -96,6 +102,9 @@ impl Proxy {
                 match self.fill_from(&get, &meta, authority, None).await {
                     // The range in `answer` is dropped: the fill fetches it with the whole object.
                     Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
+                    None if is_stripe => {
+                        self.stream_uncached(get, grant, &meta, &FillAuthority::Own, Outcome::Miss).await
+                    }
                     None => relay(answer, Outcome::Miss),
                 }
             }
@@ -117,7 +126,11 @@ impl Proxy {
         meta: Arc<ObjectMeta>,
         path: DirectPath,
     ) -> Result<Response<Body>, S3Error> {
-        let cached = self.cache.get(&meta.version).await.filter(|object| object.serves(get.object.range));
+        let cached = self
+            .cache
+            .get(&meta.version, get.stripe())
+            .await
+            .filter(|object| object.serves(get.object.range));
         if let Some(object) = cached {
             self.learn(&get, &object, &meta);
             return self.serve(get, grant, object).await;
@@ -129,35 +142,33 @@ impl Proxy {
         {
             return self.serve_as(get, grant, object, outcome).await;
         }
-        self.stream_direct(get, grant, &meta, path, Outcome::Miss).await
+        self.stream_uncached(get, grant, &meta, &FillAuthority::Direct(path), Outcome::Miss).await
     }
 
-    /// Streams from a direct path without caching; if that fails, from the gateway.
-    pub(super) async fn stream_direct(
+    /// Streams from the storage without caching; if that fails, from the gateway.
+    pub(super) async fn stream_uncached(
         &self,
         get: Get<'_>,
         grant: Grant,
         meta: &ObjectMeta,
-        path: DirectPath,
+        authority: &FillAuthority,
         outcome: Outcome,
     ) -> Result<Response<Body>, S3Error> {
         let Ok(range) = get.object.range.resolve(meta.size) else {
             return Ok(response::unsatisfiable(meta, get.head.target.path()));
         };
-        match get
-            .store
-            .backend
-            .fetch(&FillAuthority::Direct(path), meta, range, get.head, FIRST_ANSWER_TIMEOUT)
-            .await
-        {
+        let part = get.part_of(range, meta.size);
+        let backend = &get.store.backend;
+        match backend.fetch(authority, meta, part, get.head, FIRST_ANSWER_TIMEOUT).await {
             Ok(answer) => {
                 let body = incoming(answer.into_body());
                 let mut answer = response::object(grant, range, get.object, body, outcome, &self.node);
                 answer.extensions_mut().insert(SentFrom::Gateway);
+                mark_stripe(&mut answer, &get, meta.size, part);
                 Ok(answer)
             }
             Err(error) => {
-                tracing::warn!(object = %meta.version.name, %error, "direct path failed; reading from the gateway");
+                tracing::warn!(object = %meta.version.name, %error, "direct read from the storage failed; reading from the gateway");
                 self.around_the_cache(get, "direct-path-failed").await
             }
         }
@@ -223,6 +234,15 @@ impl Proxy {
             answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(rest.length()));
             answer.extensions_mut().insert(Skipped(get.skip));
         }
+        mark_stripe(&mut answer, &get, size, rest);
         Ok(answer)
+    }
+}
+
+/// States that a response contains only these bytes, if the request is for a stripe of an object of `size` bytes.
+fn mark_stripe(answer: &mut Response<Body>, get: &Get<'_>, size: u64, bytes: Option<ByteRange>) {
+    if let Some(bytes) = bytes.filter(|_| get.stripe().is_some()) {
+        answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.length()));
+        answer.extensions_mut().insert(StripedSize(size));
     }
 }

@@ -4,7 +4,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use lota_s3::ObjectMeta;
 
-use super::{disk::Disk, fill::Fill, no_room::NoRoom, object::Object, progress::Progress, store::StoreEntry};
+use super::{
+    disk::Disk, fill::Fill, no_room::NoRoom, object::Object, progress::Progress, store::StoreEntry,
+    stripe::Stripe,
+};
 
 /// Result of starting or joining a fill.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ impl Disk {
     pub(super) async fn begin_or_join(
         self: &Arc<Self>,
         entry: StoreEntry,
-        meta: ObjectMeta,
+        (meta, stripe): (ObjectMeta, Option<Stripe>),
         pod: IpAddr,
         priority: FillPriority,
     ) -> Result<Join, NoRoom> {
@@ -51,7 +54,7 @@ impl Disk {
             }
         };
         let progress = Arc::new(Progress::new(entry.size));
-        let object = Arc::new(Object::filling(meta, part.file(), progress.clone()));
+        let object = Arc::new(Object::filling(meta, stripe, part.file(), progress.clone()));
         if self.index().register(&entry, &object) {
             return Ok(Join::Lead(Fill::new(self.clone(), (entry, pod), object, progress, (part, share))));
         }

@@ -25,6 +25,7 @@ use super::{
     shares::Shares,
     status::{DiskStatus, Usage},
     store::StoreEntry,
+    stripe::{self, Stripe},
     upkeep,
 };
 
@@ -72,27 +73,27 @@ impl Cache {
         Ok(Self { shares: Placement::new(shares), disks: opened, failed, leaders: Arc::default() })
     }
 
-    /// Returns the disk for an object: the first working one in placement order.
-    fn disk(&self, name: &ObjectName) -> Option<&Arc<Disk>> {
+    /// Returns the disk for an object or stripe: the first working one in placement order.
+    fn disk(&self, name: &ObjectName, stripe: Option<Stripe>) -> Option<&Arc<Disk>> {
         if let [only] = &*self.disks {
             return Some(only).filter(|disk| !disk.has_failed());
         }
-        let in_order = self.shares.first(name, usize::MAX).into_iter();
+        let in_order = self.shares.first_for(name, stripe, usize::MAX).into_iter();
         in_order
             .filter_map(|folder| self.disks.iter().find(|disk| disk.path() == Path::new(&folder.0)))
             .find(|disk| !disk.has_failed())
     }
 
-    /// Returns the version of an object that the gateway named last, if it is cached or being filled.
-    pub async fn find(&self, name: &ObjectName) -> Option<Arc<Object>> {
-        self.disk(name)?.find(NameId::of(name)).await
+    /// Returns the version of an object or stripe that the gateway named last, if it is cached or being filled.
+    pub async fn find(&self, name: &ObjectName, stripe: Option<Stripe>) -> Option<Arc<Object>> {
+        self.disk(name, stripe)?.find(NameId::of(name, stripe)).await
     }
 
-    /// Returns a version that the gateway has just named, if it is cached or being filled.
-    pub async fn get(&self, version: &ObjectVersion) -> Option<Arc<Object>> {
-        let (disk, id) = (self.disk(&version.name)?, VersionId::of(version));
+    /// Returns a version that the gateway has just named, or a stripe of it, if it is cached or being filled.
+    pub async fn get(&self, version: &ObjectVersion, stripe: Option<Stripe>) -> Option<Arc<Object>> {
+        let (disk, id) = (self.disk(&version.name, stripe)?, VersionId::of(version, stripe));
         let object = disk.get(id).await?;
-        disk.named(NameId::of(&version.name), id);
+        disk.named(NameId::of(&version.name, stripe), id);
         Some(object)
     }
 
@@ -101,39 +102,48 @@ impl Cache {
         if !object.learn(later) {
             return;
         }
-        let (meta, name) = (object.meta(), &later.version.name);
+        let (meta, stripe) = (object.meta(), object.stripe());
+        let Some(disk) = self.disk(&later.version.name, stripe) else { return };
+        let version = VersionId::of(&meta.version, stripe);
         if !object.is_complete() {
-            if let Some(disk) = self.disk(name) {
-                disk.index().keep_partial_meta(VersionId::of(&meta.version), &meta);
-            }
-            return;
-        }
-        if let Some(disk) = self.disk(name).filter(|_| meta.is_settled()) {
-            disk.keep_meta(VersionId::of(&meta.version), meta);
+            disk.index().keep_partial_meta(version, &meta);
+        } else if meta.is_settled() {
+            disk.keep_meta(version, meta);
         }
     }
 
-    /// Counts a read of an object for admission by frequency.
-    pub fn count_read(&self, name: &ObjectName) {
-        if let Some(disk) = self.disk(name)
+    /// Counts a read of an object or stripe for admission by frequency.
+    pub fn count_read(&self, name: &ObjectName, stripe: Option<Stripe>) {
+        if let Some(disk) = self.disk(name, stripe)
             && disk.plan.admission == Admission::Frequent
         {
-            disk.index().count_read(NameId::of(name));
+            disk.index().count_read(NameId::of(name, stripe));
         }
     }
 
-    /// Single-flight for objects unknown to this node, or for one range of a partial object. Makes the caller the leader,
+    /// Single-flight for objects and stripes unknown to this node, or for one range of a partial object. Makes the caller the leader,
     /// which sends the request to the gateway; if there is a leader, waits until it is done and returns `None`.
-    pub async fn lead(&self, name: &ObjectName, range: Option<RangeRequest>) -> Option<Lead> {
-        self.leaders.lead(NameId::of(name), range).await
+    pub async fn lead(
+        &self,
+        name: &ObjectName,
+        stripe: Option<Stripe>,
+        range: Option<RangeRequest>,
+    ) -> Option<Lead> {
+        self.leaders.lead(NameId::of(name, stripe), range).await
     }
 
-    /// Starts a fill for a pod and evicts objects to make room for it, or joins the running fill of this version.
+    /// Starts a fill of an object or stripe for a pod and evicts objects to make room for it, or joins the running fill of
+    /// this version.
     ///
     /// # Errors
     /// [`NoRoom`]: the object cannot be cached; the caller relays it.
-    pub async fn begin_fill(&self, meta: &ObjectMeta, pod: IpAddr) -> Result<Join, NoRoom> {
-        self.begin(meta, pod, FillPriority::Client).await
+    pub async fn begin_fill(
+        &self,
+        meta: &ObjectMeta,
+        stripe: Option<Stripe>,
+        pod: IpAddr,
+    ) -> Result<Join, NoRoom> {
+        self.begin(meta, stripe, pod, FillPriority::Client).await
     }
 
     /// Starts or joins a fill like [`Cache::begin_fill`], but one that no client waits for. It does not count toward
@@ -142,14 +152,20 @@ impl Cache {
     /// # Errors
     /// [`NoRoom`]: the object cannot be cached.
     pub async fn begin_background_fill(&self, meta: &ObjectMeta, pod: IpAddr) -> Result<Join, NoRoom> {
-        self.begin(meta, pod, FillPriority::Background).await
+        self.begin(meta, None, pod, FillPriority::Background).await
     }
 
-    async fn begin(&self, meta: &ObjectMeta, pod: IpAddr, priority: FillPriority) -> Result<Join, NoRoom> {
-        let (disk, entry) = self.new_entry(meta)?;
-        let meta = meta.clone();
+    async fn begin(
+        &self,
+        meta: &ObjectMeta,
+        stripe: Option<Stripe>,
+        pod: IpAddr,
+        priority: FillPriority,
+    ) -> Result<Join, NoRoom> {
+        let (disk, entry) = self.new_entry(meta, stripe)?;
+        let described = (meta.clone(), stripe);
         // In a task of its own: its reservation must be released even if the client disconnects.
-        let begun = tokio::spawn(async move { disk.begin_or_join(entry, meta, pod, priority).await });
+        let begun = tokio::spawn(async move { disk.begin_or_join(entry, described, pod, priority).await });
         begun.await.unwrap_or_else(|error| Err(NoRoom::new(error.to_string())))
     }
 
@@ -169,19 +185,29 @@ impl Cache {
         range: ByteRange,
         pod: IpAddr,
     ) -> Result<RangeFill, NoRoom> {
-        let (disk, entry) = self.new_entry(meta)?;
+        let (disk, entry) = self.new_entry(meta, None)?;
         let meta = meta.clone();
         // In a task of its own: its reservation must be released even if the client disconnects.
         let begun = tokio::spawn(async move { disk.keep_range(entry, meta, range, pod).await });
         begun.await.unwrap_or_else(|error| Err(NoRoom::new(error.to_string())))
     }
 
-    /// Returns the disk for an object that the gateway has described, and its entry there.
-    fn new_entry(&self, meta: &ObjectMeta) -> Result<(Arc<Disk>, StoreEntry), NoRoom> {
-        let (version, size) = (&meta.version, meta.size);
-        let disk = self.disk(&version.name).cloned().ok_or_else(|| NoRoom::new("no disk works"))?;
-        let name = NameId::of(&version.name);
-        Ok((disk, StoreEntry { version: VersionId::of(version), name, size, disk: room::estimate(size) }))
+    /// Returns the disk for an object or stripe that the gateway has described, and its entry there.
+    fn new_entry(
+        &self,
+        meta: &ObjectMeta,
+        stripe: Option<Stripe>,
+    ) -> Result<(Arc<Disk>, StoreEntry), NoRoom> {
+        let (version, size) = (&meta.version, stripe::held(stripe, meta.size).length());
+        let disk = self.disk(&version.name, stripe).cloned();
+        let entry = StoreEntry {
+            version: VersionId::of(version, stripe),
+            name: NameId::of(&version.name, stripe),
+            is_stripe: stripe.is_some(),
+            size,
+            disk: room::estimate(size),
+        };
+        Ok((disk.ok_or_else(|| NoRoom::new("no disk works"))?, entry))
     }
 
     /// Runs background work on the disks for as long as it is polled: eviction to the low watermark, and verification
@@ -217,9 +243,10 @@ impl Cache {
     /// Returns the current contents of the cache.
     pub fn usage(&self) -> Usage {
         self.disks.iter().filter(|disk| !disk.has_failed()).fold(Usage::default(), |all, disk| {
-            let Usage { objects, partial, bytes, fills } = disk.usage();
+            let Usage { objects, stripes, partial, bytes, fills } = disk.usage();
             Usage {
                 objects: all.objects + objects,
+                stripes: all.stripes + stripes,
                 partial: all.partial + partial,
                 bytes: all.bytes + bytes,
                 fills: all.fills + fills,

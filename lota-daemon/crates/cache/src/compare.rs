@@ -44,7 +44,8 @@ pub fn usage(folder: &Path) -> io::Result<Usage> {
         files => files?,
     };
     let bytes = files.iter().map(|(_, entry)| entry.disk).sum();
-    Ok(Usage { objects: files.len(), partial: 0, bytes, fills: 0 })
+    let stripes = files.iter().filter(|(_, entry)| entry.is_stripe).count();
+    Ok(Usage { objects: files.len() - stripes, stripes, partial: 0, bytes, fills: 0 })
 }
 
 /// Returns the free space of a folder's disk, in bytes.
@@ -88,7 +89,7 @@ fn compare_one(
 ) -> io::Result<()> {
     let record = read_record(file, entry.size)?;
     *object = Some(record.meta.version.name.to_string());
-    if record.meta.size != entry.size {
+    if record.held().length() != entry.size {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "the sizes in the record and in the file name differ",

@@ -73,7 +73,7 @@ impl EvictSelector {
         let Self::Object { bucket, key } = self else { return Vec::new() };
         let names =
             gateways.iter().filter_map(|gateway| ObjectName::from_parts(gateway.clone(), bucket, key, None));
-        names.map(|name| NameId::of(&name)).collect()
+        names.map(|name| NameId::of(&name, None)).collect()
     }
 }
 
@@ -88,6 +88,13 @@ impl Cache {
             let removed = spawn_blocking(move || {
                 disk.evict_if(|disk, entry| match &which {
                     EvictSelector::All => true,
+                    EvictSelector::Object { bucket, key } if entry.is_stripe => {
+                        disk.name_of(entry).is_some_and(|name| {
+                            name.bucket.as_str() == bucket
+                                && name.key.as_str() == key
+                                && name.version_id.is_none()
+                        })
+                    }
                     EvictSelector::Object { .. } => names.contains(&entry.name),
                     EvictSelector::Prefix { bucket, prefix } => disk.name_of(entry).is_some_and(|name| {
                         name.bucket.as_str() == bucket && name.key.as_str().starts_with(prefix.as_str())

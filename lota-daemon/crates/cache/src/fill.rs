@@ -41,7 +41,7 @@ const RETRY_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Source of the bytes of a fill.
 pub trait FillSource: Sync {
-    /// Fetches a range of the object, or all of it if `range` is `None`, as a stream of pieces.
+    /// Fetches a range of the whole object, or all of it if `range` is `None`, as a stream of pieces.
     fn fetch(
         &self,
         range: Option<ByteRange>,
@@ -164,12 +164,12 @@ impl Fill {
         self.object.clone()
     }
 
-    /// Requests that the fill begin with the chunk that contains the byte at `position`, if there is one.
+    /// Requests that the fill begin with the chunk that contains the byte at `position` of the object, if there is one.
     pub fn begin_at(&self, position: u64) {
-        self.progress.want(position);
+        self.progress.want(position.saturating_sub(self.object.held().start));
     }
 
-    /// Fetches the whole object. Returns its size in bytes once it is durable on disk.
+    /// Fetches the whole object or stripe. Returns its size in bytes once it is durable on disk.
     ///
     /// # Errors
     /// [`FillError`]; the partial object is then removed, and its readers fail with [`Broken`](crate::Broken).
@@ -246,7 +246,9 @@ impl Fill {
         }
         let store = async {
             let chunks = claim.span();
-            let range = self.progress.bytes(chunks.clone());
+            let ByteRange { start, end } = self.progress.bytes(chunks.clone());
+            let offset = self.object.held().start;
+            let range = ByteRange { start: offset + start, end: offset + end };
             let whole = range.start == 0 && range.end == self.object.meta().size;
             let body = source.fetch(Some(range).filter(|_| !whole)).await;
             self.store(self.begun(body)?, chunks, &mut claim, false).await
@@ -272,7 +274,7 @@ impl Fill {
     }
 
     fn source_failed(&self, reason: String) -> FillError {
-        FillError::SourceFailed { after: self.progress.so_far(), size: self.object.meta().size, reason }
+        FillError::SourceFailed { after: self.progress.so_far(), size: self.entry.size, reason }
     }
 
     /// Stores these chunks from a response body, including chunks that another request has claimed, since that request may
@@ -344,7 +346,8 @@ impl Fill {
         }
         let checksums = self.progress.checksums();
         let checksums = checksums.ok_or_else(|| self.source_failed("some chunks were not fetched".into()))?;
-        let record = Record { meta: ObjectMeta::clone(&self.object.meta()), checksums };
+        let (meta, stripe) = (ObjectMeta::clone(&self.object.meta()), self.object.stripe());
+        let record = Record { meta, stripe, checksums };
         let (disk, entry, part) = (self.disk.clone(), self.entry, self.part.clone());
         let committed = tokio::task::spawn_blocking(move || {
             verify::whole(&part.file(), &record, disk.plan.md5_max_size).map_err(FillError::Corrupt)?;

@@ -81,7 +81,7 @@ async fn begin(folder: &TempDir, size: u64) -> (Arc<Cache>, Fill) {
     let validator = Validator { etag: "\"e\"".into(), last_modified: None };
     let version = ObjectVersion { name, validator };
     let meta = ObjectMeta::restored(version, size, HeaderMap::new(), true, Learned::default());
-    match cache.begin_fill(&meta, std::net::Ipv4Addr::LOCALHOST.into()).await.unwrap() {
+    match cache.begin_fill(&meta, None, std::net::Ipv4Addr::LOCALHOST.into()).await.unwrap() {
         Join::Lead(fill) => (cache, fill),
         Join::Follow(_) => panic!("the object is cached already"),
     }
@@ -166,9 +166,9 @@ async fn background_fills_take_no_permits() {
         fills.push(cache.begin_background_fill(&meta(key), writer).await.unwrap());
     }
     assert!(fills.iter().all(|join| matches!(join, Join::Lead(_))), "more than there are permits");
-    assert!(matches!(cache.begin_fill(&meta(0), reader).await, Ok(Join::Follow(_))));
+    assert!(matches!(cache.begin_fill(&meta(0), None, reader).await, Ok(Join::Follow(_))));
     for key in 100..107 {
-        fills.push(cache.begin_fill(&meta(key), writer).await.unwrap());
+        fills.push(cache.begin_fill(&meta(key), None, writer).await.unwrap());
     }
     cache.set_handed_over(true);
     assert!(cache.begin_background_fill(&meta(200), writer).await.is_err(), "after a handover");

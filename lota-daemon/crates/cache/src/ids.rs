@@ -8,13 +8,15 @@ use std::{
 use lota_s3::{ObjectName, ObjectVersion};
 use sha2::{Digest as _, Sha256};
 
+use super::stripe::Stripe;
+
 const LENGTH: usize = 16;
 
-/// Identifier of an object.
+/// Identifier of an object, or of a stripe of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct NameId([u8; LENGTH]);
 
-/// Identifier of an object version. On a collision, the records on disk distinguish the versions.
+/// Identifier of an object version, or of a stripe of one. On a collision, the records on disk distinguish the versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct VersionId([u8; LENGTH]);
 
@@ -57,29 +59,35 @@ impl Hasher for IdHasher {
 }
 
 impl NameId {
-    /// Computes the identifier of an object; objects of different gateways get different ones.
-    pub(super) fn of(name: &ObjectName) -> Self {
-        Self(digest(name, []))
+    /// Computes the identifier of an object or stripe; objects of different gateways get different ones.
+    pub(super) fn of(name: &ObjectName, stripe: Option<Stripe>) -> Self {
+        Self(digest(name, [], stripe))
     }
 }
 
 impl VersionId {
-    /// Computes the identifier of a version of an object.
-    pub(super) fn of(version: &ObjectVersion) -> Self {
+    /// Computes the identifier of a version of an object or stripe.
+    pub(super) fn of(version: &ObjectVersion, stripe: Option<Stripe>) -> Self {
         let validator = &version.validator;
         let last_modified = validator.last_modified.as_deref().unwrap_or_default();
-        Self(digest(&version.name, [validator.etag.as_str(), last_modified]))
+        Self(digest(&version.name, [validator.etag.as_str(), last_modified], stripe))
     }
 }
 
 /// Hashes length-prefixed fields, so that no two lists of fields are the same bytes.
-fn digest<const N: usize>(name: &ObjectName, more: [&str; N]) -> [u8; LENGTH] {
+fn digest<const N: usize>(name: &ObjectName, more: [&str; N], stripe: Option<Stripe>) -> [u8; LENGTH] {
     let mut hash = Sha256::new();
     let version_id = name.version_id.as_deref().unwrap_or_default();
     let fields = [name.gateway.as_str(), name.bucket.as_str(), name.key.as_str(), version_id];
     for field in fields.into_iter().chain(more) {
         hash.update((field.len() as u64).to_le_bytes());
         hash.update(field);
+    }
+    if let Some(stripe) = stripe {
+        // Longer than any field.
+        hash.update(u64::MAX.to_le_bytes());
+        hash.update(stripe.index().to_le_bytes());
+        hash.update(stripe.length().bytes().to_le_bytes());
     }
     let mut id = [0; LENGTH];
     id.copy_from_slice(&hash.finalize()[..LENGTH]);

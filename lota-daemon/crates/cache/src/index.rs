@@ -40,6 +40,8 @@ pub(super) struct Index {
     open: caches::RawLRU<VersionId, Arc<Object>>,
     /// Complete objects that must be verified against their checksums before they are served.
     unverified: HashSet<VersionId, IdHash>,
+    /// Complete objects that are stripes.
+    stripes: HashSet<VersionId, IdHash>,
     /// Recent read frequency of objects, for admission by frequency.
     reads: Option<TinyLFU<NameId>>,
     /// Low watermark in bytes, to which evictions go down.
@@ -116,18 +118,23 @@ impl Index {
             removing: HashSet::new(),
             open: caches::RawLRU::new(OPEN_OBJECTS).map_err(|error| wrong(&error))?,
             unverified: HashSet::default(),
+            stripes: HashSet::default(),
             reads,
             low: percent(capacity, plan.low),
         };
         let mut superfluous = Vec::new();
-        for StoreEntry { version, name, size, disk } in found {
+        for StoreEntry { version, name, is_stripe, size, disk } in found {
             index.newest.insert(name, version);
+            if is_stripe {
+                index.stripes.insert(version);
+            }
             if !trusted {
                 index.unverified.insert(version);
             }
             for (version, (name, size), disk) in index.lru.insert(version, (name, size), disk) {
+                let is_stripe = index.stripes.contains(&version);
                 index.forget(&version, name);
-                superfluous.push(StoreEntry { version, name, size, disk });
+                superfluous.push(StoreEntry { version, name, is_stripe, size, disk });
             }
         }
         Ok((index, superfluous))
@@ -151,7 +158,8 @@ impl Index {
             return Some(CachedLocation::AtHand(object.clone()));
         }
         let (&(name, size), disk) = self.lru.touch(&version)?;
-        let entry = StoreEntry { version, name, size, disk };
+        let is_stripe = self.stripes.contains(&version);
+        let entry = StoreEntry { version, name, is_stripe, size, disk };
         let partial = self.partial.touch(&version).cloned();
         if let Some(object) = caches::Cache::get(&mut self.open, &version) {
             return Some(CachedLocation::AtHand(object.clone()));
@@ -165,7 +173,8 @@ impl Index {
     /// Returns a complete or partial object without a change of the LRU order.
     pub(super) fn entry(&self, version: VersionId) -> Option<StoreEntry> {
         let (&(name, size), disk) = self.lru.peek(&version)?;
-        Some(StoreEntry { version, name, size, disk })
+        let is_stripe = self.stripes.contains(&version);
+        Some(StoreEntry { version, name, is_stripe, size, disk })
     }
 
     /// Counts a read of an object for admission by frequency.
@@ -258,11 +267,12 @@ impl Index {
     }
 
     fn evicted(&mut self, (version, (name, size), disk): (VersionId, (NameId, u64), u64)) -> Evicted {
+        let is_stripe = self.stripes.contains(&version);
         match self.forget(&version, name) {
             Some(partial) => Evicted::Partial { stored: partial.ranges.stored_bytes() },
             None => {
                 self.removing.insert(version);
-                Evicted::Complete(StoreEntry { version, name, size, disk })
+                Evicted::Complete(StoreEntry { version, name, is_stripe, size, disk })
             }
         }
     }
@@ -291,6 +301,9 @@ impl Index {
     pub(super) fn committed(&mut self, reserved: u64, entry: &StoreEntry, object: &Arc<Object>) {
         self.filling.remove(&entry.version);
         self.lru.commit(entry.version, (entry.name, entry.size), reserved, entry.disk);
+        if entry.is_stripe {
+            self.stripes.insert(entry.version);
+        }
         caches::Cache::put(&mut self.open, entry.version, object.clone());
     }
 
@@ -305,6 +318,7 @@ impl Index {
     fn forget(&mut self, version: &VersionId, name: NameId) -> Option<PartialObject> {
         caches::Cache::remove(&mut self.open, version);
         self.unverified.remove(version);
+        self.stripes.remove(version);
         if self.newest.get(&name) == Some(version) {
             self.newest.remove(&name);
         }
@@ -325,9 +339,10 @@ impl Index {
 
     /// Returns the current usage.
     pub(super) fn usage(&self) -> Usage {
-        let partial = self.partial.len();
+        let (partial, stripes) = (self.partial.len(), self.stripes.len());
         Usage {
-            objects: self.lru.len() - partial,
+            objects: self.lru.len() - partial - stripes,
+            stripes,
             partial,
             bytes: self.lru.bytes(),
             fills: self.filling.len(),

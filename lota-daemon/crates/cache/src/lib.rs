@@ -38,6 +38,7 @@ mod room;
 pub mod shares;
 mod status;
 mod store;
+mod stripe;
 mod upkeep;
 mod verify;
 mod warm;
@@ -62,9 +63,13 @@ pub use reader::{Piece, Reader};
 pub use room::objects_by_memory;
 pub use status::{DiskStatus, Usage};
 pub use store::{ListedObject, list};
+pub use stripe::{Stripe, StripeLength};
 
 #[cfg(test)]
 mod tests;
 
 #[cfg(test)]
 mod storage_tests;
+
+#[cfg(test)]
+mod stripe_tests;

@@ -15,6 +15,7 @@ use super::{
     object::Object,
     partial_objects::PartialObject,
     progress::Progress,
+    record::Record,
     store::StoreEntry,
     verify,
 };
@@ -43,17 +44,18 @@ impl Disk {
         let loaded = tokio::task::spawn_blocking(move || disk.store.load(&entry)).await.ok()?;
         match loaded {
             Ok((record, file)) if unverified => {
-                let progress = Arc::new(Progress::new(record.meta.size));
-                let object = Arc::new(Object::unverified(record.meta, file, progress.clone()));
+                let progress = Arc::new(Progress::new(entry.size));
+                let Record { meta, stripe, checksums } = record;
+                let object = Arc::new(Object::unverified(meta, stripe, file, progress.clone()));
                 let open = self.index().opened(version, object.clone());
                 if Arc::ptr_eq(&open, &object) {
-                    tokio::spawn(self.clone().check(entry, object, progress, record.checksums));
+                    tokio::spawn(self.clone().check(entry, object, progress, checksums));
                 }
                 Some(open)
             }
-            Ok((record, file)) => {
-                Some(self.index().opened(version, Arc::new(Object::complete(record.meta, file))))
-            }
+            Ok((record, file)) => Some(
+                self.index().opened(version, Arc::new(Object::complete(record.meta, record.stripe, file))),
+            ),
             Err(error) => {
                 tracing::warn!(file = %version, %error, "cannot read a cached object");
                 // A lack of descriptors or memory is temporary and does not mean that the object is damaged.

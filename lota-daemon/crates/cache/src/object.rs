@@ -1,4 +1,4 @@
-//! An object in the cache: complete, partial, or being filled.
+//! An object in the cache, or a stripe of one: complete, partial, or being filled.
 
 use std::{fs::File, sync::Arc};
 
@@ -10,20 +10,25 @@ use super::{
     file::FIRST_SLICE,
     progress::Progress,
     ranges::Ranges,
+    stripe::{self, Stripe},
 };
 use crate::BodyFile;
 
-/// An object in the cache. It stays readable as long as it is referenced, even after its eviction.
+/// An object in the cache, or a stripe of one. It stays readable as long as it is referenced, even after its eviction.
 #[derive(Debug)]
 pub struct Object {
     /// The description that the gateway gave last.
     meta: RwLock<Arc<ObjectMeta>>,
+    /// Size of the whole object, in bytes.
     size: u64,
+    stripe: Option<Stripe>,
+    /// Bytes of the object that the file is for, from its beginning on.
+    held: ByteRange,
     file: Arc<BodyFile>,
     content: Content,
 }
 
-/// The bytes of an object that its file contains.
+/// The bytes of an object or stripe that its file contains.
 #[derive(Debug)]
 enum Content {
     /// All bytes, and they were verified when the object was opened.
@@ -37,26 +42,48 @@ enum Content {
 }
 
 impl Object {
-    pub(super) fn complete(meta: ObjectMeta, file: File) -> Self {
-        Self::new(meta, BodyFile::new(file), Content::Verified)
+    pub(super) fn complete(meta: ObjectMeta, stripe: Option<Stripe>, file: File) -> Self {
+        Self::new(meta, stripe, BodyFile::new(file), Content::Verified)
     }
 
     /// Creates a complete object that must be verified before its bytes are served.
-    pub(super) fn unverified(meta: ObjectMeta, file: File, progress: Arc<Progress>) -> Self {
-        Self::new(meta, BodyFile::new(file), Content::Unverified(progress))
+    pub(super) fn unverified(
+        meta: ObjectMeta,
+        stripe: Option<Stripe>,
+        file: File,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self::new(meta, stripe, BodyFile::new(file), Content::Unverified(progress))
     }
 
-    pub(super) fn filling(meta: ObjectMeta, file: Arc<BodyFile>, progress: Arc<Progress>) -> Self {
-        Self::new(meta, file, Content::Filling(progress))
+    pub(super) fn filling(
+        meta: ObjectMeta,
+        stripe: Option<Stripe>,
+        file: Arc<BodyFile>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self::new(meta, stripe, file, Content::Filling(progress))
     }
 
     pub(super) fn partial(meta: ObjectMeta, file: Arc<BodyFile>, ranges: Arc<Ranges>) -> Self {
-        Self::new(meta, file, Content::Partial(ranges))
+        Self::new(meta, None, file, Content::Partial(ranges))
     }
 
-    fn new(meta: ObjectMeta, file: Arc<BodyFile>, content: Content) -> Self {
+    fn new(meta: ObjectMeta, stripe: Option<Stripe>, file: Arc<BodyFile>, content: Content) -> Self {
         let size = meta.size;
-        Self { meta: RwLock::new(Arc::new(meta)), size, file, content }
+        let held = stripe::held(stripe, size);
+        Self { meta: RwLock::new(Arc::new(meta)), size, stripe, held, file, content }
+    }
+
+    /// Returns the stripe that this is; `None` for a whole object.
+    #[must_use]
+    pub fn stripe(&self) -> Option<Stripe> {
+        self.stripe
+    }
+
+    /// Returns the bytes of the whole object that this holds or will hold.
+    pub(super) fn held(&self) -> ByteRange {
+        self.held
     }
 
     /// Returns the description that the gateway gave last. Responses use the headers of the request's grant instead.
@@ -115,7 +142,7 @@ impl Object {
     #[must_use]
     pub fn arrived(&self) -> u64 {
         match &self.content {
-            Content::Verified => self.size,
+            Content::Verified => self.held.length(),
             Content::Unverified(progress) | Content::Filling(progress) => progress.so_far(),
             Content::Partial(ranges) => ranges.stored_bytes(),
         }
@@ -144,14 +171,16 @@ impl Object {
         if self.has(range)
             && let Some(ByteRange { start, end }) = self.resolve(range)
         {
-            self.file.read_ahead(start, (end - start).min(FIRST_SLICE as u64));
+            let (start, end) = (start.max(self.held.start), end.min(self.held.end));
+            let length = end.saturating_sub(start).min(FIRST_SLICE as u64);
+            self.file.read_ahead(start - self.held.start, length);
         }
     }
 
-    /// Returns the cached bytes from `position` on; waits for the first byte.
+    /// Returns the cached bytes from `position` in the file on; waits for the first byte.
     pub(super) async fn available(&self, position: u64) -> Result<Available, Broken> {
         match &self.content {
-            Content::Verified => Ok(Available::File(self.size)),
+            Content::Verified => Ok(Available::File(self.held.length())),
             Content::Unverified(progress) | Content::Filling(progress) => progress.available(position).await,
             Content::Partial(ranges) => ranges.available(position).await,
         }

@@ -46,19 +46,19 @@ async fn ranges_that_cover_an_object_complete_it() {
     let version = meta("k", "e", SIZE).version;
     for range in [bytes(2 * MIB + 5, SIZE), bytes(0, MIB + 1), bytes(MIB - 7, 2 * MIB)] {
         store(&cache, range).await;
-        let object = cache.get(&version).await.unwrap();
+        let object = cache.get(&version, None).await.unwrap();
         assert!(object.has(request(range)) && !object.is_complete());
         assert_eq!(read(object, Some(range)).await.unwrap(), part(range));
     }
     assert_eq!((cache.usage().objects, cache.usage().partial), (0, 1));
-    let partial = cache.get(&version).await.unwrap();
+    let partial = cache.get(&version, None).await.unwrap();
     store(&cache, bytes(2 * MIB, 2 * MIB + 5)).await;
     assert!(partial.is_complete(), "open readers continue");
     assert_eq!((cache.usage().objects, cache.usage().partial), (1, 0));
     cache.close();
     drop((cache, partial));
     let cache = open(&folder, 100 * MIB);
-    let object = cache.get(&version).await.expect("it is durable");
+    let object = cache.get(&version, None).await.expect("it is durable");
     assert_eq!(read(object, None).await.unwrap(), content(1, SIZE));
 }
 
@@ -74,7 +74,7 @@ async fn a_restart_removes_partial_objects() {
         let _ = std::fs::remove_file(disk.unwrap().path().join("lock"));
     }
     let cache = open(&folder, 100 * MIB);
-    assert!(cache.get(&meta("k", "e", SIZE).version).await.is_none());
+    assert!(cache.get(&meta("k", "e", SIZE).version, None).await.is_none());
     assert_eq!((cache.usage().bytes, files_in(&folder)), (0, 0));
 }
 
@@ -124,11 +124,11 @@ async fn partial_objects_are_evicted_by_their_stored_bytes() {
     let fill = keep(&cache, &large, bytes(0, MIB)).await.unwrap();
     fill.run(pieces(&content(1, MIB))).await.1.unwrap();
     assert_eq!(cache.usage().bytes, MIB + 4096, "its size does not count");
-    let object = cache.get(&large.version).await.unwrap();
+    let object = cache.get(&large.version, None).await.unwrap();
     for key in ["a", "b", "c", "d"] {
         put(&cache, key, "e", MIB).await;
     }
-    assert!(cache.get(&large.version).await.is_none(), "least recently used");
+    assert!(cache.get(&large.version, None).await.is_none(), "least recently used");
     assert_eq!(read(object, Some(bytes(0, MIB))).await.unwrap(), content(1, MIB), "its readers go on");
     // A range that does not fit evicts nothing.
     let before = cache.usage();
@@ -144,7 +144,7 @@ async fn a_fill_replaces_a_partial_object() {
     let cache = open(&folder, 100 * MIB);
     store(&cache, bytes(0, MIB)).await;
     let meta = meta("k", "e", SIZE);
-    let partial = cache.get(&meta.version).await.unwrap();
+    let partial = cache.get(&meta.version, None).await.unwrap();
     let late = keep(&cache, &meta, bytes(MIB, 2 * MIB)).await.unwrap();
     let fill = lead(&cache, &meta).await;
     // The response of the partial object ends after the fill began.
@@ -153,7 +153,7 @@ async fn a_fill_replaces_a_partial_object() {
     arrive(fill, &content(1, SIZE)).await.unwrap();
     assert_eq!((cache.usage().objects, cache.usage().partial), (1, 0));
     assert_eq!(read(partial, Some(bytes(0, MIB))).await.unwrap(), part(bytes(0, MIB)));
-    assert_eq!(read(cache.get(&meta.version).await.unwrap(), None).await.unwrap(), content(1, SIZE));
+    assert_eq!(read(cache.get(&meta.version, None).await.unwrap(), None).await.unwrap(), content(1, SIZE));
     cache.disks[0].tidy(false).unwrap();
     assert_eq!(files_in(&folder), 1);
 }
@@ -164,11 +164,14 @@ async fn a_fill_that_cannot_begin_leaves_the_partial_object() {
     let cache = open_as(&folder, 2 * MIB, &CachePlan { fills: 1, ..PLAN });
     store(&cache, bytes(0, MIB)).await;
     let meta = meta("k", "e", SIZE);
-    assert!(cache.begin_fill(&meta, POD).await.is_err(), "it is larger than the cache");
+    assert!(cache.begin_fill(&meta, None, POD).await.is_err(), "it is larger than the cache");
     let late = keep(&cache, &meta, bytes(0, 5)).await.unwrap();
-    assert!(cache.begin_fill(&crate::tests::meta("other", "e", 5), POD).await.is_err(), "no more fills");
+    assert!(
+        cache.begin_fill(&crate::tests::meta("other", "e", 5), None, POD).await.is_err(),
+        "no more fills"
+    );
     drop(late);
-    let object = cache.get(&meta.version).await.expect("it is still there");
+    let object = cache.get(&meta.version, None).await.expect("it is still there");
     assert_eq!(read(object, Some(bytes(0, MIB))).await.unwrap(), part(bytes(0, MIB)));
 }
 
@@ -199,7 +202,7 @@ async fn a_completed_object_is_verified() {
     let fill = keep(&cache, &meta, bytes(MIB, SIZE)).await.unwrap();
     let (_, end) = fill.run(pieces(&part(bytes(MIB, SIZE)))).await;
     assert!(matches!(end, Err(FillError::Corrupt(_))), "{end:?}");
-    assert!(cache.get(&meta.version).await.is_none());
+    assert!(cache.get(&meta.version, None).await.is_none());
     assert_eq!(cache.usage().bytes, 0);
 }
 
@@ -228,11 +231,11 @@ async fn more_partial_objects_than_open_files_are_readable() {
         fill.run(pieces(&few)).await.1.unwrap();
     }
     for key in 0..1100 {
-        let object = cache.get(&described(key).version).await.unwrap();
+        let object = cache.get(&described(key).version, None).await.unwrap();
         assert_eq!(read(object, Some(bytes(7, 77))).await.unwrap(), few);
     }
     let version = described(0).version;
-    assert_eq!(cache.find(&version.name).await.unwrap().meta().version, version);
+    assert_eq!(cache.find(&version.name, None).await.unwrap().meta().version, version);
 }
 
 proptest! {
@@ -268,7 +271,7 @@ proptest! {
             for run in runs {
                 let _ = run.await.unwrap();
             }
-            if let Some(object) = cache.get(&meta.version).await {
+            if let Some(object) = cache.get(&meta.version, None).await {
                 for start in (0..SIZE).step_by(500_000) {
                     let range = bytes(start, (start + 500_000).min(SIZE));
                     if object.has(request(range)) {

@@ -3,6 +3,8 @@
 //! The crate `rendezvous_hash` computes the weights. The hash function is LOTA's own: that of the standard library
 //! changes between toolchains, and all nodes must agree for as long as caches live.
 
+mod stripes;
+
 use std::{
     cmp::Reverse,
     fmt,
@@ -12,6 +14,9 @@ use std::{
 use lota_s3::ObjectName;
 use rendezvous_hash::{Capacity, IdNode, Node as _, NodeHasher, WeightedNode};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use self::stripes::StripeOwners;
+use super::Stripe;
 
 /// A node's name. It is the node's identity in placement, so that a change of its address moves no objects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,6 +39,9 @@ pub struct NodeName(pub String);
 /// ```
 pub struct Placement {
     nodes: Vec<WeightedNode<IdNode<PlacementNode>>>,
+    /// Weight of each node, relative to the sum of all.
+    shares: Vec<f64>,
+    stripes: StripeOwners,
 }
 
 impl Placement {
@@ -41,19 +49,28 @@ impl Placement {
     pub fn new(nodes: impl IntoIterator<Item = (NodeName, u64)>) -> Self {
         let nodes = nodes.into_iter().filter_map(|(name, capacity)| {
             #[expect(clippy::cast_precision_loss, reason = "a weight needs no more than 52 bits")]
-            let weight = Capacity::new(capacity.max(1) as f64)?;
+            let weight = capacity.max(1) as f64;
             let digest = digest([&name.0], 0);
-            Some(WeightedNode::new(IdNode::new(PlacementNode { name, digest }), weight))
+            let node = IdNode::new(PlacementNode { name, digest });
+            Some((WeightedNode::new(node, Capacity::new(weight)?), weight))
         });
-        Self { nodes: nodes.collect() }
+        let (nodes, weights): (Vec<_>, Vec<f64>) = nodes.unzip();
+        let all: f64 = weights.iter().sum();
+        let shares = weights.into_iter().map(|weight| weight / all).collect();
+        Self { nodes, shares, stripes: StripeOwners::default() }
     }
 
     /// Returns at most `most` nodes for an object, in order of preference.
     #[must_use]
     pub fn first(&self, name: &ObjectName, most: usize) -> Vec<&NodeName> {
-        // The version id is left out: versions of an object are on the same node.
-        let names = [name.gateway.as_str(), name.bucket.as_str(), name.key.as_str()];
-        let item = Digest(digest(names, 0));
+        self.first_for(name, None, most)
+    }
+
+    /// Returns at most `most` nodes for an object or a stripe of one, in order of preference. Stripes are placed
+    /// independently of each other; [`Placement::first_of_stripe`] places those of one object evenly.
+    #[must_use]
+    pub fn first_for(&self, name: &ObjectName, stripe: Option<Stripe>, most: usize) -> Vec<&NodeName> {
+        let item = Digest::of(name, stripe);
         let weigh = |node| Reverse(WeightedNode::hash_code(node, &FixedHash, &item));
         let mut weighed: Vec<_> = self.nodes.iter().map(|node| (weigh(node), &node.node.name)).collect();
         if most < weighed.len() {
@@ -98,6 +115,18 @@ impl Hash for PlacementNode {
 
 /// A digest that is hashed by `write`, whose input is stable between toolchains and machines.
 struct Digest(u64);
+
+impl Digest {
+    fn of(name: &ObjectName, stripe: Option<Stripe>) -> Self {
+        // The version id is left out: versions of an object are on the same node.
+        let names = [name.gateway.as_str(), name.bucket.as_str(), name.key.as_str()];
+        let object = digest(names, 0);
+        Self(match stripe {
+            Some(stripe) => xxh3_64_with_seed(&stripe.index().to_le_bytes(), object),
+            None => object,
+        })
+    }
+}
 
 impl Hash for Digest {
     fn hash<H: Hasher>(&self, state: &mut H) {

@@ -15,7 +15,9 @@ use crate::{FileSlice, MAX_SLICE, Object, ReadPermit};
 #[derive(Debug)]
 pub struct Reader {
     object: Arc<Object>,
+    /// Position of the next byte in the object's file.
     position: u64,
+    /// Position in the file at which the range ends.
     end: u64,
     /// Maximum size of the next piece, in bytes.
     most: usize,
@@ -23,14 +25,22 @@ pub struct Reader {
 
 impl Reader {
     /// Creates a reader of a range of an object, or of all of it. Bytes leave the cache only here, so it requires a
-    /// permit for this version; returns `None` if the permit is for another version.
+    /// permit for this version; returns `None` if the permit is for another version, or the object is a stripe without
+    /// all of the range.
     #[must_use]
     pub fn new(permit: &impl ReadPermit, object: Arc<Object>, range: Option<ByteRange>) -> Option<Self> {
         if permit.meta().version != object.meta().version || permit.meta().size != object.meta().size {
             return None;
         }
-        let ByteRange { start, end } = range.unwrap_or(ByteRange { start: 0, end: object.meta().size });
-        Some(Self { object, position: start, end, most: FIRST_SLICE })
+        let held = object.held();
+        let ByteRange { start, end } = range.unwrap_or(held);
+        let is_held = held.start <= start && start <= end && end <= held.end;
+        is_held.then(|| Self {
+            object,
+            position: start - held.start,
+            end: end - held.start,
+            most: FIRST_SLICE,
+        })
     }
 
     /// Waits until the next byte is available, or returns at once at the end.

@@ -1,7 +1,8 @@
-//! The record that follows each object's bytes in its file: description and chunk checksums.
+//! The record that follows the bytes of each object or stripe in its file: description and chunk checksums.
 //!
 //! Eight bytes of magic with the format's version, the payload's length (u32, little-endian), its
-//! CRC-32C (likewise), and the payload, in postcard's encoding.
+//! CRC-32C (likewise), and the payload, in postcard's encoding. Records of stripes have another magic, and begin with
+//! the stripe.
 
 use std::io;
 
@@ -9,21 +10,36 @@ use hyper::{
     HeaderMap,
     header::{HeaderName, HeaderValue},
 };
-use lota_s3::{Learned, ObjectMeta, ObjectName, ObjectVersion, Validator};
+use lota_s3::{ByteRange, Learned, ObjectMeta, ObjectName, ObjectVersion, Validator};
 use serde::{Deserialize, Serialize};
 
+use super::{
+    ids::VersionId,
+    stripe::{self, Stripe, StripeLength},
+};
+
 const MAGIC: &[u8; 8] = b"LOTAREC\x05";
+const STRIPE_MAGIC: &[u8; 8] = b"LOTASTR\x05";
 const HEADER: usize = 16;
 
 /// Bytes per chunk: the unit of checksums and of fills.
 pub(super) const CHUNK: u32 = 1 << 20;
 
-/// Description and checksums of an object.
+/// Description and checksums of an object or stripe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) meta: ObjectMeta,
+    /// Stripe of the object; `None` for a whole object.
+    pub(super) stripe: Option<Stripe>,
     /// CRC-32C of each chunk, in order.
     pub(super) checksums: Vec<u32>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct StripePayload {
+    index: u64,
+    length: u64,
+    record: RecordPayload,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -44,6 +60,16 @@ struct RecordPayload {
 }
 
 impl Record {
+    /// Returns the bytes of the object that the record is about.
+    pub(super) fn held(&self) -> ByteRange {
+        stripe::held(self.stripe, self.meta.size)
+    }
+
+    /// Returns the identifier of the version, or of the stripe of it.
+    pub(super) fn version(&self) -> VersionId {
+        VersionId::of(&self.meta.version, self.stripe)
+    }
+
     pub(super) fn encode(&self) -> io::Result<Vec<u8>> {
         let version = &self.meta.version;
         let payload = RecordPayload {
@@ -66,9 +92,16 @@ impl Record {
             chunk_size: CHUNK,
             checksums: self.checksums.clone(),
         };
-        let payload = postcard::to_stdvec(&payload).map_err(io::Error::other)?;
+        let (magic, payload) = match self.stripe {
+            None => (MAGIC, postcard::to_stdvec(&payload)),
+            Some(stripe) => {
+                let (index, length) = (stripe.index(), stripe.length().bytes());
+                (STRIPE_MAGIC, postcard::to_stdvec(&StripePayload { index, length, record: payload }))
+            }
+        };
+        let payload = payload.map_err(io::Error::other)?;
         let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
-        let mut record = MAGIC.to_vec();
+        let mut record = magic.to_vec();
         record.extend_from_slice(&length.to_le_bytes());
         record.extend_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
         record.extend_from_slice(&payload);
@@ -82,7 +115,8 @@ impl Record {
     pub(super) fn decode(bytes: &[u8]) -> io::Result<Self> {
         let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("not a record: {what}"));
         let (header, payload) = bytes.split_at_checked(HEADER).ok_or_else(|| wrong("too short"))?;
-        if !header.starts_with(MAGIC) {
+        let is_stripe = header.starts_with(STRIPE_MAGIC);
+        if !is_stripe && !header.starts_with(MAGIC) {
             return Err(wrong("another format"));
         }
         let word =
@@ -90,8 +124,15 @@ impl Record {
         if word(8) as usize != payload.len() || word(12) != crc32c::crc32c(payload) {
             return Err(wrong("damaged"));
         }
-        let payload: RecordPayload = postcard::from_bytes(payload).map_err(|_| wrong("damaged"))?;
-        let chunks = payload.size.div_ceil(u64::from(CHUNK));
+        let (stripe, payload) = if is_stripe {
+            let StripePayload { index, length, record } =
+                postcard::from_bytes(payload).map_err(|_| wrong("damaged"))?;
+            let stripe = StripeLength::new(length).and_then(|length| Stripe::new(index, length));
+            (Some(stripe.ok_or_else(|| wrong("not a stripe"))?), record)
+        } else {
+            (None, postcard::from_bytes::<RecordPayload>(payload).map_err(|_| wrong("damaged"))?)
+        };
+        let chunks = stripe::held(stripe, payload.size).length().div_ceil(u64::from(CHUNK));
         if payload.chunk_size != CHUNK || payload.checksums.len() as u64 != chunks {
             return Err(wrong("incomplete"));
         }
@@ -107,7 +148,7 @@ impl Record {
         let learned = Learned { at: payload.learned_at, by: payload.learned_by };
         let version = ObjectVersion { name, validator };
         let meta = ObjectMeta::restored(version, payload.size, headers, payload.checksums_known, learned);
-        Ok(Self { meta, checksums: payload.checksums })
+        Ok(Self { meta, stripe, checksums: payload.checksums })
     }
 }
 
@@ -127,7 +168,7 @@ mod tests {
         let meta = ObjectMeta::restored(version, size, headers, true, learned);
         let checksums =
             (0..size.div_ceil(u64::from(CHUNK))).map(|chunk| u32::try_from(chunk).unwrap() * 7).collect();
-        Record { meta, checksums }
+        Record { meta, stripe: None, checksums }
     }
 
     #[test]
@@ -154,6 +195,15 @@ mod tests {
         #[test]
         fn records_round_trip(size in 0..100u64 << 20, key in "\\PC{1,100}") {
             let record = record(size, &key);
+            prop_assert_eq!(Record::decode(&record.encode().unwrap()).unwrap(), record);
+        }
+
+        #[test]
+        fn records_of_stripes_round_trip(size in 0..100u64 << 20, index in 0..9u64, mebibytes in 1..50u64) {
+            let stripe = Stripe::new(index, StripeLength::new(mebibytes << 20).unwrap()).unwrap();
+            let mut record = Record { stripe: Some(stripe), ..record(size, "k") };
+            let chunks = record.held().length().div_ceil(CHUNK.into());
+            record.checksums.truncate(usize::try_from(chunks).unwrap());
             prop_assert_eq!(Record::decode(&record.encode().unwrap()).unwrap(), record);
         }
 

@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 /// Contents of the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Complete objects.
+    /// Complete objects that are cached as a whole.
     pub objects: usize,
+    /// Complete stripes of larger objects.
+    #[serde(default)]
+    pub stripes: usize,
     /// Partial objects.
     #[serde(default)]
     pub partial: usize,

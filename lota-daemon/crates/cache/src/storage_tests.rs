@@ -35,7 +35,7 @@ async fn none_left(folder: &TempDir) {
 }
 
 async fn holds(cache: &Arc<Cache>, key: &str) -> bool {
-    cache.get(&meta(key, "e", MIB).version).await.is_some()
+    cache.get(&meta(key, "e", MIB).version, None).await.is_some()
 }
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn the_lru_order_survives_a_restart() {
     for key in ["a", "b", "c"] {
         put(&cache, key, "e", MIB).await;
     }
-    cache.find(&name("a")).await.unwrap();
+    cache.find(&name("a"), None).await.unwrap();
     orderly_end(cache).await;
     let cache = open(&folder, 3 * DISK);
     put(&cache, "d", "e", MIB).await;
@@ -79,23 +79,23 @@ async fn after_a_crash_objects_are_verified_before_they_are_served() {
     // No `close`.
     drop(cache);
     let cache = open(&folder, 100 * MIB);
-    let object = cache.find(&name("k")).await.unwrap();
+    let object = cache.find(&name("k"), None).await.unwrap();
     assert!(object.is_complete(), "it is a hit nevertheless");
     assert!(read(object, None).await.unwrap() == content(size, size));
     drop(cache);
 
     flip_a_bit(&folder, 3 * MIB + 7);
     let cache = open(&folder, 100 * MIB);
-    let object = cache.find(&name("k")).await.unwrap();
+    let object = cache.find(&name("k"), None).await.unwrap();
     let sound = ByteRange { start: 0, end: 1000 };
     let broken = ByteRange { start: 3 * MIB, end: 3 * MIB + 1 };
     assert_eq!(read(object.clone(), Some(broken)).await, Err(Broken));
     let _ = read(object, Some(sound)).await;
-    assert!(cache.find(&name("k")).await.is_none(), "it was dropped");
+    assert!(cache.find(&name("k"), None).await.is_none(), "it was dropped");
     assert_eq!(cache.disks().map(|disk| disk.corrupt).sum::<u64>(), 1);
     none_left(&folder).await;
     put(&cache, "k", "e", size).await;
-    let object = cache.find(&name("k")).await.unwrap();
+    let object = cache.find(&name("k"), None).await.unwrap();
     assert!(read(object, None).await.unwrap() == content(size, size), "and fetched again");
 }
 
@@ -109,7 +109,7 @@ async fn unverified_objects_stay_so_across_restarts() {
     // Opened after the crash, never read, and shut down cleanly.
     orderly_end(open(&folder, 100 * MIB)).await;
     let cache = open(&folder, 100 * MIB);
-    assert_eq!(read(cache.find(&name("k")).await.unwrap(), None).await, Err(Broken));
+    assert_eq!(read(cache.find(&name("k"), None).await.unwrap(), None).await, Err(Broken));
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn an_object_too_large_for_the_disk_evicts_nothing() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, u64::MAX);
     put(&cache, "k", "e", MIB).await;
-    cache.begin_fill(&meta("huge", "e", 1 << 60), POD).await.unwrap_err();
+    cache.begin_fill(&meta("huge", "e", 1 << 60), None, POD).await.unwrap_err();
     assert_eq!(cache.usage(), Usage { objects: 1, bytes: DISK, ..Usage::default() });
 }
 
@@ -204,7 +204,7 @@ async fn the_record_counts_toward_disk_usage() {
     orderly_end(cache).await;
     let cache = open(&folder, 100 * MIB);
     assert_eq!(cache.usage(), usage);
-    assert!(cache.find(&name("k")).await.is_some(), "it is found by its name on disk");
+    assert!(cache.find(&name("k"), None).await.is_some(), "it is found by its name on disk");
     cache.evict(&object("k"), &["http://gateway".into()]).await;
     assert_eq!((cache.usage(), files_in(&folder)), (Usage::default(), 0));
 }
@@ -220,7 +220,7 @@ async fn a_later_response_updates_the_description() {
         meta.learned_when(Learned { at: Some(learned), by: 0 })
     };
     arrive(lead(&cache, &described("unsettled", 10)).await, b"1").await.unwrap();
-    let object = cache.find(&name("k")).await.unwrap();
+    let object = cache.find(&name("k"), None).await.unwrap();
     for (value, learned, held) in [
         ("within the second", 10, "within the second"),
         ("settled", 12, "settled"),
@@ -243,7 +243,7 @@ async fn objects_are_bounded_by_number_too() {
     orderly_end(cache).await;
     let cache = open_as(&folder, 100 * MIB, &CachePlan { objects: 3, ..PLAN });
     assert_eq!(cache.usage().objects, 3);
-    assert!(cache.get(&meta("11", "e", 0).version).await.is_some(), "the last ones stay");
+    assert!(cache.get(&meta("11", "e", 0).version, None).await.is_some(), "the last ones stay");
 }
 
 #[tokio::test]
@@ -266,8 +266,8 @@ async fn admission_by_frequency_protects_from_scans() {
         let folder = TempDir::new().unwrap();
         let cache = open_as(&folder, 10 * DISK, &CachePlan { low: 100, high: 100, admission, ..PLAN });
         let fetch = async |key: String| {
-            cache.count_read(&name(&key));
-            if let Ok(Join::Lead(fill)) = cache.begin_fill(&meta(&key, "e", MIB), POD).await {
+            cache.count_read(&name(&key), None);
+            if let Ok(Join::Lead(fill)) = cache.begin_fill(&meta(&key, "e", MIB), None, POD).await {
                 arrive(fill, &content(MIB, MIB)).await.unwrap();
             }
         };
@@ -310,9 +310,9 @@ async fn objects_spread_over_disks_and_a_failed_disk_is_skipped() {
     assert_eq!(cache.usage().objects, each[0] + each[2]);
     let mut found = 0;
     for key in 0..60 {
-        found += usize::from(cache.find(&name(&key.to_string())).await.is_some());
+        found += usize::from(cache.find(&name(&key.to_string()), None).await.is_some());
         let Ok(Join::Follow(_) | Join::Lead(_)) =
-            cache.begin_fill(&meta(&key.to_string(), "e", 1000), POD).await
+            cache.begin_fill(&meta(&key.to_string(), "e", 1000), None, POD).await
         else {
             panic!("the others take its objects")
         };
@@ -322,7 +322,7 @@ async fn objects_spread_over_disks_and_a_failed_disk_is_skipped() {
     for disk in &cache.disks {
         disk.notice(&io::Error::from_raw_os_error(nix::libc::EROFS));
     }
-    let NoRoom { why, .. } = cache.begin_fill(&meta("k", "e", 1), POD).await.unwrap_err();
+    let NoRoom { why, .. } = cache.begin_fill(&meta("k", "e", 1), None, POD).await.unwrap_err();
     assert_eq!(why, "no disk works");
 }
 
@@ -331,9 +331,9 @@ async fn an_unreadable_object_is_fetched_again() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, 100 * MIB);
     put(&cache, "k", "e", MIB).await;
-    let object = cache.find(&name("k")).await.unwrap();
+    let object = cache.find(&name("k"), None).await.unwrap();
     object.file().set_failed();
-    assert!(cache.find(&name("k")).await.is_none());
+    assert!(cache.find(&name("k"), None).await.is_none());
     none_left(&folder).await;
     put(&cache, "k", "e", MIB).await;
 }
@@ -378,7 +378,7 @@ async fn an_object_with_a_wrong_checksum_is_not_stored() {
         }
         let filled = arrive(lead(&cache, &meta).await, &bytes).await;
         assert_eq!(filled.is_ok(), sound, "{etag} {headers:?}: {filled:?}");
-        assert_eq!(cache.find(&name("k")).await.is_some(), sound);
+        assert_eq!(cache.find(&name("k"), None).await.is_some(), sound);
     }
 }
 

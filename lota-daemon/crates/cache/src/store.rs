@@ -1,5 +1,5 @@
 //! Files of the cache. `<folder>/lota-cache/v4/ab/abcd…-<name>-<size>[-<disk>].object` contains an object's bytes,
-//! followed by its record. The index is built from file names, so that a restart opens no file. A fill writes to a
+//! followed by its record; that of a stripe ends in `.stripe`. The index is built from file names, so that a restart opens no file. A fill writes to a
 //! file of its own in `<folder>/lota-cache/v4/new/`: the bytes of a complete object are never written or truncated.
 //! Some of these files are created in advance.
 
@@ -27,12 +27,14 @@ use super::{
     own_folder,
     record::Record,
     room::{self, Room, Short},
+    stripe::Stripe,
 };
 use crate::BodyFile;
 
 /// Folder of objects in this format, inside LOTA's own folder.
 const FORMAT: &str = "v4";
 const OBJECT: &str = "object";
+const STRIPE: &str = "stripe";
 /// Folder of partial files.
 const NEW: &str = "new";
 /// File with the LRU order: a CRC-32C, followed by the identifiers of the versions, most recently used last.
@@ -49,12 +51,13 @@ const READERS: usize = 16;
 /// which a reader would wait.
 const SPARE_FILES: usize = 8;
 
-/// A complete object, described by its file name.
+/// A complete object or stripe, described by its file name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StoreEntry {
     pub(super) version: VersionId,
     pub(super) name: NameId,
-    /// Size of the object in bytes.
+    pub(super) is_stripe: bool,
+    /// Size of the object or stripe in bytes.
     pub(super) size: u64,
     /// Disk space that its file uses or is expected to use, in bytes.
     pub(super) disk: u64,
@@ -82,11 +85,13 @@ pub(super) struct Opened {
     pub(super) encrypted: bool,
 }
 
-/// A complete object in a cache folder, as `lota cache ls` shows it.
+/// A complete object or stripe in a cache folder, as `lota cache ls` shows it.
 #[derive(Debug)]
 pub struct ListedObject {
     /// Description of the object.
     pub meta: ObjectMeta,
+    /// Stripe of the object; `None` for a whole object.
+    pub stripe: Option<Stripe>,
     /// Path of its file.
     pub file: PathBuf,
     /// Time at which it was stored.
@@ -148,11 +153,12 @@ impl Store {
     }
 
     fn path(&self, entry: &StoreEntry) -> PathBuf {
-        let StoreEntry { version, name, size, disk } = entry;
+        let StoreEntry { version, name, is_stripe, size, disk } = entry;
+        let kind = if *is_stripe { STRIPE } else { OBJECT };
         let version = version.to_string();
         // The name contains the disk space only where it differs from the estimate.
         let disk = if *disk == room::estimate(*size) { String::new() } else { format!("-{disk:x}") };
-        self.folder.join(&version[..2]).join(format!("{version}-{name}-{size:x}{disk}.{OBJECT}"))
+        self.folder.join(&version[..2]).join(format!("{version}-{name}-{size:x}{disk}.{kind}"))
     }
 
     /// Returns the space left on the disk beyond the reserve and the reservations.
@@ -249,7 +255,7 @@ impl Store {
     pub(super) fn load(&self, entry: &StoreEntry) -> io::Result<(Record, File)> {
         let file = File::open(self.path(entry))?;
         let record = read_record(&file, entry.size)?;
-        if VersionId::of(&record.meta.version) != entry.version || record.meta.size != entry.size {
+        if record.version() != entry.version || record.held().length() != entry.size {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the record is that of another object"));
         }
         Ok((record, file))
@@ -258,8 +264,8 @@ impl Store {
     /// Replaces the record of a complete object. A crash during the write leaves an unreadable record, after which the
     /// object is fetched again.
     pub(super) fn rewrite(&self, entry: &StoreEntry, meta: &ObjectMeta) -> io::Result<()> {
-        let (Record { checksums, .. }, _) = self.load(entry)?;
-        let record = Record { meta: meta.clone(), checksums }.encode()?;
+        let (record, _) = self.load(entry)?;
+        let record = Record { meta: meta.clone(), ..record }.encode()?;
         let file = File::options().write(true).open(self.path(entry))?;
         file.write_all_at(&record, entry.size)?;
         file.set_len(entry.size + record.len() as u64)
@@ -380,7 +386,7 @@ pub fn list(folder: &Path) -> io::Result<Vec<ListedObject>> {
         if let Ok(record) = read_record(&file, entry.size) {
             let stored = file.metadata().and_then(|metadata| metadata.modified());
             let stored = stored.unwrap_or(SystemTime::UNIX_EPOCH);
-            listed.push(ListedObject { meta: record.meta, file: path, stored });
+            listed.push(ListedObject { meta: record.meta, stripe: record.stripe, file: path, stored });
         }
     }
     listed.sort_by_key(|object| object.stored);
@@ -411,7 +417,13 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 impl StoreEntry {
     fn of_name(name: &str) -> Option<Self> {
-        let mut fields = name.strip_suffix(".object")?.split('-');
+        let (fields, kind) = name.rsplit_once('.')?;
+        let is_stripe = match kind {
+            OBJECT => false,
+            STRIPE => true,
+            _ => return None,
+        };
+        let mut fields = fields.split('-');
         let version = VersionId::from_hex(fields.next()?)?;
         let name = NameId::from_hex(fields.next()?)?;
         let size = u64::from_str_radix(fields.next()?, 16).ok()?;
@@ -419,7 +431,7 @@ impl StoreEntry {
             Some(disk) => u64::from_str_radix(disk, 16).ok()?,
             None => room::estimate(size),
         };
-        fields.next().is_none().then_some(Self { version, name, size, disk })
+        fields.next().is_none().then_some(Self { version, name, is_stripe, size, disk })
     }
 }
 

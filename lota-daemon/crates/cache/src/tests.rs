@@ -80,13 +80,13 @@ pub(super) async fn arrive(fill: Fill, content: &[u8]) -> Result<u64, FillError>
 
 pub(super) async fn lead(cache: &Arc<Cache>, meta: &ObjectMeta) -> Fill {
     // An object whose file has just been removed is in the index for a moment.
-    let mut join = cache.begin_fill(meta, POD).await;
+    let mut join = cache.begin_fill(meta, None, POD).await;
     for _ in 0..1000 {
         if join.is_ok() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
-        join = cache.begin_fill(meta, POD).await;
+        join = cache.begin_fill(meta, None, POD).await;
     }
     match join.unwrap() {
         Join::Lead(fill) => fill,
@@ -123,7 +123,7 @@ async fn stored_objects_are_read_whole_and_by_range() {
     let cache = open(&folder, 100 * MIB);
     for size in [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 5] {
         put(&cache, "k", &size.to_string(), size).await;
-        let object = cache.find(&name("k")).await.unwrap();
+        let object = cache.find(&name("k"), None).await.unwrap();
         assert!(object.is_complete());
         assert!(read(object.clone(), None).await.unwrap() == content(size, size), "{size}");
         if size > 10 {
@@ -156,8 +156,8 @@ async fn a_restart_finds_complete_objects_and_removes_the_rest() {
     let cache = open(&image, 100 * MIB);
     assert_eq!(files_in(&image), 1);
     assert!((1..=left).contains(&made_ahead()), "those of the previous daemon are removed");
-    assert!(cache.find(&name("half")).await.is_none());
-    let object = cache.find(&name("whole")).await.unwrap();
+    assert!(cache.find(&name("half"), None).await.is_none());
+    let object = cache.find(&name("whole"), None).await.unwrap();
     assert!(read(object, None).await.unwrap() == content(2 * MIB + 1, 2 * MIB + 1));
 }
 
@@ -175,7 +175,7 @@ async fn damaged_files_are_misses() {
         drop(cache);
         damage(&list(folder.path()).unwrap()[0].file);
         let cache = open(&folder, 100 * MIB);
-        assert!(cache.find(&name("k")).await.is_none());
+        assert!(cache.find(&name("k"), None).await.is_none());
         while files_in(&folder) > 0 {
             tokio::task::yield_now().await;
         }
@@ -190,7 +190,7 @@ async fn readers_follow_a_fill_and_see_its_failure() {
     let whole = content(7, 3 * MIB);
     let fill = lead(&cache, &meta("k", "e", 3 * MIB)).await;
     let early = tokio::spawn(read(fill.object(), None));
-    let Join::Follow(joined) = cache.begin_fill(&meta("k", "e", 3 * MIB), POD).await.unwrap() else {
+    let Join::Follow(joined) = cache.begin_fill(&meta("k", "e", 3 * MIB), None, POD).await.unwrap() else {
         panic!("one fill per version")
     };
     assert!(!joined.is_complete());
@@ -204,7 +204,7 @@ async fn readers_follow_a_fill_and_see_its_failure() {
         let reader = tokio::spawn(read(fill.object(), None));
         arrive(fill, &content(0, sent)).await.unwrap_err();
         assert_eq!(reader.await.unwrap(), Err(Broken), "{sent} of {size}");
-        assert!(cache.find(&name("broken")).await.is_none());
+        assert!(cache.find(&name("broken"), None).await.is_none());
     }
     let lost = lead(&cache, &meta("lost", "e", MIB)).await;
     let reader = tokio::spawn(read(lost.object(), None));
@@ -231,10 +231,14 @@ async fn an_overwritten_object_is_another_file() {
     let cache = open(&folder, 100 * MIB);
     put(&cache, "k", "old", MIB).await;
     put(&cache, "k", "new", 2 * MIB).await;
-    assert_eq!(cache.find(&name("k")).await.unwrap().meta().size, 2 * MIB);
-    let old = cache.get(&meta("k", "old", MIB).version).await.unwrap();
+    assert_eq!(cache.find(&name("k"), None).await.unwrap().meta().size, 2 * MIB);
+    let old = cache.get(&meta("k", "old", MIB).version, None).await.unwrap();
     assert_eq!(old.meta().size, MIB);
-    assert_eq!(cache.find(&name("k")).await.unwrap().meta().size, MIB, "the gateway named the old one last");
+    assert_eq!(
+        cache.find(&name("k"), None).await.unwrap().meta().size,
+        MIB,
+        "the gateway named the old one last"
+    );
 }
 
 #[tokio::test]
@@ -243,14 +247,14 @@ async fn the_least_recently_used_is_evicted_and_open_reads_complete() {
     let cache = open(&folder, 3 * DISK);
     put(&cache, "a", "e", MIB).await;
     put(&cache, "b", "e", MIB).await;
-    let held = cache.find(&name("b")).await.unwrap();
-    cache.find(&name("a")).await.unwrap();
+    let held = cache.find(&name("b"), None).await.unwrap();
+    cache.find(&name("a"), None).await.unwrap();
     put(&cache, "c", "e", 2 * MIB).await;
-    assert!(cache.find(&name("b")).await.is_none());
-    assert!(cache.find(&name("a")).await.is_some());
+    assert!(cache.find(&name("b"), None).await.is_none());
+    assert!(cache.find(&name("a"), None).await.is_some());
     assert!(read(held, None).await.unwrap() == content(MIB, MIB));
     assert_eq!(cache.usage().bytes, 3 * MIB + 2 * 4096);
-    let NoRoom { why, .. } = cache.begin_fill(&meta("d", "e", 4 * MIB), POD).await.unwrap_err();
+    let NoRoom { why, .. } = cache.begin_fill(&meta("d", "e", 4 * MIB), None, POD).await.unwrap_err();
     assert!(why.contains("do not fit"), "{why}");
 }
 
@@ -258,7 +262,7 @@ async fn the_least_recently_used_is_evicted_and_open_reads_complete() {
 async fn a_full_disk_refuses_fills() {
     let folder = TempDir::new().unwrap();
     let cache = open_as(&folder, u64::MAX, &CachePlan { min_free: u64::MAX, ..PLAN });
-    let NoRoom { why, .. } = cache.begin_fill(&meta("k", "e", MIB), POD).await.unwrap_err();
+    let NoRoom { why, .. } = cache.begin_fill(&meta("k", "e", MIB), None, POD).await.unwrap_err();
     assert!(why.contains("cache.min_free"), "{why}");
     assert_eq!((cache.usage(), files_in(&folder)), (Usage::default(), 0));
 }
@@ -269,29 +273,29 @@ async fn no_pod_exhausts_the_fills() {
     let cache = open_as(&folder, 100 * MIB, &CachePlan { fills: 8, ..PLAN });
     let mut held = Vec::new();
     let refused = loop {
-        match cache.begin_fill(&meta(&held.len().to_string(), "e", 1000), POD).await {
+        match cache.begin_fill(&meta(&held.len().to_string(), "e", 1000), None, POD).await {
             Ok(fill) => held.push(fill),
             Err(refused) => break refused,
         }
     };
     assert_eq!((held.len(), refused.reason), (4, "pod-fills"));
     let other = IpAddr::from([10, 0, 0, 2]);
-    assert!(matches!(cache.begin_fill(&meta("other", "e", 1000), other).await, Ok(Join::Lead(_))));
-    assert!(matches!(cache.begin_fill(&meta("0", "e", 1000), POD).await, Ok(Join::Follow(_))));
+    assert!(matches!(cache.begin_fill(&meta("other", "e", 1000), None, other).await, Ok(Join::Lead(_))));
+    assert!(matches!(cache.begin_fill(&meta("0", "e", 1000), None, POD).await, Ok(Join::Follow(_))));
     drop(held);
-    assert!(matches!(cache.begin_fill(&meta("again", "e", 1000), POD).await, Ok(Join::Lead(_))));
+    assert!(matches!(cache.begin_fill(&meta("again", "e", 1000), None, POD).await, Ok(Join::Lead(_))));
 }
 
 #[tokio::test]
 async fn one_request_leads_and_the_others_wait() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, MIB);
-    let first = cache.lead(&name("k"), None).await.unwrap();
-    assert!(cache.lead(&name("other"), None).await.is_some());
+    let first = cache.lead(&name("k"), None, None).await.unwrap();
+    assert!(cache.lead(&name("other"), None, None).await.is_some());
     let waiting: Vec<_> = (0..3)
         .map(|_| {
             let cache = cache.clone();
-            tokio::spawn(async move { cache.lead(&name("k"), None).await.is_none() })
+            tokio::spawn(async move { cache.lead(&name("k"), None, None).await.is_none() })
         })
         .collect();
     tokio::task::yield_now().await;
@@ -300,7 +304,7 @@ async fn one_request_leads_and_the_others_wait() {
     for waiting in waiting {
         assert!(waiting.await.unwrap(), "all continue at once, and none leads");
     }
-    assert!(cache.lead(&name("k"), None).await.is_some());
+    assert!(cache.lead(&name("k"), None, None).await.is_some());
 }
 
 #[tokio::test]
@@ -308,7 +312,7 @@ async fn a_permit_for_another_version_is_refused() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, MIB);
     put(&cache, "k", "e", 10).await;
-    let object = cache.find(&name("k")).await.unwrap();
+    let object = cache.find(&name("k"), None).await.unwrap();
     let other = TestPermit(Arc::new(meta("k", "f", 10)));
     assert!(Reader::new(&other, object, None).is_none());
 }
@@ -337,11 +341,11 @@ async fn concurrent_readers_get_the_bytes_of_their_version() {
                     0 => drop(cache.evict(&object(&key.to_string()), &["http://gateway".into()]).await),
                     1 => {
                         // Abandoned halfway.
-                        if let Ok(Join::Lead(fill)) = cache.begin_fill(&meta, POD).await {
+                        if let Ok(Join::Lead(fill)) = cache.begin_fill(&meta, None, POD).await {
                             let _ = arrive(fill, &content(seed, size / 2)).await;
                         }
                     }
-                    _ => match cache.begin_fill(&meta, POD).await {
+                    _ => match cache.begin_fill(&meta, None, POD).await {
                         Ok(Join::Lead(fill)) => {
                             let reader = tokio::spawn(read(fill.object(), None));
                             arrive(fill, &content(seed, size)).await.unwrap();

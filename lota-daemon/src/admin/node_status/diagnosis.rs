@@ -274,10 +274,11 @@ fn kubernetes(kubernetes: Option<KubernetesStatus>) -> Diagnosis {
 }
 
 fn cache(cache: &CacheStatus) -> Diagnosis {
-    let CacheStatus { objects, partial, fills, capacity, disks, .. } = cache;
+    let CacheStatus { objects, stripes, partial, fills, capacity, disks, .. } = cache;
+    let stripes = if *stripes > 0 { format!(", {}", count(*stripes, "stripe")) } else { String::new() };
     let partial = if *partial > 0 { format!(", {partial} partial") } else { String::new() };
     let what = format!(
-        "{} of {} in {}{partial}, {}",
+        "{} of {} in {}{stripes}{partial}, {}",
         bytes(cache.bytes),
         bytes(*capacity),
         count(*objects, "object"),

@@ -170,8 +170,11 @@ pub struct RefusedPod {
 /// The cache of a node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CacheStatus {
-    /// Number of complete objects.
+    /// Number of complete objects, without those in stripes.
     pub objects: usize,
+    /// Number of complete stripes of larger objects.
+    #[serde(default)]
+    pub stripes: usize,
     /// Number of partial objects.
     #[serde(default)]
     pub partial: usize,

@@ -173,6 +173,7 @@ impl Reporter {
         let capacity = disks.iter().filter(|disk| disk.works).map(|disk| disk.capacity).sum();
         CacheStatus {
             objects: usage.objects,
+            stripes: usage.stripes,
             partial: usage.partial,
             bytes: usage.bytes,
             capacity,

@@ -6,6 +6,7 @@ use hyper::{
     HeaderMap, Response,
     header::{HeaderName, HeaderValue},
 };
+use lota_cache::{Stripe, StripeLength};
 use lota_s3::{ByteRange, GatewayId, Learned, RangeRequest};
 
 /// Address of the pod whose request it is, and whose quota fills use.
@@ -15,11 +16,90 @@ const GATEWAY: HeaderName = HeaderName::from_static("lota-gateway");
 const PING: HeaderName = HeaderName::from_static("lota-ping");
 const SKIP: HeaderName = HeaderName::from_static("lota-skip");
 const PART: HeaderName = HeaderName::from_static("lota-part");
+const STRIPE: HeaderName = HeaderName::from_static("lota-stripe");
+const STRIPED: HeaderName = HeaderName::from_static("lota-striped");
 const WRITTEN: HeaderName = HeaderName::from_static("lota-written");
 const LEARNED: HeaderName = HeaderName::from_static("lota-learned");
 const LOAD: HeaderName = HeaderName::from_static("lota-load");
 const CAPACITY: HeaderName = HeaderName::from_static("lota-capacity");
 const OWNERS: HeaderName = HeaderName::from_static("lota-owners");
+
+/// Part of the response to a client's GET that a node asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GetScope {
+    /// All of it.
+    #[default]
+    Whole,
+    /// All of it, unless the owner places the object in stripes; then only the size of the object.
+    WholeUnlessStriped,
+    /// The bytes of this stripe. The response is all of it nevertheless if it does not state the size of the object
+    /// ([`StripedSize`]).
+    Stripe(Stripe),
+}
+
+impl GetScope {
+    /// Returns the stripe, if the scope is one.
+    #[must_use]
+    pub fn stripe(self) -> Option<Stripe> {
+        match self {
+            Self::Stripe(stripe) => Some(stripe),
+            Self::Whole | Self::WholeUnlessStriped => None,
+        }
+    }
+
+    fn header(self) -> Option<HeaderValue> {
+        match self {
+            Self::Whole => None,
+            Self::WholeUnlessStriped => Some(HeaderValue::from_static("unless-striped")),
+            Self::Stripe(stripe) => {
+                HeaderValue::from_str(&format!("{}/{}", stripe.index(), stripe.length().bytes())).ok()
+            }
+        }
+    }
+
+    fn parse(value: &HeaderValue) -> Option<Self> {
+        let value = value.to_str().ok()?;
+        if value == "unless-striped" {
+            return Some(Self::WholeUnlessStriped);
+        }
+        let (index, length) = value.split_once('/')?;
+        let length = StripeLength::new(length.parse().ok()?)?;
+        Stripe::new(index.parse().ok()?, length).map(Self::Stripe)
+    }
+}
+
+/// Size in bytes of an object that its owner places in stripes. An extension of the response inside of a node, and a header
+/// between nodes. A response without content (204) states nothing else; any other contains the bytes of one stripe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StripedSize(pub u64);
+
+impl StripedSize {
+    /// Returns the size that a response inside of this node states.
+    #[must_use]
+    pub fn of<B>(response: &Response<B>) -> Option<Self> {
+        response.extensions().get().copied()
+    }
+
+    /// Writes the header of a response to another node.
+    pub fn write<B>(response: &mut Response<B>) {
+        let size = Self::of(response);
+        let headers = response.headers_mut();
+        // Only this node may state it.
+        headers.remove(STRIPED);
+        if let Some(Self(size)) = size {
+            headers.insert(STRIPED, HeaderValue::from(size));
+        }
+    }
+
+    /// Makes the header of another node's verified response an extension.
+    pub(super) fn read<B>(response: &mut Response<B>) {
+        let size = number(response.headers(), &STRIPED).map(Self);
+        response.headers_mut().remove(STRIPED);
+        if let Some(size) = size {
+            response.extensions_mut().insert(size);
+        }
+    }
+}
 
 /// Request of one node to another, beside the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +108,8 @@ pub enum PeerMethod {
     Get {
         /// Number of bytes to leave out.
         skip: u64,
+        /// Part of the response.
+        scope: GetScope,
     },
     /// These bytes of the object, only from the cache, for the cache of the requesting node. The client's request
     /// authorizes them.
@@ -41,12 +123,18 @@ pub enum PeerMethod {
 
 impl PeerMethod {
     /// The whole response to the client's request.
-    pub const WHOLE: Self = Self::Get { skip: 0 };
+    pub const WHOLE: Self = Self::Get { skip: 0, scope: GetScope::Whole };
 
     pub(super) fn write(self, headers: &mut HeaderMap) {
         match self {
-            Self::Get { skip: 0 } => {}
-            Self::Get { skip } => drop(headers.insert(SKIP, HeaderValue::from(skip))),
+            Self::Get { skip, scope } => {
+                if skip > 0 {
+                    headers.insert(SKIP, HeaderValue::from(skip));
+                }
+                if let Some(scope) = scope.header() {
+                    headers.insert(STRIPE, scope);
+                }
+            }
             Self::Part(range) => {
                 if let Ok(part) = HeaderValue::from_str(&range.to_string()) {
                     headers.insert(PART, part);
@@ -67,7 +155,8 @@ impl PeerMethod {
             return Some(Self::Written);
         }
         let Some(part) = headers.get(PART) else {
-            return Some(Self::Get { skip: Skipped::parse(headers).0 });
+            let scope = headers.get(STRIPE).map_or(Some(GetScope::Whole), GetScope::parse)?;
+            return Some(Self::Get { skip: Skipped::parse(headers).0, scope });
         };
         match RangeRequest::parse(part.to_str().ok()?) {
             RangeRequest::FromTo(first, last) => {
@@ -200,9 +289,10 @@ mod tests {
     #[test]
     fn methods_and_hints_are_read_as_written() {
         let part = PeerMethod::Part(ByteRange { start: 5, end: 6 });
-        for method in
-            [PeerMethod::WHOLE, PeerMethod::Get { skip: 7 }, part, PeerMethod::Written, PeerMethod::Ping]
-        {
+        let stripe = Stripe::new(3, StripeLength::new(64 << 20).unwrap()).unwrap();
+        let rest = PeerMethod::Get { skip: 7, scope: GetScope::Stripe(stripe) };
+        let whole = PeerMethod::Get { skip: 0, scope: GetScope::WholeUnlessStriped };
+        for method in [PeerMethod::WHOLE, whole, rest, part, PeerMethod::Written, PeerMethod::Ping] {
             let mut headers = HeaderMap::new();
             method.write(&mut headers);
             assert_eq!(PeerMethod::of(&headers), Some(method));
@@ -212,6 +302,22 @@ mod tests {
         hints.write(&mut headers);
         assert_eq!(PeerHints::of(&headers), hints);
         assert_eq!(PeerHints::of(&HeaderMap::new()), PeerHints::default());
+    }
+
+    #[test]
+    fn the_size_of_a_striped_object_is_written_only_from_the_extension() {
+        let mut response = Response::new(());
+        response.headers_mut().insert(STRIPED, HeaderValue::from(7));
+        assert_eq!(StripedSize::of(&response), None, "a header from elsewhere");
+        StripedSize::write(&mut response);
+        assert!(!response.headers().contains_key(STRIPED));
+        response.extensions_mut().insert(StripedSize(7));
+        StripedSize::write(&mut response);
+        let mut received = Response::new(());
+        *received.headers_mut() = response.headers().clone();
+        StripedSize::read(&mut received);
+        assert_eq!(StripedSize::of(&received), Some(StripedSize(7)));
+        assert!(!received.headers().contains_key(STRIPED));
     }
 
     #[test]
@@ -231,6 +337,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn malformed_stripes_are_refused(stripe in "[ -~]*", numbers in "[0-9]{1,20}/[0-9]{1,20}") {
+            for stripe in [stripe, numbers] {
+                let mut headers = HeaderMap::new();
+                headers.insert(STRIPE, HeaderValue::from_str(&stripe).unwrap());
+                if let Some(PeerMethod::Get { scope: GetScope::Stripe(stripe), .. }) = PeerMethod::of(&headers) {
+                    prop_assert!(stripe.range(u64::MAX).length() >= 1 << 20);
+                }
+            }
+        }
+
         #[test]
         fn malformed_parts_do_not_panic(part in "[ -~]*", numbers in "bytes=[0-9]{1,20}-[0-9]{1,20}") {
             for part in [part, numbers] {

@@ -29,7 +29,7 @@ pub use request::{ForwardedCall, PeerCall, PeerRequest};
 pub use wire::{MessageMac, RejectedMessage};
 
 use self::{
-    headers::{PeerHints, PeerMethod, Skipped},
+    headers::{PeerHints, PeerMethod, Skipped, StripedSize},
     replay::Window,
     wire::Wire,
 };
@@ -209,6 +209,7 @@ impl Peers {
         })?;
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
         Skipped::read(&mut answer);
+        StripedSize::read(&mut answer);
         Ok(answer)
     }
 

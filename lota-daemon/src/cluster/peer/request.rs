@@ -6,7 +6,7 @@ use hyper::{Method, http::request::Parts};
 use lota_s3::{ByteRange, Endpoints, GatewayId, GetObject, Operation};
 
 use super::{
-    headers::{self, PeerMethod},
+    headers::{self, GetScope, PeerMethod},
     raw,
 };
 use crate::http::RequestHead;
@@ -31,6 +31,8 @@ pub enum PeerRequest {
         object: GetObject,
         /// Number of bytes that the client already has.
         skip: u64,
+        /// Part of the response.
+        scope: GetScope,
     },
     /// Asks to fetch an object into the cache because a client has written it.
     Written {
@@ -89,9 +91,9 @@ impl PeerRequest {
         }
     }
 
-    fn get(skip: u64, head: RequestHead, operation: Operation) -> Self {
+    fn get(skip: u64, scope: GetScope, head: RequestHead, operation: Operation) -> Self {
         match operation {
-            Operation::Get(object) => Self::Get { head, object, skip },
+            Operation::Get(object) => Self::Get { head, object, skip, scope },
             Operation::Pass(_) => Self::Pass { head, skip },
         }
     }
@@ -132,9 +134,9 @@ impl PeerCall {
             PeerMethod::Written => {
                 Self::Forward(ForwardedCall::decode(parts, endpoints, PeerRequest::written))
             }
-            PeerMethod::Get { skip } => {
+            PeerMethod::Get { skip, scope } => {
                 Self::Forward(ForwardedCall::decode(parts, endpoints, |head, operation| {
-                    PeerRequest::get(skip, head, operation)
+                    PeerRequest::get(skip, scope, head, operation)
                 }))
             }
         })
@@ -194,7 +196,9 @@ mod tests {
         assert_eq!(call.pod, Some("10.0.0.9".parse().unwrap()));
         assert_eq!((call.path.as_str(), call.accepts_raw), ("/k", false));
         let name = ObjectName::from_parts("http://gateway", "b", "k", None).unwrap();
-        let Ok(PeerRequest::Get { head, object, skip: 0 }) = call.request else { panic!("{call:?}") };
+        let Ok(PeerRequest::Get { head, object, skip: 0, scope: GetScope::Whole }) = call.request else {
+            panic!("{call:?}")
+        };
         assert_eq!((head.host.as_str(), &object.name), ("b.cwlota.com", &name));
         assert!(!head.headers.contains_key("lota-client"));
         assert_eq!(head.gateway, Some("http://gateway".into()));
@@ -204,6 +208,10 @@ mod tests {
         let rest = decode(get("/k").header("lota-skip", "7")).unwrap().request.unwrap();
         assert!(matches!(rest, PeerRequest::Get { skip: 7, .. }), "{rest:?}");
         assert_eq!(rest.skip(), 7);
+
+        let stripe = decode(get("/k").header("lota-stripe", "2/1048576")).unwrap().request.unwrap();
+        let PeerRequest::Get { scope, .. } = stripe else { panic!("{stripe:?}") };
+        assert_eq!(scope.stripe().map(|stripe| stripe.range(3 << 20).start), Some(2 << 20));
 
         let part = decode(get("/k").header("lota-part", "bytes=2-5")).unwrap().request.unwrap();
         let range = ByteRange { start: 2, end: 6 };
