@@ -142,7 +142,7 @@ impl FillSource for Origin {
 
 /// Fills an object; returns false if there is no room for it.
 async fn fill(cache: &Arc<Cache>, key: u64) -> Result<bool> {
-    match cache.begin_fill(&meta(key)?, Ipv4Addr::LOCALHOST.into()).await {
+    match cache.begin_fill(&meta(key)?, None, Ipv4Addr::LOCALHOST.into()).await {
         Ok(Join::Lead(fill)) => {
             fill.run(&Origin(key), FillOptions::Stream).await.map(|_| true).map_err(Into::into)
         }
@@ -204,7 +204,7 @@ async fn look_into(folder: &Path, complete: &[u64], keep: usize) -> Result<()> {
     ensure!(cache.usage().objects == there.len(), "{} objects, {} files", cache.usage().objects, there.len());
     for key in complete.iter().rev().take(keep) {
         ensure!(there.contains_key(key), "object {key} was complete and is lost");
-        ensure!(cache.find(&name(*key)?).await.is_some(), "object {key} exists and is not found");
+        ensure!(cache.find(&name(*key)?, None).await.is_some(), "object {key} exists and is not found");
     }
     cache.close();
     Ok(())
@@ -267,7 +267,7 @@ fn a_disk_fails() -> Result<()> {
         disk.fail()?;
         let (mut lost, mut refused) = (0, 0);
         for key in 1..=40 {
-            if cache.find(&name(key)?).await.is_none() {
+            if cache.find(&name(key)?, None).await.is_none() {
                 lost += 1;
                 // Only the fill that detects the failure may be refused.
                 refused += usize::from(!fill(&cache, key).await.unwrap_or(false));
@@ -303,7 +303,7 @@ fn few_inodes() -> Result<()> {
         let found = async |keys: &[u64]| -> Result<usize> {
             let mut found = 0;
             for key in keys {
-                found += usize::from(cache.find(&name(*key)?).await.is_some());
+                found += usize::from(cache.find(&name(*key)?, None).await.is_some());
             }
             Ok(found)
         };
@@ -343,7 +343,7 @@ fn encrypted() -> Result<()> {
         drop(cache);
         // A restart of the daemon finds the object.
         let cache = open(&[&path], Encryption::Required)?;
-        ensure!(cache.find(&name(key)?).await.is_some(), "lost with the daemon");
+        ensure!(cache.find(&name(key)?, None).await.is_some(), "lost with the daemon");
         ensure!(sent(&only_file(&path)?, content(key).len())? == content(key), "sendfile sends other bytes");
         cache.close();
         Ok(())

@@ -3,7 +3,7 @@
 use std::{fmt::Display, time::SystemTime};
 
 use anyhow::Result;
-use lota_cache::{self, DiskPlan, DiskStatus};
+use lota_cache::{self, DiskPlan, DiskStatus, Stripe};
 use lota_datapath::{AccessEntry, AccessTable, DatapathStatus, Denied};
 use nix::net::if_::if_indextoname;
 use serde::Serialize;
@@ -30,7 +30,7 @@ pub(crate) fn cache(disks: &[DiskPlan], json: bool) -> Result<String> {
                 "version_id": name.version_id,
                 "etag": meta.version.validator.etag,
                 "size": meta.size,
-                "stripe": stripe.map(|stripe| stripe.index()),
+                "stripe": stripe.map(Stripe::index),
                 "stripe_length": stripe.map(|stripe| stripe.length().bytes()),
                 "age_seconds": age,
                 "file": object.file,

@@ -11,7 +11,7 @@ use crate::{cluster::peer::headers::GetScope, gateway::Authorization, http::Body
 impl Proxy {
     /// Returns whether the requesting node must ask for the stripes of an object instead, or for other stripes, since the
     /// object does not have the requested one.
-    async fn is_striped(&self, get: &Get<'_>, meta: &ObjectMeta, is_direct: bool) -> bool {
+    async fn must_ask_otherwise(&self, get: &Get<'_>, meta: &ObjectMeta, is_direct: bool) -> bool {
         match get.scope {
             GetScope::Whole => false,
             GetScope::Stripe(stripe) => stripe.range(meta.size).length() == 0,
@@ -64,7 +64,7 @@ impl Proxy {
             self.cache.count_read(name, stripe);
         }
         if let Authorization::Arriving(_, meta, _) | Authorization::Direct(_, meta, _) = &answer
-            && self.is_striped(&get, meta, matches!(answer, Authorization::Direct(..))).await
+            && self.must_ask_otherwise(&get, meta, matches!(answer, Authorization::Direct(..))).await
         {
             return Ok(response::striped(meta.size));
         }

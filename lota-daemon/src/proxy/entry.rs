@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Request, Response,
     body::Incoming,
     header::{self, HeaderValue},
 };
@@ -14,7 +14,7 @@ use super::{
     Proxy,
     access_log::{BypassReason, RequestRecord},
     get::Get,
-    is_success, response,
+    is_content, response,
 };
 use crate::{
     cluster::peer::{
@@ -126,29 +126,20 @@ impl Proxy {
 
     /// Serves a GET in stripes if the object is large, otherwise as a whole.
     async fn serve_from_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
-        let (name, mut scope) = (&get.object.name, GetScope::Whole);
-        if self.striping.may_apply(&get) {
-            let known = self.striping.size(name);
-            if let Some(size) = known
-                && let Some(answer) = self.serve_striped(&get, size).await
-            {
-                return answer;
-            }
-            if known.is_none() {
-                scope = GetScope::WholeUnlessStriped;
-            }
+        let owners = self.candidates(&get);
+        if !self.striping.may_apply(&get) {
+            return self.serve_from(get, &owners).await;
         }
-        let (whole, owners) = (get.again(), self.candidates(&get));
-        let answer = self.serve_from(get.of(scope), &owners).await?;
+        let known = self.striping.known(&get.object.name);
+        if known.is_some() {
+            self.metrics.owners.of(Locality::Remote).inc();
+            return self.serve_striped(get, known).await;
+        }
+        let again = get.again();
+        let answer = self.serve_from(get.of(GetScope::WholeUnlessStriped), &owners).await?;
         match StripedSize::of(&answer) {
-            Some(StripedSize(size)) if answer.status() == StatusCode::NO_CONTENT => {
-                self.striping.set_size(name, size);
-                match self.serve_striped(&whole, size).await {
-                    Some(answer) => answer,
-                    None => self.serve_from(whole, &owners).await,
-                }
-            }
-            _ => Ok(answer),
+            Some(_) => self.serve_striped(again, None).await,
+            None => Ok(answer),
         }
     }
 
@@ -195,7 +186,9 @@ impl Proxy {
         owner: &NodeName,
         others: &[NodeName],
     ) -> Response<Body> {
-        self.metrics.owners.of(Locality::Remote).inc();
+        if get.stripe().is_none() {
+            self.metrics.owners.of(Locality::Remote).inc();
+        }
         if let Some(count) = PeerHints::of(answer.headers()).owners {
             self.hot_objects.set_owners(&get.object.name, count);
         }
@@ -204,12 +197,13 @@ impl Proxy {
 
     /// Serves a pod's request on this node.
     async fn serve_as_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
-        let name = &get.object.name;
-        self.metrics.owners.of(Locality::Local).inc();
-        let counts =
-            self.peers.is_some() && get.stripe().is_none() && self.can_replicate(&get) && self.is_first(name);
+        let (name, is_stripe) = (&get.object.name, get.stripe().is_some());
+        if !is_stripe {
+            self.metrics.owners.of(Locality::Local).inc();
+        }
+        let counts = self.peers.is_some() && !is_stripe && self.can_replicate(&get) && self.is_first(name);
         let answer = self.authorize_and_serve(get).await;
-        if counts && is_success(&answer) {
+        if counts && is_content(&answer) {
             self.hot_objects.set_owners(name, self.hot_objects.count_request(name));
         }
         answer

@@ -7,7 +7,8 @@
 //! 2. `owner.rs` selects the nodes to ask by placement, load and the owner count of `hot_objects.rs`. The entry node forwards
 //!    the client's request to the first of them, or serves it itself if that is this node or none responds.
 //! 3. `resume.rs` continues the response of an owner that fails in its middle, from another node.
-//! 4. `striped.rs` serves large objects in stripes (`striping.rs`): it asks each stripe's owner as if that were an object.
+//! 4. `striped.rs` serves a large object in stripes (`striping.rs`): the entry node authorizes the request itself, too, and asks
+//!    the owner of each stripe.
 //! 5. `access_log.rs` counts and logs the request, also if the client does not wait for the response.
 //!
 //! The **owner** answers a peer's request (`peer_service.rs`) or its own pod's:
@@ -50,7 +51,7 @@ mod write_fetches;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::Response;
+use hyper::{Response, StatusCode};
 use lota_cache::{Cache, placement::NodeName};
 use lota_s3::S3Error;
 
@@ -145,6 +146,8 @@ impl Proxy {
     }
 }
 
-fn is_success(answer: &Result<Response<Body>, S3Error>) -> bool {
-    answer.as_ref().is_ok_and(|answer| answer.status().is_success())
+/// Returns whether a response has content, or is the head of one that would.
+fn is_content(answer: &Result<Response<Body>, S3Error>) -> bool {
+    let is_content = |status: StatusCode| status.is_success() && status != StatusCode::NO_CONTENT;
+    answer.as_ref().is_ok_and(|answer| is_content(answer.status()))
 }

@@ -10,7 +10,7 @@ use hyper::{
 use lota_cache::AfterWrite;
 use lota_s3::S3Error;
 
-use super::{Proxy, get::Get, is_success, response};
+use super::{Proxy, get::Get, is_content, response};
 use crate::{
     cluster::peer::{
         ForwardedCall, MessageMac, PeerCall, PeerRequest, Peers,
@@ -148,7 +148,7 @@ impl Proxy {
         let (name, has_replicas) = (&get.object.name, get.stripe().is_none() && self.can_replicate(&get));
         let answer = self.authorize_and_serve(get).await;
         // Refused requests must not create replicas.
-        if has_replicas && is_success(&answer) && self.is_first(name) {
+        if has_replicas && is_content(&answer) && self.is_first(name) {
             hints.owners = Some(self.hot_objects.count_request(name));
         }
         answer

@@ -49,7 +49,7 @@ struct Resumable {
 }
 
 /// Headers that identify the object version of a response.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Version {
     etag: HeaderValue,
     last_modified: Option<HeaderValue>,

@@ -47,6 +47,10 @@ impl Proxy {
         let range = get.object.range.resolve(meta.size).ok().flatten();
         let is_range = range.is_some_and(|range| is_range(answer.headers(), range, meta.size));
         let is_stripe = get.stripe().is_some();
+        // Only stripes of it are fetched, by ranges that clients have not signed.
+        let is_large = is_stripe || get.is_bodiless() && self.striping.applies(meta.size);
+        // What is relayed for a stripe must be no more than the stripe.
+        let range = range.filter(|range| get.part_of(Some(*range), meta.size) == Some(*range));
         let plan = plan_arriving(ArrivingFacts {
             is_head: get.is_bodiless(),
             is_complete: cached.as_ref().is_some_and(|object| object.is_complete()),
@@ -54,8 +58,9 @@ impl Proxy {
             cache_control: get.object.cache_control,
             has_overrides: !get.object.overrides.is_empty(),
             is_whole: answer.status() == StatusCode::OK && !is_stripe,
-            authority: FillAuthority::choose(&get)
-                .filter(|authority| !is_stripe || matches!(authority, FillAuthority::Own)),
+            authority: FillAuthority::choose(&get).filter(|authority| {
+                !is_large || matches!(authority, FillAuthority::Own) && !get.is_bodiless()
+            }),
             skip: get.skip,
             range,
             is_range,

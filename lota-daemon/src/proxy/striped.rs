@@ -1,42 +1,45 @@
-//! Entry node: serves an object in stripes, each from an owner of its own.
+//! Entry node: serves an object in stripes.
 //!
-//! The first stripe's owner supplies the head of the response. Each owner has the gateway authorize the client's own
-//! request, and all must serve the same version. While one stripe is sent, the next owner is asked already.
+//! The entry node has the gateway authorize the request, as an owner would, and then asks the owner of each stripe in turn.
+//! Each owner has the gateway authorize the client's own request again. Bytes that no owner can supply, for example because
+//! the client's signature has expired meanwhile, are read from the storage under the entry node's own grant.
 
-use std::{collections::VecDeque, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
-use hyper::{
-    Response, StatusCode,
-    body::Frame,
-    header::{self, HeaderValue},
-};
+use hyper::{Response, StatusCode, body::Frame};
 use lota_cache::Stripe;
-use lota_s3::{ByteRange, GetObject, S3Error};
+use lota_s3::{ByteRange, GetObject, ObjectMeta, S3Error};
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
-use super::{Proxy, S3Store, get::Get, resume::Version};
+use super::{Proxy, S3Store, get::Get, response, resume::Version};
 use crate::{
     cluster::peer::headers::{GetScope, StripedSize},
-    http::{Body, BodyError, RequestHead, Slices},
+    gateway::{Authorization, FillAuthority, Grant},
+    http::{Body, BodyError, RequestHead, Slices, incoming},
+    metrics::Outcome,
+    storage::FetchError,
 };
 
-/// Maximum number of sizes to try, in case the object is being replaced.
-const MAX_SIZES: usize = 2;
+/// Bytes that are left of a stripe when the owner of the next one is asked. Its response waits until then, which must not take
+/// longer than the owner's timeout.
+const ASK_AHEAD: u64 = 16 << 20;
 
 /// Reason why a response ends early.
 #[derive(Debug, Error)]
 enum StripeError {
-    #[error("no node could serve {0}")]
-    Failed(Stripe),
-    #[error("the object was replaced before {0} was read")]
-    Replaced(Stripe),
+    #[error("{stripe}: no owner could serve it, and the storage: {error}")]
+    Storage { stripe: Stripe, error: FetchError },
+    #[error("{stripe}: no owner could serve it, and LOTA cannot read the storage itself")]
+    NoAuthority { stripe: Stripe },
+    #[error("{stripe}: more bytes than it has")]
+    TooLong { stripe: Stripe },
 }
 
-/// A client's request, of which each stripe is asked for.
+/// A granted request for an object in stripes.
 #[derive(Clone)]
 struct StripedGet {
     proxy: Arc<Proxy>,
@@ -45,111 +48,141 @@ struct StripedGet {
     head: RequestHead,
     object: GetObject,
     slices: Slices,
-    size: u64,
+    meta: Arc<ObjectMeta>,
+    version: Option<Version>,
+    /// Authority to read the storage if an owner fails.
+    authority: Option<FillAuthority>,
+    /// Requested bytes.
+    range: ByteRange,
 }
 
-/// Body of a response that consists of several stripes.
+/// The requested bytes of a stripe, from an owner or from the storage.
+struct StripePart {
+    stripe: Stripe,
+    /// Bytes that are still to come.
+    left: ByteRange,
+    body: Body,
+    outcome: Outcome,
+    from_storage: bool,
+}
+
+/// A stripe whose owner was asked.
+struct AskedStripe(JoinHandle<Result<StripePart, StripeError>>);
+
+/// Body of a response that consists of stripes.
 struct StripedBody {
     get: StripedGet,
-    version: Option<Version>,
-    current: Body,
-    /// The next stripe, which was asked for.
-    next: Option<(Stripe, JoinHandle<Result<Response<Body>, S3Error>>)>,
-    others: VecDeque<Stripe>,
+    part: StripePart,
+    next: Option<AskedStripe>,
 }
 
 impl Proxy {
-    /// Serves an object of `size` bytes in stripes. Returns `None` if it must be served as a whole.
+    /// Serves a request for an object that is in stripes, or was recently: `known`.
     pub(super) async fn serve_striped(
         self: &Arc<Self>,
-        get: &Get<'_>,
-        mut size: u64,
-    ) -> Option<Result<Response<Body>, S3Error>> {
-        let name = &get.object.name;
-        for _ in 0..MAX_SIZES {
-            let first = self.stripes(get, size).pop_front()?;
-            let answer = match self.ask_for_stripe(get.again(), first, size).await {
-                Ok(answer) => answer,
-                Err(error) => {
-                    tracing::debug!(object = %name, %first, %error, "cannot serve in stripes");
-                    return None;
-                }
-            };
-            match StripedSize::of(&answer) {
-                // The owner did not treat it as a stripe: this is the response to the client's request.
-                None => return Some(Ok(answer)),
-                Some(StripedSize(actual)) if answer.status() == StatusCode::NO_CONTENT => {
-                    self.striping.set_size(name, actual);
-                    if !self.striping.applies(actual) {
-                        return None;
-                    }
-                    size = actual;
-                }
-                Some(StripedSize(actual)) => {
-                    self.striping.set_size(name, actual);
-                    return Some(Ok(self.join_stripes(get, first, answer, actual)));
-                }
-            }
-        }
-        None
-    }
-
-    /// Returns the stripes that contain the requested bytes of an object. If no bytes are requested, the first: its owner
-    /// relays the gateway's response to that.
-    fn stripes(&self, get: &Get<'_>, size: u64) -> VecDeque<Stripe> {
-        let range = get.object.range.resolve(size).ok().flatten();
-        self.striping.length().stripes(range.unwrap_or(ByteRange { start: 0, end: size })).collect()
-    }
-
-    /// Asks the owners of a stripe in order, at last this node.
-    async fn ask_for_stripe(
-        self: &Arc<Self>,
         get: Get<'_>,
-        stripe: Stripe,
-        size: u64,
+        known: Option<Arc<ObjectMeta>>,
     ) -> Result<Response<Body>, S3Error> {
-        let owners = self.stripe_candidates(&get.object.name, stripe, size);
-        self.serve_from(get.of(GetScope::Stripe(stripe)), &owners).await
+        let name = &get.object.name;
+        let known = known.filter(|meta| !get.lacks_checksums(meta));
+        let has_own = get.store.backend.has_own_credential();
+        let own = has_own.then_some(FillAuthority::Own);
+        let (grant, authority) = match get.store.gateway.authorize(get.head, name, known.as_ref()).await? {
+            Authorization::Fresh(grant) => (grant, own),
+            // The bytes come from the owners.
+            Authorization::Arriving(grant, ..) => (grant, own),
+            Authorization::Direct(grant, _, path) => (grant, Some(FillAuthority::Direct(path))),
+            Authorization::Unstorable(reason, answer) => {
+                self.uncached(reason.name());
+                return Ok(response::relay(answer, Outcome::Miss, &self.node));
+            }
+            Authorization::Relay(answer) => return Ok(response::relay(answer, Outcome::Miss, &self.node)),
+        };
+        self.striping.learn(grant.meta());
+        if !self.striping.applies(grant.meta().size) {
+            let owners = self.candidates(&get);
+            return self.serve_from(get, &owners).await;
+        }
+        self.join_stripes(&get, grant, authority).await
     }
 
-    /// Makes the response from that of the first stripe.
-    fn join_stripes(
+    /// Makes the response from those of the stripes' owners.
+    async fn join_stripes(
         self: &Arc<Self>,
         get: &Get<'_>,
-        first: Stripe,
-        answer: Response<Body>,
-        size: u64,
-    ) -> Response<Body> {
-        let (mut head, current) = answer.into_parts();
-        let others: VecDeque<Stripe> =
-            self.stripes(get, size).into_iter().filter(|stripe| stripe.index() > first.index()).collect();
-        if others.is_empty() {
-            return Response::from_parts(head, current);
-        }
-        let length = get.needed_and_received(size).0;
-        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-        let get = StripedGet {
+        grant: Grant,
+        authority: Option<FillAuthority>,
+    ) -> Result<Response<Body>, S3Error> {
+        let meta = grant.meta().clone();
+        let Ok(range) = get.object.range.resolve(meta.size) else {
+            return Ok(response::unsatisfiable(&meta, get.head.target.path()));
+        };
+        let get_ = StripedGet {
             proxy: self.clone(),
             pod: get.pod,
             store: get.store.clone(),
             head: get.head.clone(),
             object: get.object.clone(),
             slices: get.slices.clone(),
-            size,
+            version: Version::of(&meta.headers),
+            range: range.unwrap_or(ByteRange { start: 0, end: meta.size }),
+            meta,
+            authority,
         };
-        let version = Version::of(&head.headers);
-        let mut body = StripedBody { get, version, current, next: None, others };
-        body.ask_ahead();
+        let failed = |error: StripeError| {
+            tracing::warn!(object = %get.object.name, %error, "cannot serve an object in stripes");
+            S3Error::unavailable("No node could serve the object; retry later")
+        };
+        let first = self.striping.length().containing(get_.range.start);
+        let part = get_.clone().ask(first).await.map_err(failed)?;
+        let outcome = part.outcome;
+        let body = StripedBody { get: get_, part, next: None };
         let frames =
             stream::try_unfold(body, async |mut body| Ok(body.next().await?.map(|frame| (frame, body))));
-        Response::from_parts(head, StreamBody::new(frames).boxed_unsync())
+        let body = StreamBody::new(frames).boxed_unsync();
+        Ok(response::object(grant, range, get.object, body, outcome, &self.node))
     }
 }
 
 impl StripedGet {
-    async fn ask(self, stripe: Stripe) -> Result<Response<Body>, S3Error> {
-        let Self { proxy, pod, store, head, object, slices, size } = &self;
-        proxy.ask_for_stripe(Get::new(*pod, store, head, object, slices), stripe, *size).await
+    /// Asks the owners of a stripe in order, at last this node, and then the storage.
+    async fn ask(self, stripe: Stripe) -> Result<StripePart, StripeError> {
+        let bytes = stripe.range(self.meta.size);
+        let left = ByteRange { start: bytes.start.max(self.range.start), end: bytes.end.min(self.range.end) };
+        let Self { proxy, pod, store, head, object, slices, meta, .. } = &self;
+        let owners = proxy.stripe_candidates(&object.name, stripe, meta.size);
+        let get = Get::new(*pod, store, head, object, slices).of(GetScope::Stripe(stripe));
+        match proxy.serve_from(get, &owners).await {
+            Ok(answer) if self.is_part(&answer, left) => {
+                let outcome = response::outcome(&answer);
+                Ok(StripePart { stripe, left, body: answer.into_body(), outcome, from_storage: false })
+            }
+            answer => {
+                let why = answer.map_or_else(|error| error.to_string(), |answer| answer.status().to_string());
+                tracing::debug!(object = %object.name, %stripe, why, "no owner serves a stripe; reading the storage");
+                self.read_storage(stripe, left).await
+            }
+        }
+    }
+
+    /// Returns whether a response contains exactly these bytes of this version.
+    fn is_part(&self, answer: &Response<Body>, bytes: ByteRange) -> bool {
+        answer.status().is_success()
+            && answer.status() != StatusCode::NO_CONTENT
+            && StripedSize::of(answer) == Some(StripedSize(self.meta.size))
+            && Version::of(answer.headers()) == self.version
+            && response::length(answer) == bytes.length()
+    }
+
+    /// Reads bytes of a stripe from the storage, past the cache.
+    async fn read_storage(&self, stripe: Stripe, left: ByteRange) -> Result<StripePart, StripeError> {
+        self.proxy.uncached("stripe-owner");
+        let authority = self.authority.as_ref().ok_or(StripeError::NoAuthority { stripe })?;
+        let backend = &self.store.backend;
+        let answer = backend.fetch(authority, &self.meta, Some(left), &self.head, backend.response_timeout());
+        let answer = answer.await.map_err(|error| StripeError::Storage { stripe, error })?;
+        let body = incoming(answer.into_body());
+        Ok(StripePart { stripe, left, body, outcome: Outcome::Miss, from_storage: true })
     }
 }
 
@@ -157,35 +190,47 @@ impl StripedBody {
     /// Returns the next frame, of the next stripe if the current one has ended.
     async fn next(&mut self) -> Result<Option<Frame<Bytes>>, BodyError> {
         loop {
-            if let Some(frame) = self.current.frame().await {
-                return frame.map(Some);
+            let (stripe, left) = (self.part.stripe, self.part.left);
+            if left.length() <= ASK_AHEAD && self.next.is_none() && left.end < self.get.range.end {
+                self.next = Some(AskedStripe::ask(&self.get, left.end));
             }
-            let Some((stripe, asked)) = self.next.take() else { return Ok(None) };
-            let answer = asked.await.ok().and_then(Result::ok);
-            let answer = answer.ok_or_else(|| BodyError::new(StripeError::Failed(stripe)))?;
-            let is_same = StripedSize::of(&answer) == Some(StripedSize(self.get.size))
-                && answer.status().is_success()
-                && answer.status() != StatusCode::NO_CONTENT
-                && Version::of(answer.headers()) == self.version;
-            if !is_same {
-                return Err(BodyError::new(StripeError::Replaced(stripe)));
+            if left.length() == 0 {
+                match self.next.take() {
+                    Some(mut asked) => self.part = asked.answer().await?,
+                    None => return Ok(None),
+                }
+                continue;
             }
-            self.current = answer.into_body();
-            self.ask_ahead();
-        }
-    }
-
-    fn ask_ahead(&mut self) {
-        if let Some(stripe) = self.others.pop_front() {
-            self.next = Some((stripe, tokio::spawn(self.get.clone().ask(stripe))));
+            match self.part.body.frame().await {
+                Some(Ok(frame)) => {
+                    let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                    if length > left.length() {
+                        return Err(BodyError::new(StripeError::TooLong { stripe }));
+                    }
+                    self.part.left.start += length;
+                    return Ok(Some(frame));
+                }
+                Some(Err(error)) if self.part.from_storage => return Err(error),
+                _ => self.part = self.get.read_storage(stripe, left).await.map_err(BodyError::new)?,
+            }
         }
     }
 }
 
-impl Drop for StripedBody {
+impl AskedStripe {
+    /// Asks for the stripe that begins at `position`.
+    fn ask(get: &StripedGet, position: u64) -> Self {
+        let stripe = get.proxy.striping.length().containing(position);
+        Self(tokio::spawn(get.clone().ask(stripe)))
+    }
+
+    async fn answer(&mut self) -> Result<StripePart, BodyError> {
+        (&mut self.0).await.map_err(BodyError::new)?.map_err(BodyError::new)
+    }
+}
+
+impl Drop for AskedStripe {
     fn drop(&mut self) {
-        if let Some((_, asked)) = &self.next {
-            asked.abort();
-        }
+        self.0.abort();
     }
 }

@@ -1,27 +1,28 @@
-//! Decides which objects are in stripes, and remembers the sizes of those that this node has read.
+//! Decides which objects are in stripes, and remembers those that this node has read.
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use lota_cache::StripeLength;
-use lota_s3::{CacheControl, ObjectName};
+use lota_s3::{CacheControl, ObjectMeta, ObjectName};
 use parking_lot::Mutex;
 
 use super::{config::PlacementConfig, get::Get};
 
-/// Time for which a size is remembered.
-const SIZE_TTL: Duration = Duration::from_secs(60);
-/// Maximum number of objects whose sizes are remembered.
-const MAX_SIZES: usize = 4096;
+/// Time for which an object is remembered.
+const TTL: Duration = Duration::from_secs(600);
+/// Maximum number of objects that are remembered.
+const MAX_KNOWN: usize = 4096;
 
-/// Objects in stripes. A wrong size costs a further request between nodes, never a wrong byte.
+/// Objects in stripes. Their descriptions are what the gateway said last; it is asked about each again before they are used.
 #[derive(Debug)]
 pub struct Striping {
     above: u64,
     length: StripeLength,
-    sizes: Mutex<HashMap<ObjectName, (u64, Instant)>>,
+    known: Mutex<HashMap<ObjectName, (Arc<ObjectMeta>, Instant)>>,
 }
 
 impl Striping {
@@ -29,7 +30,9 @@ impl Striping {
     #[must_use]
     pub fn new(config: &PlacementConfig) -> Self {
         let above = Some(config.stripe_above.0).filter(|above| *above > 0).unwrap_or(u64::MAX);
-        Self { above, length: config.stripe, sizes: Mutex::default() }
+        // An object of one stripe would gain nothing.
+        let above = above.max(config.stripe.bytes());
+        Self { above, length: config.stripe, known: Mutex::default() }
     }
 
     /// Returns the length of stripes.
@@ -51,50 +54,67 @@ impl Striping {
             && object.overrides.is_empty()
     }
 
-    /// Returns the size of an object if it was in stripes recently.
-    pub(super) fn size(&self, name: &ObjectName) -> Option<u64> {
-        let (size, since) = *self.sizes.lock().get(name)?;
-        (since.elapsed() < SIZE_TTL).then_some(size)
+    /// Returns the description of an object that was in stripes recently.
+    pub(super) fn known(&self, name: &ObjectName) -> Option<Arc<ObjectMeta>> {
+        let known = self.known.lock();
+        let (meta, since) = known.get(name)?;
+        (since.elapsed() < TTL).then(|| meta.clone())
     }
 
-    /// Remembers the size of an object, or forgets it if the object is not in stripes.
-    pub(super) fn set_size(&self, name: &ObjectName, size: u64) {
-        let mut sizes = self.sizes.lock();
-        if !self.applies(size) {
-            sizes.remove(name);
+    /// Remembers an object that the gateway has described, or forgets it if it is not in stripes.
+    pub(super) fn learn(&self, meta: &Arc<ObjectMeta>) {
+        let (mut known, name) = (self.known.lock(), &meta.version.name);
+        if !self.applies(meta.size) {
+            known.remove(name);
             return;
         }
-        if sizes.len() >= MAX_SIZES {
-            sizes.retain(|_, (_, since)| since.elapsed() < SIZE_TTL);
+        if known.len() >= MAX_KNOWN {
+            known.retain(|_, (_, since)| since.elapsed() < TTL);
         }
-        if sizes.len() < MAX_SIZES || sizes.contains_key(name) {
-            sizes.insert(name.clone(), (size, Instant::now()));
+        if known.len() < MAX_KNOWN || known.contains_key(name) {
+            known.insert(name.clone(), (meta.clone(), Instant::now()));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use hyper::HeaderMap;
     use lota_common::ByteSize;
+    use lota_s3::{Learned, ObjectVersion, Validator};
 
     use super::*;
 
+    fn striping(above: u64) -> Striping {
+        let stripe = StripeLength::new(1 << 20).unwrap();
+        Striping::new(&PlacementConfig { stripe_above: ByteSize(above), stripe })
+    }
+
+    fn meta(key: usize, size: u64) -> Arc<ObjectMeta> {
+        let name = ObjectName::from_parts("http://gateway", "b", &key.to_string(), None).unwrap();
+        let validator = Validator { etag: "\"e\"".into(), last_modified: None };
+        let version = ObjectVersion { name, validator };
+        Arc::new(ObjectMeta::restored(version, size, HeaderMap::new(), false, Learned::default()))
+    }
+
     #[test]
-    fn sizes_of_large_objects_are_remembered() {
-        let striping = |above| {
-            Striping::new(&PlacementConfig { stripe_above: ByteSize(above), ..PlacementConfig::default() })
-        };
-        let name =
-            |key: usize| ObjectName::from_parts("http://gateway", "b", &key.to_string(), None).unwrap();
-        let some = striping(10);
-        some.set_size(&name(0), 11);
-        assert_eq!((some.size(&name(0)), some.size(&name(1))), (Some(11), None));
-        some.set_size(&name(0), 10);
-        assert_eq!(some.size(&name(0)), None, "replaced by a small one");
-        for key in 0..2 * MAX_SIZES {
-            some.set_size(&name(key), 12);
+    fn large_objects_are_remembered() {
+        let (limit, striping) = (5 << 20, striping(5 << 20));
+        let size = |key| striping.known(&meta(key, 0).version.name).map(|meta| meta.size);
+        striping.learn(&meta(0, limit + 1));
+        assert_eq!((size(0), size(1)), (Some(limit + 1), None));
+        striping.learn(&meta(0, limit));
+        assert_eq!(size(0), None, "replaced by a small one");
+        for key in 0..2 * MAX_KNOWN {
+            striping.learn(&meta(key, limit + 2));
         }
-        assert_eq!(some.sizes.lock().len(), MAX_SIZES);
+        assert_eq!(striping.known.lock().len(), MAX_KNOWN);
+    }
+
+    #[test]
+    fn the_smallest_object_in_stripes_has_two() {
+        assert!(!striping(1).applies(1 << 20));
+        assert!(striping(1).applies((1 << 20) + 1));
         assert!(!striping(0).applies(u64::MAX), "turned off");
     }
 }

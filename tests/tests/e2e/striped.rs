@@ -50,6 +50,11 @@ fn get(tour: &Tour, node: u8, key: &str, range: Option<&str>) -> Result<Reply> {
     send(&tour.pod(node, 1), get, &ADMIN)
 }
 
+/// Returns bytes that differ from those of [`content`] everywhere.
+fn other_content(size: usize) -> Vec<u8> {
+    content(size).into_iter().map(|byte| !byte).collect()
+}
+
 fn stripes(tour: &Tour) -> Result<f64> {
     tour.metric("lota_cache_stripes")
 }
@@ -83,12 +88,19 @@ pub(crate) fn spread(tour: &mut Tour) -> Result<()> {
     tour.restart_with(Mode::OwnCredential, WHOLE, STRIPED)?;
     all_is_a_hit(tour, "striped/object", &body)?;
 
-    for size in [30 << 20, 9 << 20, 3 << 20, 0] {
-        let body = vec![u8::try_from(size >> 20)?; size];
+    for size in [SIZE - (2 << 20), 30 << 20, 9 << 20, 3 << 20, 0] {
+        let body = other_content(size);
         put(tour, "striped/object", body.clone())?;
         for node in [2, 3, 1] {
             let got = get(tour, node, "striped/object", None)?;
             ensure!(got.body == body, "{size} bytes at n{node}: {} {}", got.status, got.body.len());
+            let last = &body[size.saturating_sub(2 << 20)..];
+            let suffix = get(tour, node, "striped/object", Some("bytes=-2097152"))?;
+            ensure!(
+                suffix.body == last || size == 0,
+                "the end of {size} bytes at n{node}: {}",
+                suffix.status
+            );
         }
     }
     evicted(tour)?;
@@ -177,10 +189,12 @@ pub(crate) fn broken(tour: &mut Tour) -> Result<()> {
     let node = &mut tour.nodes[2];
     node.configure(Mode::OwnCredential)?;
     tour.revive()?;
-    let read = in_the_middle(tour, "striped/broken", |tour| put(tour, "striped/broken", vec![1; SIZE]))?;
-    ensure!(body.starts_with(&read), "bytes of two versions, or {} of {SIZE}", read.len());
+    let read =
+        in_the_middle(tour, "striped/broken", |tour| put(tour, "striped/broken", other_content(SIZE)))?;
+    let is_one = body.starts_with(&read) && read.len() > 512 << 10;
+    ensure!(is_one, "bytes of two versions, or {} of {SIZE}", read.len());
     let after = get(tour, 2, "striped/broken", None)?;
-    ensure!(after.body == vec![1; SIZE], "after it was overwritten: {}", after.status);
+    ensure!(after.body == other_content(SIZE), "after it was overwritten: {}", after.status);
     tour.nodes.iter_mut().for_each(lota_tests::lab::Node::forget_edits);
     tour.restart(Mode::OwnCredential)
 }

@@ -84,13 +84,15 @@ impl Cache {
         let mut gone = EvictedTotal::default();
         for disk in &self.disks {
             let (disk, which, names) = (disk.clone(), which.clone(), names.clone());
+            let gateways = gateways.to_vec();
             // It may read the files of millions of objects.
             let removed = spawn_blocking(move || {
                 disk.evict_if(|disk, entry| match &which {
                     EvictSelector::All => true,
                     EvictSelector::Object { bucket, key } if entry.is_stripe => {
                         disk.name_of(entry).is_some_and(|name| {
-                            name.bucket.as_str() == bucket
+                            gateways.contains(&name.gateway)
+                                && name.bucket.as_str() == bucket
                                 && name.key.as_str() == key
                                 && name.version_id.is_none()
                         })

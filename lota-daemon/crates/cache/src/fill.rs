@@ -21,11 +21,12 @@ use tokio::time::sleep;
 
 use super::{
     Object,
+    chunk::CHUNK,
     chunker::{Body, ChunkError, Chunker},
     disk::Disk,
     new_file::NewFile,
     progress::{Index, Progress},
-    record::{CHUNK, Record},
+    record::Record,
     shares::Share,
     store::StoreEntry,
     verify,

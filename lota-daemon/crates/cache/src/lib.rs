@@ -6,6 +6,7 @@
 mod available;
 mod begin;
 mod cache;
+mod chunk;
 mod chunker;
 mod compare;
 mod config;

@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 
 use super::{
     available::{Available, Broken},
+    chunk::CHUNK,
     pending::Pending,
-    record::CHUNK,
 };
 
 /// Maximum number of stored chunks that are reported to a reader at once.

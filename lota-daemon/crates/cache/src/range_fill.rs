@@ -8,13 +8,13 @@ use lota_s3::ByteRange;
 
 use super::{
     FillError, NoRoom, Object,
+    chunk::CHUNK,
     chunker::{ChunkError, Chunker},
     disk::Disk,
     fill::Fill,
     ids::VersionId,
     new_file::{Allocation, NewFile},
     ranges::{ArrivalId, Ranges},
-    record::CHUNK,
     room,
     shares::Share,
     store::StoreEntry,

@@ -14,6 +14,7 @@ use lota_s3::{ByteRange, Learned, ObjectMeta, ObjectName, ObjectVersion, Validat
 use serde::{Deserialize, Serialize};
 
 use super::{
+    chunk::CHUNK,
     ids::VersionId,
     stripe::{self, Stripe, StripeLength},
 };
@@ -21,9 +22,6 @@ use super::{
 const MAGIC: &[u8; 8] = b"LOTAREC\x05";
 const STRIPE_MAGIC: &[u8; 8] = b"LOTASTR\x05";
 const HEADER: usize = 16;
-
-/// Bytes per chunk: the unit of checksums and of fills.
-pub(super) const CHUNK: u32 = 1 << 20;
 
 /// Description and checksums of an object or stripe.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::{fs::File, io, ops::Range, os::unix::fs::MetadataExt as _, path::Path};
 
 use nix::sys::statvfs::statvfs;
 
-use super::record::CHUNK;
+use super::chunk::CHUNK;
 
 /// Bytes per block of the file system.
 const BLOCK: u64 = 4096;

@@ -4,7 +4,7 @@ use std::{fmt, num::NonZero};
 
 use lota_s3::ByteRange;
 
-use super::record::CHUNK;
+use super::chunk::CHUNK;
 
 /// A piece of an object: the bytes from `index * length` on, `length` of them or, at the object's end, fewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,10 +46,10 @@ impl StripeLength {
         size.div_ceil(self.bytes())
     }
 
-    /// Returns the stripes that contain a range of an object, in order.
-    pub fn stripes(self, range: ByteRange) -> impl Iterator<Item = Stripe> + use<> {
-        let (first, end) = (range.start / self.bytes(), self.count(range.end));
-        (first..end).filter_map(move |index| Stripe::new(index, self))
+    /// Returns the stripe that contains the byte at `position`.
+    #[must_use]
+    pub fn containing(self, position: u64) -> Stripe {
+        Stripe { index: position / self.bytes(), length: self }
     }
 }
 
@@ -76,7 +76,7 @@ impl Stripe {
     /// Returns the bytes of the stripe in an object of `size` bytes; an empty range if the object ends before it.
     #[must_use]
     pub fn range(self, size: u64) -> ByteRange {
-        let start = (self.index * self.length.bytes()).min(size);
+        let start = self.index.saturating_mul(self.length.bytes()).min(size);
         ByteRange { start, end: (start + self.length.bytes().min(size - start)) }
     }
 }
@@ -103,13 +103,15 @@ mod tests {
         fn stripes_cover_an_object_once(size in 1..1_u64 << 40, mebibytes in 64..1024_u64, at: u64, length in 1..1_u64 << 34) {
             let stripes = StripeLength::new(mebibytes << 20).unwrap();
             let range = ByteRange { start: at % size, end: (at % size + length).min(size) };
-            let mut position = range.start;
-            for stripe in stripes.stripes(range) {
+            let (mut position, mut index) = (range.start, None);
+            while position < range.end {
+                let stripe = stripes.containing(position);
+                prop_assert!(index.is_none_or(|index| stripe.index() == index + 1));
                 let bytes = stripe.range(size);
                 prop_assert!(bytes.start <= position && position < bytes.end && bytes.end <= size);
-                position = bytes.end;
+                (position, index) = (bytes.end, Some(stripe.index()));
             }
-            prop_assert!(position >= range.end && position - range.end < stripes.bytes());
+            prop_assert!(position - range.end < stripes.bytes());
             let last = Stripe::new(stripes.count(size) - 1, stripes).unwrap();
             prop_assert_eq!(last.range(size).end, size);
             let after = Stripe::new(stripes.count(size), stripes).unwrap();

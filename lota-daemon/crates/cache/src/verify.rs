@@ -7,7 +7,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use hyper::header::HeaderValue;
 use lota_s3::{ByteRange, ObjectMeta};
 
-use super::record::{CHUNK, Record};
+use super::{chunk::CHUNK, record::Record};
 
 /// Full-object checksums of S3, cheapest first.
 const ALGORITHMS: [&str; 4] = ["crc64nvme", "crc32", "sha1", "sha256"];
