@@ -117,6 +117,15 @@ impl Request {
         }
     }
 
+    /// Presigns the request like [`Signing::Presigned`], so that the signature is valid only for this time from now on.
+    ///
+    /// # Errors
+    /// If host and target do not form a valid URL.
+    pub fn presign_for(self, credential: &Credential, valid: Duration) -> Result<Self> {
+        let signed = SystemTime::now() + valid - EXPIRES;
+        Ok(self.sign_v4(credential, Signing::Presigned, SignableBody::UnsignedPayload, signed)?.0)
+    }
+
     /// Signs the request with `SigV4`; returns it and the signature.
     pub(super) fn sign_v4(
         mut self,

@@ -22,6 +22,8 @@ use nix::sys::signal::Signal;
 /// Size of the objects: 45 whole stripes and a part of one.
 const SIZE: usize = (45 << 20) + 12_345;
 const STRIPES: f64 = 46.0;
+/// Time for which a signature is valid that expires during a read.
+const VALID: Duration = Duration::from_secs(5);
 const WHOLE: &str = "[cache]\n";
 const STRIPED: &str = "[placement]\nstripe_above = \"8MiB\"\nstripe = \"1MiB\"\n[cache]\n";
 /// Headers of the object, which a hit must have as the gateway's own response does.
@@ -177,20 +179,31 @@ pub(crate) fn larger_than_a_cache(tour: &mut Tour) -> Result<()> {
     tour.restart(Mode::OwnCredential)
 }
 
-/// While an object is read, an owner of some of its stripes is killed, or the object is overwritten. The client gets the
-/// bytes of one version, or notices that the response ends early.
+/// While an object is read, the client's signature expires, an owner of some of its stripes is killed, or the object is
+/// overwritten. The client gets the bytes of one version, or notices that the response ends early.
 pub(crate) fn broken(tour: &mut Tour) -> Result<()> {
     tour.restart_with(Mode::OwnCredential, WHOLE, STRIPED)?;
     tour.client.put_and_hit(&tour.pod(1, 1), "striped/broken-trial", 72)?;
     let body = put_and_fill(tour, "striped/broken")?;
-    let read = in_the_middle(tour, "striped/broken", |tour| tour.nodes[2].stop(Signal::SIGKILL))?;
+    let get_object =
+        |tour: &Tour| request(tour, Method::GET, "striped/broken").sign(&ADMIN, Signing::Presigned);
+    let expiring = request(tour, Method::GET, "striped/broken").presign_for(&ADMIN, VALID)?;
+    let read = in_the_middle(tour, &expiring, |tour| {
+        std::thread::sleep(VALID);
+        wait_until("the signature to expire", || {
+            let again = tour.pod(1, 1).send_all((VIP, 80).into(), vec![expiring.clone()])?;
+            Ok(again.first().is_some_and(|reply| reply.status == StatusCode::FORBIDDEN))
+        })
+    })?;
+    ensure!(read == body, "the signature expired: {} of {SIZE} bytes", read.len());
+    let read = in_the_middle(tour, &get_object(tour)?, |tour| tour.nodes[2].stop(Signal::SIGKILL))?;
     ensure!(read == body, "an owner was killed: {} of {SIZE} bytes", read.len());
     tour.nodes.iter_mut().for_each(|node| node.edit(WHOLE, STRIPED));
     let node = &mut tour.nodes[2];
     node.configure(Mode::OwnCredential)?;
     tour.revive()?;
-    let read =
-        in_the_middle(tour, "striped/broken", |tour| put(tour, "striped/broken", other_content(SIZE)))?;
+    let get_ = get_object(tour)?;
+    let read = in_the_middle(tour, &get_, |tour| put(tour, "striped/broken", other_content(SIZE)))?;
     let is_one = body.starts_with(&read) && read.len() > 512 << 10;
     ensure!(is_one, "bytes of two versions, or {} of {SIZE}", read.len());
     let after = get(tour, 2, "striped/broken", None)?;
@@ -203,10 +216,9 @@ pub(crate) fn broken(tour: &mut Tour) -> Result<()> {
 /// came.
 fn in_the_middle(
     tour: &mut Tour,
-    key: &str,
+    get: &Request,
     strikes: impl FnOnce(&mut Tour) -> Result<()>,
 ) -> Result<Vec<u8>> {
-    let get = request(tour, Method::GET, key).sign(&ADMIN, Signing::Presigned)?;
     let request = format!("GET {} HTTP/1.1\r\nhost: cwlota.com\r\nconnection: close\r\n\r\n", get.target);
     let reader = tour.pod(1, 1);
     let (started, first) = mpsc::channel();
