@@ -76,13 +76,12 @@ const GATEWAY: [(&str, TestFn); 9] = [
 ];
 
 /// Tests for which two different gateways are enough. The last ones restart nodes in other modes.
-const MORE: [(&str, TestFn); 15] = [
+const MORE: [(&str, TestFn); 14] = [
     ("malformed HTTP is rejected or the connection is closed", http::malformed),
     ("a far range of a cold object does not wait for what is before it", cold::far_ranges),
     ("64 readers of a big cold object cost its bytes once", cold::hot_objects),
     ("an interrupted fill requests only the rest", cold::broken_sources),
     ("an object larger than any cache passes through and is counted", cold::too_large),
-    ("an object in stripes is spread over the nodes, and every read of it is a hit", striped::spread),
     ("a response continues when its owner is killed", failover::killed),
     ("a response continues when its owner hangs", failover::hanging),
     ("a hot object gets more owners, which fill from the first", hot::hot_object),
@@ -95,7 +94,7 @@ const MORE: [(&str, TestFn); 15] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 34] = [
+const OWN: [(&str, TestFn); 33] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
@@ -126,8 +125,7 @@ const OWN: [(&str, TestFn); 34] = [
     ("only a result in the body of a 200 counts as a write", written::late_results),
     ("bytes that a gateway sends after a 304 are not taken for a response", misbehaviour::stray_bytes),
     ("a backend with another content is reported, a replaced object is not", misbehaviour::other_content),
-    ("an object larger than any node's cache is a hit in stripes", striped::larger_than_a_cache),
-    ("a read of stripes survives an owner's death, and never mixes versions", striped::broken),
+    ("an object in stripes is larger than any cache, always a hit, and of one version", striped::objects),
     ("check reports every problem of a configuration", commands::check),
     ("commands inspect, evict and repair the cache", commands::cache),
     ("errors of the configuration name the key and the closest valid one", start::bad_configuration),

@@ -61,6 +61,14 @@ fn stripes(tour: &Tour) -> Result<f64> {
     tour.metric("lota_cache_stripes")
 }
 
+/// Removes all objects from the caches.
+fn empty(tour: &Tour) -> Result<()> {
+    for node in &tour.nodes {
+        run(node.command().args(["cache", "evict", "--all", "--config"]).arg(node.config()))?;
+    }
+    Ok(())
+}
+
 /// Puts an object, and reads it until all nodes have their stripes of it.
 fn put_and_fill(tour: &Tour, key: &str) -> Result<Vec<u8>> {
     let body = content(SIZE);
@@ -73,9 +81,25 @@ fn put_and_fill(tour: &Tour, key: &str) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-pub(crate) fn spread(tour: &mut Tour) -> Result<()> {
-    tour.restart_with(Mode::OwnCredential, WHOLE, STRIPED)?;
+pub(crate) fn objects(tour: &mut Tour) -> Result<()> {
+    start(tour)?;
     tour.client.put_and_hit(&tour.pod(1, 1), "striped/trial", 70)?;
+    spread(tour)?;
+    overwritten(tour)?;
+    broken(tour)?;
+    evicted(tour)?;
+    tour.restart(Mode::OwnCredential)
+}
+
+/// Starts the nodes with stripes, and with caches that are smaller than the object.
+fn start(tour: &mut Tour) -> Result<()> {
+    tour.nodes.iter_mut().for_each(|node| node.edit("capacity = \"4GiB\"", "capacity = \"40MiB\""));
+    tour.restart_with(Mode::OwnCredential, WHOLE, STRIPED)
+}
+
+/// The object is spread over the nodes, and each read of it is a hit, also after a restart.
+fn spread(tour: &mut Tour) -> Result<()> {
+    empty(tour)?;
     let before = tour.backend.received();
     let body = put_and_fill(tour, "striped/object")?;
     let fetched = (tour.backend.received() - before) as f64 / SIZE as f64;
@@ -85,11 +109,11 @@ pub(crate) fn spread(tour: &mut Tour) -> Result<()> {
         ensure!(held <= 1.1 * STRIPES / 3.0 + 1.0, "{} has {held} of {STRIPES} stripes", node.name());
     }
     all_is_a_hit(tour, "striped/object", &body)?;
+    start(tour)?;
+    all_is_a_hit(tour, "striped/object", &body)
+}
 
-    // A restart finds the stripes on disk.
-    tour.restart_with(Mode::OwnCredential, WHOLE, STRIPED)?;
-    all_is_a_hit(tour, "striped/object", &body)?;
-
+fn overwritten(tour: &Tour) -> Result<()> {
     for size in [SIZE - (2 << 20), 30 << 20, 9 << 20, 3 << 20, 0] {
         let body = other_content(size);
         put(tour, "striped/object", body.clone())?;
@@ -105,8 +129,7 @@ pub(crate) fn spread(tour: &mut Tour) -> Result<()> {
             );
         }
     }
-    evicted(tour)?;
-    tour.restart(Mode::OwnCredential)
+    Ok(())
 }
 
 fn all_is_a_hit(tour: &Tour, key: &str, body: &[u8]) -> Result<()> {
@@ -150,6 +173,7 @@ fn all_is_a_hit(tour: &Tour, key: &str, body: &[u8]) -> Result<()> {
 
 /// An eviction of the object evicts its stripes, and nothing else.
 fn evicted(tour: &Tour) -> Result<()> {
+    empty(tour)?;
     put_and_fill(tour, "striped/evicted")?;
     put_and_fill(tour, "striped/kept")?;
     let before = stripes(tour)?;
@@ -162,28 +186,10 @@ fn evicted(tour: &Tour) -> Result<()> {
     Ok(())
 }
 
-/// An object larger than any node's cache is a hit the second time.
-pub(crate) fn larger_than_a_cache(tour: &mut Tour) -> Result<()> {
-    for node in &mut tour.nodes {
-        node.edit("capacity = \"4GiB\"", "capacity = \"32MiB\"");
-    }
-    tour.restart_with(Mode::OwnCredential, WHOLE, STRIPED)?;
-    tour.client.put_and_hit(&tour.pod(1, 1), "striped/small-trial", 71)?;
-    let body = put_and_fill(tour, "striped/larger")?;
-    let before = tour.backend.received();
-    for node in [2, 3] {
-        let got = get(tour, node, "striped/larger", None)?;
-        ensure!(got.body == body && got.cache() == "hit", "n{node}: {} {}", got.status, got.cache());
-    }
-    ensure!(tour.backend.received() - before < MIB, "hits were fetched");
-    tour.restart(Mode::OwnCredential)
-}
-
 /// While an object is read, the client's signature expires, an owner of some of its stripes is killed, or the object is
 /// overwritten. The client gets the bytes of one version, or notices that the response ends early.
-pub(crate) fn broken(tour: &mut Tour) -> Result<()> {
-    tour.restart_with(Mode::OwnCredential, WHOLE, STRIPED)?;
-    tour.client.put_and_hit(&tour.pod(1, 1), "striped/broken-trial", 72)?;
+fn broken(tour: &mut Tour) -> Result<()> {
+    empty(tour)?;
     let body = put_and_fill(tour, "striped/broken")?;
     let get_object =
         |tour: &Tour| request(tour, Method::GET, "striped/broken").sign(&ADMIN, Signing::Presigned);
@@ -198,9 +204,6 @@ pub(crate) fn broken(tour: &mut Tour) -> Result<()> {
     ensure!(read == body, "the signature expired: {} of {SIZE} bytes", read.len());
     let read = in_the_middle(tour, &get_object(tour)?, |tour| tour.nodes[2].stop(Signal::SIGKILL))?;
     ensure!(read == body, "an owner was killed: {} of {SIZE} bytes", read.len());
-    tour.nodes.iter_mut().for_each(|node| node.edit(WHOLE, STRIPED));
-    let node = &mut tour.nodes[2];
-    node.configure(Mode::OwnCredential)?;
     tour.revive()?;
     let get_ = get_object(tour)?;
     let read = in_the_middle(tour, &get_, |tour| put(tour, "striped/broken", other_content(SIZE)))?;
@@ -208,8 +211,7 @@ pub(crate) fn broken(tour: &mut Tour) -> Result<()> {
     ensure!(is_one, "bytes of two versions, or {} of {SIZE}", read.len());
     let after = get(tour, 2, "striped/broken", None)?;
     ensure!(after.body == other_content(SIZE), "after it was overwritten: {}", after.status);
-    tour.nodes.iter_mut().for_each(lota_tests::lab::Node::forget_edits);
-    tour.restart(Mode::OwnCredential)
+    Ok(())
 }
 
 /// Reads an object slowly on the first node, and calls `strikes` after the first bytes. Returns the body, as far as it
