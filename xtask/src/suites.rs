@@ -61,8 +61,8 @@ enum Place {
     First,
     /// Beside one other.
     Lane,
-    /// In the lane of those that compile.
-    CompileLane,
+    /// In the lane of those that compile or emulate, at a lower priority.
+    Background,
     /// Nowhere, unless it is named.
     OnDemand,
 }
@@ -77,14 +77,14 @@ const SUITES: [Suite; 17] = [
     tests("parity", labs::gateways),
     tests("consistency", labs::gateways),
     tests("clients", labs::other_clients),
-    suite("kernels", Place::Lane, kernels::prepare, labs::kernels),
     tests("storage", labs::none),
     tests("deploy", labs::renderers),
     tests("monitoring", labs::promtool),
     tests("page", labs::browser),
     tests("kubernetes", labs::api_server),
-    suite("image", Place::CompileLane, || setup::image_tools().map(drop), image::suite),
-    suite("fuzz", Place::CompileLane, || setup::to_fuzz().map(drop), code::fuzz),
+    suite("image", Place::Background, || setup::image_tools().map(drop), image::suite),
+    suite("fuzz", Place::Background, || setup::to_fuzz().map(drop), code::fuzz),
+    suite("kernels", Place::Background, kernels::prepare, labs::kernels),
     suite("cluster", Place::OnDemand, || labs::node().map(drop), labs::cluster),
 ];
 
@@ -112,7 +112,7 @@ pub(crate) fn test(names: &[&str]) -> Result<(), String> {
         _ => named.iter().any(|named| named.name == suite.name),
     };
     let selected: Vec<&Suite> = SUITES.iter().filter(selected).collect();
-    let is_in_lane = |suite: &&&Suite| matches!(suite.place, Place::Lane | Place::CompileLane);
+    let is_in_lane = |suite: &&&Suite| matches!(suite.place, Place::Lane | Place::Background);
     let (mut in_lanes, mut first): (Vec<&Suite>, Vec<&Suite>) = selected.iter().partition(is_in_lane);
     let lanes = lanes()?;
     if lanes < 2 || in_lanes.len() < 2 {

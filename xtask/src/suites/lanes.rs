@@ -26,7 +26,7 @@ use crate::{
 pub(crate) const COMMAND: &str = "__suite";
 /// Interval at which the running suites are printed.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
-/// Niceness of suites that compile, so that labs get the CPUs first.
+/// Niceness of suites in the background, so that labs get the CPUs first.
 const NICENESS: &str = "10";
 
 type Queue = Mutex<VecDeque<&'static Suite>>;
@@ -45,13 +45,13 @@ struct Lanes {
     over: Condvar,
 }
 
-/// Runs suites in `lanes` parallel lanes, and those that compile in one more.
+/// Runs suites in `lanes` parallel lanes, and those of the background in one more.
 pub(super) fn run(suites: &[&'static Suite], lanes: usize) -> Vec<Row> {
-    let (compile, labs) = suites.iter().partition(|suite| suite.place == Place::CompileLane);
-    let (compile, labs): (Queue, Queue) = (Mutex::new(compile), Mutex::new(labs));
+    let (background, labs) = suites.iter().partition(|suite| suite.place == Place::Background);
+    let (background, labs): (Queue, Queue) = (Mutex::new(background), Mutex::new(labs));
     let all = &Lanes::default();
     thread::scope(|scope| {
-        let lanes = [&labs].into_iter().cycle().take(lanes).chain([&compile]);
+        let lanes = [&labs].into_iter().cycle().take(lanes).chain([&background]);
         let lanes: Vec<_> = lanes.map(|queue| scope.spawn(move || all.run(queue))).collect();
         scope.spawn(|| all.tell_progress());
         for lane in lanes {
@@ -120,7 +120,7 @@ fn run_suite(suite: &Suite) -> Result<Row, String> {
     let log = File::create(log).map_err(failed)?;
     let own = env::current_exe().map_err(failed)?;
     let mut command = tied("nice");
-    command.args(["-n", if suite.place == Place::CompileLane { NICENESS } else { "0" }]).arg(own);
+    command.args(["-n", if suite.place == Place::Background { NICENESS } else { "0" }]).arg(own);
     command.args([COMMAND, suite.name]).stdin(Stdio::null());
     let status = command.stdout(log.try_clone().map_err(failed)?).stderr(log).status().map_err(failed)?;
     Row::load(suite.name, &result)
