@@ -1,6 +1,7 @@
 //! The lab: a cluster on one machine. Nodes and pods are network namespaces, a bridge connects the nodes, and counting
 //! relays lead to the gateway. The machine's own network is not touched.
 
+mod boto3;
 mod cgroup;
 pub mod chunked;
 mod client;

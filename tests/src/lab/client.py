@@ -1,4 +1,4 @@
-"""An unmodified boto3 in a pod, driven by one JSON request on the command line.
+"""An unmodified boto3 in a pod, driven by JSON requests, one a line; each with a client and connections of its own.
 
 Nothing is set but the endpoint: names come from the pod's resolver, credentials from the environment.
 """
@@ -8,6 +8,7 @@ import json
 import random
 import sys
 import time
+import traceback
 
 import boto3
 from botocore.config import Config
@@ -15,7 +16,11 @@ from botocore.exceptions import ClientError
 
 
 def main():
-    ask = json.loads(sys.argv[1])
+    for line in sys.stdin:
+        print(json.dumps(answer_to(json.loads(line))), flush=True)
+
+
+def answer_to(ask):
     client = make_client(ask)
     if "cache_control" in ask:
         add_header(client, "Cache-Control", ask["cache_control"])
@@ -30,8 +35,12 @@ def main():
             "headers": answer["ResponseMetadata"]["HTTPHeaders"],
             "size": int(answer["ResponseMetadata"]["HTTPHeaders"].get("content-length", 0)),
         }
+    except Exception:
+        return {"error": traceback.format_exc()}
+    finally:
+        client.close()
     result.setdefault("seconds", time.monotonic() - started)
-    print(json.dumps(result))
+    return result
 
 
 def make_client(ask):

@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Lab, Namespace, run};
+use super::{Lab, Namespace, boto3::Boto3Pool};
 
 /// An S3 credential.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,7 @@ pub struct Client {
     /// Credential that signs.
     pub credential: Credential,
     bucket: String,
+    processes: Boto3Pool,
 }
 
 /// Result of a request.
@@ -89,7 +90,8 @@ impl Client {
         let script = lab.folder().join("client.py");
         fs::write(&script, include_str!("client.py"))?;
         let home = lab.folder().to_owned();
-        Ok(Self { python, script, home, credential, bucket: bucket.to_owned() })
+        let processes = Boto3Pool::default();
+        Ok(Self { python, script, home, credential, bucket: bucket.to_owned(), processes })
     }
 
     /// Returns a client with another credential.
@@ -219,18 +221,28 @@ impl Client {
         if let Value::Object(more) = more {
             ask.extend(more);
         }
-        let output = run(from
-            .pod_command(&self.python)
-            .arg(&self.script)
-            .arg(Value::Object(ask).to_string())
-            // The user's own proxies and profiles must not apply.
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", &self.home)
-            .env("AWS_ACCESS_KEY_ID", &*self.credential.access_key)
-            .env("AWS_SECRET_ACCESS_KEY", &*self.credential.secret_key)
-            .env("AWS_EC2_METADATA_DISABLED", "true"))?;
-        serde_json::from_str(&output).with_context(|| format!("unexpected output of the client: {output:?}"))
+        let Credential { access_key, secret_key } = &self.credential;
+        let command = || {
+            let mut command = from.pod_command(&self.python);
+            command
+                .arg(&self.script)
+                // The user's own proxies and profiles must not apply.
+                .env_clear()
+                .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+                .env("HOME", &self.home)
+                .env("AWS_ACCESS_KEY_ID", &**access_key)
+                .env("AWS_SECRET_ACCESS_KEY", &**secret_key)
+                .env("AWS_EC2_METADATA_DISABLED", "true");
+            command
+        };
+        let user = format!("{access_key} {secret_key}");
+        let output = self.processes.ask(from, &user, command, &Value::Object(ask).to_string())?;
+        let answer: Value = serde_json::from_str(&output)
+            .with_context(|| format!("unexpected output of the client: {output:?}"))?;
+        if let Some(error) = answer["error"].as_str() {
+            bail!("the client in {}: {error}", from.name());
+        }
+        serde_json::from_value(answer).with_context(|| format!("unexpected output of the client: {output:?}"))
     }
 }
 
