@@ -9,7 +9,7 @@ use crate::{
 /// Runs the named benchmarks, or all.
 pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
     // What runs in this process itself is measured as it is delivered.
-    const BENCHES: [(&str, &str); 7] = [
+    const BENCHES: [(&str, &str); 8] = [
         ("datapath", "dev"),
         ("placement", "release"),
         ("serving", "release"),
@@ -17,6 +17,8 @@ pub(crate) fn bench(names: &[&str]) -> Result<(), String> {
         ("memory", "release"),
         ("storage", "release"),
         ("writes", "release"),
+        // The links are the limit.
+        ("objects", "dev"),
     ];
     let known = BENCHES.map(|(name, _)| name);
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
