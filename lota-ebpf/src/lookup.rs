@@ -10,11 +10,7 @@ use lota_ebpf::{
     packet::{Packet, PacketKind, Ports, TcpFlags, TransportPayload},
 };
 
-use crate::{
-    identity::{self, HeldAddress},
-    maps,
-    redirect::LOOPBACK,
-};
+use crate::{identity, identity_maps::HeldAddress, interface::LOOPBACK, maps};
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;

@@ -4,13 +4,21 @@
 #[cfg(target_arch = "bpf")]
 mod access;
 #[cfg(target_arch = "bpf")]
+mod admission;
+#[cfg(target_arch = "bpf")]
 mod answer;
 #[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]
 mod identity;
 #[cfg(target_arch = "bpf")]
+mod identity_maps;
+#[cfg(target_arch = "bpf")]
+mod interface;
+#[cfg(target_arch = "bpf")]
 mod kernel_bytes;
+#[cfg(target_arch = "bpf")]
+mod local;
 #[cfg(target_arch = "bpf")]
 mod lookup;
 #[cfg(target_arch = "bpf")]
@@ -18,7 +26,15 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod message;
 #[cfg(target_arch = "bpf")]
+mod pod;
+#[cfg(target_arch = "bpf")]
+mod port;
+#[cfg(target_arch = "bpf")]
+mod query_packet;
+#[cfg(target_arch = "bpf")]
 mod redirect;
+#[cfg(target_arch = "bpf")]
+mod sockets;
 #[cfg(target_arch = "bpf")]
 mod target;
 
@@ -32,17 +48,18 @@ mod programs {
     use lota_common::Verdict;
 
     use crate::{
-        guard, identity,
+        guard,
         kernel_bytes::{Frame, Skb},
+        local,
         lookup::{self, LookupOutcome},
-        maps, redirect, target,
+        maps, pod, port, target,
     };
 
     /// TC ingress on a pod's interface.
     #[classifier]
     #[inline(always)]
     pub(crate) fn lota_pod(ctx: TcContext) -> i32 {
-        let verdict = redirect::verdict(&ctx);
+        let verdict = pod::verdict(&ctx);
         maps::count(verdict, ctx.len());
         log_refusal(&ctx, verdict);
         match verdict {
@@ -70,7 +87,7 @@ mod programs {
     #[classifier]
     #[inline(always)]
     pub(crate) fn lota_port(ctx: TcContext) -> i32 {
-        let verdict = identity::port_verdict(&ctx);
+        let verdict = port::verdict(&ctx);
         match verdict {
             // The program at the bridge counts these.
             Verdict::NotOurs | Verdict::Bypassed => return TC_ACT_UNSPEC,
@@ -82,7 +99,7 @@ mod programs {
     /// TC egress on `lo`.
     #[classifier]
     pub(crate) fn lota_local(ctx: TcContext) -> i32 {
-        dropped(&ctx, identity::drops_local(&ctx).then_some(Verdict::Revoked))
+        dropped(&ctx, local::drops(&ctx).then_some(Verdict::Revoked))
     }
 
     #[inline(always)]

@@ -14,7 +14,7 @@ use lota_common::{
 use lota_ebpf::{dns::FoundName, packet::Address};
 
 /// `BPF_F_NO_PREALLOC`: memory is allocated per entry, not in advance.
-const ON_DEMAND: usize = 1;
+pub(crate) const ON_DEMAND: usize = 1;
 
 #[btf_map(name = "lota_access4")]
 static ACCESS4: HashMap<Address4, RawAddressAccess, MAX_PODS, ON_DEMAND> = HashMap::new();

@@ -16,9 +16,11 @@ use lota_ebpf::{
 
 use crate::{
     identity::{self, SenderAccess},
+    interface::ifindex,
     kernel_bytes::{HeadBytes, Skb},
     maps,
-    redirect::{TIME_WAIT, connection, ifindex, redirect},
+    redirect::redirect,
+    sockets::{TIME_WAIT, connection},
 };
 
 // Offsets in the headers.
