@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, TcpListener},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
@@ -32,6 +33,8 @@ use super::{
 const OUTPUT_SIZE: usize = 2048;
 /// Offset of the interface index in `struct __sk_buff` (`include/uapi/linux/bpf.h`).
 const IFINDEX: usize = 40;
+/// Timeout for the clock to advance.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Kernel {
     pub(crate) ebpf: Ebpf,
@@ -127,7 +130,7 @@ impl Kernel {
 
     fn write_heartbeat(&mut self) -> Result<()> {
         let age = self.heartbeat_age;
-        let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
+        let now = boot_time()?;
         let at_ns = age.map_or(0, |age| now.saturating_sub(age).as_nanos()).try_into()?;
         let mut map: Array<_, Heartbeat> = self.map(map::HEARTBEAT)?.try_into()?;
         Ok(map.set(0, Heartbeat { at_ns }, 0)?)
@@ -278,6 +281,23 @@ impl Kernel {
 
     fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
         self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
+    }
+}
+
+fn boot_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into())
+}
+
+/// Waits until the time since boot, in nanoseconds, is later than this one; returns it.
+pub(crate) fn boot_time_after(time_ns: u64) -> Result<u64> {
+    let started = Instant::now();
+    loop {
+        let now_ns = u64::try_from(boot_time()?.as_nanos())?;
+        if now_ns > time_ns {
+            return Ok(now_ns);
+        }
+        ensure!(started.elapsed() < CLOCK_TIMEOUT, "the clock stays at {now_ns}, before {time_ns}");
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
