@@ -5,6 +5,7 @@ use anyhow::Context as _;
 pub mod bench;
 pub mod gateway;
 pub mod lab;
+pub mod strace;
 pub mod suite;
 pub mod tour;
 

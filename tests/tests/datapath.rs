@@ -44,6 +44,8 @@ mod names;
 mod privileges;
 #[path = "datapath/redirection.rs"]
 mod redirection;
+#[path = "datapath/reports.rs"]
+mod reports;
 #[path = "datapath/surroundings.rs"]
 mod surroundings;
 #[path = "datapath/survival.rs"]
@@ -51,7 +53,7 @@ mod survival;
 
 const NAME: &str = "lota-path";
 
-const TESTS: [(&str, TestFn); 58] = [
+const TESTS: [(&str, TestFn); 60] = [
     ("the hidden listener resets direct connections", redirection::hidden_listener),
     ("clsact redirects like tcx, and detaches", redirection::clsact),
     ("clsact filters that others remove or precede are restored", redirection::clsact_disturbed),
@@ -72,6 +74,8 @@ const TESTS: [(&str, TestFn); 58] = [
     ("identity: an address that several pods have is no pod's", identity::claimed_twice),
     ("identity: a reused interface index gives no access", identity::reused_index),
     ("identity: a hundred interfaces that end at once are followed", identity::many_removed),
+    ("reports: a pod whose interface was not reported gets access", reports::lost),
+    ("reports: if they end, the daemon ends, and the next one gives access", reports::ended),
     ("cgroups: a pod that sends as another pod is refused", cgroups::spoofed),
     ("cgroups: pods behind a bridge cannot send as each other", cgroups::bridge),
     ("cgroups: a reused address is the next pod's once it is reported", cgroups::reused_address),

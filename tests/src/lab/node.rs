@@ -7,7 +7,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, ExitStatus},
     thread,
     time::{Duration, Instant},
 };
@@ -333,17 +333,27 @@ impl Node {
     /// If it does not run, or does not end.
     pub fn stop(&mut self, signal: Signal) -> Result<()> {
         self.signal(signal)?;
+        self.wait_ended().with_context(|| format!("after {signal}")).map(|_| ())
+    }
+
+    /// Waits until the daemon has ended.
+    ///
+    /// # Errors
+    /// If it does not run, or does not end, in which case it is killed.
+    pub fn wait_ended(&mut self) -> Result<ExitStatus> {
         let mut process = self.process.take().with_context(|| format!("{} does not run", self.name()))?;
         let deadline = Instant::now() + DAEMON_TIMEOUT;
-        while process.try_wait()?.is_none() {
+        loop {
+            if let Some(status) = process.try_wait()? {
+                return Ok(status);
+            }
             if Instant::now() > deadline {
                 process.kill()?;
                 process.wait()?;
-                bail!("{} did not end within {DAEMON_TIMEOUT:?} of {signal}", self.name());
+                bail!("{} did not end within {DAEMON_TIMEOUT:?}", self.name());
             }
             thread::sleep(Duration::from_millis(5));
         }
-        Ok(())
     }
 
     /// Returns the response body of the admin port for a GET request.

@@ -1,11 +1,14 @@
 //! Steps 2 and 3: the nodes run, and an unmodified S3 client reads through them.
 
-use std::process::Command;
+use std::ffi::OsStr;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Line, SIZE, Tour, expect, same, wait_until};
-use crate::lab::{Pod, Style, VIP, run};
+use super::{Line, SIZE, Tour, expect, same};
+use crate::{
+    lab::{Pod, Style, VIP, run},
+    strace::Strace,
+};
 
 pub(super) fn nodes(tour: &mut Tour) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
@@ -98,22 +101,11 @@ fn total(tour: &Tour, call: &str) -> Result<f64> {
 fn traced(tour: &Tour, key: &str, owner: &str) -> Result<Line> {
     let node = tour.nodes.iter().find(|node| node.name() == owner).context("no such node")?;
     let output = tour.lab.folder().join("strace");
-    let mut strace = Command::new("strace")
-        .args(["-f", "-qq", "-e", "trace=sendfile,sendmsg,write,writev", "-o"])
-        .arg(&output)
-        .args(["-p", &node.pid().context("the owner does not run")?.to_string()])
-        .spawn()
-        .context("running strace")?;
-    let tasks = format!("/proc/{}/task", node.pid().unwrap_or_default());
-    wait_until("strace to follow every thread", || {
-        let statuses =
-            std::fs::read_dir(&tasks)?.map(|task| std::fs::read_to_string(task?.path().join("status")));
-        let statuses: Vec<String> = statuses.collect::<std::io::Result<_>>()?;
-        Ok(statuses.iter().all(|status| !status.contains("TracerPid:\t0\n")))
-    })?;
+    let options = ["-e", "trace=sendfile,sendmsg,write,writev", "-o"].map(OsStr::new);
+    let strace = Strace::attach(node, options.into_iter().chain([output.as_os_str()]))?;
     let number: u8 = owner.trim_start_matches('n').parse()?;
     let warm = tour.client.get(&tour.lab.pod(Pod(number, 1)), key, Style::Path);
-    crate::lab::interrupt(&mut strace)?;
+    drop(strace);
     expect(&warm?, 200, "hit", "read under strace")?;
     let calls = std::fs::read_to_string(output)?;
     let returned = |call: &str| -> u64 {
