@@ -51,6 +51,8 @@ mod striped;
 mod tls;
 #[path = "e2e/verification.rs"]
 mod verification;
+#[path = "e2e/write_fetches.rs"]
+mod write_fetches;
 #[path = "e2e/written.rs"]
 mod written;
 
@@ -123,6 +125,7 @@ const OWN: [(&str, TestFn); 33] = [
     ("several gateways have their own names, objects and failures", gateways::several),
     ("a misbehaving gateway is relayed or refused, and not cached", misbehaviour::gateways),
     ("only a result in the body of a 200 counts as a write", written::late_results),
+    ("a write beyond the pod's quota causes no request to the backend", write_fetches::quota),
     ("bytes that a gateway sends after a 304 are not taken for a response", misbehaviour::stray_bytes),
     ("a backend with another content is reported, a replaced object is not", misbehaviour::other_content),
     ("an object in stripes is larger than any cache, always a hit, and of one version", striped::objects),

@@ -144,13 +144,7 @@ impl FillQuota {
             usage.excess > 0 || usage.reserved > 0
         });
         let new = PodUsage { excess: 0, reserved: 0, since: now };
-        let PodUsage { excess, reserved, .. } = all.get(&pod).copied().unwrap_or(new);
-        // The client may still abort a response in progress. It counts, but toward twice the limit, which readers of whole
-        // objects do not reach as long as they read.
-        let exceeds_limit = excess > 0 && excess.saturating_add(size) > self.limit;
-        let used = excess.saturating_add(reserved);
-        let exceeds_twice = used > 0 && used.saturating_add(size) > self.limit.saturating_mul(2);
-        if size > 0 && (exceeds_limit || exceeds_twice) {
+        if !all.get(&pod).unwrap_or(&new).allows(size, self.limit) {
             return None;
         }
         let requested = requested.min(size);
@@ -167,6 +161,20 @@ impl FillQuota {
         let reservation = Arc::new(QuotaReservation { fill_quota: self.clone(), pod, state });
         let fill = FillReservation { reservation: reservation.clone(), missing: size };
         Some((fill, ResponseReservation(reservation)))
+    }
+
+    /// Returns whether a pod's quota has any byte left, so that a fill of unknown size may begin.
+    #[must_use]
+    pub fn has_left(&self, pod: IpAddr) -> bool {
+        self.has_left_at(pod, Instant::now())
+    }
+
+    fn has_left_at(&self, pod: IpAddr, now: Instant) -> bool {
+        let mut all = lock(&self.usage);
+        all.get_mut(&pod).is_none_or(|usage| {
+            usage.expire(self.limit, now);
+            usage.allows(1, self.limit)
+        })
     }
 
     /// Refunds bytes that a pod has read, whichever pod's fill fetched them.
@@ -198,6 +206,16 @@ impl FillQuota {
 }
 
 impl PodUsage {
+    /// Returns whether a fill of `size` bytes does not exceed the limit.
+    fn allows(&self, size: u64, limit: u64) -> bool {
+        // The client may still abort a response in progress. It counts, but toward twice the limit, which readers of whole
+        // objects do not reach as long as they read.
+        let exceeds_limit = self.excess > 0 && self.excess.saturating_add(size) > limit;
+        let used = self.excess.saturating_add(self.reserved);
+        let exceeds_twice = used > 0 && used.saturating_add(size) > limit.saturating_mul(2);
+        size == 0 || !(exceeds_limit || exceeds_twice)
+    }
+
     /// Adds excess, which begins to expire now if there was none.
     fn consume(&mut self, bytes: u64, now: Instant) {
         if self.excess == 0 {

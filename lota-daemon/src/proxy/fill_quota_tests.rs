@@ -57,6 +57,17 @@ fn aborted_reads_of_whole_objects_are_excess() {
 }
 
 #[test]
+fn a_fill_of_unknown_size_needs_one_byte() {
+    let (fill_quota, now) = (fill_quota(3600), Instant::now());
+    assert!(fill_quota.has_left_at(POD, now));
+    let (fill, _) = fill_quota.reserve_at(POD, 3600, 0, 0, now).unwrap();
+    complete(fill, 3600);
+    assert!(!fill_quota.has_left_at(POD, now) && fill_quota.has_left_at(OTHER, now));
+    assert!(fill_quota.has_left_at(POD, now + Duration::from_secs(1)), "a second's share has expired");
+    assert_eq!(usage(&fill_quota).0, 3599);
+}
+
+#[test]
 fn stalled_responses_are_bounded() {
     let fill_quota = fill_quota(100);
     let mut held: Vec<_> = Vec::new();

@@ -102,6 +102,10 @@ impl Proxy {
 
     async fn fetch_written(&self, store: &Arc<S3Store>, name: &ObjectName, pod: IpAddr) -> WriteFetch {
         static LINES: LogLimit = LogLimit::new(Duration::from_secs(1));
+        let quota = &self.write_fetches.quota;
+        if !quota.has_left(pod) {
+            return WriteFetch::Overread;
+        }
         let (meta, arriving) = match store.backend.fetch_current(name).await {
             Ok(current) => current,
             Err(error) => {
@@ -112,7 +116,7 @@ impl Proxy {
             }
         };
         // Nobody has requested any of it yet, so that its bytes are all in excess.
-        let Some((mut reservation, _)) = self.write_fetches.quota.reserve(pod, meta.size, 0, 0) else {
+        let Some((mut reservation, _)) = quota.reserve(pod, meta.size, 0, 0) else {
             return WriteFetch::Overread;
         };
         let fill = match self.cache.begin_background_fill(&meta, pod).await {

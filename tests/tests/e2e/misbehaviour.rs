@@ -105,7 +105,11 @@ pub(crate) fn start(tour: &Tour, runtime: &Runtime, script: impl Script) -> Resu
 }
 
 /// Restarts all nodes with a scripted gateway, and scripted endpoints of a backend if there are any.
-fn use_scripted(tour: &mut Tour, gateway: &ScriptedGateway, backends: &[&ScriptedGateway]) -> Result<()> {
+pub(crate) fn use_scripted(
+    tour: &mut Tour,
+    gateway: &ScriptedGateway,
+    backends: &[&ScriptedGateway],
+) -> Result<()> {
     let mode = if backends.is_empty() { Mode::ClientOnly } else { Mode::OwnCredential };
     let endpoints: Vec<_> = backends.iter().map(|backend| backend.endpoint()).collect();
     tour.restart_each(|node| {

@@ -1,0 +1,91 @@
+//! `cache.after_write = "fetch"` with a scripted backend: which objects owners request from it, when, and what they keep.
+
+use anyhow::{Result, ensure};
+use hyper::{Method, StatusCode};
+use lota_tests::{
+    lab::{
+        Mode, Namespace, VIP,
+        raw::Request,
+        scripted::{Answer, ScriptedGateway, SeenRequest},
+    },
+    tour::{MIB, Tour, wait_until},
+};
+use tokio::runtime::Runtime;
+
+use crate::{
+    cold::sum,
+    misbehaviour::{start, use_scripted},
+};
+
+/// Signature that the scripted gateway accepts.
+const AUTHORIZATION: &str = "AWS4-HMAC-SHA256 Credential=AK/20260101/us-east-1/s3/aws4_request, \
+                             SignedHeaders=host, Signature=0000000000000000000000000000000000000000000000000000000000000000";
+const FETCH: &str = "[cache]\nafter_write = \"fetch\"\n";
+
+/// Restarts all nodes with this gateway and backend, and `config` in place of the section `[cache]`.
+fn restart(
+    tour: &mut Tour,
+    gateway: &ScriptedGateway,
+    backend: &ScriptedGateway,
+    config: &str,
+) -> Result<()> {
+    tour.nodes.iter_mut().for_each(|node| node.edit("[cache]\n", config));
+    use_scripted(tour, gateway, &[backend])
+}
+
+/// Writes objects, one after the other.
+fn write(pod: &Namespace, keys: impl IntoIterator<Item = String>) -> Result<()> {
+    let put = |key| {
+        let put = Request::new(Method::PUT, "cwlota.com", &format!("/scripted/{key}"));
+        put.header("authorization", AUTHORIZATION).body("written")
+    };
+    for reply in pod.send_all((VIP, 80).into(), keys.into_iter().map(put).collect())? {
+        ensure!(reply.status == StatusCode::OK, "{reply:?}");
+    }
+    Ok(())
+}
+
+/// Returns the number of written objects with a result, on all nodes.
+fn count(tour: &Tour, result: &str) -> Result<f64> {
+    let name = format!("lota_write_fetches_total{{result=\"{result}\"}}");
+    sum(tour, |line| line.starts_with(&name))
+}
+
+/// Returns the keys of the objects that were requested from the backend.
+fn requested(backend: &ScriptedGateway) -> Vec<String> {
+    let seen = backend.seen();
+    let gets = seen.iter().filter(|seen| seen.method == "GET");
+    gets.map(|seen| seen.path().trim_start_matches("/scripted/").to_owned()).collect()
+}
+
+/// Returns a gateway's response to a write.
+fn accepted(_: &SeenRequest) -> Answer {
+    Answer::status(200).header("etag", "\"e\"")
+}
+
+/// Returns an object, whatever its name, with the ETag of [`accepted`].
+fn any_object(size: u64) -> Answer {
+    let body = vec![b'x'; usize::try_from(size).unwrap_or(usize::MAX)];
+    Answer::status(200).header("etag", "\"e\"").header("date", "Sat, 02 Jan 2021 00:00:00 GMT").body(body)
+}
+
+pub(crate) fn quota(tour: &mut Tour) -> Result<()> {
+    const WRITES: usize = 12;
+    let runtime = Runtime::new()?;
+    let gateway = start(tour, &runtime, accepted)?;
+    let backend = start(tour, &runtime, |_: &SeenRequest| any_object(2 * MIB))?;
+    restart(tour, &gateway, &backend, &format!("[limits]\nfill_overread = \"1MiB\"\n\n{FETCH}"))?;
+    let counts = |tour: &Tour| anyhow::Ok((count(tour, "fetched")?, count(tour, "fill-overread")?));
+    for number in 0..WRITES {
+        write(&tour.pod(1, 1), [format!("quota-{number}")])?;
+        wait_until("the write to be counted", || {
+            let (fetched, refused) = counts(tour)?;
+            Ok(fetched + refused == (number + 1) as f64)
+        })?;
+    }
+    // Each owner has a quota of its own.
+    let ((fetched, refused), requested) = (counts(tour)?, requested(&backend).len());
+    ensure!((1.0..=3.0).contains(&fetched), "{fetched} were fetched, {refused} refused");
+    ensure!(requested as f64 == fetched, "{requested} requests for {fetched} fetches");
+    tour.restart(Mode::OwnCredential)
+}
