@@ -23,7 +23,7 @@
 //! 4. `response.rs` makes the response from the grant and a reader of the cached file.
 //!
 //! After a write, `after_write.rs` at the entry node asks the object's owner to fetch it into its cache, which `write_fetches.rs`
-//! does in the background if the configuration says so.
+//! does in the background if the configuration says so; `pod_queue.rs` has pods take turns.
 //!
 //! A failure of the cache costs speed: the request falls back to the gateway. A failure of authorization costs the
 //! response: nothing is served without the gateway's grant.
@@ -41,6 +41,7 @@ mod keep_range;
 mod owner;
 mod peer_service;
 mod plan;
+mod pod_queue;
 mod response;
 mod resume;
 mod s3_stores;

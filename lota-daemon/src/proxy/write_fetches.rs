@@ -3,7 +3,7 @@
 //! LOTA reads the object with its own credential, in one request that states version and bytes. Nothing is served from it
 //! without a grant: the first client to read the object gets the version, the headers and the authorization from the gateway.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     FillQuota, Proxy, S3Store,
     fill::{bytes_of, source_error},
+    pod_queue::PodQueue,
 };
 use crate::{
     metrics::{Fault, FillLabels, WriteFetch},
@@ -27,11 +28,10 @@ use crate::{
 
 /// Maximum number of objects that wait to be fetched. A single pod gets at most half of them.
 const MAX_WAITING: u64 = 1024;
-/// Maximum number of concurrent fetches, each by one request.
-const MAX_FETCHES: usize = 4;
+/// Maximum number of concurrent fetches, each by one request. A single pod gets at most half of them.
+const MAX_FETCHES: u64 = 8;
 /// Maximum number of concurrent requests to other owners.
 const MAX_CALLS: usize = 64;
-
 /// Objects that this node fetches because clients have written them, and limits on them that are separate from those of
 /// clients' reads.
 pub struct WriteFetches {
@@ -39,10 +39,29 @@ pub struct WriteFetches {
     quota: Arc<FillQuota>,
     /// Places in the queue.
     places: Arc<Shares>,
-    /// Objects in the queue.
-    waiting: Mutex<HashSet<ObjectName>>,
-    turns: Semaphore,
+    /// Permits for fetches.
+    turns: Arc<Shares>,
+    waiting: Mutex<WaitingFetches>,
     calls: Arc<Semaphore>,
+}
+
+/// Objects that wait, and the pods that have written them.
+#[derive(Default)]
+struct WaitingFetches {
+    objects: HashMap<ObjectName, QueuedFetch>,
+    order: PodQueue<ObjectName>,
+}
+
+struct QueuedFetch {
+    store: Arc<S3Store>,
+    _place: Share,
+}
+
+/// A fetch that may begin.
+struct DueFetch {
+    store: Arc<S3Store>,
+    pod: IpAddr,
+    name: ObjectName,
 }
 
 impl WriteFetches {
@@ -53,8 +72,8 @@ impl WriteFetches {
             mode,
             quota: Arc::new(FillQuota::new(quota)),
             places: Shares::new(MAX_WAITING),
+            turns: Shares::new(MAX_FETCHES),
             waiting: Mutex::default(),
-            turns: Semaphore::new(MAX_FETCHES),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
         }
     }
@@ -68,41 +87,58 @@ impl WriteFetches {
         self.calls.clone().try_acquire_owned().ok()
     }
 
-    /// Takes a place in the queue for an object that a pod has written.
-    fn enqueue(&self, name: &ObjectName, pod: IpAddr) -> Result<Share, WriteFetch> {
-        let place = self.places.take(pod, 1).map_err(|_| WriteFetch::QueueFull)?;
-        match self.waiting.lock().insert(name.clone()) {
-            true => Ok(place),
+    /// Puts an object that a pod has written into the queue.
+    fn enqueue(&self, store: &Arc<S3Store>, name: ObjectName, pod: IpAddr) -> Result<(), WriteFetch> {
+        let mut waiting = self.waiting.lock();
+        if waiting.objects.contains_key(&name) {
             // The object is read after this write.
-            false => Err(WriteFetch::Merged),
+            return Err(WriteFetch::Merged);
         }
+        let place = self.places.take(pod, 1).map_err(|_| WriteFetch::QueueFull)?;
+        let queued = QueuedFetch { store: store.clone(), _place: place };
+        waiting.objects.insert(name.clone(), queued);
+        waiting.order.push(pod, name);
+        Ok(())
+    }
+
+    /// Returns the next fetch of the pods whose turn it is, and a permit that it holds to its end.
+    fn next(&self) -> Option<(DueFetch, Share)> {
+        let mut waiting = self.waiting.lock();
+        let (pod, name, turn) = waiting.order.pop(|pod| self.turns.take(pod, 1).ok())?;
+        let QueuedFetch { store, .. } = waiting.objects.remove(&name)?;
+        Some((DueFetch { store, pod, name }, turn))
     }
 }
 
 impl Proxy {
     /// Has an object fetched that a pod has written, or drops it if the queue is full.
     pub(super) fn fetch_later(self: &Arc<Self>, store: &Arc<S3Store>, name: ObjectName, pod: IpAddr) {
-        let place = match self.write_fetches.enqueue(&name, pod) {
-            Ok(place) => place,
-            Err(why) => return self.count_write_fetch(why),
-        };
-        let (proxy, store) = (self.clone(), store.clone());
-        tokio::spawn(async move {
-            let _turn = proxy.write_fetches.turns.acquire().await;
-            proxy.write_fetches.waiting.lock().remove(&name);
-            drop(place);
-            let result = proxy.fetch_written(&store, &name, pod).await;
-            proxy.count_write_fetch(result);
-        });
+        match self.write_fetches.enqueue(store, name, pod) {
+            Ok(()) => self.start_fetches(),
+            Err(why) => self.count_write_fetch(why),
+        }
+    }
+
+    /// Starts the fetches that have permits.
+    fn start_fetches(self: &Arc<Self>) {
+        while let Some((fetch, turn)) = self.write_fetches.next() {
+            let proxy = self.clone();
+            tokio::spawn(async move {
+                let result = proxy.fetch_written(&fetch).await;
+                proxy.count_write_fetch(result);
+                drop(turn);
+                proxy.start_fetches();
+            });
+        }
     }
 
     pub(super) fn count_write_fetch(&self, result: WriteFetch) {
         self.metrics.write_fetches.of(result).inc();
     }
 
-    async fn fetch_written(&self, store: &Arc<S3Store>, name: &ObjectName, pod: IpAddr) -> WriteFetch {
+    async fn fetch_written(&self, DueFetch { store, pod, name }: &DueFetch) -> WriteFetch {
         static LINES: LogLimit = LogLimit::new(Duration::from_secs(1));
-        let quota = &self.write_fetches.quota;
+        let (pod, quota) = (*pod, &self.write_fetches.quota);
         if !quota.has_left(pod) {
             return WriteFetch::Overread;
         }
@@ -179,19 +215,5 @@ impl FillSource for OwnSource {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_object_waits_once_and_no_pod_fills_the_queue() {
-        let fetches = WriteFetches::new(AfterWrite::Fetch, 1 << 30);
-        let name = |key: u64| ObjectName::from_parts("http://gateway", "b", &key.to_string(), None).unwrap();
-        let pod = |last: u8| IpAddr::from([10, 0, 0, last]);
-        let mut places = vec![fetches.enqueue(&name(0), pod(1)).unwrap()];
-        assert_eq!(fetches.enqueue(&name(0), pod(2)).unwrap_err(), WriteFetch::Merged);
-        places.extend((1..MAX_WAITING).map_while(|key| fetches.enqueue(&name(key), pod(1)).ok()));
-        assert_eq!(places.len() as u64, MAX_WAITING / 2, "one pod");
-        assert_eq!(fetches.enqueue(&name(MAX_WAITING), pod(1)).unwrap_err(), WriteFetch::QueueFull);
-        assert!(fetches.enqueue(&name(MAX_WAITING), pod(2)).is_ok());
-    }
-}
+#[path = "write_fetches_tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! `cache.after_write = "fetch"` with a scripted backend: which objects owners request from it, when, and what they keep.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use hyper::{Method, StatusCode};
 use lota_tests::{
@@ -67,6 +69,25 @@ fn accepted(_: &SeenRequest) -> Answer {
 fn any_object(size: u64) -> Answer {
     let body = vec![b'x'; usize::try_from(size).unwrap_or(usize::MAX)];
     Answer::status(200).header("etag", "\"e\"").header("date", "Sat, 02 Jan 2021 00:00:00 GMT").body(body)
+}
+
+pub(crate) fn turns(tour: &mut Tour) -> Result<()> {
+    const MANY: usize = 90;
+    let runtime = Runtime::new()?;
+    let gateway = start(tour, &runtime, accepted)?;
+    let backend = start(tour, &runtime, |_: &SeenRequest| any_object(1).delay(Duration::from_secs(2)))?;
+    restart(tour, &gateway, &backend, FETCH)?;
+    write(&tour.pod(1, 1), (0..MANY).map(|number| format!("many-{number}")))?;
+    wait_until("fetches to begin", || Ok(!requested(&backend).is_empty()))?;
+    write(&tour.pod(2, 1), ["single".to_owned()])?;
+    let mut before = 0;
+    wait_until("the other pod's object to be requested", || {
+        let requested = requested(&backend);
+        before = requested.iter().filter(|key| key.starts_with("many-")).count();
+        Ok(requested.iter().any(|key| key == "single"))
+    })?;
+    ensure!(before < MANY / 2, "{before} of {MANY} objects of one pod were requested before that of another");
+    tour.restart(Mode::OwnCredential)
 }
 
 pub(crate) fn quota(tour: &mut Tour) -> Result<()> {
