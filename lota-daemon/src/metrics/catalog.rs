@@ -130,8 +130,9 @@ catalog! {
         WRITE_FETCHES = Counter "lota_write_fetches_total" {
             result: "`fetched`; `present`: it was cached or being filled already; `merged`: a waiting fetch for an earlier write of the object \
                      fetches this one, too; or the reason why it was not fetched. At the node of the client's pod: `no-credential` (no [backend] of the gateway), \
-                     `sse-c`, `queue-full`, `owner-unavailable`. At the owner: `queue-full`, `fill-overread`, `no-room`, `refused` (by the backend, or its \
-                     response cannot be stored), `replaced` (overwritten during the fetch), `broken` (cut short)"
+                     `sse-c`, `no-etag` (a copy that failed at Ceph RGW), `unrecognized` (the body of the gateway's \
+                     response was cut short, or no result of S3), `queue-full`, `owner-unavailable`. At the owner: `queue-full`, `fill-overread`, \
+                     `no-room`, `refused` (by the backend, or its response cannot be stored), `replaced` (overwritten during the fetch), `broken` (cut short)"
         } "Objects written by pods that LOTA was to fetch (cache.after_write), by result";
     }
     "Cache": {

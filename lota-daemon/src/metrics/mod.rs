@@ -127,6 +127,10 @@ values! {
     NoCredential = "no-credential",
     /// The object is encrypted with the client's key.
     CustomerKey = "sse-c",
+    /// The result of a copy states no ETag, which means at Ceph RGW that the copy has failed.
+    NoEtag = "no-etag",
+    /// The body of the gateway's response ended without a result known to LOTA.
+    Unrecognized = "unrecognized",
     /// The node, or the pod's share of it, has too many fetches.
     QueueFull = "queue-full",
     /// The owner could not be reached, or does not fetch.

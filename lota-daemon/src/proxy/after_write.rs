@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -12,7 +12,7 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use lota_cache::AfterWrite;
-use lota_s3::{ObjectName, WriteObject, WriteOperation, write::is_result};
+use lota_s3::{NormalEtag, ObjectName, ResultReader, WriteObject, WriteOperation, WriteResult};
 
 use super::{Proxy, S3Store};
 use crate::{
@@ -20,9 +20,6 @@ use crate::{
     http::{Body, RequestHead},
     metrics::WriteFetch,
 };
-
-/// Maximum size of a body that reports the result of a write, in bytes, without the space before it.
-const MAX_RESULT: usize = 64 << 10;
 
 /// Facts that determine what follows the response to a write.
 #[derive(Clone, Copy, Debug)]
@@ -59,37 +56,32 @@ fn plan_write(facts: WriteFacts) -> Option<WritePlan> {
     Some(WritePlan { shown_by: facts.operation.result_element(), skipped })
 }
 
-/// Recognizes in a response's body, as it passes, that a write has succeeded.
-struct ResultWatch<F> {
-    root: &'static str,
-    body: BytesMut,
-    /// Called once; `None` when it was, or when the body is too long.
-    succeeded: Option<F>,
+/// Reads the result of a write in a response's body as it passes.
+struct ResultWatch<F: FnOnce(WriteResult)> {
+    reader: ResultReader,
+    /// Called once; `None` when it was.
+    known: Option<F>,
 }
 
-impl<F: FnOnce()> ResultWatch<F> {
-    fn new(root: &'static str, succeeded: F) -> Self {
-        Self { root, body: BytesMut::new(), succeeded: Some(succeeded) }
+impl<F: FnOnce(WriteResult)> ResultWatch<F> {
+    fn new(root: &'static str, known: F) -> Self {
+        Self { reader: ResultReader::new(root), known: Some(known) }
     }
 
-    fn pass(&mut self, mut data: &[u8]) {
-        if self.succeeded.is_none() {
-            return;
-        }
-        // The gateway may send spaces for minutes until the result is known.
-        if self.body.is_empty() {
-            data = data.trim_ascii_start();
-        }
-        if self.body.len() + data.len() > MAX_RESULT {
-            (self.succeeded, self.body) = (None, BytesMut::new());
-            return;
-        }
-        self.body.extend_from_slice(data);
-        if data.trim_ascii_end().ends_with(b">")
-            && is_result(&self.body, self.root)
-            && let Some(succeeded) = self.succeeded.take()
+    fn pass(&mut self, data: &[u8]) {
+        if let Some(result) = self.reader.read(data)
+            && let Some(known) = self.known.take()
         {
-            succeeded();
+            known(result);
+        }
+    }
+}
+
+impl<F: FnOnce(WriteResult)> Drop for ResultWatch<F> {
+    /// The body has ended, or the connection.
+    fn drop(&mut self) {
+        if let Some(known) = self.known.take() {
+            known(WriteResult::Unrecognized);
         }
     }
 }
@@ -113,15 +105,27 @@ impl Proxy {
         });
         let Some(WritePlan { shown_by, skipped }) = plan else { return answer };
         let (proxy, store, head) = (self.clone(), store.clone(), head.clone());
-        let succeeded = move || match skipped {
-            Some(reason) => proxy.count_write_fetch(reason),
-            None => proxy.have_fetched(&store, &head, write.name),
+        let WriteObject { name, operation, .. } = write;
+        let known = move |result| {
+            match result {
+                WriteResult::Failed => return,
+                WriteResult::Unrecognized => return proxy.count_write_fetch(WriteFetch::Unrecognized),
+                // This is how Ceph RGW reports that a copy has failed, whose response had begun.
+                WriteResult::NoEtag if operation == WriteOperation::Copy => {
+                    return proxy.count_write_fetch(WriteFetch::NoEtag);
+                }
+                WriteResult::NoEtag | WriteResult::Written(_) => {}
+            }
+            match skipped {
+                Some(reason) => proxy.count_write_fetch(reason),
+                None => proxy.have_fetched(&store, &head, name),
+            }
         };
         let Some(root) = shown_by else {
-            succeeded();
+            known(NormalEtag::of(answer.headers()).map_or(WriteResult::NoEtag, WriteResult::Written));
             return answer;
         };
-        let mut watch = ResultWatch::new(root, succeeded);
+        let mut watch = ResultWatch::new(root, known);
         let watched = move |frame: Frame<Bytes>| {
             frame.data_ref().into_iter().for_each(|data| watch.pass(data));
             frame
@@ -226,33 +230,22 @@ mod tests {
         }
     }
 
-    /// Passes a body in pieces of `size` bytes, and returns how many bytes had passed when success was noticed.
-    fn noticed(body: &str, size: usize) -> Option<usize> {
-        let (passed, at) = (Cell::new(0), Cell::new(None));
-        let mut watch = ResultWatch::new("CopyObjectResult", || {
-            assert_eq!(at.replace(Some(passed.get())), None, "noticed twice");
-        });
-        for piece in body.as_bytes().chunks(size) {
-            passed.set(passed.get() + piece.len());
-            watch.pass(piece);
-        }
-        drop(watch);
-        at.get()
-    }
-
     #[test]
-    fn success_is_noticed_at_the_end_of_the_result() {
-        let result = "<?xml version=\"1.0\"?>\n<CopyObjectResult><ETag>e</ETag></CopyObjectResult>";
-        let padded = format!("{}{result}\n", " ".repeat(MAX_RESULT));
-        let too_long = result.replace("<ETag>", &format!("{}<ETag>", " ".repeat(MAX_RESULT)));
-        for size in [1, 7, usize::MAX] {
-            assert_eq!(noticed(result, size), Some(result.len()), "{size}");
-            let at = noticed(&padded, size).unwrap();
-            assert!((padded.len() - 1..=padded.len()).contains(&at), "{size}: {at}");
-            assert!(noticed(&format!("{result}{result}"), size).is_some(), "{size}");
-            for other in [&result[..result.len() - 1], "", "<Error><ETag>e</ETag></Error>", &too_long] {
-                assert_eq!(noticed(other, size), None, "{size}: {}", &other[..other.len().min(60)]);
-            }
+    fn each_body_has_one_result() {
+        let etag = NormalEtag::parse("e").unwrap();
+        for (expected, body) in [
+            (WriteResult::Written(etag), "<CopyObjectResult><ETag>e</ETag></CopyObjectResult>\n"),
+            (WriteResult::Failed, "<CopyObjectResult><Error/></CopyObjectResult>"),
+            (WriteResult::Unrecognized, "<CopyObjectResult><ETag>e</ETag>"),
+            (WriteResult::Unrecognized, ""),
+        ] {
+            let results = Cell::new(Vec::new());
+            let mut watch = ResultWatch::new("CopyObjectResult", |result| {
+                results.set([results.take(), vec![result]].concat());
+            });
+            body.as_bytes().chunks(9).for_each(|piece| watch.pass(piece));
+            drop(watch);
+            assert_eq!(results.take(), [expected], "{body}");
         }
     }
 

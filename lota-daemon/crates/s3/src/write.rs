@@ -1,7 +1,6 @@
 //! Requests that write a whole object, and the responses that report their success.
 
 use hyper::{HeaderMap, Method, http::uri::PathAndQuery};
-use quick_xml::{Reader, events::Event};
 
 use crate::{
     address::{ObjectName, Resource},
@@ -87,39 +86,15 @@ fn is_harmless(name: &str) -> bool {
 }
 
 impl WriteOperation {
-    /// Returns the name of the element by which the body of a `200` reports success. Such a response may also report an error,
-    /// since its head is sent before the result is known. Returns `None` if the head of the response suffices.
+    /// Returns the name of the element by which the body of a `200` reports success
+    /// ([`ResultReader`](crate::ResultReader)). Such a response may also report an error, since its head is sent before the result
+    /// is known. Returns `None` if the head of the response suffices.
     #[must_use]
     pub fn result_element(self) -> Option<&'static str> {
         match self {
             Self::Put => None,
             Self::Copy => Some("CopyObjectResult"),
             Self::CompleteMultipart => Some("CompleteMultipartUploadResult"),
-        }
-    }
-}
-
-/// Returns whether a body is a complete document with this root element and the `ETag` of the written object in it. Ceph RGW
-/// begins the result of a copy before it knows whether the copy succeeds; only the `ETag` shows that.
-#[must_use]
-pub fn is_result(body: &[u8], root: &str) -> bool {
-    let mut reader = Reader::from_reader(body.trim_ascii_start());
-    let (mut depth, mut has_etag) = (0_u32, false);
-    loop {
-        match reader.read_event() {
-            Ok(Event::Start(element)) => {
-                let name = element.local_name();
-                match depth {
-                    0 if name.as_ref() != root.as_bytes() => return false,
-                    1 => has_etag |= name.as_ref() == b"ETag",
-                    _ => {}
-                }
-                depth += 1;
-            }
-            Ok(Event::End(_)) if depth == 1 => return has_etag,
-            Ok(Event::End(_)) => depth = depth.saturating_sub(1),
-            Ok(Event::Eof) | Err(_) => return false,
-            Ok(_) => {}
         }
     }
 }

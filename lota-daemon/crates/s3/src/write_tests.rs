@@ -1,5 +1,4 @@
 use hyper::header::{HeaderName, HeaderValue};
-use proptest::prelude::*;
 
 use super::*;
 use crate::Zone;
@@ -67,53 +66,4 @@ fn only_the_key_of_the_written_object_counts() {
         "x-amz-copy-source-server-side-encryption-customer-algorithm",
         "x-amz-server-side-encryption",
     ]));
-}
-
-const COMPLETE: &str = "CompleteMultipartUploadResult";
-
-#[test]
-fn only_a_complete_result_reports_success() {
-    let padding = " ".repeat(1 << 16);
-    let result = format!(
-        "<{COMPLETE} xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Bucket>b</Bucket><ETag>&quot;e-2&quot;</ETag></{COMPLETE}>"
-    );
-    let declared = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{result}\n");
-    for (is_success, body) in [
-        (true, result.clone()),
-        (true, declared.clone()),
-        (true, format!("{padding}\n{declared}")),
-        (true, format!("<s:{COMPLETE} xmlns:s=\"a\"><s:ETag>e</s:ETag></s:{COMPLETE}>")),
-        (false, String::new()),
-        (false, padding.clone()),
-        (false, result[..result.len() - 1].to_owned()),
-        (false, format!("{padding}<Error><Code>InternalError</Code></Error>")),
-        (false, "<?xml version=\"1.0\"?><Error><Code>InternalError</Code><ETag>e</ETag></Error>".to_owned()),
-        (false, format!("<Error><{COMPLETE}><ETag>e</ETag></{COMPLETE}></Error>")),
-        (false, format!("<!-- <{COMPLETE}> --><Error/>")),
-        (false, format!("<{COMPLETE}/>")),
-        (false, format!("<{COMPLETE}><a><ETag>e</ETag></a></{COMPLETE}>")),
-        (false, "not XML".to_owned()),
-        // Of another operation.
-        (false, "<CopyObjectResult><ETag>e</ETag></CopyObjectResult>".to_owned()),
-    ] {
-        assert_eq!(is_result(body.as_bytes(), COMPLETE), is_success, "{}", body.trim());
-    }
-    // Ceph RGW reports the progress of a copy in the result.
-    let copying = "<CopyObjectResult><Progress>1</Progress><Progress>2</Progress>";
-    for (is_success, end) in [
-        (true, "<LastModified>a</LastModified><ETag>e</ETag></CopyObjectResult>"),
-        (false, "</CopyObjectResult>"),
-        (false, "<Error><Code>InternalError</Code></Error>"),
-        (false, ""),
-    ] {
-        assert_eq!(is_result(format!("{copying}{end}").as_bytes(), "CopyObjectResult"), is_success, "{end}");
-    }
-}
-
-proptest! {
-    #[test]
-    fn other_bodies_are_no_results(body in "[ -~]{0,200}", bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        prop_assert!(!is_result(body.as_bytes(), COMPLETE));
-        prop_assert!(!is_result(&bytes, COMPLETE));
-    }
 }
