@@ -96,7 +96,7 @@ const MORE: [(&str, TestFn); 14] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 34] = [
+const OWN: [(&str, TestFn); 35] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
@@ -125,6 +125,7 @@ const OWN: [(&str, TestFn); 34] = [
     ("several gateways have their own names, objects and failures", gateways::several),
     ("a misbehaving gateway is relayed or refused, and not cached", misbehaviour::gateways),
     ("only a result in the body of a 200 counts as a write", written::late_results),
+    ("an object is fetched only with the ETag of its write", write_fetches::etags),
     ("many writes of a pod do not delay the fetches of another", write_fetches::turns),
     ("a write beyond the pod's quota causes no request to the backend", write_fetches::quota),
     ("bytes that a gateway sends after a 304 are not taken for a response", misbehaviour::stray_bytes),

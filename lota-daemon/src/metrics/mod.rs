@@ -141,6 +141,8 @@ values! {
     NoRoom = "no-room",
     /// The backend refused, or its response cannot be stored.
     Refused = "refused",
+    /// The backend's object is not the written one.
+    OtherObject = "other-object",
     /// The object was overwritten during the fetch.
     Replaced = "replaced",
     /// The fetch was cut short.

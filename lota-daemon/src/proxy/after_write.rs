@@ -12,9 +12,9 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use lota_cache::AfterWrite;
-use lota_s3::{NormalEtag, ObjectName, ResultReader, WriteObject, WriteOperation, WriteResult};
+use lota_s3::{NormalEtag, ResultReader, WriteObject, WriteOperation, WriteResult};
 
-use super::{Proxy, S3Store};
+use super::{Proxy, S3Store, write_fetches::WrittenObject};
 use crate::{
     cluster::peer::headers::PeerMethod,
     http::{Body, RequestHead},
@@ -107,18 +107,19 @@ impl Proxy {
         let (proxy, store, head) = (self.clone(), store.clone(), head.clone());
         let WriteObject { name, operation, .. } = write;
         let known = move |result| {
-            match result {
+            let etag = match result {
                 WriteResult::Failed => return,
                 WriteResult::Unrecognized => return proxy.count_write_fetch(WriteFetch::Unrecognized),
                 // This is how Ceph RGW reports that a copy has failed, whose response had begun.
                 WriteResult::NoEtag if operation == WriteOperation::Copy => {
                     return proxy.count_write_fetch(WriteFetch::NoEtag);
                 }
-                WriteResult::NoEtag | WriteResult::Written(_) => {}
-            }
+                WriteResult::NoEtag => None,
+                WriteResult::Written(etag) => Some(etag),
+            };
             match skipped {
                 Some(reason) => proxy.count_write_fetch(reason),
-                None => proxy.have_fetched(&store, &head, name),
+                None => proxy.have_fetched(&store, &head, WrittenObject { name, etag }),
             }
         };
         let Some(root) = shown_by else {
@@ -134,17 +135,18 @@ impl Proxy {
     }
 
     /// Has the first reachable owner of an object fetch it, for the pod that has written it by the request `head`.
-    fn have_fetched(self: &Arc<Self>, store: &Arc<S3Store>, head: &RequestHead, name: ObjectName) {
-        let owner = self.first_owner(&name);
+    fn have_fetched(self: &Arc<Self>, store: &Arc<S3Store>, head: &RequestHead, object: WrittenObject) {
+        let owner = self.first_owner(&object.name);
         let (Some(owner), Some(peers)) = (owner, &self.peers) else {
-            return self.fetch_later(store, name, head.pod);
+            return self.fetch_later(store, object, head.pod);
         };
         let (Some(place), Some(written)) = (self.write_fetches.call(), written(head)) else {
             return self.count_write_fetch(WriteFetch::QueueFull);
         };
         let (proxy, peers) = (self.clone(), peers.clone());
         tokio::spawn(async move {
-            let answer = peers.ask(&owner, written.pod, &written, PeerMethod::Written).await;
+            let method = PeerMethod::Written(object.etag);
+            let answer = peers.ask(&owner, written.pod, &written, method).await;
             drop(place);
             match answer {
                 Ok(answer) if answer.status().is_success() => proxy.count_peer_request("sent"),

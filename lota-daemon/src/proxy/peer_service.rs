@@ -10,7 +10,7 @@ use hyper::{
 use lota_cache::AfterWrite;
 use lota_s3::S3Error;
 
-use super::{Proxy, get::Get, is_content, response};
+use super::{Proxy, get::Get, is_content, response, write_fetches::WrittenObject};
 use crate::{
     cluster::peer::{
         ForwardedCall, MessageMac, PeerCall, PeerRequest, Peers,
@@ -127,8 +127,9 @@ impl Proxy {
             PeerRequest::Written { .. } if self.write_fetches.mode() == AfterWrite::Off => {
                 return Err(S3Error::unavailable("This node does not fetch what clients write"));
             }
-            PeerRequest::Written { object, .. } => {
-                self.fetch_later(store, object.name.clone(), pod);
+            PeerRequest::Written { object, etag, .. } => {
+                let object = WrittenObject { name: object.name.clone(), etag: etag.clone() };
+                self.fetch_later(store, object, pod);
                 acknowledgment()
             }
             PeerRequest::Pass { head, .. } => self.pass(&store.gateway, head, empty()).await?,

@@ -3,7 +3,12 @@
 //! LOTA reads the object with its own credential, in one request that states version and bytes. Nothing is served from it
 //! without a grant: the first client to read the object gets the version, the headers and the authorization from the gateway.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -12,7 +17,7 @@ use lota_cache::{
     AfterWrite, Fill, FillError, FillOptions, FillSource, Join, Object, SourceError,
     shares::{Share, Shares},
 };
-use lota_s3::{ByteRange, ObjectMeta, ObjectName};
+use lota_s3::{ByteRange, NormalEtag, ObjectMeta, ObjectName};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -32,6 +37,12 @@ const MAX_WAITING: u64 = 1024;
 const MAX_FETCHES: u64 = 8;
 /// Maximum number of concurrent requests to other owners.
 const MAX_CALLS: usize = 64;
+/// Maximum number of writes of one object whose ETags are known while it waits.
+const MAX_ETAGS: usize = 8;
+/// Maximum age of an object when the response to its write has arrived, if the gateway states no ETag. A gateway may complete an
+/// upload some time before it responds.
+const MAX_WRITE_AGE: Duration = Duration::from_secs(60);
+
 /// Objects that this node fetches because clients have written them, and limits on them that are separate from those of
 /// clients' reads.
 pub struct WriteFetches {
@@ -45,6 +56,13 @@ pub struct WriteFetches {
     calls: Arc<Semaphore>,
 }
 
+/// An object that a client has written.
+pub(super) struct WrittenObject {
+    pub(super) name: ObjectName,
+    /// ETag that the gateway has stated, if any.
+    pub(super) etag: Option<NormalEtag>,
+}
+
 /// Objects that wait, and the pods that have written them.
 #[derive(Default)]
 struct WaitingFetches {
@@ -54,7 +72,17 @@ struct WaitingFetches {
 
 struct QueuedFetch {
     store: Arc<S3Store>,
+    versions: WrittenVersions,
     _place: Share,
+}
+
+/// Versions of an object that clients have written while it waited.
+#[derive(Default)]
+struct WrittenVersions {
+    /// ETags, in the order in which nodes have reported them, which need not be that of the writes.
+    etags: Vec<NormalEtag>,
+    /// Time of the first write without an ETag.
+    unknown: Option<Instant>,
 }
 
 /// A fetch that may begin.
@@ -62,6 +90,32 @@ struct DueFetch {
     store: Arc<S3Store>,
     pod: IpAddr,
     name: ObjectName,
+    versions: WrittenVersions,
+}
+
+impl WrittenVersions {
+    fn add(&mut self, etag: Option<NormalEtag>, now: Instant) {
+        match etag {
+            None => drop(self.unknown.get_or_insert(now)),
+            Some(etag) if self.etags.contains(&etag) => {}
+            Some(etag) => {
+                self.etags.push(etag);
+                let superfluous = self.etags.len().saturating_sub(MAX_ETAGS);
+                self.etags.drain(..superfluous);
+            }
+        }
+    }
+
+    /// Returns whether the backend's object is one of them. Behind one gateway, the same name can lead clients of different tenants
+    /// to different objects. Without an ETag, only the age of the object tells them apart.
+    fn contain(&self, meta: &ObjectMeta, age: Option<Duration>, now: Instant) -> bool {
+        let etag = NormalEtag::parse(&meta.version.validator.etag);
+        let is_new = |written: Instant| {
+            let since = now.saturating_duration_since(written);
+            age.is_some_and(|age| age <= since + MAX_WRITE_AGE)
+        };
+        etag.is_some_and(|etag| self.etags.contains(&etag)) || self.unknown.is_some_and(is_new)
+    }
 }
 
 impl WriteFetches {
@@ -88,14 +142,18 @@ impl WriteFetches {
     }
 
     /// Puts an object that a pod has written into the queue.
-    fn enqueue(&self, store: &Arc<S3Store>, name: ObjectName, pod: IpAddr) -> Result<(), WriteFetch> {
+    fn enqueue(&self, store: &Arc<S3Store>, object: WrittenObject, pod: IpAddr) -> Result<(), WriteFetch> {
+        let WrittenObject { name, etag } = object;
         let mut waiting = self.waiting.lock();
-        if waiting.objects.contains_key(&name) {
+        if let Some(queued) = waiting.objects.get_mut(&name) {
             // The object is read after this write.
+            queued.versions.add(etag, Instant::now());
             return Err(WriteFetch::Merged);
         }
         let place = self.places.take(pod, 1).map_err(|_| WriteFetch::QueueFull)?;
-        let queued = QueuedFetch { store: store.clone(), _place: place };
+        let mut versions = WrittenVersions::default();
+        versions.add(etag, Instant::now());
+        let queued = QueuedFetch { store: store.clone(), versions, _place: place };
         waiting.objects.insert(name.clone(), queued);
         waiting.order.push(pod, name);
         Ok(())
@@ -105,15 +163,15 @@ impl WriteFetches {
     fn next(&self) -> Option<(DueFetch, Share)> {
         let mut waiting = self.waiting.lock();
         let (pod, name, turn) = waiting.order.pop(|pod| self.turns.take(pod, 1).ok())?;
-        let QueuedFetch { store, .. } = waiting.objects.remove(&name)?;
-        Some((DueFetch { store, pod, name }, turn))
+        let QueuedFetch { store, versions, .. } = waiting.objects.remove(&name)?;
+        Some((DueFetch { store, pod, name, versions }, turn))
     }
 }
 
 impl Proxy {
     /// Has an object fetched that a pod has written, or drops it if the queue is full.
-    pub(super) fn fetch_later(self: &Arc<Self>, store: &Arc<S3Store>, name: ObjectName, pod: IpAddr) {
-        match self.write_fetches.enqueue(store, name, pod) {
+    pub(super) fn fetch_later(self: &Arc<Self>, store: &Arc<S3Store>, object: WrittenObject, pod: IpAddr) {
+        match self.write_fetches.enqueue(store, object, pod) {
             Ok(()) => self.start_fetches(),
             Err(why) => self.count_write_fetch(why),
         }
@@ -136,13 +194,14 @@ impl Proxy {
         self.metrics.write_fetches.of(result).inc();
     }
 
-    async fn fetch_written(&self, DueFetch { store, pod, name }: &DueFetch) -> WriteFetch {
+    async fn fetch_written(&self, due: &DueFetch) -> WriteFetch {
         static LINES: LogLimit = LogLimit::new(Duration::from_secs(1));
-        let (pod, quota) = (*pod, &self.write_fetches.quota);
+        let DueFetch { store, name, .. } = due;
+        let (pod, quota) = (due.pod, &self.write_fetches.quota);
         if !quota.has_left(pod) {
             return WriteFetch::Overread;
         }
-        let (meta, arriving) = match store.backend.fetch_current(name).await {
+        let (meta, age, arriving) = match store.backend.fetch_current(name).await {
             Ok(current) => current,
             Err(error) => {
                 if let Some(held_back) = LINES.admit() {
@@ -151,6 +210,10 @@ impl Proxy {
                 return WriteFetch::Refused;
             }
         };
+        if !due.versions.contain(&meta, age, Instant::now()) {
+            tracing::debug!(object = %name, "backend has another object than the written one");
+            return WriteFetch::OtherObject;
+        }
         // Nobody has requested any of it yet, so that its bytes are all in excess.
         let Some((mut reservation, _)) = quota.reserve(pod, meta.size, 0, 0) else {
             return WriteFetch::Overread;

@@ -179,8 +179,8 @@ impl Storage {
         Ok(answer)
     }
 
-    /// Requests the current version of an object, which no client has requested, with LOTA's own credential. Returns its metadata
-    /// and the response with all of its bytes. A 304 never proves that these metadata are the gateway's: they count as learned at
+    /// Requests the current version of an object, which no client has requested, with LOTA's own credential. Returns its metadata,
+    /// its age if the backend states it, and the response with all of its bytes. A 304 never proves that these metadata are the gateway's: they count as learned at
     /// no time, so that the first client to read the object receives the gateway's own.
     ///
     /// # Errors
@@ -188,7 +188,7 @@ impl Storage {
     pub async fn fetch_current(
         &self,
         name: &ObjectName,
-    ) -> Result<(ObjectMeta, Response<Incoming>), FetchError> {
+    ) -> Result<(ObjectMeta, Option<Duration>, Response<Incoming>), FetchError> {
         let request = self.own(Method::GET, name)?;
         let request_headers = request.headers().clone();
         let answer = timeout(FIRST_ANSWER_TIMEOUT, self.upstream.send(request))
@@ -200,9 +200,9 @@ impl Storage {
         }
         let meta = ObjectMeta::of_answer(name, &request_headers, status, headers)
             .map_err(FetchError::Unstorable)?
-            .with_checksums(headers)
-            .learned_when(Learned::default());
-        Ok((meta, answer))
+            .with_checksums(headers);
+        let age = meta.age();
+        Ok((meta.learned_when(Learned::default()), age, answer))
     }
 
     /// Returns the backend's metadata of an authorized object, with its checksums if it has any. Uses LOTA's own

@@ -128,7 +128,7 @@ fn forwarded(tour: &Tour) -> Result<f64> {
     sum(tour, |line| line.starts_with("lota_peer_requests_total{role=\"sent\"}"))
 }
 
-fn is_cached(tour: &Tour, key: &str) -> Result<bool> {
+pub(crate) fn is_cached(tour: &Tour, key: &str) -> Result<bool> {
     for node in &tour.nodes {
         if node.cached()?.contains_key(&format!("scripted/{key}")) {
             return Ok(true);

@@ -8,7 +8,7 @@ use lota_tests::{
     lab::{
         Mode, Namespace, VIP,
         raw::Request,
-        scripted::{Answer, ScriptedGateway, SeenRequest},
+        scripted::{Access, Answer, CorrectGateway, ScriptedGateway, SeenRequest, StoredObject},
     },
     tour::{MIB, Tour, wait_until},
 };
@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     cold::sum,
-    misbehaviour::{start, use_scripted},
+    misbehaviour::{is_cached, start, use_scripted},
 };
 
 /// Signature that the scripted gateway accepts.
@@ -69,6 +69,40 @@ fn accepted(_: &SeenRequest) -> Answer {
 fn any_object(size: u64) -> Answer {
     let body = vec![b'x'; usize::try_from(size).unwrap_or(usize::MAX)];
     Answer::status(200).header("etag", "\"e\"").header("date", "Sat, 02 Jan 2021 00:00:00 GMT").body(body)
+}
+
+pub(crate) fn etags(tour: &mut Tour) -> Result<()> {
+    // ETag that the gateway states, that of the backend, seconds since the object was modified, and result.
+    const OBJECTS: [(&str, Option<&str>, &str, u8, &str); 6] = [
+        ("same", Some("\"abc-2\""), "\"abc-2\"", 59, "fetched"),
+        ("other-form", Some("ABC-2"), "\"abc-2\"", 59, "fetched"),
+        ("other-tenant", Some("\"mine\""), "\"theirs\"", 0, "other-object"),
+        ("none-and-new", None, "\"abc-2\"", 1, "fetched"),
+        ("none-and-old", None, "\"abc-2\"", 200, "other-object"),
+        ("weak-and-old", Some("W/\"abc-2\""), "\"abc-2\"", 200, "other-object"),
+    ];
+    let (runtime, content) = (Runtime::new()?, "0123456789".repeat(10_000));
+    let gateway = start(tour, &runtime, |request: &SeenRequest| {
+        let stated = OBJECTS.iter().find(|(key, ..)| request.path() == format!("/scripted/{key}"));
+        let etag = stated.and_then(|(_, stated, ..)| *stated);
+        etag.map_or(Answer::status(200), |etag| Answer::status(200).header("etag", etag))
+    })?;
+    let objects = CorrectGateway::new().rule(|_| Access::Signed);
+    for (key, _, etag, age, _) in OBJECTS {
+        let date = format!("Fri, 01 Jan 2021 00:{:02}:{:02} GMT", age / 60, age % 60);
+        let object = StoredObject::new(content.as_bytes()).etag(etag).header("date", &date);
+        objects.put(&format!("/scripted/{key}"), object);
+    }
+    let backend = start(tour, &runtime, objects)?;
+    restart(tour, &gateway, &backend, FETCH)?;
+    for (key, _, _, _, result) in OBJECTS {
+        let before = count(tour, result)?;
+        write(&tour.pod(1, 1), [key.to_owned()])?;
+        wait_until(&format!("{key} to be counted as {result}"), || Ok(count(tour, result)? == before + 1.0))?;
+        ensure!(is_cached(tour, key)? == (result == "fetched"), "{key}: {result}, and cached or not");
+    }
+    ensure!(requested(&backend).len() == OBJECTS.len(), "{:?}", requested(&backend));
+    tour.restart(Mode::OwnCredential)
 }
 
 pub(crate) fn turns(tour: &mut Tour) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Metadata of objects: version, size, headers.
 
+use std::time::Duration;
+
 use hyper::{
     HeaderMap, StatusCode,
     header::{self, HeaderValue},
@@ -118,6 +120,14 @@ impl ObjectMeta {
     pub fn is_settled(&self) -> bool {
         let settled = self.version.validator.modified().map(|modified| modified.saturating_add(2));
         settled.zip(self.learned.at).is_some_and(|(settled, learned)| learned >= settled)
+    }
+
+    /// Returns the time from the last write of the object to the response that described it, by the clock of its sender; `None` if
+    /// that response did not state both.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        let (described, modified) = (self.learned.at?, self.version.validator.modified()?);
+        Some(Duration::from_secs(described.saturating_sub(modified)))
     }
 
     /// Returns whether both state the same `ETag` and size.

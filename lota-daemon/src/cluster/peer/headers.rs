@@ -7,7 +7,7 @@ use hyper::{
     header::{HeaderName, HeaderValue},
 };
 use lota_cache::{Stripe, StripeLength};
-use lota_s3::{ByteRange, GatewayId, Learned, RangeRequest};
+use lota_s3::{ByteRange, GatewayId, Learned, NormalEtag, RangeRequest};
 
 /// Address of the pod whose request it is, and whose quota fills use.
 const CLIENT: HeaderName = HeaderName::from_static("lota-client");
@@ -102,7 +102,7 @@ impl StripedSize {
 }
 
 /// Request of one node to another, beside the client's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerMethod {
     /// The response to the client's request, without its first `skip` bytes, which the client already has.
     Get {
@@ -114,9 +114,9 @@ pub enum PeerMethod {
     /// These bytes of the object, only from the cache, for the cache of the requesting node. The client's request
     /// authorizes them.
     Part(ByteRange),
-    /// To fetch the object into the cache, because a client of the node that asks has written it. The request names the object,
-    /// and is no client's.
-    Written,
+    /// To fetch the object into the cache, because a client of the node that asks has written it. The gateway has stated this ETag,
+    /// or none. The request names the object, and is no client's.
+    Written(Option<NormalEtag>),
     /// A sign of life.
     Ping,
 }
@@ -125,11 +125,11 @@ impl PeerMethod {
     /// The whole response to the client's request.
     pub const WHOLE: Self = Self::Get { skip: 0, scope: GetScope::Whole };
 
-    pub(super) fn write(self, headers: &mut HeaderMap) {
+    pub(super) fn write(&self, headers: &mut HeaderMap) {
         match self {
             Self::Get { skip, scope } => {
-                if skip > 0 {
-                    headers.insert(SKIP, HeaderValue::from(skip));
+                if *skip > 0 {
+                    headers.insert(SKIP, HeaderValue::from(*skip));
                 }
                 if let Some(scope) = scope.header() {
                     headers.insert(STRIPE, scope);
@@ -140,7 +140,12 @@ impl PeerMethod {
                     headers.insert(PART, part);
                 }
             }
-            Self::Written => drop(headers.insert(WRITTEN, HeaderValue::from_static("1"))),
+            Self::Written(etag) => {
+                let etag = etag.as_ref().map(NormalEtag::to_string).unwrap_or_default();
+                if let Ok(etag) = HeaderValue::from_str(&etag) {
+                    headers.insert(WRITTEN, etag);
+                }
+            }
             Self::Ping => drop(headers.insert(PING, HeaderValue::from_static("1"))),
         }
     }
@@ -151,8 +156,11 @@ impl PeerMethod {
         if headers.contains_key(PING) {
             return Some(Self::Ping);
         }
-        if headers.contains_key(WRITTEN) {
-            return Some(Self::Written);
+        if let Some(etag) = headers.get(WRITTEN) {
+            return match etag.to_str().ok()? {
+                "" => Some(Self::Written(None)),
+                etag => NormalEtag::parse(etag).map(Some).map(Self::Written),
+            };
         }
         let Some(part) = headers.get(PART) else {
             let scope = headers.get(STRIPE).map_or(Some(GetScope::Whole), GetScope::parse)?;
@@ -292,7 +300,10 @@ mod tests {
         let stripe = Stripe::new(3, StripeLength::new(64 << 20).unwrap()).unwrap();
         let rest = PeerMethod::Get { skip: 7, scope: GetScope::Stripe(stripe) };
         let whole = PeerMethod::Get { skip: 0, scope: GetScope::WholeUnlessStriped };
-        for method in [PeerMethod::WHOLE, whole, rest, part, PeerMethod::Written, PeerMethod::Ping] {
+        let written = |etag| PeerMethod::Written(NormalEtag::parse(etag));
+        let written = [written("\"e-2\""), written("")];
+        let others = [PeerMethod::WHOLE, whole, rest, part, PeerMethod::Ping];
+        for method in others.into_iter().chain(written) {
             let mut headers = HeaderMap::new();
             method.write(&mut headers);
             assert_eq!(PeerMethod::of(&headers), Some(method));

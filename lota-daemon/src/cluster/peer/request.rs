@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hyper::{Method, http::request::Parts};
-use lota_s3::{ByteRange, Endpoints, GatewayId, GetObject, Operation};
+use lota_s3::{ByteRange, Endpoints, GatewayId, GetObject, NormalEtag, Operation};
 
 use super::{
     headers::{self, GetScope, PeerMethod},
@@ -40,6 +40,8 @@ pub enum PeerRequest {
         head: RequestHead,
         /// The object.
         object: GetObject,
+        /// ETag that the gateway has stated for the written object, if any.
+        etag: Option<NormalEtag>,
     },
     /// Asks for the response to a request that this node, unlike its peer, does not take for a GET of an object. The
     /// peer has another version or other endpoints.
@@ -84,9 +86,9 @@ impl PeerRequest {
         }
     }
 
-    fn written(head: RequestHead, operation: Operation) -> Self {
+    fn written(etag: Option<NormalEtag>, head: RequestHead, operation: Operation) -> Self {
         match operation {
-            Operation::Get(object) => Self::Written { head, object },
+            Operation::Get(object) => Self::Written { head, object, etag },
             Operation::Pass(_) => Self::Pass { head, skip: 0 },
         }
     }
@@ -131,8 +133,10 @@ impl PeerCall {
                     PeerRequest::part(range, head, operation)
                 }))
             }
-            PeerMethod::Written => {
-                Self::Forward(ForwardedCall::decode(parts, endpoints, PeerRequest::written))
+            PeerMethod::Written(etag) => {
+                Self::Forward(ForwardedCall::decode(parts, endpoints, |head, operation| {
+                    PeerRequest::written(etag, head, operation)
+                }))
             }
             PeerMethod::Get { skip, scope } => {
                 Self::Forward(ForwardedCall::decode(parts, endpoints, |head, operation| {
@@ -217,10 +221,11 @@ mod tests {
         let range = ByteRange { start: 2, end: 6 };
         assert!(matches!(part, PeerRequest::Part { range: of, .. } if of == range), "{part:?}");
 
-        let written = get("/k").method("HEAD").header("range", "bytes=0-0").header("lota-written", "1");
+        let written = get("/k").method("HEAD").header("range", "bytes=0-0").header("lota-written", "e-2");
         let written = decode(written).unwrap().request.unwrap();
+        let etag = NormalEtag::parse("\"E-2\"");
         assert!(
-            matches!(&written, PeerRequest::Written { object, .. } if object.name == name),
+            matches!(&written, PeerRequest::Written { object, etag: of, .. } if object.name == name && *of == etag),
             "{written:?}"
         );
 
@@ -247,5 +252,6 @@ mod tests {
     fn malformed_requests_are_told_from_malformed_peers() {
         assert!(decode(Request::builder().uri("/k")).unwrap().request.is_err(), "no Host");
         assert!(decode(get("/k").header("lota-part", "bytes=-5")).is_none());
+        assert!(decode(get("/k").header("lota-written", "W/\"weak\"")).is_none());
     }
 }
