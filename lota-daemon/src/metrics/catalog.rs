@@ -132,7 +132,7 @@ catalog! {
                      fetches this one, too; or the reason why it was not fetched. At the node of the client's pod: `no-credential` (no [backend] of the gateway), \
                      `sse-c`, `no-etag` (a copy that failed at Ceph RGW), `unrecognized` (the body of the gateway's \
                      response was cut short, or no result of S3), `queue-full`, `owner-unavailable`. At the owner: `queue-full`, `fill-overread`, \
-                     `no-room`, `refused` (by the backend, or its response cannot be stored), `other-object` (the backend's object has another ETag than \
+                     `no-room`, `striped` (too large to be cached as a whole), `refused` (by the backend, or its response cannot be stored), `other-object` (the backend's object has another ETag than \
                      the gateway stated for the write), `replaced` (overwritten during the fetch), `broken` (cut short)"
         } "Objects written by pods that LOTA was to fetch (cache.after_write), by result";
     }

@@ -139,6 +139,8 @@ values! {
     Overread = "fill-overread",
     /// The cache does not take the object.
     NoRoom = "no-room",
+    /// The object is cached in stripes, which reads fetch.
+    Striped = "striped",
     /// The backend refused, or its response cannot be stored.
     Refused = "refused",
     /// The backend's object is not the written one.

@@ -214,6 +214,9 @@ impl Proxy {
             tracing::debug!(object = %name, "backend has another object than the written one");
             return WriteFetch::OtherObject;
         }
+        if self.striping.applies(meta.size) {
+            return WriteFetch::Striped;
+        }
         // Nobody has requested any of it yet, so that its bytes are all in excess.
         let Some((mut reservation, _)) = quota.reserve(pod, meta.size, 0, 0) else {
             return WriteFetch::Overread;
