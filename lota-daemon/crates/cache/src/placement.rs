@@ -3,6 +3,7 @@
 //! The crate `rendezvous_hash` computes the weights. The hash function is LOTA's own: that of the standard library
 //! changes between toolchains, and all nodes must agree for as long as caches live.
 
+mod owners;
 mod stripes;
 
 use std::{
@@ -15,7 +16,7 @@ use lota_s3::ObjectName;
 use rendezvous_hash::{Capacity, IdNode, Node as _, NodeHasher, WeightedNode};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use self::stripes::StripeOwners;
+use self::owners::StripeOwners;
 use super::Stripe;
 
 /// A node's name. It is the node's identity in placement, so that a change of its address moves no objects.

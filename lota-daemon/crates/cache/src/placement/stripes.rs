@@ -5,14 +5,11 @@
 //! stripes. A limit close to the share would move many other stripes when a node joins or leaves; in a large cluster, where
 //! a node has few stripes of any one object, the limit is loose.
 
-use std::{collections::HashMap, sync::Arc};
-
 use lota_s3::ObjectName;
-use parking_lot::Mutex;
 use rendezvous_hash::{Node as _, WeightedNode};
 
-use super::{Digest, FixedHash, NodeName, Placement};
-use crate::{Stripe, StripeLength};
+use super::{Digest, FixedHash, NodeName, Placement, owners::StripeGroup};
+use crate::Stripe;
 
 /// Number of consecutive stripes that are placed together.
 const GROUP: u64 = 256;
@@ -20,21 +17,6 @@ const GROUP: u64 = 256;
 const LIMIT: f64 = 1.08;
 /// Maximum number of further stripes that large clusters allow.
 const MAX_SLACK: f64 = 4.0;
-/// Maximum number of groups whose owners are kept.
-const MAX_GROUPS: usize = 4096;
-
-/// A group of consecutive stripes of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Group {
-    object: u64,
-    length: StripeLength,
-    first: u64,
-    count: u64,
-}
-
-/// Owners of groups of stripes that were computed recently: for each stripe, the position of its node.
-#[derive(Default)]
-pub(super) struct StripeOwners(Mutex<HashMap<Group, Arc<[usize]>>>);
 
 impl Placement {
     /// Returns at most `most` nodes for a stripe of an object of `size` bytes, in order of preference.
@@ -49,9 +31,10 @@ impl Placement {
         let mut nodes = self.first_for(name, Some(stripe), most);
         let first = stripe.index() - stripe.index() % GROUP;
         let count = stripe.length().count(size).saturating_sub(first).min(GROUP);
-        let group = Group { object: Digest::of(name, None).0, length: stripe.length(), first, count };
+        let group = StripeGroup { object: Digest::of(name, None).0, length: stripe.length(), first, count };
         let place = usize::try_from(stripe.index() - first).unwrap_or(usize::MAX);
-        let owner = self.owners(name, group).get(place).and_then(|node| self.nodes.get(*node));
+        let owners = self.stripes.of(group, || self.place(name, group));
+        let owner = owners.get(place).and_then(|node| self.nodes.get(*node));
         if let Some(owner) = owner.map(|node| &node.node.name)
             && most > 0
         {
@@ -62,21 +45,8 @@ impl Placement {
         nodes
     }
 
-    /// Returns the owner of each stripe of a group.
-    fn owners(&self, name: &ObjectName, group: Group) -> Arc<[usize]> {
-        if let Some(known) = self.stripes.0.lock().get(&group) {
-            return known.clone();
-        }
-        let owners: Arc<[usize]> = self.place(name, group).into();
-        let mut known = self.stripes.0.lock();
-        if known.len() >= MAX_GROUPS {
-            known.clear();
-        }
-        known.insert(group, owners.clone());
-        owners
-    }
-
-    fn place(&self, name: &ObjectName, group: Group) -> Vec<usize> {
+    /// Computes the owner of each stripe of a group.
+    fn place(&self, name: &ObjectName, group: StripeGroup) -> Vec<usize> {
         #[expect(clippy::cast_precision_loss, reason = "numbers of stripes and nodes are small")]
         let (count, slack) =
             (group.count as f64, (self.nodes.len() as f64 / 2.0 - 1.5).clamp(0.0, MAX_SLACK));
@@ -102,6 +72,7 @@ impl Placement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::StripeLength;
 
     const MIB: u64 = 1 << 20;
     const SIZE: u64 = 16 << 30;
