@@ -96,7 +96,7 @@ const MORE: [(&str, TestFn); 14] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 35] = [
+const OWN: [(&str, TestFn); 36] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
