@@ -47,8 +47,11 @@ impl Proxy {
         let range = get.object.range.resolve(meta.size).ok().flatten();
         let is_range = range.is_some_and(|range| is_range(answer.headers(), range, meta.size));
         let is_stripe = get.stripe().is_some();
-        // Only stripes of it are fetched, by ranges that clients have not signed.
-        let is_large = is_stripe || get.is_bodiless() && self.striping.applies(meta.size);
+        if get.is_bodiless() && cached.is_none() && self.striping.applies(meta.size) {
+            // Only reads fetch stripes.
+            self.uncached("striped");
+            return relay(answer, Outcome::Miss);
+        }
         // What is relayed for a stripe must be no more than the stripe.
         let range = range.filter(|range| get.part_of(Some(*range), meta.size) == Some(*range));
         let plan = plan_arriving(ArrivingFacts {
@@ -58,9 +61,9 @@ impl Proxy {
             cache_control: get.object.cache_control,
             has_overrides: !get.object.overrides.is_empty(),
             is_whole: answer.status() == StatusCode::OK && !is_stripe,
-            authority: FillAuthority::choose(&get).filter(|authority| {
-                !is_large || matches!(authority, FillAuthority::Own) && !get.is_bodiless()
-            }),
+            // Clients have not signed the ranges by which stripes are fetched.
+            authority: FillAuthority::choose(&get)
+                .filter(|authority| !is_stripe || matches!(authority, FillAuthority::Own)),
             skip: get.skip,
             range,
             is_range,
