@@ -14,10 +14,7 @@ use lota_tests::{
         self, Goal, Objects, Report,
         nginx::{self, Nginx},
     },
-    lab::{
-        GATEWAY, GATEWAY_PORT, Lab, Mode, Namespace, Node, Pod, Program, VIP, clean_up_on_signal,
-        raw::Request,
-    },
+    lab::{GATEWAY, GATEWAY_PORT, Lab, Mode, Namespace, Node, Pod, Program, VIP, claim, raw::Request},
     tool,
 };
 use nix::sys::signal::Signal;
@@ -52,7 +49,7 @@ struct Read {
 }
 
 fn measure() -> Result<bool> {
-    clean_up_on_signal(NAME)?;
+    claim(NAME)?;
     let lab = Lab::up(NAME)?;
     let relayed = SocketAddr::from((GATEWAY, GATEWAY_PORT));
     let mut objects = Objects::new(lab.folder(), &format!("http://{relayed}"))?;

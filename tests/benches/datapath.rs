@@ -34,7 +34,7 @@ use lota_datapath::{
 };
 use lota_tests::{
     bench::{self, Goal, Report},
-    lab::{CgroupRoot, Lab, Namespace, Origin, Pod, PodClass, clean_up_on_signal},
+    lab::{CgroupRoot, Lab, Namespace, Origin, Pod, PodClass, claim},
     tool,
     tour::{Tools, Tour},
 };
@@ -72,7 +72,7 @@ const PLAIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1))
 
 fn main() -> ExitCode {
     let run = || -> Result<bool> {
-        clean_up_on_signal(NAME)?;
+        claim(NAME)?;
         let mut report = Report::new("datapath");
         packets_alone(&mut report).context("packets")?;
         connections(&mut report).context("connections")?;

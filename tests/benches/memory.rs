@@ -16,7 +16,7 @@ use lota_tests::{
         self, Goal, Objects, Report,
         nginx::{self, Nginx},
     },
-    lab::{GATEWAY, Lab, Mode, Namespace, Node, Pod, Program, VIP, clean_up_on_signal},
+    lab::{GATEWAY, Lab, Mode, Namespace, Node, Pod, Program, VIP, claim},
     tool,
 };
 use nix::sys::{
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn measure() -> Result<bool> {
-    clean_up_on_signal(NAME)?;
+    claim(NAME)?;
     setrlimit(Resource::RLIMIT_NOFILE, 4096, 4096)?;
     let lab = Lab::up(NAME)?;
     let stub = SocketAddr::from((GATEWAY, STUB));

@@ -14,7 +14,7 @@ use hyper::Method;
 use lota_tests::{
     bench::{self, Goal, Report},
     lab::{
-        ADMIN, Mode, Namespace, VIP, clean_up_on_signal,
+        ADMIN, Mode, Namespace, VIP, claim,
         raw::{Request, Signing, content},
         run,
     },
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn measure() -> Result<bool> {
-    clean_up_on_signal(NAME)?;
+    claim(NAME)?;
     let mut tour = lab_with(NAME, "embedded")?;
     tour.client.create_bucket(&tour.pod(1, 1))?;
     let put = request(&tour, Method::PUT).body(content(usize::try_from(SIZE)?));

@@ -12,7 +12,7 @@ use lota_tests::{
     },
     lab::{
         ADMIN, GATEWAY, GATEWAY_PORT, Lab, Mode, NODES, Namespace, Node, Origin, Pod, Program, Style, VIP,
-        clean_up_on_signal, node_address,
+        claim, node_address,
         raw::{Request, Signing},
     },
     tool,
@@ -168,7 +168,7 @@ fn before() -> SocketAddr {
 }
 
 fn measure() -> Result<bool> {
-    clean_up_on_signal(NAME)?;
+    claim(NAME)?;
     let stage = Stage::set("")?;
     let mut report = Report::new("serving");
     // `cargo bench … -- small latency` runs only these parts.

@@ -9,7 +9,7 @@ use hyper::Method;
 use lota_tests::{
     bench::{self, Goal, Report},
     lab::{
-        ADMIN, Mode, VIP, clean_up_on_signal,
+        ADMIN, Mode, VIP, claim,
         raw::{Request, Signing, content},
     },
     suite::lab_with,
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 type Took = [f64; UPLOADS.len()];
 
 fn measure() -> Result<bool> {
-    clean_up_on_signal(NAME)?;
+    claim(NAME)?;
     let mut tour = lab_with(NAME, "seaweedfs")?;
     tour.client.create_bucket(&tour.pod(1, 1))?;
     let (mut off, mut fetch) = (Vec::new(), Vec::new());

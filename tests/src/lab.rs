@@ -4,6 +4,7 @@
 mod boto3;
 mod cgroup;
 pub mod chunked;
+mod claim;
 mod client;
 mod knock;
 mod kubelet_cgroups;
@@ -36,6 +37,7 @@ use serde_json::Value;
 pub use lota_scripted as scripted;
 
 pub use cgroup::{CgroupRoot, PodClass};
+pub use claim::claim;
 pub use client::{Client, Credential, Got, Style};
 pub use knock::{AT_ONCE, LONG_ENOUGH, Reached, knock};
 pub use namespace::Namespace;
@@ -43,7 +45,7 @@ pub use node::{ADMIN_PORT, Mode, Node, PEER_PORT, Program};
 pub use origin::{ADMIN, NOBODY, Origin, POD_ONLY, READER};
 pub use pod_api::{ApiPod, PodApi};
 pub use relay::Relay;
-pub use signals::{clean_up_on_signal, still_wanted};
+pub use signals::still_wanted;
 pub use udp_server::UdpServer;
 
 /// Number of nodes.

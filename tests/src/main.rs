@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use lota_tests::{
-    lab::{DENIED, Lab, Origin, Pod, clean_up_on_signal, still_wanted},
+    lab::{DENIED, Lab, Origin, Pod, claim, still_wanted},
     tour::{Line, STEPS, Tools, Tour},
 };
 use nix::{
@@ -102,7 +102,7 @@ fn main() -> ExitCode {
 }
 
 fn tour(parts: &Parts, keep: bool, json: bool) -> Result<()> {
-    clean_up_on_signal(DEMO)?;
+    claim(DEMO)?;
     let table = Table { json, started: Instant::now() };
     table.step(1, "a lab: three nodes, two pods on each, a gateway with storage");
     let mut tour = start(DEMO, parts)?;
@@ -198,7 +198,7 @@ fn up(parts: &Parts) -> Result<()> {
 }
 
 fn hold(parts: &Parts) -> Result<()> {
-    clean_up_on_signal(KEPT)?;
+    claim(KEPT)?;
     let tour = start(KEPT, parts)?;
     hint(&tour.lab, "`cargo xtask lab down` removes the lab.");
     fs::write(holder(), std::process::id().to_string())?;

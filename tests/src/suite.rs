@@ -9,7 +9,7 @@ use std::{
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::{
-    lab::{Lab, Origin, clean_up_on_signal, still_wanted},
+    lab::{Lab, Origin, claim, still_wanted},
     tool,
     tour::{Tools, Tour},
 };
@@ -65,7 +65,7 @@ pub struct Suite {
 impl Suite {
     /// Runs a suite whose labs have this name. SIGINT, SIGTERM and SIGHUP remove the lab.
     pub fn run(lab: &'static str, tests: impl FnOnce(&mut Self)) -> ExitCode {
-        if let Err(error) = clean_up_on_signal(lab) {
+        if let Err(error) = claim(lab) {
             eprintln!("{lab}: {error:#}");
             return ExitCode::FAILURE;
         }

@@ -21,7 +21,7 @@ static STOPPING: AtomicBool = AtomicBool::new(false);
 ///
 /// # Errors
 /// If signal handlers cannot be installed.
-pub fn clean_up_on_signal(name: &'static str) -> Result<()> {
+pub(super) fn clean_up_on_signal(name: &'static str) -> Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let (mut interrupt, mut terminate, mut hang_up) = {
         let _inside = runtime.enter();
