@@ -14,6 +14,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use hyper::{
     Uri,
+    http::uri::Scheme,
     rt::{Read, ReadBuf, ReadBufCursor, Write},
 };
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
@@ -26,7 +27,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::{net::TcpStream, runtime::Handle, time::timeout};
 use tower_service::Service;
 
-use super::stray::{Bodyless, StrayBytes};
+use super::{
+    idle::{IdleConnections, Reuse},
+    stray::{Bodyless, StrayBytes},
+};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -54,6 +58,7 @@ pub(super) struct Connector {
     inner: HttpsConnector<HttpConnector>,
     attempts: u32,
     stray: StrayBytes,
+    idle: IdleConnections,
 }
 
 /// Time for which a retired connection is watched for stray bytes.
@@ -66,6 +71,7 @@ pub(super) struct Stream {
     front: Option<UpstreamServer>,
     stray: StrayBytes,
     retired: Retired,
+    idle: IdleConnections,
 }
 
 type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -83,7 +89,7 @@ impl Retired {
 
 impl Connector {
     pub(super) fn new(inner: HttpsConnector<HttpConnector>) -> Self {
-        Self { inner, attempts: ATTEMPTS, stray: StrayBytes::default() }
+        Self { inner, attempts: ATTEMPTS, stray: StrayBytes::default(), idle: IdleConnections::default() }
     }
 
     /// Returns what is known about stray bytes of each server.
@@ -107,8 +113,11 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (mut inner, attempts, stray) = (self.inner.clone(), self.attempts, self.stray.clone());
+        let Self { mut inner, attempts, stray, idle } = self.clone();
         Box::pin(async move {
+            if let Some(stream) = address(&uri).and_then(|server| idle.take(server)) {
+                return Ok(Stream::new(MaybeHttpsStream::Http(TokioIo::new(stream)), stray, idle));
+            }
             let began = Instant::now();
             let mut attempt = 1;
             loop {
@@ -116,7 +125,7 @@ impl Service<Uri> for Connector {
                 let connected =
                     connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
                 match connected {
-                    Ok(stream) => return Ok(Stream::new(stream, stray)),
+                    Ok(stream) => return Ok(Stream::new(stream, stray, idle)),
                     Err(error) if attempt == attempts || began.elapsed() > RETRY_WINDOW => return Err(error),
                     Err(_) => {}
                 }
@@ -128,19 +137,25 @@ impl Service<Uri> for Connector {
     }
 }
 
+/// Returns the address in a URI for plain TCP, as those of peers are.
+fn address(uri: &Uri) -> Option<SocketAddr> {
+    uri.authority().filter(|_| uri.scheme() == Some(&Scheme::HTTP))?.as_str().parse().ok()
+}
+
 impl Stream {
-    fn new(io: Io, stray: StrayBytes) -> Self {
+    fn new(io: Io, stray: StrayBytes, idle: IdleConnections) -> Self {
         let front = front(&io);
         if let Some(front) = &front {
             stray.meet(front);
         }
-        Self { io: Some(io), front, stray, retired: Retired::default() }
+        Self { io: Some(io), front, stray, retired: Retired::default(), idle }
     }
 
-    /// Returns the TCP connection, unless it uses TLS.
-    pub(super) fn into_tcp(mut self) -> Option<TcpStream> {
+    /// Returns the TCP connection, unless it uses TLS, and the right to return it.
+    pub(super) fn into_tcp(mut self) -> Option<(TcpStream, Reuse)> {
+        let reuse = self.idle.reuse(self.front.as_ref()?.address);
         match self.io.take()? {
-            MaybeHttpsStream::Http(tcp) => Some(tcp.into_inner()),
+            MaybeHttpsStream::Http(tcp) => Some((tcp.into_inner(), reuse)),
             MaybeHttpsStream::Https(_) => None,
         }
     }

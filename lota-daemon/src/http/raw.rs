@@ -1,12 +1,11 @@
-//! Sends raw bytes after a response that switches protocols, then closes the connection.
+//! Sends raw bytes after a response that switches protocols. The connection can then carry further requests.
 
-use std::{future::poll_fn, io, pin::Pin, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, pin::Pin, sync::Arc};
 
 use bytes::Buf as _;
 use http_body_util::BodyExt as _;
 use hyper::rt::Write;
 use parking_lot::Mutex;
-use tokio::time::timeout;
 
 use super::{Body, stream::ClientStream};
 
@@ -25,12 +24,11 @@ impl Raw {
     }
 }
 
-/// Writes a body without framing, then waits until the other side closes the connection: after a close on this side, the
-/// kernel would discard unacknowledged bytes after a few minutes.
+/// Writes a body without framing.
 ///
 /// # Errors
 /// If the body or the connection fails.
-pub(super) async fn write(io: &mut ClientStream, mut body: Body, idle_timeout: Duration) -> io::Result<()> {
+pub(super) async fn write(io: &mut ClientStream, mut body: Body) -> io::Result<()> {
     while let Some(frame) = body.frame().await {
         let Ok(mut data) = frame.map_err(io::Error::other)?.into_data() else { continue };
         while data.has_remaining() {
@@ -38,7 +36,5 @@ pub(super) async fn write(io: &mut ClientStream, mut body: Body, idle_timeout: D
             data.advance(written);
         }
     }
-    poll_fn(|cx| Pin::new(&mut *io).poll_flush(cx)).await?;
-    let _ = timeout(idle_timeout, io.closed()).await;
-    Ok(())
+    poll_fn(|cx| Pin::new(&mut *io).poll_flush(cx)).await
 }

@@ -300,10 +300,15 @@ where
     }
     let result = match (result, raw.take()) {
         (Ok(()), Some(body)) => {
-            tokio::select! {
-                written = raw::write(&mut io, body, limits.idle_timeout) => written.map_err(|error| error.to_string()),
+            let written = tokio::select! {
+                written = raw::write(&mut io, body) => written.map_err(|error| error.to_string()),
                 () = &mut cut => return Exchanged::cut(io),
+            };
+            if written.is_ok() && parts.read_buf.is_empty() && *life.borrow() == Life::Serving {
+                return Exchanged::Idle(io);
             }
+            io.finish().await;
+            written
         }
         (Ok(()), None) => {
             // hyper omits the shutdown after a request with `Upgrade`, even if the response did not switch protocols.

@@ -19,7 +19,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use tokio::{io::Interest, net::TcpStream, sync::Notify};
 
 use super::{
-    Body, BodyError,
+    Body, BodyError, Reuse,
     sendfile::{Slice, Slices},
 };
 
@@ -77,27 +77,54 @@ impl Pipe {
     }
 }
 
+/// Connection with the bytes of a body.
+struct Source {
+    /// `None` when it was returned.
+    stream: Option<TcpStream>,
+    /// The right to return it at the end of the body.
+    reuse: Option<Reuse>,
+}
+
 /// State of a body that consists of the next bytes of a connection.
 struct Spliced {
-    from: TcpStream,
+    from: Source,
     first: Option<Bytes>,
     left: u64,
     pipe: Arc<Pipe>,
     slices: Slices,
 }
 
-/// Returns the next `length` bytes of a connection as a body. `first` contains those that have been read already.
+/// Returns the next `length` bytes of a connection as a body. `first` contains those that have been read already. At the end,
+/// the connection can be used again if there is a right to `reuse` it.
 ///
 /// # Errors
 /// If no pipe can be created.
-pub fn spliced(from: TcpStream, first: Bytes, length: u64, slices: Slices) -> io::Result<Body> {
+pub fn spliced(
+    stream: TcpStream,
+    first: Bytes,
+    length: u64,
+    slices: Slices,
+    reuse: Option<Reuse>,
+) -> io::Result<Body> {
     let first = (!first.is_empty()).then_some(first);
+    let from = Source { stream: Some(stream), reuse };
     let spliced = Spliced { from, first, left: length, pipe: Arc::new(Pipe::new()?), slices };
     let frames = stream::try_unfold(spliced, async |mut spliced| {
         let next = spliced.next().await.map_err(BodyError::new)?;
         Ok(next.map(|bytes| (Frame::data(bytes), spliced)))
     });
     Ok(StreamBody::new(frames).boxed_unsync())
+}
+
+impl Source {
+    /// Returns the connection for further requests if it has no bytes of the body left.
+    fn has_left(&mut self, bytes: u64) {
+        if bytes == 0
+            && let (Some(stream), Some(reuse)) = (self.stream.take(), self.reuse.take())
+        {
+            reuse.put(stream);
+        }
+    }
 }
 
 impl Spliced {
@@ -107,17 +134,19 @@ impl Spliced {
         }
         if let Some(first) = self.first.take() {
             self.left = self.left.checked_sub(first.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
+            self.from.has_left(self.left);
             return Ok(Some(first));
         }
         let limit = usize::try_from(self.left).unwrap_or(usize::MAX).min(MAX_SLICE);
+        let from = self.from.stream.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         let moved = loop {
             // On an empty pipe, `WouldBlock` means that the connection has no bytes; otherwise the pipe may be full.
             let may_be_full = !self.pipe.is_empty();
             let moved = if may_be_full {
-                self.pipe.fill(&self.from, limit)
+                self.pipe.fill(from, limit)
             } else {
-                self.from.readable().await?;
-                self.from.try_io(Interest::READABLE, || self.pipe.fill(&self.from, limit))
+                from.readable().await?;
+                from.try_io(Interest::READABLE, || self.pipe.fill(from, limit))
             };
             match moved {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -136,6 +165,7 @@ impl Spliced {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.left -= moved as u64;
+        self.from.has_left(self.left);
         Ok(Some(self.slices.queue(Slice::Pipe(self.pipe.clone(), moved))))
     }
 }

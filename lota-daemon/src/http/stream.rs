@@ -149,12 +149,6 @@ impl ClientStream {
         self.io.reset();
     }
 
-    /// Waits until the client has closed the connection.
-    pub(super) async fn closed(&mut self) {
-        let mut buffer = [0; 64];
-        while let Ok(1..) = poll_fn(|cx| self.io.poll_receive(cx, &mut buffer)).await {}
-    }
-
     /// Waits for the headers of the next request. Returns true if they, or a placeholder for a rejected request, are ready
     /// for hyper, and false if the client has closed its half first.
     pub(super) async fn next_head(&mut self) -> io::Result<bool> {

@@ -20,7 +20,7 @@ use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tokio::net::TcpStream;
 
 use super::{
-    Body, BodyError,
+    Body, BodyError, Reuse,
     connect::{Connector, Retired, Stream},
     empty,
     stray::Bodyless,
@@ -168,17 +168,28 @@ fn is_lost(error: &Error) -> bool {
     !error.is_connect() && causes(error).any(is_end)
 }
 
-/// Returns the connection of a response that switched protocols, and the bytes that were read beyond the head.
+/// Connection of a response that switched protocols.
+#[derive(Debug)]
+pub struct Switched {
+    /// The connection.
+    pub connection: TcpStream,
+    /// Bytes that were read beyond the head.
+    pub first: Bytes,
+    /// The right to use the connection for another request at the end of the response.
+    pub reuse: Reuse,
+}
+
+/// Returns the connection of a response that switched protocols.
 ///
 /// # Errors
 /// If the connection is lost, or not plain TCP.
-pub async fn switched(answer: &mut Response<Incoming>) -> io::Result<(TcpStream, Bytes)> {
+pub async fn switched(answer: &mut Response<Incoming>) -> io::Result<Switched> {
     let switched = hyper::upgrade::on(answer).await.map_err(io::Error::other)?;
     let parts = switched
         .downcast::<Stream>()
         .map_err(|_| io::Error::other("unexpected type of an upgraded connection"))?;
-    let connection = parts.io.into_tcp().ok_or_else(|| io::Error::other("not plain TCP"))?;
-    Ok((connection, parts.read_buf))
+    let (connection, reuse) = parts.io.into_tcp().ok_or_else(|| io::Error::other("not plain TCP"))?;
+    Ok(Switched { connection, first: parts.read_buf, reuse })
 }
 
 /// Returns whether receiving the body from the client failed, rather than the connection to the server.

@@ -2,7 +2,8 @@
 //! the entry node can splice them.
 //!
 //! The response is `101 Switching Protocols` with the head's MAC. LOTA's own headers contain the status and the length.
-//! The connection ends with the body.
+//! After the body, the connection carries the next request. Nodes of earlier versions, which do not state [`REUSABLE`], close
+//! it instead.
 
 use std::io;
 
@@ -13,13 +14,17 @@ use hyper::{
 };
 
 use super::headers::number;
-use crate::http::{Body, Raw, Slices, empty, incoming, spliced, upstream};
+use crate::http::{
+    Body, Raw, Slices, empty, incoming, spliced,
+    upstream::{self, Switched},
+};
 
 /// Minimum length of a body in bytes that is worth a connection of its own.
 const MIN_RAW_LENGTH: u64 = 4 << 20;
 const PROTOCOL: HeaderValue = HeaderValue::from_static("lota-bytes");
 const STATUS: HeaderName = HeaderName::from_static("lota-status");
 const LENGTH: HeaderName = HeaderName::from_static("lota-length");
+const REUSABLE: HeaderName = HeaderName::from_static("lota-reusable");
 
 /// Adds to a request that its sender accepts a body over an upgraded connection.
 pub(super) fn accept(headers: &mut HeaderMap) {
@@ -46,6 +51,7 @@ pub fn switch(answer: Response<Body>, raw: &Raw) -> Response<Body> {
     head.headers.insert(LENGTH, HeaderValue::from(length));
     head.headers.insert(STATUS, HeaderValue::from(head.status.as_u16()));
     head.headers.insert(header::UPGRADE, PROTOCOL);
+    head.headers.insert(REUSABLE, HeaderValue::from_static("1"));
     head.status = StatusCode::SWITCHING_PROTOCOLS;
     Response::from_parts(head, empty())
 }
@@ -65,13 +71,19 @@ pub(super) async fn answer(answer: Response<Incoming>, slices: &Slices) -> io::R
     let (Some(status), Some(length)) = (status, length) else {
         return Err(io::Error::other("it sent status 101 without an Upgrade header"));
     };
-    for name in [STATUS, LENGTH, header::UPGRADE] {
+    let is_reusable = headers.contains_key(REUSABLE);
+    for name in [STATUS, LENGTH, REUSABLE, header::UPGRADE] {
         headers.remove(name);
     }
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     head.status = status;
     let mut answer = Response::from_parts(head, body);
-    let (connection, first) = upstream::switched(&mut answer).await?;
+    let Switched { connection, first, reuse } = upstream::switched(&mut answer).await?;
     let (head, _) = answer.into_parts();
-    Ok(Response::from_parts(head, spliced(connection, first, length, slices.clone())?))
+    let reuse = is_reusable.then_some(reuse);
+    Ok(Response::from_parts(head, spliced(connection, first, length, slices.clone(), reuse)?))
 }
+
+#[cfg(test)]
+#[path = "raw_tests.rs"]
+mod tests;
