@@ -16,6 +16,10 @@ pub struct Grant {
     request_id: Option<HeaderValue>,
 }
 
+/// Permission of the gateway to serve bytes of one object version in the stripes of one response. It ends with the response.
+#[derive(Clone, Debug)]
+pub struct StripeGrant(Arc<ObjectMeta>);
+
 /// The right to fetch a whole object for the cache. It says nothing about who may be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FillAuthority {
@@ -39,6 +43,12 @@ impl Grant {
         &self.meta
     }
 
+    /// Returns the permission for the stripes of the response.
+    #[must_use]
+    pub fn for_stripes(&self) -> StripeGrant {
+        StripeGrant(self.meta.clone())
+    }
+
     /// Consumes the grant. Returns the request ID in the gateway's log, if the gateway sent one.
     #[must_use]
     pub fn into_request_id(self) -> Option<HeaderValue> {
@@ -49,5 +59,11 @@ impl Grant {
 impl ReadPermit for Grant {
     fn meta(&self) -> &ObjectMeta {
         &self.meta
+    }
+}
+
+impl ReadPermit for StripeGrant {
+    fn meta(&self) -> &ObjectMeta {
+        &self.0
     }
 }

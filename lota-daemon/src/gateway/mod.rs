@@ -36,7 +36,7 @@ pub use config::{
     AddressingStyle, ClientCredential, GatewayConfig, GatewayName, Protocol, ReSignConfig, TlsConfig,
 };
 pub use direct::DirectPath;
-pub use grant::{FillAuthority, Grant};
+pub use grant::{FillAuthority, Grant, StripeGrant};
 pub use verification::{GatewayTrust, MADE_UP};
 
 use self::{

@@ -6,7 +6,12 @@ use hyper::Response;
 use lota_s3::{ObjectMeta, S3Error};
 
 use super::{Proxy, get::Get, response};
-use crate::{cluster::peer::headers::GetScope, gateway::Authorization, http::Body, metrics::Outcome};
+use crate::{
+    cluster::peer::headers::GetScope,
+    gateway::{Authorization, FillAuthority},
+    http::Body,
+    metrics::Outcome,
+};
 
 impl Proxy {
     /// Returns whether the requesting node must ask for the stripes of an object instead, or for other stripes, since the
@@ -23,6 +28,15 @@ impl Proxy {
                     && self.cache.get(&meta.version, None).await.is_none()
             }
         }
+    }
+
+    /// Returns the description of an object of which this node was asked for another stripe recently. The gateway then has no
+    /// need to send the object, which LOTA reads with its own credential.
+    fn described_by_other_stripes(&self, get: &Get<'_>) -> Option<Arc<ObjectMeta>> {
+        let may_fill = get.stripe().is_some() && get.store.backend.has_own_credential();
+        let known =
+            self.striping.known(&get.object.name).filter(|_| may_fill && self.striping.may_apply(get))?;
+        (!get.lacks_checksums(&known)).then_some(known)
     }
 
     /// Has the gateway authorize the request, and serves the version that it names: from the cache, from a fill, or from
@@ -58,15 +72,19 @@ impl Proxy {
             Some(_) => None,
         };
         let described = described.or_else(|| copy.as_ref().map(|copy| copy.meta.clone()));
+        let described = described.or_else(|| self.described_by_other_stripes(&get));
         let answer = get.store.gateway.authorize(get.head, name, described.as_ref()).await?;
         if !matches!(answer, Authorization::Relay(_)) {
             // Refused requests must not decide which objects are admitted.
             self.cache.count_read(name, stripe);
         }
-        if let Authorization::Arriving(_, meta, _) | Authorization::Direct(_, meta, _) = &answer
-            && self.must_ask_otherwise(&get, meta, matches!(answer, Authorization::Direct(..))).await
-        {
-            return Ok(response::striped(meta.size));
+        if let Authorization::Arriving(_, meta, _) | Authorization::Direct(_, meta, _) = &answer {
+            if stripe.is_some() {
+                self.striping.learn(meta);
+            }
+            if self.must_ask_otherwise(&get, meta, matches!(answer, Authorization::Direct(..))).await {
+                return Ok(response::striped(meta.size));
+            }
         }
         match (answer, held) {
             (Authorization::Fresh(grant), Some(object)) => {
@@ -75,6 +93,7 @@ impl Proxy {
             }
             (Authorization::Fresh(grant), None) => match copy {
                 Some(copy) => self.serve_from_copy(get, grant, copy).await,
+                None if stripe.is_some() => self.fill_and_serve(get, grant, FillAuthority::Own).await,
                 None => Err(S3Error::unavailable("Unexpected response from the gateway; retry later")),
             },
             (Authorization::Arriving(grant, meta, answer), _) => {

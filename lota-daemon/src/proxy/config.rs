@@ -51,7 +51,7 @@ pub struct PlacementConfig {
 
 impl Default for PlacementConfig {
     fn default() -> Self {
-        let stripe = const { StripeLength::new(64 << 20).unwrap() };
+        let stripe = const { StripeLength::new(16 << 20).unwrap() };
         Self { stripe_above: ByteSize(4 << 30), stripe }
     }
 }

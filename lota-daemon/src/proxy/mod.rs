@@ -7,8 +7,8 @@
 //! 2. `owner.rs` selects the nodes to ask by placement, load and the owner count of `hot_objects.rs`. The entry node forwards
 //!    the client's request to the first of them, or serves it itself if that is this node or none responds.
 //! 3. `resume.rs` continues the response of an owner that fails in its middle, from another node.
-//! 4. `striped.rs` serves a large object in stripes (`striping.rs`): the entry node authorizes the request itself, too, and asks
-//!    the owner of each stripe.
+//! 4. `striped.rs` serves a large object in stripes (`striping.rs`): the entry node authorizes the request itself, too,
+//!    reads the stripes from their owners (`striped_get.rs`), and joins them (`stripe_body.rs`).
 //! 5. `access_log.rs` counts and logs the request, also if the client does not wait for the response.
 //!
 //! The **owner** answers a peer's request (`peer_service.rs`) or its own pod's:
@@ -46,7 +46,9 @@ mod response;
 mod resume;
 mod s3_stores;
 mod serve;
+mod stripe_body;
 mod striped;
+mod striped_get;
 mod striping;
 mod write_fetches;
 

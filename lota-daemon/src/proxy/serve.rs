@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Maximum wait for the first byte of a fill before the response's head is sent without it.
-const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);
+pub(super) const FIRST_BYTE_WAIT: Duration = Duration::from_secs(5);
 
 impl Proxy {
     /// Serves a request for which the gateway is sending the object or the requested range.
@@ -143,14 +143,25 @@ impl Proxy {
             self.learn(&get, &object, &meta);
             return self.serve(get, grant, object).await;
         }
-        if get.object.cache_control == CacheControl::Use
-            && get.object.overrides.is_empty()
-            && let Some((object, outcome)) =
-                self.fill_from(&get, &meta, FillAuthority::Direct(path.clone()), None).await
-        {
-            return self.serve_as(get, grant, object, outcome).await;
+        let authority = FillAuthority::Direct(path);
+        if get.object.cache_control == CacheControl::Use && get.object.overrides.is_empty() {
+            return self.fill_and_serve(get, grant, authority).await;
         }
-        self.stream_uncached(get, grant, &meta, &FillAuthority::Direct(path), Outcome::Miss).await
+        self.stream_uncached(get, grant, &meta, &authority, Outcome::Miss).await
+    }
+
+    /// Serves a granted request from a fill, or from the storage if the cache has no room for the object.
+    pub(super) async fn fill_and_serve(
+        self: &Arc<Self>,
+        get: Get<'_>,
+        grant: Grant,
+        authority: FillAuthority,
+    ) -> Result<Response<Body>, S3Error> {
+        let meta = grant.meta().clone();
+        match self.fill_from(&get, &meta, authority.clone(), None).await {
+            Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
+            None => self.stream_uncached(get, grant, &meta, &authority, Outcome::Miss).await,
+        }
     }
 
     /// Streams from the storage without caching; if that fails, from the gateway.

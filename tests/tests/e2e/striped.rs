@@ -133,6 +133,15 @@ fn overwritten(tour: &Tour) -> Result<()> {
 }
 
 fn all_is_a_hit(tour: &Tour, key: &str, body: &[u8]) -> Result<()> {
+    // Until a node has verified the gateway, it relays requests.
+    wait_until("all nodes to verify the gateway", || {
+        let mut are_verified = true;
+        for (node, number) in tour.nodes.iter().zip(1..) {
+            get(tour, number, key, None)?;
+            are_verified &= node.metric("lota_gateway_trusted{gateway=\"default\"}")? >= 1.0;
+        }
+        Ok(are_verified)
+    })?;
     let before = tour.backend.received();
     let origin = get(tour, 1, key, None)?;
     for node in 1..=3 {
