@@ -49,9 +49,14 @@ const HITS: usize = 500;
 /// At most one of this number of reads from RGW may fail: it returns 500 to some if the object is replaced during the
 /// read.
 const READS_PER_ERROR: usize = 50;
+/// At most one of this number of responses through LOTA may end early: those of objects in stripes that are overwritten during the
+/// read.
+const READS_PER_BREAK: usize = 100;
 /// Bursts of each owner, at the gateway and through LOTA.
 const CONTROL_BURSTS: u32 = 9;
 const BURSTS: u32 = 24;
+/// Placement of objects of over a mebibyte in stripes.
+const STRIPED: &str = "[placement]\nstripe_above = \"1MiB\"\nstripe = \"1MiB\"\n";
 /// Divisor of the required reads, operations, bursts and hits through LOTA with RGW, which is slower than the others: with
 /// it, at least 5,000 operations instead of 10,000.
 const RGW_PART: u8 = 2;
@@ -106,11 +111,13 @@ fn test(tour: &mut Tour, way: Way, origin: &str) -> Result<()> {
     // With one gateway, each object that a client writes through LOTA is fetched at once, too.
     let is_fetched = way == Way::Lota && origin == "seaweedfs";
     match way {
-        Way::WithoutCredential => tour.restart(Mode::ClientOnly)?,
-        Way::Lota if is_fetched => {
-            tour.restart_with(Mode::OwnCredential, "[cache]\n", "[cache]\nafter_write = \"fetch\"\n")?;
+        Way::Control => {}
+        Way::Lota => {
+            let after_write = if is_fetched { "fetch" } else { "off" };
+            let config = format!("{STRIPED}[cache]\nafter_write = \"{after_write}\"\n");
+            tour.restart_with(Mode::OwnCredential, "[cache]\n", &config)?;
         }
-        _ => {}
+        Way::WithoutCredential => tour.restart(Mode::ClientOnly)?,
     }
     let seed: u64 =
         std::env::var("LOTA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
@@ -156,6 +163,7 @@ fn test(tour: &mut Tour, way: Way, origin: &str) -> Result<()> {
     clients
         .and_then(|clients| check_results(&clients, through_lota, origin == "rgw"))
         .and_then(|()| if is_fetched { was_fetched(tour) } else { Ok(()) })
+        .and_then(|()| if way == Way::Lota { was_striped(tour) } else { Ok(()) })
         .map_err(|wrong| anyhow!("LOTA_SEED={seed}: {wrong:#}"))
 }
 
@@ -164,6 +172,14 @@ fn was_fetched(tour: &Tour) -> Result<()> {
     let fetched = tour.metric("lota_write_fetches_total{result=\"fetched\"}")?;
     println!("{fetched} fetched after writes");
     ensure!(fetched >= 20.0, "only {fetched} objects were fetched after writes");
+    Ok(())
+}
+
+/// Verifies that large objects were cached in stripes, so that the history says something about them.
+fn was_striped(tour: &Tour) -> Result<()> {
+    let stripes = tour.metric("lota_cache_stripes")?;
+    println!("{stripes} stripes in the caches");
+    ensure!(stripes >= 10.0, "only {stripes} stripes are in the caches");
     Ok(())
 }
 
@@ -217,13 +233,19 @@ fn check_results(clients: &[Client<'_>], through_lota: bool, is_rgw: bool) -> Re
     let reads =
         events.iter().filter(|event| !matches!(event.what, What::Write(_) | What::Restore(_))).count();
     let errors: usize = clients.iter().map(|client| client.errors).sum();
-    println!("{} operations, {reads} of them reads, {hits} of these hits; {errors} errors", events.len());
+    let broken: usize = clients.iter().map(|client| client.broken).sum();
+    println!(
+        "{} operations, {reads} of them reads, {hits} of these hits; {errors} errors, {broken} ended early",
+        events.len()
+    );
     history::check(&events).map_err(|wrong| anyhow!(wrong))?;
     let part = if is_rgw { usize::from(RGW_PART) } else { 1 };
     let operations = if through_lota { OPERATIONS / part } else { CONTROL_OPERATIONS };
     ensure!(events.len() >= operations, "only {} operations", events.len());
     let tolerated = if is_rgw { reads / READS_PER_ERROR } else { 0 };
     ensure!(errors <= tolerated, "{errors} of {reads} reads returned 500");
+    let tolerated = if through_lota { reads / READS_PER_BREAK } else { 0 };
+    ensure!(broken <= tolerated, "{broken} of {reads} responses ended early");
     ensure!(!through_lota || hits >= HITS / part, "only {hits} of {reads} reads were hits");
     Ok(())
 }

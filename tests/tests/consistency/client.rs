@@ -2,6 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
     net::SocketAddr,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -20,6 +21,8 @@ use super::history::{Event, Object, What};
 
 /// Number of keys that every contender writes; small, so that they are written constantly.
 pub(crate) const SHARED_KEYS: u32 = 4;
+/// Shared key whose objects are always large, so that some are replaced by others of the same size while they are read.
+const LARGE_KEY: u32 = 0;
 /// Number of keys of each owner.
 pub(crate) const OWNED_KEYS: u32 = 5;
 /// Version number of objects without a version id.
@@ -69,6 +72,8 @@ pub(crate) struct Client<'a> {
     pub(crate) hits: usize,
     /// Number of reads with status 500.
     pub(crate) errors: usize,
+    /// Number of reads whose response ended early.
+    pub(crate) broken: usize,
     wire: Wire,
 }
 
@@ -105,7 +110,7 @@ impl Common {
 impl<'a> Client<'a> {
     pub(crate) fn new(common: &'a Common, number: u64, owner: u32, to: SocketAddr) -> Self {
         let random = StdRng::seed_from_u64(common.seed ^ number << 32);
-        Self { common, owner, random, events: Vec::new(), hits: 0, errors: 0, wire: Wire::to(to) }
+        Self { common, owner, random, events: Vec::new(), hits: 0, errors: 0, broken: 0, wire: Wire::to(to) }
     }
 
     /// Sends a signed request; returns the response, with start and end.
@@ -139,9 +144,10 @@ impl<'a> Client<'a> {
     /// Returns a PUT of these bytes with this metadata.
     pub(crate) fn put(&self, key: u32, object: Object) -> Request {
         let Object { bytes, metadata, .. } = object;
-        // Repeated, so that a mixture of two values is detected; over a mebibyte, a cached object has several chunks.
-        let times =
-            if bytes % 40 == 0 { 70_000 } else { usize::try_from(bytes * 7919 % 2000).unwrap_or(0) + 1 };
+        // Repeated, so that a mixture of two values is detected; over a mebibyte, a cached object has several chunks, and
+        // three stripes.
+        let is_large = key == LARGE_KEY || bytes % 20 == 0;
+        let times = if is_large { 140_000 } else { usize::try_from(bytes * 7919 % 2000).unwrap_or(0) + 1 };
         describe(self.request(Method::PUT, key), metadata).body(format!("{bytes:016}").repeat(times))
     }
 
@@ -153,7 +159,13 @@ impl<'a> Client<'a> {
             _ => self.request(Method::GET, key),
         };
         let is_head = request.method == Method::HEAD;
-        let (reply, start, end) = self.send(request).await?;
+        let (reply, start, end) = match self.send(request).await {
+            Err(error) if ended_early(&error) => {
+                self.broken += 1;
+                return Ok(());
+            }
+            sent => sent?,
+        };
         if reply.status == StatusCode::INTERNAL_SERVER_ERROR {
             self.errors += 1;
             return Ok(());
@@ -174,6 +186,14 @@ impl<'a> Client<'a> {
     pub(crate) async fn rest(&mut self, milliseconds: std::ops::Range<u64>) {
         sleep(Duration::from_millis(self.random.random_range(milliseconds))).await;
     }
+}
+
+/// Returns whether a response has fewer bytes than its head states.
+fn ended_early(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
+    kinds
+        .into_iter()
+        .any(|kind| matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset))
 }
 
 /// Adds metadata that contains its value twice.
