@@ -17,7 +17,7 @@ pub struct NodeConfig {
     /// Address of the node in the cluster. The peer port listens on this address only.
     pub address: IpAddr,
     /// Zone of the node, sent to gateways that speak the LOTA protocol. Among several owners of an object, a node
-    /// prefers one in its own zone.
+    /// prefers one in its own zone; with `placement.per_zone`, it asks only those.
     pub zone: String,
     /// Region of the node, sent to gateways that speak the LOTA protocol.
     pub region: String,
@@ -34,8 +34,8 @@ struct NodeSection {
     /// variable `LOTA_NODE_ADDRESS`; one of the two is required.
     address: Option<IpAddr>,
     /// Zone of the node, sent to gateways that speak the LOTA protocol. Among several owners of an object, a node
-    /// prefers one in its own zone. Default: the environment variable `LOTA_NODE_ZONE`, or else the zone that the API
-    /// server reports.
+    /// prefers one in its own zone; with `placement.per_zone`, it asks only those. Default: the environment variable
+    /// `LOTA_NODE_ZONE`, or else the zone that `peers.nodes` or the API server reports.
     #[serde(default)]
     zone: String,
     /// Region of the node, sent to gateways that speak the LOTA protocol.
@@ -110,6 +110,9 @@ pub struct PeerConfig {
     pub address: IpAddr,
     /// Cache capacity of the node: its weight in placement.
     pub capacity: ByteSize,
+    /// Zone of the node, as in its own `node.zone`. Default: unknown.
+    #[serde(default)]
+    pub zone: String,
 }
 
 impl PeersConfig {

@@ -4,18 +4,24 @@
 
 mod config;
 pub mod peer;
+mod zones;
 
 pub use config::{NodeConfig, PeerConfig, PeersConfig, default_peer_port};
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
-use lota_cache::placement::{NodeName, Placement};
+use lota_cache::{
+    Stripe,
+    placement::{NodeName, Placement},
+};
+use lota_s3::ObjectName;
 use parking_lot::RwLock;
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior},
 };
 
+use self::zones::ZonePlacements;
 use crate::cluster::peer::{LOST_NODE_GRACE, Peers};
 
 /// Interval at which the state reported by peers is read.
@@ -42,6 +48,8 @@ pub struct Cluster {
     zone: String,
     /// Capacity of this node's cache, in bytes.
     capacity: u64,
+    /// Whether every object has an owner in each zone.
+    per_zone: bool,
     peers: Option<Arc<Peers>>,
     view: RwLock<Arc<View>>,
     /// Addresses of the other nodes, for the guard.
@@ -56,6 +64,7 @@ struct View {
     zone: String,
     weights: BTreeMap<NodeName, u64>,
     placement: Arc<Placement>,
+    zones: Arc<ZonePlacements>,
 }
 
 impl Cluster {
@@ -64,15 +73,45 @@ impl Cluster {
     pub fn new(me: NodeName, zone: String, capacity: u64, peers: Option<Arc<Peers>>) -> Self {
         let weights = BTreeMap::from([(me.clone(), capacity)]);
         let placement = Arc::new(Placement::new(weights.clone()));
-        let view = View { members: Members::new(), zone: zone.clone(), weights, placement };
+        let (members, zones) = (Members::new(), Arc::default());
+        let view = View { members, zone: zone.clone(), weights, placement, zones };
         let view = RwLock::new(Arc::new(view));
-        Self { me, zone, capacity, peers, view, addresses: watch::Sender::default() }
+        Self { me, zone, capacity, per_zone: false, peers, view, addresses: watch::Sender::default() }
     }
 
-    /// Returns the placement of objects on nodes.
+    /// Gives every object an owner in each zone, if `per_zone`.
+    #[must_use]
+    pub fn with_owners_per_zone(self, per_zone: bool) -> Self {
+        Self { per_zone, ..self }
+    }
+
+    /// Returns the placement of objects on all nodes.
     #[must_use]
     pub fn placement(&self) -> Arc<Placement> {
         self.view().placement.clone()
+    }
+
+    /// Returns the placement of objects on the nodes that this node asks for them: with owners per zone, those of its own
+    /// zone, otherwise all.
+    #[must_use]
+    pub fn placement_near(&self) -> Arc<Placement> {
+        let view = self.view();
+        view.zones.on(&view.zone).unwrap_or(&view.placement).clone()
+    }
+
+    /// Returns whether the objects have an owner in each zone, of which this node's is one.
+    #[must_use]
+    pub fn has_owners_per_zone(&self) -> bool {
+        let view = self.view();
+        view.zones.on(&view.zone).is_some()
+    }
+
+    /// Returns the placements on the zones from whose owners this node's zone fills an object or a stripe of one, in order
+    /// of preference. None for the object's first zone, and without owners per zone.
+    #[must_use]
+    pub fn earlier_zones(&self, object: &ObjectName, stripe: Option<Stripe>) -> Vec<Arc<Placement>> {
+        let view = self.view();
+        view.zones.before(&view.zone, &view.placement, object, stripe)
     }
 
     /// Returns the capacity of this node's cache, in bytes.
@@ -102,7 +141,8 @@ impl Cluster {
 
     /// Replaces the nodes of the cluster.
     pub fn set_members(&self, mut members: Members) {
-        let zone = members.remove(&self.me).map(|me| me.zone).filter(|_| self.zone.is_empty());
+        let zone = self.zone_in(&members);
+        members.remove(&self.me);
         if let Some(peers) = &self.peers {
             peers.set_nodes(members.iter().map(|(name, member)| (name, member.address)));
         }
@@ -114,6 +154,11 @@ impl Cluster {
             changed
         });
         self.place(members, zone);
+    }
+
+    /// Returns the zone that the members state for this node, unless the configuration states it.
+    fn zone_in(&self, members: &Members) -> Option<String> {
+        members.get(&self.me).filter(|_| self.zone.is_empty()).map(|me| me.zone.clone())
     }
 
     /// Computes the placement of the known nodes; keeps the current one if nothing has changed.
@@ -132,7 +177,12 @@ impl Cluster {
             false => Arc::new(Placement::new(weights.clone())),
         };
         let zone = zone.unwrap_or_else(|| known.zone.clone());
-        let view = Arc::new(View { members, zone, weights, placement });
+        let nodes = members.iter().map(|(name, member)| (name, member.zone.as_str()));
+        let nodes = nodes.chain([(&self.me, zone.as_str())]).filter(|_| self.per_zone);
+        let nodes =
+            nodes.filter_map(|(name, zone)| weights.get(name).map(|capacity| (name, *capacity, zone)));
+        let zones = ZonePlacements::of(nodes, &known.zones);
+        let view = Arc::new(View { members, zone, weights, placement, zones });
         *self.view.write() = view;
     }
 
@@ -165,7 +215,8 @@ impl Cluster {
             let others = || members.iter().filter(|(name, _)| **name != self.me);
             match others().eq(&self.view().members) {
                 true => {
-                    self.place(others().map(|(name, member)| (name.clone(), member.clone())).collect(), None);
+                    let others = others().map(|(name, member)| (name.clone(), member.clone())).collect();
+                    self.place(others, self.zone_in(&members));
                 }
                 false => self.set_members(members),
             }
@@ -212,6 +263,46 @@ mod tests {
         assert!(
             cluster.is_near(&node("n3")) && !cluster.is_near(&node("n2")) && !cluster.is_near(&node("n9"))
         );
+    }
+
+    #[test]
+    fn owners_per_zone_are_of_this_nodes_zone() {
+        let members = || -> Members {
+            [("n1", member(1, "b")), ("n2", member(2, "a")), ("n3", member(3, "b")), ("n4", member(4, ""))]
+                .map(|(name, member)| (node(name), member))
+                .into()
+        };
+        for (per_zone, own, near) in
+            [(true, "a", 2), (true, "", 2), (true, "c", 1), (false, "a", 4), (true, "b", 2)]
+        {
+            let cluster = Cluster::new(node("n1"), own.into(), 100, None).with_owners_per_zone(per_zone);
+            assert!(cluster.placement_near().len() == 1 && !cluster.has_owners_per_zone(), "alone");
+            cluster.set_members(members());
+            assert_eq!(cluster.placement_near().len(), near, "{per_zone} `{own}`");
+            assert_eq!((cluster.placement().len(), cluster.has_owners_per_zone()), (4, per_zone));
+        }
+        let nowhere = Cluster::new(node("n4"), String::new(), 100, None).with_owners_per_zone(true);
+        nowhere.set_members(members());
+        assert_eq!(nowhere.placement_near().len(), 4, "a node without a zone asks all");
+        let name = ObjectName::from_parts("http://gateway", "bucket", "key", None).unwrap();
+        assert!(nowhere.earlier_zones(&name, None).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn this_nodes_zone_is_learned_after_the_other_nodes() {
+        let cluster = Arc::new(Cluster::new(node("n1"), String::new(), 100, None));
+        let other = (node("n2"), member(2, "a"));
+        let (sender, receiver) = watch::channel(Members::from([other.clone()]));
+        let following = tokio::spawn({
+            let cluster = cluster.clone();
+            async move { cluster.follow(receiver).await }
+        });
+        tokio::time::sleep(POLL_INTERVAL).await;
+        assert!(!cluster.is_near(&node("n2")));
+        sender.send_replace(Members::from([other, (node("n1"), member(1, "a"))]));
+        tokio::time::sleep(POLL_INTERVAL).await;
+        assert!(cluster.is_near(&node("n2")));
+        following.abort();
     }
 
     #[tokio::test(start_paused = true)]

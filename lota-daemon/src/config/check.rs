@@ -23,7 +23,9 @@ impl Config {
                 ));
             }
         }
-        for (key, text) in [("node.zone", &self.node.zone), ("node.region", &self.node.region)] {
+        let peers = self.peers.iter().flat_map(|peers| &peers.nodes);
+        let peers = peers.map(|peer| ("peers.nodes.zone", &peer.zone));
+        for (key, text) in peers.chain([("node.zone", &self.node.zone), ("node.region", &self.node.region)]) {
             if !is_header_value(text) {
                 return Err(format!(
                     "{key}: `{text}` is not valid; use visible ASCII characters, without `;`"

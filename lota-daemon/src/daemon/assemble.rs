@@ -32,9 +32,8 @@ const FILL_MEMORY: u64 = 4 << 20;
 pub(super) fn configured_members(config: &Config) -> Members {
     let nodes = config.peers.iter().flat_map(|peers| &peers.nodes);
     let member = |peer: &PeerConfig| {
-        let member =
-            ClusterMember { address: peer.address, zone: String::new(), capacity: Some(peer.capacity.0) };
-        (NodeName(peer.name.clone()), member)
+        let (zone, capacity) = (peer.zone.clone(), Some(peer.capacity.0));
+        (NodeName(peer.name.clone()), ClusterMember { address: peer.address, zone, capacity })
     };
     nodes.map(member).collect()
 }
@@ -98,7 +97,8 @@ pub(super) fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result
         hot_objects = HotObjects::new(configured.hot_request_rate, configured.max_owners);
     }
     let zone = config.node.zone.clone();
-    let cluster = Arc::new(Cluster::new(me.clone(), zone, capacity, peers.clone()));
+    let cluster = Cluster::new(me.clone(), zone, capacity, peers.clone());
+    let cluster = Arc::new(cluster.with_owners_per_zone(config.placement.per_zone));
     Ok(Proxy {
         cluster,
         node: me,

@@ -36,6 +36,7 @@ use tokio::sync::watch;
 
 pub use self::{
     config::KubernetesConfig,
+    nodes::listed_nodes,
     pods::{PodRules, PodUpdate},
 };
 

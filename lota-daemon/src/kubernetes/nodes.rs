@@ -7,11 +7,11 @@ use k8s_openapi::api::{
     core::v1::Endpoints,
     discovery::v1::{Endpoint, EndpointSlice},
 };
-use kube::{Api, Client, runtime::watcher};
+use kube::{Api, Client, api::ListParams, runtime::watcher};
 use lota_cache::placement::NodeName;
 use tokio::sync::watch;
 
-use super::{Kubernetes, Waits, store::ObjectStore};
+use super::{Kubernetes, KubernetesConfig, Waits, store::ObjectStore};
 use crate::cluster::{ClusterMember, Members};
 
 /// Name of a node with its member entry.
@@ -45,6 +45,16 @@ pub(super) async fn follow(kubernetes: &Kubernetes, client: Client, members: &wa
             }
         }
     }
+}
+
+/// Returns the ready nodes that run LOTA, as the API server lists them now.
+///
+/// # Errors
+/// The API server's, for example if it has no slices.
+pub async fn listed_nodes(client: Client, config: &KubernetesConfig, own: IpAddr) -> kube::Result<Members> {
+    let query = ListParams::default().labels(&format!("kubernetes.io/service-name={}", config.service));
+    let slices = Api::<EndpointSlice>::namespaced(client, &config.namespace).list(&query).await?;
+    Ok(slices.iter().flat_map(|slice| of_slice(slice, own)).collect())
 }
 
 /// Returns whether the server has `discovery.k8s.io/v1` (1.21 and later).

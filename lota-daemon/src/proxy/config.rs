@@ -47,12 +47,16 @@ pub struct PlacementConfig {
     /// same on all nodes.
     #[serde(deserialize_with = "stripe_length")]
     pub stripe: StripeLength,
+    /// Whether every object, and every stripe, has an owner in each zone, so that hits come from the reader's zone. The
+    /// caches hold as many different objects as that of the smallest zone. The zones of nodes are those of `peers.nodes`
+    /// or of the API server. Without effect if fewer than two are known. The same on all nodes.
+    pub per_zone: bool,
 }
 
 impl Default for PlacementConfig {
     fn default() -> Self {
         let stripe = const { StripeLength::new(16 << 20).unwrap() };
-        Self { stripe_above: ByteSize(4 << 30), stripe }
+        Self { stripe_above: ByteSize(4 << 30), stripe, per_zone: false }
     }
 }
 

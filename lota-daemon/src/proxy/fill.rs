@@ -21,7 +21,7 @@ use super::{
     response,
 };
 use crate::{
-    cluster::peer::headers::PeerMethod,
+    cluster::peer::headers::{GetScope, PeerMethod},
     gateway::{Authorization, DirectPath, FillAuthority},
     http::{RequestHead, upstream::chain},
     metrics::{Fault, FillLabels, Outcome},
@@ -323,7 +323,8 @@ impl Supply {
     /// Requests `range` of the object from the other owner's cache.
     async fn ask_owner(&self, owner: &NodeName, range: ByteRange) -> Result<Response<Incoming>, String> {
         let (meta, peers) = (self.object.meta(), self.proxy.peers.as_ref().ok_or("there are no peers")?);
-        let response = peers.ask(owner, self.pod, &self.client, PeerMethod::Part(range)).await;
+        let scope = self.object.stripe().map_or(GetScope::Whole, GetScope::Stripe);
+        let response = peers.ask(owner, self.pod, &self.client, PeerMethod::Part(range, scope)).await;
         let answer = response.map_err(|error| error.to_string())?;
         backend::check(&meta, &part_headers(range), Some(range), answer.status(), answer.headers())
             .map_err(|error| error.to_string())?;

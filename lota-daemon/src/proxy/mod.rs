@@ -19,7 +19,7 @@
 //!    `plan.rs` decides whether to relay that response, to fill from it, or to start a fill.
 //! 3. `fill.rs` fetches the whole object from the backend, the gateway or another owner. `fill_quota.rs` bounds the bytes
 //!    that fills fetch for a pod in excess of its reads. Where nothing may fetch the whole object, `keep_range.rs` stores
-//!    the range that the gateway sends.
+//!    the range that the gateway sends. `zones.rs` has owners per zone fill from each other.
 //! 4. `response.rs` makes the response from the grant and a reader of the cached file.
 //!
 //! After a write, `after_write.rs` at the entry node asks the object's owner to fetch it into its cache, which `write_fetches.rs`
@@ -51,6 +51,7 @@ mod striped;
 mod striped_get;
 mod striping;
 mod write_fetches;
+mod zones;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

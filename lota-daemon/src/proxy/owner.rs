@@ -1,5 +1,6 @@
 //! Selects the owner that serves an object: the first reachable node of its placement, or another one if that node is
-//! overloaded or the object is hot. Fills of the other owners of a hot object read from the first.
+//! overloaded or the object is hot. Fills of the other owners of a hot object read from the first, and those of other zones'
+//! owners from an earlier zone's (`zones.rs`).
 
 use std::{
     sync::{
@@ -13,14 +14,20 @@ use hyper::{
     HeaderMap, Response, StatusCode,
     header::{self, HeaderValue},
 };
-use lota_cache::{Reader, Stripe, placement::NodeName};
+use lota_cache::{
+    Reader, Stripe,
+    placement::{NodeName, Placement},
+};
 use lota_s3::{ByteRange, CacheControl, GetObject, ObjectMeta, ObjectName, RangeRequest, S3Error};
 use rand::Rng as _;
 use tokio::time::timeout;
 
 use super::{Proxy, get::Get, response};
 use crate::{
-    cluster::peer::headers::{self, PeerMethod},
+    cluster::peer::{
+        Peers,
+        headers::{self, PeerMethod},
+    },
     gateway::{Authorization, FillAuthority, Grant},
     http::Body,
     metrics::Outcome,
@@ -35,9 +42,11 @@ pub(super) struct OwnerCopy {
 }
 
 /// Number of nodes to ask if the owners fail.
-const SPARE_NODES: usize = 2;
+pub(super) const SPARE_NODES: usize = 2;
 /// Timeout for a replica; kept short because other requests wait on the caller.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout for the owner in an earlier zone, which may have to wait for the gateway and the storage first.
+const ZONE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Load in bytes above which the next node is used instead, if it has less than half of that load.
 const OVERLOAD_BYTES: u64 = 256 << 20;
 /// Maximum bytes that one response counts toward the load, so that a slow client with a huge object does not make a node
@@ -127,7 +136,8 @@ impl Proxy {
         let Some(peers) = &self.peers else { return Vec::new() };
         let name = &get.object.name;
         let owners = if self.can_replicate(get) { self.hot_objects.owners(name) } else { 1 };
-        let mut nodes = self.choices(name, self.hot_objects.max_owners() + SPARE_NODES);
+        let placement = self.cluster.placement_near();
+        let mut nodes = self.choices(&placement, name, self.hot_objects.max_owners() + SPARE_NODES);
         let load = |node: &NodeName| if *node == self.node { self.load.bytes() } else { peers.load(node) };
         prefer(&mut nodes, owners, &self.node, |node| self.cluster.is_near(node), load);
         nodes.retain(|node| !peers.is_lost(node));
@@ -137,7 +147,7 @@ impl Proxy {
     /// Returns the nodes to ask for a stripe of an object of `size` bytes, in order. This node can be among them.
     pub(super) fn stripe_candidates(&self, name: &ObjectName, stripe: Stripe, size: u64) -> Vec<NodeName> {
         let Some(peers) = &self.peers else { return Vec::new() };
-        let (gone, placement) = (peers.gone(), self.cluster.placement());
+        let (gone, placement) = (peers.gone(), self.cluster.placement_near());
         let nodes = placement.first_of_stripe(name, stripe, size, 1 + SPARE_NODES + gone.len()).into_iter();
         let mut nodes: Vec<NodeName> = nodes.filter(|node| !gone.contains(node)).cloned().collect();
         let load = |node: &NodeName| if *node == self.node { self.load.bytes() } else { peers.load(node) };
@@ -146,15 +156,15 @@ impl Proxy {
         nodes
     }
 
-    /// Returns whether this node is the first owner of an object.
+    /// Returns whether this node is the first owner of an object, of those that it asks itself.
     pub(super) fn is_first(&self, name: &ObjectName) -> bool {
-        self.choices(name, 1).first().is_none_or(|first| *first == self.node)
+        self.choices(&self.cluster.placement_near(), name, 1).first().is_none_or(|first| *first == self.node)
     }
 
-    /// Returns the first reachable owner of an object; `None` if that is this node.
+    /// Returns the first reachable owner of an object in any zone; `None` if that is this node.
     pub(super) fn first_owner(&self, name: &ObjectName) -> Option<NodeName> {
         let peers = self.peers.as_ref()?;
-        let choices = self.choices(name, 1 + SPARE_NODES).into_iter();
+        let choices = self.choices(&self.cluster.placement(), name, 1 + SPARE_NODES).into_iter();
         let mut reachable = choices.filter(|node| *node == self.node || !peers.is_lost(node));
         reachable.next().filter(|node| *node != self.node)
     }
@@ -165,45 +175,59 @@ impl Proxy {
         get.store.gateway.gives_direct_paths() || FillAuthority::choose(get).is_some()
     }
 
-    /// Returns the first nodes of an object's placement, without those that have no share of the objects because they have
+    /// Returns the first nodes of an object in a placement, without those that have no share of the objects because they have
     /// been lost for long.
-    fn choices(&self, name: &ObjectName, limit: usize) -> Vec<NodeName> {
+    fn choices(&self, placement: &Placement, name: &ObjectName, limit: usize) -> Vec<NodeName> {
         let gone = self.peers.as_ref().map(|peers| peers.gone()).unwrap_or_default();
-        let placement = self.cluster.placement();
         let nodes = placement.first(name, limit + gone.len()).into_iter();
         nodes.filter(|node| !gone.contains(node)).take(limit).cloned().collect()
     }
 
-    /// Returns the first reachable owner of an object that precedes this node.
-    pub(super) fn earlier_owner(&self, name: &ObjectName) -> Option<NodeName> {
-        let peers = self.peers.as_ref()?;
-        let choices = self.choices(name, self.hot_objects.max_owners()).into_iter();
-        choices.take_while(|node| *node != self.node).find(|node| !peers.is_lost(node))
+    /// Returns the owners from which this node fills an object, in the order in which it asks them: the first reachable owner
+    /// that precedes this node, and the owner in an earlier zone.
+    fn earlier_owners(&self, peers: &Peers, name: &ObjectName) -> impl Iterator<Item = NodeName> {
+        let placement = self.cluster.placement_near();
+        let choices = self.choices(&placement, name, self.hot_objects.max_owners()).into_iter();
+        let earlier = choices.take_while(|node| *node != self.node).find(|node| !peers.is_lost(node));
+        earlier.into_iter().chain(self.owner_in_earlier_zone(name, None))
     }
 
     /// Asks another owner for the metadata of an object that is new on this node. That owner has or is filling the object,
     /// and has the gateway authorize this same request.
     pub(super) async fn ask_earlier_owner(&self, get: &Get<'_>) -> Option<OwnerCopy> {
         let (peers, object) = (self.peers.as_ref()?, get.object);
-        let whole_checksums = object.wants_checksums && object.range == RangeRequest::Whole;
-        let as_it_is = object.overrides.is_empty() && !whole_checksums;
         if get.is_bodiless()
             || get.stripe().is_some()
-            || !as_it_is
+            || !object.overrides.is_empty()
             || object.cache_control != CacheControl::Use
         {
             return None;
         }
         let authority = FillAuthority::choose(get)?;
-        let owner = self.earlier_owner(&object.name)?;
-        let first = PeerMethod::Part(ByteRange { start: 0, end: 1 });
-        let response = timeout(REPLICA_TIMEOUT, peers.ask(&owner, get.pod, get.head, first)).await;
-        let answer = response.ok()?.ok()?;
-        let is_part = answer.status() == StatusCode::PARTIAL_CONTENT;
-        let request_headers = part_headers(ByteRange { start: 0, end: 1 });
-        let meta = ObjectMeta::of_answer(&object.name, &request_headers, answer.status(), answer.headers());
-        let meta = meta.ok().filter(|_| is_part)?.learned_when(headers::learned(answer.headers()));
-        Some(OwnerCopy { node: owner, meta: Arc::new(meta), authority })
+        for owner in self.earlier_owners(peers, &object.name) {
+            let meta = self.ask_for_metadata(peers, &owner, get).await;
+            if let Some(meta) = meta.filter(|meta| !get.lacks_checksums(meta)) {
+                return Some(OwnerCopy { node: owner, meta: Arc::new(meta), authority });
+            }
+        }
+        None
+    }
+
+    /// Asks another owner for one byte of an object, and returns the metadata in its response.
+    async fn ask_for_metadata(&self, peers: &Peers, owner: &NodeName, get: &Get<'_>) -> Option<ObjectMeta> {
+        let limit = if self.cluster.has_owners_per_zone() { ZONE_TIMEOUT } else { REPLICA_TIMEOUT };
+        // A byte that the client waits for, in case the owner has to fetch it first.
+        let start = match get.object.range {
+            RangeRequest::From(start) | RangeRequest::FromTo(start, _) => start,
+            RangeRequest::Whole | RangeRequest::Last(_) | RangeRequest::Unusual => 0,
+        };
+        let byte = ByteRange { start, end: start.checked_add(1)? };
+        let method = PeerMethod::Part(byte, get.scope);
+        let answer = timeout(limit, peers.ask(owner, get.pod, get.head, method)).await.ok()?.ok()?;
+        let (status, stated) = (answer.status(), answer.headers());
+        let meta = ObjectMeta::of_answer(&get.object.name, &part_headers(byte), status, stated).ok()?;
+        let meta = meta.learned_when(headers::learned(stated));
+        (status == StatusCode::PARTIAL_CONTENT).then(|| headers::with_checksums(meta, stated))
     }
 
     /// Serves a granted version from a fill that reads the other owner's copy.
@@ -219,17 +243,26 @@ impl Proxy {
         }
     }
 
-    /// Serves bytes of an object to another owner's cache if the object is cached here or being filled, under the gateway's
-    /// grant for the client's request that the other owner forwards.
+    /// Serves bytes of an object or a stripe to another owner's cache if they are cached here or being filled, under the
+    /// gateway's grant for the client's request that the other owner forwards. With owners per zone, fetches them first.
     pub(super) async fn part(
         self: &Arc<Self>,
         get: Get<'_>,
         range: ByteRange,
     ) -> Result<Response<Body>, S3Error> {
-        let not_here = || S3Error::unavailable("This node does not have the object");
+        let mut answer = self.cached_part(&get, range).await?;
+        if answer.is_none() && self.cluster.has_owners_per_zone() {
+            self.fill_for_other_zone(&get).await;
+            answer = self.cached_part(&get, range).await?;
+        }
+        answer.ok_or_else(not_here)
+    }
+
+    /// Serves bytes like `part`. Returns `None` if this version is not cached here.
+    async fn cached_part(&self, get: &Get<'_>, range: ByteRange) -> Result<Option<Response<Body>>, S3Error> {
         let range = RangeRequest::FromTo(range.start, range.end - 1);
-        let object = self.cache.find(&get.object.name, None).await.filter(|object| object.serves(range));
-        let object = object.ok_or_else(not_here)?;
+        let object = self.cache.find(&get.object.name, get.stripe()).await;
+        let Some(object) = object.filter(|object| object.serves(range)) else { return Ok(None) };
         let part = GetObject { range, wants_checksums: false, overrides: Vec::new(), ..get.object.clone() };
         let held = object.meta();
         let grant = match get.store.gateway.authorize(get.head, &part.name, Some(&held)).await? {
@@ -249,15 +282,25 @@ impl Proxy {
         };
         let (learned, size) = (grant.meta().learned(), held.size);
         let range = part.range.resolve(size).map_err(|_| not_here())?;
-        let reader = Reader::new(&grant, object, range).ok_or_else(not_here)?;
+        let Some(reader) = Reader::new(&grant, object.clone(), range) else { return Ok(None) };
         // Whatever this node sends is stored, so an error must be a response of its own.
         reader.ready().await.map_err(|_| not_here())?;
         let mut load = self.load.queue(range.map_or(size, ByteRange::length));
-        let body = response::file_body(reader, get.slices.clone(), None, move |read| load.sent(read));
+        // The other owner's fill is charged to the pod's quota there.
+        let meter = self.fill_quota.refund_meter(get.pod);
+        let body = response::file_body(reader, get.slices.clone(), Some(meter), move |read| load.sent(read));
         let mut answer = response::object(grant, range, &part, body, Outcome::Hit, &self.node);
         headers::set_learned(answer.headers_mut(), learned);
-        Ok(answer)
+        if get.object.wants_checksums {
+            headers::set_checksums(answer.headers_mut(), &object.meta());
+        }
+        Ok(Some(answer))
     }
+}
+
+/// Returns the error of an owner that does not have the bytes that another owner asks for.
+fn not_here() -> S3Error {
+    S3Error::unavailable("This node does not have the object")
 }
 
 #[cfg(test)]

@@ -120,7 +120,9 @@ impl Proxy {
         let (_, store) = self.stores.find(&request.head().host).map_err(unknown)?;
         let get = |head, object| Get::new(pod, store, head, object, &connection.slices).skipping(skip);
         let answer = match &request {
-            PeerRequest::Part { head, object, range } => self.part(get(head, object), *range).await?,
+            PeerRequest::Part { head, object, range, scope } => {
+                self.part(get(head, object).of(*scope), *range).await?
+            }
             PeerRequest::Get { head, object, scope, .. } => {
                 self.get_for_peer(get(head, object).of(*scope), hints).await?
             }

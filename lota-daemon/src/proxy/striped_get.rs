@@ -126,7 +126,10 @@ impl StripedGet {
                 let outcome = if cached.has(range) { Outcome::Hit } else { Outcome::Fill };
                 (cached, outcome)
             }
-            None => proxy.fill_from(&get, meta, self.authority.clone()?, None).await?,
+            None => {
+                let owner = proxy.owner_in_earlier_zone(&self.object.name, Some((stripe, meta.size)));
+                proxy.fill_from(&get, meta, self.authority.clone()?, owner).await?
+            }
         };
         proxy.cache.count_read(&self.object.name, Some(stripe));
         let reader = Reader::new(&self.grant, cached, Some(left))?;

@@ -87,7 +87,7 @@ mod tests {
 
     fn striping(above: u64) -> Striping {
         let stripe = StripeLength::new(1 << 20).unwrap();
-        Striping::new(&PlacementConfig { stripe_above: ByteSize(above), stripe })
+        Striping::new(&PlacementConfig { stripe_above: ByteSize(above), stripe, per_zone: false })
     }
 
     fn meta(key: usize, size: u64) -> Arc<ObjectMeta> {

@@ -163,7 +163,7 @@ fn every_value_can_be_changed() {
         },
         "config.fill": { "concurrency": 8, "part_size": "4MiB", "md5_max_size": "0" },
         "config.peers": { "port": 7000, "max_owners": 2, "hot_request_rate": 1000 },
-        "config.placement": { "stripe_above": "1TiB", "stripe": "128MiB" },
+        "config.placement": { "stripe_above": "1TiB", "stripe": "128MiB", "per_zone": true },
         "config.admin": { "listen": "[::1]:7001", "metrics_listen": "[::]:7002" },
         "config.limits": { "connections": 20_000_000, "connections_per_pod": 5, "header_size": "32KiB", "idle_timeout_seconds": 60, "fills": 9,
             "body_memory": "2GiB", "fill_overread": "1TiB", "pod_bandwidth": "500MiB" },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::{
     HeaderMap, StatusCode,
-    header::{self, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
 };
 
 use crate::{
@@ -193,8 +193,13 @@ impl ObjectMeta {
         self
     }
 
+    /// Returns the known checksums of the whole object.
+    pub fn checksums(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.headers.iter().filter(|(name, _)| headers::is_checksum(name))
+    }
+
     fn remove_checksums(&mut self) {
-        let names: Vec<_> = self.headers.keys().filter(|name| headers::is_checksum(name)).cloned().collect();
+        let names: Vec<_> = self.checksums().map(|(name, _)| name.clone()).collect();
         for name in names {
             self.headers.remove(&name);
         }
@@ -230,7 +235,7 @@ mod tests {
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs
             .iter()
-            .map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect()
     }
 

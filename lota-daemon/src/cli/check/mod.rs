@@ -9,6 +9,7 @@ mod node;
 mod peers;
 mod rules;
 mod server;
+mod zones;
 
 use std::path::Path;
 
@@ -81,6 +82,7 @@ pub async fn run(file: &Path, mut say: impl FnMut(&Finding)) -> usize {
     rules::check(&mut report, &config).await;
     gateway::check(&mut report, &config).await;
     peers::check(&mut report, &config).await;
+    zones::check(&mut report, &config).await;
     kubernetes::check(&mut report, &config).await;
     report.failures
 }

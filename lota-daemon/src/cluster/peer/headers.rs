@@ -7,7 +7,7 @@ use hyper::{
     header::{HeaderName, HeaderValue},
 };
 use lota_cache::{Stripe, StripeLength};
-use lota_s3::{ByteRange, GatewayId, Learned, NormalEtag, RangeRequest};
+use lota_s3::{ByteRange, GatewayId, Learned, NormalEtag, ObjectMeta, RangeRequest};
 
 /// Address of the pod whose request it is, and whose quota fills use.
 const CLIENT: HeaderName = HeaderName::from_static("lota-client");
@@ -20,6 +20,7 @@ const STRIPE: HeaderName = HeaderName::from_static("lota-stripe");
 const STRIPED: HeaderName = HeaderName::from_static("lota-striped");
 const WRITTEN: HeaderName = HeaderName::from_static("lota-written");
 const LEARNED: HeaderName = HeaderName::from_static("lota-learned");
+const CHECKSUMS: HeaderName = HeaderName::from_static("lota-checksums");
 const LOAD: HeaderName = HeaderName::from_static("lota-load");
 const CAPACITY: HeaderName = HeaderName::from_static("lota-capacity");
 const OWNERS: HeaderName = HeaderName::from_static("lota-owners");
@@ -111,9 +112,9 @@ pub enum PeerMethod {
         /// Part of the response.
         scope: GetScope,
     },
-    /// These bytes of the object, only from the cache, for the cache of the requesting node. The client's request
-    /// authorizes them.
-    Part(ByteRange),
+    /// These bytes of the object, or of a stripe of it, for the cache of the requesting node. The client's request authorizes
+    /// them. Another node's cache has them, or fetches them first if it is the owner in an earlier zone.
+    Part(ByteRange, GetScope),
     /// To fetch the object into the cache, because a client of the node that asks has written it. The gateway has stated this ETag,
     /// or none. The request names the object, and is no client's.
     Written(Option<NormalEtag>),
@@ -135,9 +136,12 @@ impl PeerMethod {
                     headers.insert(STRIPE, scope);
                 }
             }
-            Self::Part(range) => {
+            Self::Part(range, scope) => {
                 if let Ok(part) = HeaderValue::from_str(&range.to_string()) {
                     headers.insert(PART, part);
+                }
+                if let Some(scope) = scope.header() {
+                    headers.insert(STRIPE, scope);
                 }
             }
             Self::Written(etag) => {
@@ -162,13 +166,13 @@ impl PeerMethod {
                 etag => NormalEtag::parse(etag).map(Some).map(Self::Written),
             };
         }
+        let scope = headers.get(STRIPE).map_or(Some(GetScope::Whole), GetScope::parse)?;
         let Some(part) = headers.get(PART) else {
-            let scope = headers.get(STRIPE).map_or(Some(GetScope::Whole), GetScope::parse)?;
             return Some(Self::Get { skip: Skipped::parse(headers).0, scope });
         };
         match RangeRequest::parse(part.to_str().ok()?) {
             RangeRequest::FromTo(first, last) => {
-                Some(Self::Part(ByteRange { start: first, end: last.checked_add(1)? }))
+                Some(Self::Part(ByteRange { start: first, end: last.checked_add(1)? }, scope))
             }
             _ => None,
         }
@@ -239,6 +243,20 @@ pub fn learned(headers: &HeaderMap) -> Learned {
     value.unwrap_or_default()
 }
 
+/// Adds the checksums of the whole object to a response with a part of it, if they are known.
+pub fn set_checksums(headers: &mut HeaderMap, object: &ObjectMeta) {
+    if object.checksums_known {
+        headers.insert(CHECKSUMS, HeaderValue::from_static("1"));
+        headers.extend(object.checksums().map(|(name, value)| (name.clone(), value.clone())));
+    }
+}
+
+/// Returns the metadata with the checksums that a response with a part of the object states, if it states any.
+#[must_use]
+pub fn with_checksums(object: ObjectMeta, headers: &HeaderMap) -> ObjectMeta {
+    if headers.contains_key(CHECKSUMS) { object.with_checksums(headers) } else { object }
+}
+
 /// Adds the address of the pod whose request it is.
 pub(super) fn set_client(headers: &mut HeaderMap, client: IpAddr) {
     if let Ok(client) = HeaderValue::from_str(&client.to_canonical().to_string()) {
@@ -296,14 +314,15 @@ mod tests {
 
     #[test]
     fn methods_and_hints_are_read_as_written() {
-        let part = PeerMethod::Part(ByteRange { start: 5, end: 6 });
         let stripe = Stripe::new(3, StripeLength::new(64 << 20).unwrap()).unwrap();
+        let part = |scope| PeerMethod::Part(ByteRange { start: 5, end: 6 }, scope);
+        let parts = [part(GetScope::Whole), part(GetScope::Stripe(stripe))];
         let rest = PeerMethod::Get { skip: 7, scope: GetScope::Stripe(stripe) };
         let whole = PeerMethod::Get { skip: 0, scope: GetScope::WholeUnlessStriped };
         let written = |etag| PeerMethod::Written(NormalEtag::parse(etag));
         let written = [written("\"e-2\""), written("")];
-        let others = [PeerMethod::WHOLE, whole, rest, part, PeerMethod::Ping];
-        for method in others.into_iter().chain(written) {
+        let others = [PeerMethod::WHOLE, whole, rest, PeerMethod::Ping];
+        for method in others.into_iter().chain(parts).chain(written) {
             let mut headers = HeaderMap::new();
             method.write(&mut headers);
             assert_eq!(PeerMethod::of(&headers), Some(method));
@@ -313,6 +332,29 @@ mod tests {
         hints.write(&mut headers);
         assert_eq!(PeerHints::of(&headers), hints);
         assert_eq!(PeerHints::of(&HeaderMap::new()), PeerHints::default());
+    }
+
+    #[test]
+    fn checksums_of_the_whole_object_go_with_a_part() {
+        use hyper::StatusCode;
+        use lota_s3::ObjectName;
+        let name = ObjectName::from_parts("http://gateway", "b", "k", None).unwrap();
+        let stated = [("etag", "\"e\""), ("content-length", "9"), ("x-amz-checksum-crc32", "AAAA")];
+        let stated: HeaderMap = stated
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .into_iter()
+            .collect();
+        let meta = |status| ObjectMeta::of_answer(&name, &HeaderMap::new(), status, &stated).unwrap();
+        let known = meta(StatusCode::OK).with_checksums(&stated);
+        let mut sent = HeaderMap::new();
+        set_checksums(&mut sent, &known);
+        let mut described = known.clone();
+        (described.checksums_known, described.headers) = (false, HeaderMap::new());
+        let received = with_checksums(described.clone(), &sent);
+        assert!(received.checksums_known && received.headers.contains_key("x-amz-checksum-crc32"));
+        let mut sent = HeaderMap::new();
+        set_checksums(&mut sent, &described);
+        assert!(sent.is_empty() && !with_checksums(described, &sent).checksums_known);
     }
 
     #[test]
@@ -364,7 +406,7 @@ mod tests {
             for part in [part, numbers] {
                 let mut headers = HeaderMap::new();
                 headers.insert(PART, HeaderValue::from_str(&part).unwrap());
-                if let Some(PeerMethod::Part(range)) = PeerMethod::of(&headers) {
+                if let Some(PeerMethod::Part(range, _)) = PeerMethod::of(&headers) {
                     prop_assert!(range.start < range.end);
                 }
             }

@@ -14,7 +14,7 @@ use crate::http::RequestHead;
 /// A client's request that a peer forwards, with all that its handler needs.
 #[derive(Debug)]
 pub enum PeerRequest {
-    /// Asks for `range` of an object that this node has cached.
+    /// Asks for `range` of an object, or of a stripe of it, for the cache of the peer.
     Part {
         /// The client's request, which authorizes the bytes.
         head: RequestHead,
@@ -22,6 +22,8 @@ pub enum PeerRequest {
         object: GetObject,
         /// Bytes to send.
         range: ByteRange,
+        /// Stripe that they belong to, if any.
+        scope: GetScope,
     },
     /// Asks for the response to a client's GET of an object.
     Get {
@@ -79,9 +81,9 @@ pub struct ForwardedCall {
 }
 
 impl PeerRequest {
-    fn part(range: ByteRange, head: RequestHead, operation: Operation) -> Self {
+    fn part(range: ByteRange, scope: GetScope, head: RequestHead, operation: Operation) -> Self {
         match operation {
-            Operation::Get(object) => Self::Part { head, object, range },
+            Operation::Get(object) => Self::Part { head, object, range, scope },
             Operation::Pass(_) => Self::Pass { head, skip: 0 },
         }
     }
@@ -128,9 +130,9 @@ impl PeerCall {
     pub fn decode(parts: Parts, endpoints: &Endpoints) -> Option<Self> {
         Some(match PeerMethod::of(&parts.headers)? {
             PeerMethod::Ping => Self::Ping,
-            PeerMethod::Part(range) => {
+            PeerMethod::Part(range, scope) => {
                 Self::Forward(ForwardedCall::decode(parts, endpoints, |head, operation| {
-                    PeerRequest::part(range, head, operation)
+                    PeerRequest::part(range, scope, head, operation)
                 }))
             }
             PeerMethod::Written(etag) => {
