@@ -1,7 +1,11 @@
 //! Simulation of placement with LOTA's own code: balance, objects that move when nodes join and leave, cost of a
 //! decision, hit ratio compared with a single cache of the same total size, and scans.
 //!
-//! Object sizes are uniformly distributed from 8 to 64 MiB. There is no network and no disk.
+//! Object sizes are uniformly distributed from 8 to 64 MiB. There is no network and no disk. `placement/stripes.rs` simulates
+//! stripes of large objects.
+
+#[path = "placement/stripes.rs"]
+mod stripes;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
             decisions(&mut report, nodes, &objects);
         }
         hits(&mut report)?;
+        stripes::simulate(&mut report)?;
         report.write()
     };
     bench::ended("placement", run())
