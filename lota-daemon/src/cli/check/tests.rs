@@ -58,7 +58,7 @@ async fn a_gateway_without_backend_fetches_nothing_after_writes() {
     let folder = tempfile::tempdir().unwrap();
     let more = "[backend]\nendpoints = [\"http://127.0.0.1:1\"]\ncredential_file = \"/none\"\n\
                 [gateways.cloud]\nendpoint = \"http://127.0.0.1:2\"\nnames = [\"s3.test\"]\n";
-    for (mode, is_reported) in [("fetch", true), ("off", false)] {
+    for (mode, is_reported) in [("fetch", true), ("keep", true), ("off", false)] {
         let mode = format!("[cache]\nafter_write = \"{mode}\"");
         let config = config(folder.path(), more).replace("[cache]", &mode);
         let (lines, _) = check_config(folder.path(), &config).await;
