@@ -201,7 +201,7 @@ fn in_two(
 pub(crate) fn only_what_the_backend_states(tour: &mut Tour) -> Result<()> {
     let md5 = |body: &str| format!("\"{:x}\"", md5::compute(body));
     let (written, later, kms) =
-        (md5("written"), md5("later"), "\"00112233445566778899aabbccddeeff\"".to_owned());
+        (md5("written"), md5("changed"), "\"00112233445566778899aabbccddeeff\"".to_owned());
     // Key, ETag that the gateway states, the backend's object, results, whether something is cached.
     type Case = (&'static str, String, Option<StoredObject>, &'static [&'static str], bool);
     let stored = |body: &str, etag: &str| {
@@ -214,9 +214,9 @@ pub(crate) fn only_what_the_backend_states(tour: &mut Tour) -> Result<()> {
     let cases: [Case; 8] = [
         ("same", written.clone(), stored("written", &written), &["kept"], true),
         ("other-form", no_quotes.clone(), stored("written", &format!("\"{no_quotes}\"")), &["kept"], true),
-        ("compressed", later.clone(), stored("later", &later), &["keep-differs", "fetched"], true),
+        ("compressed", later.clone(), stored("changed", &later), &["keep-differs", "fetched"], true),
         ("encrypted", kms.clone(), encrypted, &["keep-differs", "fetched"], true),
-        ("overtaken", written.clone(), stored("later", &later), &["keep-differs", "other-object"], false),
+        ("overtaken", written.clone(), stored("changed", &later), &["keep-differs", "other-object"], false),
         ("other-size", written.clone(), stored("written!", &written), &["keep-differs", "broken"], false),
         ("gone", written.clone(), None, &["keep-refused", "refused"], false),
         ("unstorable", written.clone(), vary, &["keep-refused", "refused"], false),

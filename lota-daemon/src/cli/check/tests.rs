@@ -69,6 +69,19 @@ async fn a_gateway_without_backend_fetches_nothing_after_writes() {
     }
 }
 
+#[tokio::test]
+async fn a_full_cache_without_room_for_uploads_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = "[backend]\nendpoints = [\"http://127.0.0.1:1\"]\ncredential_file = \"/none\"\n";
+    for (mode, low, is_reported) in [("keep", 98, true), ("keep", 97, false), ("fetch", 98, false)] {
+        let cache = format!("[cache]\nafter_write = \"{mode}\"\nlow_percent = {low}\nhigh_percent = 98");
+        let config = config(folder.path(), backend).replace("[cache]", &cache);
+        let (lines, _) = check_config(folder.path(), &config).await;
+        let found = lines.iter().any(|line| line.what.contains("no room for uploads"));
+        assert_eq!(found, is_reported, "{mode} {low}");
+    }
+}
+
 #[test]
 fn a_line_names_the_node() {
     let folder = tempfile::tempdir().unwrap();
