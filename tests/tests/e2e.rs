@@ -29,6 +29,8 @@ mod hot;
 mod http;
 #[path = "e2e/intercepted.rs"]
 mod intercepted;
+#[path = "e2e/kept.rs"]
+mod kept;
 #[path = "e2e/logs.rs"]
 mod logs;
 #[path = "e2e/misbehaviour.rs"]
@@ -67,12 +69,13 @@ const OWN_STEPS: [u8; 2] = [7, 9];
 const GATEWAY_STEPS: [u8; 3] = [3, 5, 6];
 
 /// Further tests whose outcome depends on the gateway. Run with each gateway.
-const GATEWAY: [(&str, TestFn); 9] = [
+const GATEWAY: [(&str, TestFn); 10] = [
     ("odd keys are stored and read, and stay in the cache folder", bad_input::odd_keys),
     ("impossible ranges are 416 in S3's form, cold and cached", bad_input::impossible_ranges),
     ("parallel multipart uploads pass byte-exact", bad_input::multipart),
     ("a HEAD of the first byte stages the whole object", requests::staging),
     ("the first read after a write is a hit", written::first_reads),
+    ("an upload that was kept is a hit without a read from the backend", kept::first_reads),
     ("requests are re-signed for configured clients", re_sign::requests_are_re_signed),
     ("valid chunks are re-signed, others rejected", re_sign::chunks),
     ("status shows what the gateway's 304 proves by", verification::proves_by),
@@ -98,7 +101,7 @@ const MORE: [(&str, TestFn); 14] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 37] = [
+const OWN: [(&str, TestFn); 40] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
@@ -130,6 +133,9 @@ const OWN: [(&str, TestFn); 37] = [
     ("an object is fetched only with the ETag of its write", write_fetches::etags),
     ("many writes of a pod do not delay the fetches of another", write_fetches::turns),
     ("a write beyond the pod's quota causes no request to the backend", write_fetches::quota),
+    ("an upload is kept only if the backend states its bytes", kept::only_what_the_backend_states),
+    ("an upload is not kept before the gateway has stored it", kept::not_before_the_gateway),
+    ("an upload does not wait for an owner that hangs or dies", kept::owners_that_fail),
     ("bytes that a gateway sends after a 304 are not taken for a response", misbehaviour::stray_bytes),
     ("a backend with another content is reported, a replaced object is not", misbehaviour::other_content),
     ("an object in stripes is larger than any cache, always a hit, and of one version", striped::objects),

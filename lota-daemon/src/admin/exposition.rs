@@ -91,6 +91,7 @@ fn register(registry: &mut Registry, metrics: &Metrics) {
     add(registry, &catalog::FILL_BYTES, &metrics.fill_bytes);
     add(registry, &catalog::UNCACHED, &metrics.uncached);
     add(registry, &catalog::WRITE_FETCHES, &metrics.write_fetches);
+    add(registry, &catalog::WRITE_KEPT_BYTES, &metrics.write_kept_bytes);
     add(registry, &catalog::PEER_REQUESTS, &metrics.peer_requests);
     add(registry, &catalog::ACCESS_LAG, &metrics.access_lag);
 }
@@ -265,6 +266,6 @@ mod tests {
             shown.iter().filter(|shown| !expected.iter().any(|one| one == *shown)).collect();
         assert!(unknown.is_empty(), "not as in the catalog: {unknown:?}");
         // The others are read at each scrape.
-        assert_eq!(shown.len(), 12, "{shown:?}");
+        assert_eq!(shown.len(), 13, "{shown:?}");
     }
 }

@@ -48,9 +48,9 @@ impl Config {
         if self.cache.max_objects == Some(0) {
             return Err("cache.max_objects: must be at least 1".into());
         }
-        if self.cache.after_write == AfterWrite::Fetch && self.all_gateways().all(|it| it.backend.is_none()) {
+        if self.cache.after_write != AfterWrite::Off && self.all_gateways().all(|it| it.backend.is_none()) {
             return Err(
-                "cache.after_write: \"fetch\" needs [backend], with whose credential LOTA fetches what clients write; add that section, or use \"off\""
+                "cache.after_write: \"fetch\" and \"keep\" need [backend], with whose credential LOTA reads what clients write; add that section, or use \"off\""
                     .into(),
             );
         }

@@ -133,8 +133,14 @@ catalog! {
                      `sse-c`, `no-etag` (a copy that failed at Ceph RGW), `unrecognized` (the body of the gateway's \
                      response was cut short, or no result of S3), `queue-full`, `owner-unavailable`. At the owner: `queue-full`, `fill-overread`, \
                      `no-room`, `striped` (too large to be cached as a whole), `refused` (by the backend, or its response cannot be stored), `other-object` (the backend's object has another ETag than \
-                     the gateway stated for the write), `replaced` (overwritten during the fetch), `broken` (cut short)"
-        } "Objects written by pods that LOTA was to fetch (cache.after_write), by result";
+                     the gateway stated for the write), `replaced` (overwritten during the fetch), `broken` (cut short). With `keep`, `kept`: the bytes of the \
+                     upload were kept; or why not, in which case the object is fetched, with another result. At the node of the client's pod: \
+                     `keep-too-slow` (the owner was slower than the client, or too many uploads were in progress), `keep-unavailable` (no answer of the owner). \
+                     At the owner: `keep-no-room` (no free space, or a limit), `keep-differs` (the backend's object has another size, or an ETag that is not the MD5 \
+                     hash of the uploaded bytes), `keep-refused` (by the backend, or its response cannot be stored)"
+        } "Objects written by pods that LOTA was to fetch or keep (cache.after_write), by result";
+        WRITE_KEPT_BYTES = Counter "lota_write_kept_bytes_total" {
+        } "Bytes of uploads that were kept (cache.after_write = \"keep\")";
     }
     "Cache": {
         CACHE_OBJECTS = Gauge "lota_cache_objects" {

@@ -149,6 +149,18 @@ values! {
     Replaced = "replaced",
     /// The fetch was cut short.
     Broken = "broken",
+    /// The bytes of the upload were kept.
+    Kept = "kept",
+    /// They were not: the owner was slower than the client, or too many uploads were in progress.
+    KeepTooSlow = "keep-too-slow",
+    /// They were not: the owner did not answer.
+    KeepUnavailable = "keep-unavailable",
+    /// They were not: the owner has no room for them.
+    KeepNoRoom = "keep-no-room",
+    /// They were not: the backend does not state that they are the object.
+    KeepDiffers = "keep-differs",
+    /// They were not: the backend refused to describe the object, or its response cannot be stored.
+    KeepRefused = "keep-refused",
 }
 
 impl Size {
@@ -288,6 +300,8 @@ pub struct Metrics {
     pub uncached: Family<UncachedLabels, Counter>,
     /// Objects written by clients that were to be fetched.
     pub write_fetches: Each<WriteFetch, Counter>,
+    /// Bytes of uploads that were kept.
+    pub write_kept_bytes: Counter,
     /// Requests between nodes.
     pub peer_requests: Family<PeerLabels, Counter>,
     /// Connections to the hidden listener that the datapath had not redirected.
@@ -332,6 +346,7 @@ impl Default for Metrics {
             fill_bytes: Counter::default(),
             uncached: Family::default(),
             write_fetches: Each::default(),
+            write_kept_bytes: Counter::default(),
             peer_requests: Family::default(),
             unexpected_connections: Counter::default(),
             tls_connections: Each::default(),

@@ -12,9 +12,9 @@ use hyper::{
     header::{self, HeaderValue},
 };
 use lota_cache::AfterWrite;
-use lota_s3::{NormalEtag, ResultReader, WriteObject, WriteOperation, WriteResult};
+use lota_s3::{NormalEtag, ResultReader, UploadForm, WriteObject, WriteOperation, WriteResult};
 
-use super::{Proxy, S3Store, write_fetches::WrittenObject};
+use super::{Proxy, S3Store, upload_copy::UploadCopy, write_fetches::WrittenObject};
 use crate::{
     cluster::peer::headers::PeerMethod,
     http::{Body, RequestHead},
@@ -32,6 +32,8 @@ struct WriteFacts {
     has_customer_key: bool,
     /// Whether LOTA has a credential for the backend of the gateway.
     has_own_credential: bool,
+    /// Whether the object is known to be so large that it is cached in stripes.
+    is_striped: bool,
 }
 
 /// Plan for the response to a write that may have succeeded.
@@ -51,6 +53,7 @@ fn plan_write(facts: WriteFacts) -> Option<WritePlan> {
     let skipped = match facts {
         WriteFacts { has_own_credential: false, .. } => Some(WriteFetch::NoCredential),
         WriteFacts { has_customer_key: true, .. } => Some(WriteFetch::CustomerKey),
+        WriteFacts { is_striped: true, .. } => Some(WriteFetch::Striped),
         _ => None,
     };
     Some(WritePlan { shown_by: facts.operation.result_element(), skipped })
@@ -93,7 +96,7 @@ impl Proxy {
         self: &Arc<Self>,
         store: &Arc<S3Store>,
         head: &RequestHead,
-        write: WriteObject,
+        (write, copy): (WriteObject, Option<UploadCopy>),
         answer: Response<Body>,
     ) -> Response<Body> {
         let plan = plan_write(WriteFacts {
@@ -102,7 +105,10 @@ impl Proxy {
             status: answer.status(),
             has_customer_key: write.has_customer_key,
             has_own_credential: store.backend.has_own_credential(),
+            is_striped: write.operation == WriteOperation::Put
+                && UploadForm::of(&head.headers).is_some_and(|form| self.striping.applies(form.size)),
         });
+        // Without a plan, the copy is dropped, since the write has failed.
         let Some(WritePlan { shown_by, skipped }) = plan else { return answer };
         let (proxy, store, head) = (self.clone(), store.clone(), head.clone());
         let WriteObject { name, operation, .. } = write;
@@ -117,9 +123,12 @@ impl Proxy {
                 WriteResult::NoEtag => None,
                 WriteResult::Written(etag) => Some(etag),
             };
-            match skipped {
-                Some(reason) => proxy.count_write_fetch(reason),
-                None => proxy.have_fetched(&store, &head, WrittenObject { name, etag }),
+            match (skipped, copy) {
+                (Some(reason), _) => proxy.count_write_fetch(reason),
+                (None, Some(copy)) if etag.is_some() => {
+                    proxy.end_copy(copy, store, head, WrittenObject { name, etag });
+                }
+                (None, _) => proxy.have_fetched(&store, &head, WrittenObject { name, etag }),
             }
         };
         let Some(root) = shown_by else {
@@ -135,7 +144,12 @@ impl Proxy {
     }
 
     /// Has the first reachable owner of an object fetch it, for the pod that has written it by the request `head`.
-    fn have_fetched(self: &Arc<Self>, store: &Arc<S3Store>, head: &RequestHead, object: WrittenObject) {
+    pub(super) fn have_fetched(
+        self: &Arc<Self>,
+        store: &Arc<S3Store>,
+        head: &RequestHead,
+        object: WrittenObject,
+    ) {
         let owner = self.first_owner(&object.name);
         let (Some(owner), Some(peers)) = (owner, &self.peers) else {
             return self.fetch_later(store, object, head.pod);
@@ -161,7 +175,7 @@ impl Proxy {
 
 /// Returns an unsigned request that names the object of the write `head`: the one that prefetches it, for an owner of a version
 /// that does not know [`PeerMethod::Written`].
-fn written(head: &RequestHead) -> Option<RequestHead> {
+pub(super) fn written(head: &RequestHead) -> Option<RequestHead> {
     let request = Request::builder().method(Method::HEAD).uri(head.target.path());
     let mut request = request.header(header::HOST, &head.host).body(()).ok()?;
     request.headers_mut().insert(header::RANGE, HeaderValue::from_static("bytes=0-0"));
@@ -183,6 +197,7 @@ mod tests {
             status: StatusCode::OK,
             has_customer_key: false,
             has_own_credential: true,
+            is_striped: false,
         }
     }
 
@@ -201,6 +216,8 @@ mod tests {
                 WriteFacts { mode: AfterWrite::Off, has_own_credential: false, ..put() },
                 None,
             ),
+            ("keep", WriteFacts { mode: AfterWrite::Keep, ..put() }, plan(None, None)),
+            ("in stripes", WriteFacts { is_striped: true, ..put() }, skip(WriteFetch::Striped)),
             ("CopyObject", WriteFacts { operation: Copy, ..put() }, plan(Some("CopyObjectResult"), None)),
             ("upload", WriteFacts { operation: CompleteMultipart, ..put() }, plan(Some(COMPLETED), None)),
             ("refused", WriteFacts { status: status(403), ..put() }, None),

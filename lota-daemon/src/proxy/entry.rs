@@ -77,9 +77,10 @@ impl Proxy {
         match endpoint.map_or(Operation::Pass("unknown-host"), |endpoint| head.operation(endpoint)) {
             Operation::Pass(why) => {
                 let write = endpoint.and_then(|endpoint| head.write(endpoint));
-                let mut answer = self.pass(&store.gateway, head, incoming(body)).await;
+                let (body, copy) = self.copy_upload(store, head, write.as_ref(), incoming(body));
+                let mut answer = self.pass(&store.gateway, head, body).await;
                 if let Some(write) = write {
-                    answer = answer.map(|answer| self.after_write(store, head, write, answer));
+                    answer = answer.map(|answer| self.after_write(store, head, (write, copy), answer));
                 }
                 self.rank(pod, None, &answer);
                 if let Ok(answer) = &mut answer {

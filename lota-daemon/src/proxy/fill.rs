@@ -398,7 +398,12 @@ pub(super) fn source_error(error: FetchError, may_retry: bool) -> SourceError {
 
 /// Returns the pieces of a response body.
 pub(super) fn bytes_of(answer: Response<Incoming>) -> BoxStream<'static, Result<Bytes, String>> {
-    let frames = BodyStream::new(answer.into_body());
+    pieces_of(answer.into_body())
+}
+
+/// Returns the pieces of a body.
+pub(super) fn pieces_of(body: Incoming) -> BoxStream<'static, Result<Bytes, String>> {
+    let frames = BodyStream::new(body);
     frames.map_err(|error| chain(&error)).try_filter_map(async |frame| Ok(frame.into_data().ok())).boxed()
 }
 

@@ -23,7 +23,8 @@
 //! 4. `response.rs` makes the response from the grant and a reader of the cached file.
 //!
 //! After a write, `after_write.rs` at the entry node asks the object's owner to fetch it into its cache, which `write_fetches.rs`
-//! does in the background if the configuration says so; `pod_queue.rs` has pods take turns.
+//! does in the background if the configuration says so; `pod_queue.rs` has pods take turns. Or the entry node sends the bytes of an
+//! upload to the owner as they pass (`upload_copy.rs`), which keeps them (`keep_upload.rs`).
 //!
 //! A failure of the cache costs speed: the request falls back to the gateway. A failure of authorization costs the
 //! response: nothing is served without the gateway's grant.
@@ -38,6 +39,7 @@ mod fill_quota;
 mod get;
 mod hot_objects;
 mod keep_range;
+mod keep_upload;
 mod owner;
 mod peer_service;
 mod plan;
@@ -50,6 +52,7 @@ mod stripe_body;
 mod striped;
 mod striped_get;
 mod striping;
+mod upload_copy;
 mod write_fetches;
 mod zones;
 

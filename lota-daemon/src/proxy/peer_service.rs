@@ -3,14 +3,17 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use hyper::{
-    Request, Response,
+    Request, Response, StatusCode,
     body::Incoming,
     header::{self, HeaderValue},
 };
 use lota_cache::AfterWrite;
 use lota_s3::S3Error;
 
-use super::{Proxy, get::Get, is_content, response, write_fetches::WrittenObject};
+use super::{
+    Proxy, fill::pieces_of, get::Get, is_content, keep_upload::IncomingUpload, response,
+    write_fetches::WrittenObject,
+};
 use crate::{
     cluster::peer::{
         ForwardedCall, MessageMac, PeerCall, PeerRequest, Peers,
@@ -39,7 +42,7 @@ impl Proxy {
     ) -> Result<Response<Body>, NoAnswer> {
         let Some(peers) = &self.peers else { return Err(NoAnswer) };
         let mac = self.verify_peer(peers, &connection, &request)?;
-        let (parts, _) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let call = PeerCall::decode(parts, self.stores.endpoints()).ok_or(NoAnswer)?;
         // The load does not include this response.
         let mut hints =
@@ -48,7 +51,7 @@ impl Proxy {
             PeerCall::Ping => (acknowledgment(), false),
             PeerCall::Forward(call) => {
                 let accepts_raw = call.accepts_raw;
-                (self.serve_peer(call, &connection, &mut hints).await, accepts_raw)
+                (self.serve_peer((call, body), &connection, &mut hints).await, accepts_raw)
             }
         };
         response::write_cache_header(&mut answer);
@@ -81,7 +84,7 @@ impl Proxy {
     /// Dispatches a request that forwards a client's; errors become responses.
     async fn serve_peer(
         self: &Arc<Self>,
-        call: ForwardedCall,
+        (call, body): (ForwardedCall, Incoming),
         connection: &Connection,
         hints: &mut PeerHints,
     ) -> Response<Body> {
@@ -93,7 +96,7 @@ impl Proxy {
             Ok(request) if gateway.is_none() || gateway != request.head().gateway => {
                 Err(S3Error::unavailable("This node has another gateway for the host"))
             }
-            Ok(request) => self.serve_peer_request(pod, request, connection, hints).await,
+            Ok(request) => self.serve_peer_request(pod, (request, body), connection, hints).await,
             Err(wrong) => Err(S3Error::invalid_request(wrong)),
         };
         let answer = answer.unwrap_or_else(|error| response::owner_error(&error, &path));
@@ -110,7 +113,7 @@ impl Proxy {
     async fn serve_peer_request(
         self: &Arc<Self>,
         pod: IpAddr,
-        request: PeerRequest,
+        (request, body): (PeerRequest, Incoming),
         connection: &Connection,
         hints: &mut PeerHints,
     ) -> Result<Response<Body>, S3Error> {
@@ -133,6 +136,18 @@ impl Proxy {
                 let object = WrittenObject { name: object.name.clone(), etag: etag.clone() };
                 self.fetch_later(store, object, pod);
                 acknowledgment()
+            }
+            PeerRequest::Keep { .. } if self.write_fetches.mode() != AfterWrite::Keep => {
+                return Err(S3Error::unavailable("This node does not keep what clients write"));
+            }
+            PeerRequest::Keep { object, size, .. } => {
+                let (store, name) = (store.clone(), object.name.clone());
+                let upload = IncomingUpload { store, name, size: *size, pod };
+                let kept = self.keep_upload(upload, pieces_of(body)).await;
+                let is_settled = kept.map_err(|error| S3Error::incomplete_body(error.to_string()))?;
+                let mut answer = acknowledgment();
+                *answer.status_mut() = if is_settled { StatusCode::CREATED } else { StatusCode::ACCEPTED };
+                answer
             }
             PeerRequest::Pass { head, .. } => self.pass(&store.gateway, head, empty()).await?,
         };

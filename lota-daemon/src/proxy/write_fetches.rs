@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     FillQuota, Proxy, S3Store,
     fill::{bytes_of, source_error},
+    keep_upload::KeepLimits,
     pod_queue::PodQueue,
 };
 use crate::{
@@ -47,7 +48,9 @@ const MAX_WRITE_AGE: Duration = Duration::from_secs(60);
 /// clients' reads.
 pub struct WriteFetches {
     mode: AfterWrite,
-    quota: Arc<FillQuota>,
+    pub(super) quota: Arc<FillQuota>,
+    /// Limits on uploads that are kept instead of fetched.
+    pub(super) keeps: KeepLimits,
     /// Places in the queue.
     places: Arc<Shares>,
     /// Permits for fetches.
@@ -125,6 +128,7 @@ impl WriteFetches {
         Self {
             mode,
             quota: Arc::new(FillQuota::new(quota)),
+            keeps: KeepLimits::default(),
             places: Shares::new(MAX_WAITING),
             turns: Shares::new(MAX_FETCHES),
             waiting: Mutex::default(),

@@ -189,7 +189,23 @@ impl Storage {
         &self,
         name: &ObjectName,
     ) -> Result<(ObjectMeta, Option<Duration>, Response<Incoming>), FetchError> {
-        let request = self.own(Method::GET, name)?;
+        self.request_current(Method::GET, name).await
+    }
+
+    /// Returns the metadata of the current version of an object like [`Storage::fetch_current`], without its bytes.
+    ///
+    /// # Errors
+    /// The errors of [`Storage::fetch_current`].
+    pub async fn describe_current(&self, name: &ObjectName) -> Result<ObjectMeta, FetchError> {
+        self.request_current(Method::HEAD, name).await.map(|(meta, ..)| meta)
+    }
+
+    async fn request_current(
+        &self,
+        method: Method,
+        name: &ObjectName,
+    ) -> Result<(ObjectMeta, Option<Duration>, Response<Incoming>), FetchError> {
+        let request = self.own(method, name)?;
         let request_headers = request.headers().clone();
         let answer = timeout(FIRST_ANSWER_TIMEOUT, self.upstream.send(request))
             .await

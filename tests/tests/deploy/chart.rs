@@ -158,7 +158,7 @@ fn every_value_can_be_changed() {
         "config.cache": {
             "disks": [{ "folder": "/mnt/nvme0/lota", "capacity": "2TiB" }, { "folder": "/mnt/nvme1/lota", "capacity": "1TiB" }],
             "min_free": "1GiB", "high_percent": 90, "low_percent": 80, "admission": "frequent",
-            "encryption": "required", "scrub_rate": "0", "partial": false, "after_write": "fetch",
+            "encryption": "required", "scrub_rate": "0", "partial": false, "after_write": "keep",
             "max_objects": 1_000_000,
         },
         "config.fill": { "concurrency": 8, "part_size": "4MiB", "md5_max_size": "0" },

@@ -25,7 +25,7 @@ const AUTHORIZATION: &str = "AWS4-HMAC-SHA256 Credential=AK/20260101/us-east-1/s
 const FETCH: &str = "[cache]\nafter_write = \"fetch\"\n";
 
 /// Restarts all nodes with this gateway and backend, and `config` in place of the section `[cache]`.
-fn restart(
+pub(crate) fn restart(
     tour: &mut Tour,
     gateway: &ScriptedGateway,
     backend: &ScriptedGateway,
@@ -36,7 +36,7 @@ fn restart(
 }
 
 /// Writes objects, one after the other.
-fn write(pod: &Namespace, keys: impl IntoIterator<Item = String>) -> Result<()> {
+pub(crate) fn write(pod: &Namespace, keys: impl IntoIterator<Item = String>) -> Result<()> {
     let put = |key| {
         let put = Request::new(Method::PUT, "cwlota.com", &format!("/scripted/{key}"));
         put.header("authorization", AUTHORIZATION).body("written")
@@ -47,9 +47,10 @@ fn write(pod: &Namespace, keys: impl IntoIterator<Item = String>) -> Result<()> 
     Ok(())
 }
 
-/// Returns the number of written objects with a result, on all nodes.
-fn count(tour: &Tour, result: &str) -> Result<f64> {
-    let name = format!("lota_write_fetches_total{{result=\"{result}\"}}");
+/// Returns the number of written objects with a result, on all nodes; with any result, if it is empty.
+pub(crate) fn count(tour: &Tour, result: &str) -> Result<f64> {
+    let label = if result.is_empty() { String::new() } else { format!("result=\"{result}\"}}") };
+    let name = format!("lota_write_fetches_total{{{label}");
     sum(tour, |line| line.starts_with(&name))
 }
 

@@ -18,18 +18,19 @@ use crate::{
     requests::{head, with_gateway},
 };
 
-const OFF: &str = "[cache]\n";
+pub(crate) const OFF: &str = "[cache]\n";
 const FETCH: &str = "[cache]\nafter_write = \"fetch\"\n";
 /// Number of objects that are read on their owner and on another node, in turns.
 const SMALL: u8 = 6;
 /// Headers of the object, which a hit must have as the gateway's own response does.
-const HEADERS: [&str; 5] = ["content-type", "content-length", "etag", "last-modified", "x-amz-meta-made-by"];
+pub(crate) const HEADERS: [&str; 5] =
+    ["content-type", "content-length", "etag", "last-modified", "x-amz-meta-made-by"];
 
-fn request(tour: &Tour, method: Method, key: &str, query: &str) -> Request {
+pub(crate) fn request(tour: &Tour, method: Method, key: &str, query: &str) -> Request {
     Request::new(method, "cwlota.com", &format!("/{}{query}", tour.client.name(key)))
 }
 
-fn put(tour: &Tour, key: &str, body: &[u8]) -> Request {
+pub(crate) fn put(tour: &Tour, key: &str, body: &[u8]) -> Request {
     request(tour, Method::PUT, key, "")
         .header("content-type", "text/x-lab")
         .header("x-amz-meta-made-by", "lab")
@@ -37,13 +38,13 @@ fn put(tour: &Tour, key: &str, body: &[u8]) -> Request {
 }
 
 /// Sends a signed request through LOTA.
-fn send(from: &Namespace, request: Request, credential: &Credential) -> Result<Reply> {
+pub(crate) fn send(from: &Namespace, request: Request, credential: &Credential) -> Result<Reply> {
     let replies = from.send_all((VIP, 80).into(), vec![request.sign(credential, Signing::Header)?])?;
     replies.into_iter().next().context("no response")
 }
 
 /// Sends a signed request directly to the gateway.
-fn send_past_lota(tour: &Tour, request: Request) -> Result<Reply> {
+pub(crate) fn send_past_lota(tour: &Tour, request: Request) -> Result<Reply> {
     let request = request.sign(&ADMIN, Signing::Header)?;
     let replies = tour.lab.switch().send_all((GATEWAY, GATEWAY_PORT).into(), vec![request])?;
     replies.into_iter().next().context("no response")

@@ -27,6 +27,7 @@ use super::{
     store::StoreEntry,
     stripe::{self, Stripe},
     upkeep,
+    upload::Upload,
 };
 
 /// This node's cache: one disk or several, each with its share of the objects.
@@ -166,6 +167,18 @@ impl Cache {
         let described = (meta.clone(), stripe);
         // In a task of its own: its reservation must be released even if the client disconnects.
         let begun = tokio::spawn(async move { disk.begin_or_join(entry, described, pod, priority).await });
+        begun.await.unwrap_or_else(|error| Err(NoRoom::new(error.to_string())))
+    }
+
+    /// Prepares to store an upload of `size` bytes, for a pod that writes the object. Evicts nothing for it. The caller bounds the
+    /// number of uploads.
+    ///
+    /// # Errors
+    /// [`NoRoom`]: the upload cannot be kept.
+    pub async fn begin_upload(&self, name: &ObjectName, size: u64, pod: IpAddr) -> Result<Upload, NoRoom> {
+        let disk = self.disk(name, None).cloned().ok_or_else(|| NoRoom::new("no disk works"))?;
+        let name = name.clone();
+        let begun = tokio::task::spawn_blocking(move || Upload::begin(disk, name, size, pod));
         begun.await.unwrap_or_else(|error| Err(NoRoom::new(error.to_string())))
     }
 

@@ -42,6 +42,8 @@ pub enum AfterWrite {
     Off,
     /// The owner fetches the object into its cache, in the background.
     Fetch,
+    /// The owner keeps the bytes of a `PutObject` as they pass, and fetches what it cannot keep.
+    Keep,
 }
 
 impl CacheConfig {
@@ -106,8 +108,8 @@ struct CacheSection {
     /// `Range` and there is neither `[backend]` nor a direct path.
     #[serde(default = "default_partial")]
     partial: bool,
-    /// Action after a client has written an object through LOTA. `"fetch"` needs `[backend]`, which serves each written object
-    /// once more, so that the first read is a hit.
+    /// Action after a client has written an object through LOTA, so that the first read is a hit. `"fetch"` and `"keep"` need
+    /// `[backend]`, which serves each written object once more, or with `"keep"` only describes it.
     #[serde(default)]
     after_write: AfterWrite,
     /// Maximum number of objects on all disks. Each object needs memory and a file, whatever its size. Default: as

@@ -231,7 +231,8 @@ impl Fill {
             }
         }
         drop(lanes);
-        self.commit().await
+        let md5_max_size = self.disk.plan.md5_max_size;
+        self.commit(md5_max_size).await
     }
 
     /// Fetches the claimed chunks by one range request, after a delay if there were failures.
@@ -338,8 +339,8 @@ impl Fill {
         }
     }
 
-    /// Verifies the stored bytes and makes the object durable. Returns its size in bytes.
-    pub(super) async fn commit(mut self) -> Result<u64, FillError> {
+    /// Verifies the stored bytes, up to `md5_max_size` of them by an ETag, and makes the object durable. Returns its size in bytes.
+    pub(super) async fn commit(mut self, md5_max_size: u64) -> Result<u64, FillError> {
         if self.disk.is_handed_over() {
             return Err(
                 io::Error::other("another daemon owns the cache; readers received the whole object").into()
@@ -351,7 +352,7 @@ impl Fill {
         let record = Record { meta, stripe, checksums };
         let (disk, entry, part) = (self.disk.clone(), self.entry, self.part.clone());
         let committed = tokio::task::spawn_blocking(move || {
-            verify::whole(&part.file(), &record, disk.plan.md5_max_size).map_err(FillError::Corrupt)?;
+            verify::whole(&part.file(), &record, md5_max_size).map_err(FillError::Corrupt)?;
             let entry = disk.store.commit(&entry, &part, &record).inspect_err(|error| disk.notice(error))?;
             Result::<_, FillError>::Ok(entry)
         });

@@ -220,6 +220,17 @@ impl Index {
         Ok(evicted.into_iter().map(|evicted| self.evicted(evicted)).collect())
     }
 
+    /// Reserves disk space for an upload, whose version is not known yet, without evicting any object. At most `high` percent of
+    /// the capacity are in use then, so that upkeep evicts nothing for it either.
+    pub(super) fn reserve_free(&mut self, name: NameId, bytes: u64, high: u8) -> Result<(), NoRoom> {
+        self.admit(name, bytes)?;
+        let limit = percent(self.lru.capacity(), high);
+        match self.lru.reserve_free(bytes, limit) {
+            true => Ok(()),
+            false => Err(NoRoom::new(format!("{bytes} bytes are not free below the high watermark"))),
+        }
+    }
+
     /// Returns an error if the admission policy does not let an object replace others for `bytes` more bytes.
     fn admit(&self, name: NameId, bytes: u64) -> Result<(), NoRoom> {
         if let (Some(reads), Some((oldest, _))) = (&self.reads, self.lru.oldest())
@@ -295,6 +306,16 @@ impl Index {
         self.filling.insert(entry.version, object.clone());
         self.newest.insert(entry.name, entry.version);
         true
+    }
+
+    /// Registers an upload like a fill ([`Index::register`]), also unless the file of an evicted object of this version still
+    /// exists.
+    pub(super) fn register_upload(&mut self, entry: &StoreEntry, object: &Arc<Object>) -> bool {
+        if self.removing.contains(&entry.version) {
+            self.lru.release(entry.disk);
+            return false;
+        }
+        self.register(entry, object)
     }
 
     /// Records a successful fill and turns its reservation of `reserved` bytes into an entry.

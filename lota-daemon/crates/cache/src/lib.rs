@@ -41,6 +41,7 @@ mod status;
 mod store;
 mod stripe;
 mod upkeep;
+mod upload;
 mod verify;
 mod warm;
 
@@ -65,6 +66,7 @@ pub use room::objects_by_memory;
 pub use status::{DiskStatus, Usage};
 pub use store::{ListedObject, list};
 pub use stripe::{Stripe, StripeLength};
+pub use upload::{StoredUpload, Upload, UploadEnd};
 
 #[cfg(test)]
 mod tests;

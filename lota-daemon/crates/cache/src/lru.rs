@@ -104,6 +104,17 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
         self.reserved.checked_add(bytes).is_some_and(|all| all <= self.capacity) && self.coming < self.most
     }
 
+    /// Reserves bytes for a new entry without an eviction; returns whether they fit into `limit` bytes.
+    pub(super) fn reserve_free(&mut self, bytes: u64, limit: u64) -> bool {
+        let is_free = self.bytes().checked_add(bytes).is_some_and(|all| all <= limit.min(self.capacity))
+            && self.order.len() + self.coming < self.most;
+        if is_free {
+            self.reserved += bytes;
+            self.coming += 1;
+        }
+        is_free
+    }
+
     /// Releases a reservation of `bytes`.
     pub(super) fn release(&mut self, bytes: u64) {
         self.reserved -= bytes;

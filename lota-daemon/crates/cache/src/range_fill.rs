@@ -103,8 +103,9 @@ impl RangeFill {
         if ranges.is_whole()
             && let Some((entry, part)) = promote(&disk, entry, &ranges, &object)
         {
+            let md5_max_size = disk.plan.md5_max_size;
             let fill = (disk, (entry, pod), object);
-            Fill::of_stored(fill, (part, share)).await?.commit().await?;
+            Fill::of_stored(fill, (part, share)).await?.commit(md5_max_size).await?;
         }
         Ok(())
     }

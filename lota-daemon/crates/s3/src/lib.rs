@@ -3,6 +3,7 @@
 pub mod address;
 pub mod cache_control;
 pub mod canonical;
+mod chunk_data;
 pub mod chunks;
 pub mod credential;
 pub mod endpoint;
@@ -27,6 +28,7 @@ mod write_result;
 
 pub use address::{Bucket, Key, ObjectName, Zone};
 pub use cache_control::CacheControl;
+pub use chunk_data::{ChunkData, MalformedChunks, UploadForm};
 pub use credential::{Credential, Secret};
 pub use endpoint::{Endpoint, Endpoints};
 pub use error::S3Error;

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
-use lota_cache::{self, DiskPlan, Encryption};
+use lota_cache::{self, AfterWrite, DiskPlan, Encryption};
 use nix::{
     sys::statfs::{FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs},
     unistd::{AccessFlags, access},
@@ -37,6 +37,14 @@ pub(super) fn check(report: &mut CheckReport<'_>, config: &Config) {
             );
         }
         devices.push((device, &disk.folder));
+    }
+    let (low, high) = (config.cache.low_percent, config.cache.high_percent);
+    if config.cache.after_write == AfterWrite::Keep && low == high {
+        report.warn(
+            "cache",
+            format!("cache.low_percent and cache.high_percent are both {high}: a full cache has no room for uploads (cache.after_write)"),
+            "reduce cache.low_percent",
+        );
     }
 }
 

@@ -174,9 +174,10 @@ async fn verification(report: &mut CheckReport<'_>, upstream: &Upstream, origin:
 async fn check_backend(report: &mut CheckReport<'_>, config: &Config, configured: &ConfiguredGateway<'_>) {
     let (section, gateway) = (configured.name.backend_section(), configured.gateway);
     let Some(backend) = configured.backend else {
-        if config.cache.after_write == AfterWrite::Fetch {
-            let what =
-                format!("no [{section}]: LOTA does not fetch what clients write there (cache.after_write)");
+        if config.cache.after_write != AfterWrite::Off {
+            let what = format!(
+                "no [{section}]: LOTA neither fetches nor keeps what clients write there (cache.after_write)"
+            );
             report.warn(&section, what, format!("add [{section}]"));
         }
         if gateway.re_sign.is_none() && gateway.direct_allow.is_empty() {

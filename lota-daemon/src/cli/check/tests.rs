@@ -58,7 +58,7 @@ async fn a_gateway_without_backend_fetches_nothing_after_writes() {
     let folder = tempfile::tempdir().unwrap();
     let more = "[backend]\nendpoints = [\"http://127.0.0.1:1\"]\ncredential_file = \"/none\"\n\
                 [gateways.cloud]\nendpoint = \"http://127.0.0.1:2\"\nnames = [\"s3.test\"]\n";
-    for (mode, is_reported) in [("fetch", true), ("off", false)] {
+    for (mode, is_reported) in [("fetch", true), ("keep", true), ("off", false)] {
         let mode = format!("[cache]\nafter_write = \"{mode}\"");
         let config = config(folder.path(), more).replace("[cache]", &mode);
         let (lines, _) = check_config(folder.path(), &config).await;
@@ -66,6 +66,19 @@ async fn a_gateway_without_backend_fetches_nothing_after_writes() {
         let parts: Vec<_> = lines.iter().filter(about).map(|line| (&*line.part, line.level)).collect();
         let expected = is_reported.then_some(("backends.cloud", Level::Warn));
         assert_eq!(parts, expected.into_iter().collect::<Vec<_>>(), "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_cache_without_room_for_uploads_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = "[backend]\nendpoints = [\"http://127.0.0.1:1\"]\ncredential_file = \"/none\"\n";
+    for (mode, low, is_reported) in [("keep", 98, true), ("keep", 97, false), ("fetch", 98, false)] {
+        let cache = format!("[cache]\nafter_write = \"{mode}\"\nlow_percent = {low}\nhigh_percent = 98");
+        let config = config(folder.path(), backend).replace("[cache]", &cache);
+        let (lines, _) = check_config(folder.path(), &config).await;
+        let found = lines.iter().any(|line| line.what.contains("no room for uploads"));
+        assert_eq!(found, is_reported, "{mode} {low}");
     }
 }
 

@@ -19,6 +19,8 @@ const PART: HeaderName = HeaderName::from_static("lota-part");
 const STRIPE: HeaderName = HeaderName::from_static("lota-stripe");
 const STRIPED: HeaderName = HeaderName::from_static("lota-striped");
 const WRITTEN: HeaderName = HeaderName::from_static("lota-written");
+/// Size of an upload, and the gateway that the requesting node has configured for the host.
+const KEEP: HeaderName = HeaderName::from_static("lota-keep");
 const LEARNED: HeaderName = HeaderName::from_static("lota-learned");
 const CHECKSUMS: HeaderName = HeaderName::from_static("lota-checksums");
 const LOAD: HeaderName = HeaderName::from_static("lota-load");
@@ -118,6 +120,15 @@ pub enum PeerMethod {
     /// To fetch the object into the cache, because a client of the node that asks has written it. The gateway has stated this ETag,
     /// or none. The request names the object, and is no client's.
     Written(Option<NormalEtag>),
+    /// To keep the body, a client's upload, as the object, if the body ends and the backend states that it is the object. The
+    /// request names the object, and is no client's.
+    Keep {
+        /// Size of the upload in bytes.
+        size: u64,
+        /// Gateway of the object. It is stated here and not as for other requests, so that an older node refuses the request,
+        /// rather than take it for a client's.
+        gateway: GatewayId,
+    },
     /// A sign of life.
     Ping,
 }
@@ -150,6 +161,11 @@ impl PeerMethod {
                     headers.insert(WRITTEN, etag);
                 }
             }
+            Self::Keep { size, gateway } => {
+                if let Ok(keep) = HeaderValue::from_str(&format!("{size} {}", gateway.as_str())) {
+                    headers.insert(KEEP, keep);
+                }
+            }
             Self::Ping => drop(headers.insert(PING, HeaderValue::from_static("1"))),
         }
     }
@@ -159,6 +175,10 @@ impl PeerMethod {
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         if headers.contains_key(PING) {
             return Some(Self::Ping);
+        }
+        if let Some(keep) = headers.get(KEEP) {
+            let (size, gateway) = keep.to_str().ok()?.split_once(' ')?;
+            return Some(Self::Keep { size: size.parse().ok()?, gateway: GatewayId::from(gateway) });
         }
         if let Some(etag) = headers.get(WRITTEN) {
             return match etag.to_str().ok()? {
@@ -321,7 +341,8 @@ mod tests {
         let whole = PeerMethod::Get { skip: 0, scope: GetScope::WholeUnlessStriped };
         let written = |etag| PeerMethod::Written(NormalEtag::parse(etag));
         let written = [written("\"e-2\""), written("")];
-        let others = [PeerMethod::WHOLE, whole, rest, PeerMethod::Ping];
+        let keep = PeerMethod::Keep { size: 1 << 40, gateway: "http://gateway".into() };
+        let others = [PeerMethod::WHOLE, whole, rest, keep, PeerMethod::Ping];
         for method in others.into_iter().chain(parts).chain(written) {
             let mut headers = HeaderMap::new();
             method.write(&mut headers);

@@ -35,7 +35,7 @@ use self::{
 };
 use crate::http::{
     Body, RequestHead, Slices, empty,
-    upstream::{Upstream, chain},
+    upstream::{Upstream, chain, is_from_body},
 };
 use lota_cache::placement::NodeName;
 use lota_s3::{Origin, Secret};
@@ -97,6 +97,9 @@ pub enum PeerError {
     /// The request failed.
     #[error("no response: {0}")]
     NoAnswer(String),
+    /// The request's body has broken off.
+    #[error("the body of the request has broken off")]
+    NoBody,
     /// The response is not authentic.
     #[error("its response is not authentic: {0}")]
     NotAuthentic(#[from] RejectedMessage),
@@ -149,13 +152,29 @@ impl Peers {
         head: &RequestHead,
         method: PeerMethod,
     ) -> Result<Response<Incoming>, PeerError> {
+        self.ask_with_body(owner, client, head, method, empty()).await
+    }
+
+    /// Sends a request like [`Peers::ask`], with a body.
+    ///
+    /// # Errors
+    /// The errors of [`Peers::ask`], and [`PeerError::NoBody`].
+    pub async fn ask_with_body(
+        &self,
+        owner: &NodeName,
+        client: IpAddr,
+        head: &RequestHead,
+        method: PeerMethod,
+        body: Body,
+    ) -> Result<Response<Incoming>, PeerError> {
         let origin = self.origin(owner).ok_or(PeerError::Unknown)?;
         if self.is_lost(owner) {
             return Err(PeerError::Lost);
         }
-        let answer = self.send(owner, &origin, client, head, method).await;
+        let answer = self.send(owner, &origin, client, (head, body), method).await;
         match &answer {
             Ok(answer) => self.is_here(owner, PeerHints::of(answer.headers())),
+            Err(PeerError::NoBody) => {}
             Err(error) => {
                 tracing::warn!(peer = %owner.0, %error, "peer unavailable");
                 // Other errors may concern this request only.
@@ -188,11 +207,11 @@ impl Peers {
         owner: &NodeName,
         origin: &Origin,
         client: IpAddr,
-        head: &RequestHead,
+        (head, body): (&RequestHead, Body),
         method: PeerMethod,
     ) -> Result<Response<Incoming>, PeerError> {
         let mut request =
-            head.request(origin, empty()).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
+            head.request(origin, body).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
         headers::set_client(request.headers_mut(), client);
         if let Some(gateway) = &head.gateway {
             headers::set_gateway(request.headers_mut(), gateway);
@@ -203,9 +222,10 @@ impl Peers {
         }
         let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());
         let answer = self.while_alive(owner, self.upstream.send(request)).await?;
-        let mut answer = answer.map_err(|error| match error.is_connect() {
-            true => PeerError::NoConnection(chain(&error)),
-            false => PeerError::NoAnswer(chain(&error)),
+        let mut answer = answer.map_err(|error| match error {
+            error if error.is_connect() => PeerError::NoConnection(chain(&error)),
+            error if is_from_body(&error) => PeerError::NoBody,
+            error => PeerError::NoAnswer(chain(&error)),
         })?;
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
         Skipped::read(&mut answer);

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use hyper::{Method, http::request::Parts};
+use hyper::{Method, header, http::request::Parts};
 use lota_s3::{ByteRange, Endpoints, GatewayId, GetObject, NormalEtag, Operation};
 
 use super::{
@@ -44,6 +44,15 @@ pub enum PeerRequest {
         object: GetObject,
         /// ETag that the gateway has stated for the written object, if any.
         etag: Option<NormalEtag>,
+    },
+    /// Asks to keep the body of the request, a client's upload, as the object.
+    Keep {
+        /// A request that names the object.
+        head: RequestHead,
+        /// The object.
+        object: GetObject,
+        /// Size of the upload in bytes.
+        size: u64,
     },
     /// Asks for the response to a request that this node, unlike its peer, does not take for a GET of an object. The
     /// peer has another version or other endpoints.
@@ -95,6 +104,13 @@ impl PeerRequest {
         }
     }
 
+    fn keep(size: u64, head: RequestHead, operation: Operation) -> Self {
+        match operation {
+            Operation::Get(object) => Self::Keep { head, object, size },
+            Operation::Pass(_) => Self::Pass { head, skip: 0 },
+        }
+    }
+
     fn get(skip: u64, scope: GetScope, head: RequestHead, operation: Operation) -> Self {
         match operation {
             Operation::Get(object) => Self::Get { head, object, skip, scope },
@@ -109,6 +125,7 @@ impl PeerRequest {
             Self::Part { head, .. }
             | Self::Get { head, .. }
             | Self::Written { head, .. }
+            | Self::Keep { head, .. }
             | Self::Pass { head, .. } => head,
         }
     }
@@ -117,7 +134,7 @@ impl PeerRequest {
     #[must_use]
     pub fn skip(&self) -> u64 {
         match self {
-            Self::Part { .. } | Self::Written { .. } => 0,
+            Self::Part { .. } | Self::Written { .. } | Self::Keep { .. } => 0,
             Self::Get { skip, .. } | Self::Pass { skip, .. } => *skip,
         }
     }
@@ -127,7 +144,7 @@ impl PeerCall {
     /// Decodes the head of a verified request to a node with these endpoints. Returns `None` if the peer's own headers
     /// are malformed.
     #[must_use]
-    pub fn decode(parts: Parts, endpoints: &Endpoints) -> Option<Self> {
+    pub fn decode(mut parts: Parts, endpoints: &Endpoints) -> Option<Self> {
         Some(match PeerMethod::of(&parts.headers)? {
             PeerMethod::Ping => Self::Ping,
             PeerMethod::Part(range, scope) => {
@@ -139,6 +156,14 @@ impl PeerCall {
                 Self::Forward(ForwardedCall::decode(parts, endpoints, |head, operation| {
                     PeerRequest::written(etag, head, operation)
                 }))
+            }
+            PeerMethod::Keep { size, gateway } => {
+                // The request names an object as one without a body does.
+                parts.headers.remove(header::TRANSFER_ENCODING);
+                let call = ForwardedCall::decode(parts, endpoints, |head, operation| {
+                    PeerRequest::keep(size, head, operation)
+                });
+                Self::Forward(ForwardedCall { gateway: Some(gateway), ..call })
             }
             PeerMethod::Get { skip, scope } => {
                 Self::Forward(ForwardedCall::decode(parts, endpoints, |head, operation| {
@@ -231,6 +256,16 @@ mod tests {
             "{written:?}"
         );
 
+        let keep =
+            get("/k").method("HEAD").header("range", "bytes=0-0").header("transfer-encoding", "chunked");
+        let keep = decode(keep.header("lota-keep", "7 http://gateway")).unwrap();
+        assert_eq!(keep.gateway, Some("http://gateway".into()));
+        let keep = keep.request.unwrap();
+        assert!(
+            matches!(&keep, PeerRequest::Keep { object, size: 7, .. } if object.name == name),
+            "{keep:?}"
+        );
+
         let ping = decode_any(Request::builder().uri("/").header("lota-ping", "1")).unwrap();
         assert!(matches!(ping, PeerCall::Ping), "a ping needs no Host");
     }
@@ -255,5 +290,8 @@ mod tests {
         assert!(decode(Request::builder().uri("/k")).unwrap().request.is_err(), "no Host");
         assert!(decode(get("/k").header("lota-part", "bytes=-5")).is_none());
         assert!(decode(get("/k").header("lota-written", "W/\"weak\"")).is_none());
+        for keep in ["", "7", "-1 http://gateway", "http://gateway 7"] {
+            assert!(decode(get("/k").header("lota-keep", keep)).is_none(), "{keep}");
+        }
     }
 }

@@ -1,0 +1,206 @@
+//! Stores the bytes of an upload in a file that nothing else can see, until the storage states that they are the object.
+//!
+//! A client can begin an upload that the storage then refuses. Therefore, an upload evicts nothing: it takes only space that is
+//! free below the high watermark.
+
+use std::{io, net::IpAddr, os::unix::fs::FileExt as _, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use lota_s3::{NormalEtag, ObjectMeta, ObjectName};
+use tokio::task::JoinHandle;
+
+use super::{
+    FillError, NoRoom, Object,
+    chunk::CHUNK,
+    chunker::{ChunkError, Chunker},
+    disk::Disk,
+    fill::Fill,
+    ids::{NameId, VersionId},
+    new_file::NewFile,
+    progress::Progress,
+    room,
+    store::StoreEntry,
+};
+
+/// An upload in progress. If it is dropped, its file is removed.
+#[derive(Debug)]
+pub struct Upload {
+    room: UploadRoom,
+    name: ObjectName,
+    size: u64,
+    pod: IpAddr,
+    part: NewFile,
+}
+
+/// An upload of which all bytes are stored. If it is dropped, its file is removed.
+#[derive(Debug)]
+pub struct StoredUpload {
+    upload: Upload,
+    hashes: UploadHashes,
+}
+
+/// Result of comparing an upload with the storage's description of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UploadEnd {
+    /// It is the object, and durable on disk.
+    Kept,
+    /// The object is cached, or being filled, already.
+    Present,
+    /// Its bytes are not those of the object, or this cannot be seen.
+    Differs,
+}
+
+/// Space that is reserved for an upload; released when it is dropped.
+#[derive(Debug)]
+struct UploadRoom {
+    disk: Arc<Disk>,
+    bytes: u64,
+    /// Whether the index has taken over the reservation.
+    is_taken: bool,
+}
+
+/// Hashes of the bytes that are stored.
+#[derive(Default)]
+struct UploadHashes {
+    md5: md5::Context,
+    /// CRC-32C of each chunk.
+    chunks: Vec<u32>,
+}
+
+impl UploadRoom {
+    fn reserve(disk: Arc<Disk>, name: NameId, bytes: u64) -> Result<Self, NoRoom> {
+        disk.refuse_after_handover()?;
+        let high = disk.plan.high;
+        disk.index().reserve_free(name, bytes, high)?;
+        Ok(Self { disk, bytes, is_taken: false })
+    }
+}
+
+impl Drop for UploadRoom {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.disk.index().release(self.bytes);
+        }
+    }
+}
+
+impl std::fmt::Debug for UploadHashes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UploadHashes").field("chunks", &self.chunks.len()).finish_non_exhaustive()
+    }
+}
+
+impl UploadHashes {
+    /// Writes the next chunk, and adds it to the hashes.
+    fn write(
+        mut self,
+        part: &NewFile,
+        mut offset: u64,
+        pieces: Vec<Bytes>,
+        is_last: bool,
+    ) -> io::Result<Self> {
+        let (file, mut checksum) = (part.file(), 0);
+        for piece in pieces {
+            file.write_all_at(&piece, offset)?;
+            offset += piece.len() as u64;
+            checksum = crc32c::crc32c_append(checksum, &piece);
+            self.md5.consume(&piece);
+        }
+        if !is_last && part.is_to_allocate() {
+            part.allocate();
+        }
+        self.chunks.push(checksum);
+        Ok(self)
+    }
+
+    /// Waits until the chunks so far are written.
+    async fn written(writing: Option<JoinHandle<io::Result<Self>>>) -> io::Result<Self> {
+        match writing {
+            Some(writing) => writing.await.map_err(io::Error::other)?,
+            None => Ok(Self::default()),
+        }
+    }
+}
+
+impl Upload {
+    /// Creates the file of an upload of `size` bytes; blocks.
+    pub(super) fn begin(disk: Arc<Disk>, name: ObjectName, size: u64, pod: IpAddr) -> Result<Self, NoRoom> {
+        let room = UploadRoom::reserve(disk, NameId::of(&name, None), room::estimate(size))?;
+        let store = &room.disk.store;
+        let part = store.create(size, room.bytes).and_then(|part| store.make_spare_files().map(|()| part));
+        let part = part.map_err(|error| {
+            room.disk.notice(&error);
+            NoRoom::new(format!("cannot create a file for {size} bytes: {error}"))
+        })?;
+        Ok(Self { room, name, size, pod, part })
+    }
+
+    /// Stores the bytes of the upload from a body, to its end.
+    ///
+    /// # Errors
+    /// [`FillError`], also if the body has another length; the file is then removed.
+    pub async fn store(
+        self,
+        body: BoxStream<'static, Result<Bytes, String>>,
+    ) -> Result<StoredUpload, FillError> {
+        let (size, disk) = (self.size, self.room.disk.clone());
+        let mut chunker = Chunker::new(body, size, disk.plan.silence);
+        let failed = |chunker: &Chunker, error| match error {
+            ChunkError::Source(reason) => FillError::SourceFailed { after: chunker.received(), size, reason },
+            ChunkError::TooLong => FillError::TooLong(size),
+        };
+        let (mut start, mut writing) = (0, None);
+        while start < size {
+            let end = size.min(start + u64::from(CHUNK));
+            let pieces = chunker.next(end - start, |_, _| ()).await;
+            let pieces = pieces.map_err(|error| failed(&chunker, error))?;
+            // One chunk is written while the next one arrives.
+            let hashes = UploadHashes::written(writing).await.inspect_err(|error| disk.notice(error))?;
+            let (part, is_last) = (self.part.clone(), end == size);
+            writing = Some(tokio::task::spawn_blocking(move || hashes.write(&part, start, pieces, is_last)));
+            start = end;
+        }
+        chunker.end().await.map_err(|error| failed(&chunker, error))?;
+        let hashes = UploadHashes::written(writing).await.inspect_err(|error| disk.notice(error))?;
+        Ok(StoredUpload { upload: self, hashes })
+    }
+}
+
+impl StoredUpload {
+    /// Makes the upload the object that the storage describes, if it has these bytes: the ETag is their MD5 hash, and the size
+    /// is theirs. Otherwise removes the file.
+    ///
+    /// # Errors
+    /// [`FillError`] if the file cannot be completed, or its bytes contradict a checksum of the description.
+    pub async fn admit(self, meta: &ObjectMeta) -> Result<UploadEnd, FillError> {
+        let Self { upload, hashes } = self;
+        let Upload { mut room, name, size, pod, part } = upload;
+        let md5 = NormalEtag::parse(&format!("{:x}", hashes.md5.finalize()));
+        let is_object = meta.version.name == name
+            && meta.size == size
+            && md5.is_some()
+            && NormalEtag::parse(&meta.version.validator.etag) == md5;
+        if !is_object {
+            return Ok(UploadEnd::Differs);
+        }
+        let version = VersionId::of(&meta.version, None);
+        let entry =
+            StoreEntry { version, name: NameId::of(&name, None), is_stripe: false, size, disk: room.bytes };
+        let progress = Arc::new(Progress::new(size));
+        (0..).zip(hashes.chunks).for_each(|(chunk, checksum)| progress.arrived(chunk, checksum));
+        let object = Arc::new(Object::filling(meta.clone(), None, part.file(), progress.clone()));
+        let disk = room.disk.clone();
+        room.is_taken = true;
+        if !disk.index().register_upload(&entry, &object) {
+            return Ok(UploadEnd::Present);
+        }
+        // The MD5 hash has been compared.
+        Fill::new(disk, (entry, pod), object, progress, (part, None)).commit(0).await?;
+        Ok(UploadEnd::Kept)
+    }
+}
+
+#[cfg(test)]
+#[path = "upload_tests.rs"]
+mod tests;
