@@ -243,13 +243,14 @@ impl Cache {
     /// Returns the current contents of the cache.
     pub fn usage(&self) -> Usage {
         self.disks.iter().filter(|disk| !disk.has_failed()).fold(Usage::default(), |all, disk| {
-            let Usage { objects, stripes, partial, bytes, fills } = disk.usage();
+            let Usage { objects, stripes, partial, bytes, fills, pinned } = disk.usage();
             Usage {
                 objects: all.objects + objects,
                 stripes: all.stripes + stripes,
                 partial: all.partial + partial,
                 bytes: all.bytes + bytes,
                 fills: all.fills + fills,
+                pinned: all.pinned + pinned,
             }
         })
     }

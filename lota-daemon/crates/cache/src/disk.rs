@@ -245,13 +245,15 @@ impl Disk {
         true
     }
 
-    pub(super) fn set_handed_over(&self, handed_over: bool) {
+    pub(super) fn set_handed_over(self: &Arc<Self>, handed_over: bool) {
         self.handed_over.store(handed_over, Ordering::Release);
         if handed_over {
             self.save_order();
             self.store.drop_spare_files();
             // The other daemon removes the files of partial objects.
             self.index().discard_all_partial();
+        } else {
+            self.sort_pins();
         }
     }
 
@@ -262,6 +264,8 @@ impl Disk {
     /// Marks a clean shutdown.
     pub(super) fn close(&self) {
         if !self.is_handed_over() && !self.has_failed() {
+            // Ends the run that sorts objects.
+            self.index().begin_sorting();
             self.note_checked();
             self.save_order();
             self.store.close();

@@ -1,6 +1,7 @@
 //! Index of the objects on one disk, in LRU order.
 
 mod partial;
+mod pins;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,7 +10,9 @@ use std::{
 };
 
 use caches::lfu::TinyLFU;
+use lota_s3::ObjectName;
 
+use self::pins::PinTable;
 use super::{
     Admission, CachePlan, NoRoom, Object, Usage,
     ids::{IdHash, NameId, VersionId},
@@ -46,6 +49,8 @@ pub(super) struct Index {
     reads: Option<TinyLFU<NameId>>,
     /// Low watermark in bytes, to which evictions go down.
     low: u64,
+    /// Pins, whose objects are evicted last.
+    pins: PinTable,
 }
 
 /// Location of a cached version.
@@ -121,6 +126,7 @@ impl Index {
             stripes: HashSet::default(),
             reads,
             low: percent(capacity, plan.low),
+            pins: PinTable::default(),
         };
         let mut superfluous = Vec::new();
         for StoreEntry { version, name, is_stripe, size, disk } in found {
@@ -207,12 +213,14 @@ impl Index {
         !self.unverified.is_empty()
     }
 
-    /// Reserves disk space for a new object. Returns the objects evicted for it; the caller removes their files.
-    pub(super) fn reserve(&mut self, entry: &StoreEntry) -> Result<Vec<Evicted>, NoRoom> {
+    /// Reserves disk space for a new object of this name. Returns the objects evicted for it; the caller removes their files.
+    pub(super) fn reserve(&mut self, entry: &StoreEntry, name: &ObjectName) -> Result<Vec<Evicted>, NoRoom> {
         if self.removing.contains(&entry.version) {
             return Err(NoRoom::new("the object is being evicted"));
         }
-        self.admit(entry.name, entry.disk)?;
+        if self.pin_of(name).is_none() {
+            self.admit(entry.name, entry.disk)?;
+        }
         let evicted = self.lru.reserve(entry.disk).ok_or_else(|| {
             let (size, capacity) = (entry.disk, self.lru.capacity());
             NoRoom::new(format!("{size} bytes do not fit into a cache of {capacity} bytes"))
@@ -300,7 +308,8 @@ impl Index {
     /// Records a successful fill and turns its reservation of `reserved` bytes into an entry.
     pub(super) fn committed(&mut self, reserved: u64, entry: &StoreEntry, object: &Arc<Object>) {
         self.filling.remove(&entry.version);
-        self.lru.commit(entry.version, (entry.name, entry.size), reserved, entry.disk);
+        let pin = self.pin_of(&object.meta().version.name);
+        self.lru.commit(entry.version, (entry.name, entry.size), reserved, entry.disk, pin);
         if entry.is_stripe {
             self.stripes.insert(entry.version);
         }
@@ -332,7 +341,8 @@ impl Index {
         self.forget(&version, name)
     }
 
-    /// Returns every complete and partial object, least recently used first.
+    /// Returns every complete and partial object, in the order of eviction. A restart that finds the objects in this order keeps
+    /// pinned ones longest, even before it has matched them with the pins.
     pub(super) fn order(&self) -> Vec<VersionId> {
         self.lru.keys().copied().collect()
     }
@@ -346,6 +356,7 @@ impl Index {
             partial,
             bytes: self.lru.bytes(),
             fills: self.filling.len(),
+            pinned: self.lru.all_pinned_bytes(),
         }
     }
 
