@@ -33,6 +33,8 @@ mod intercepted;
 mod logs;
 #[path = "e2e/misbehaviour.rs"]
 mod misbehaviour;
+#[path = "e2e/pins.rs"]
+mod pins;
 #[path = "e2e/ports.rs"]
 mod ports;
 #[path = "e2e/public_cloud.rs"]
@@ -96,7 +98,7 @@ const MORE: [(&str, TestFn); 14] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 36] = [
+const OWN: [(&str, TestFn); 37] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
@@ -131,6 +133,7 @@ const OWN: [(&str, TestFn); 36] = [
     ("bytes that a gateway sends after a 304 are not taken for a response", misbehaviour::stray_bytes),
     ("a backend with another content is reported, a replaced object is not", misbehaviour::other_content),
     ("an object in stripes is larger than any cache, always a hit, and of one version", striped::objects),
+    ("pinned objects are hits on all nodes after scans, restarts and failures", pins::survive_scans),
     ("check reports every problem of a configuration", commands::check),
     ("commands inspect, evict and repair the cache", commands::cache),
     ("errors of the configuration name the key and the closest valid one", start::bad_configuration),

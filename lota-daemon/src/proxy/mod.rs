@@ -25,6 +25,8 @@
 //! After a write, `after_write.rs` at the entry node asks the object's owner to fetch it into its cache, which `write_fetches.rs`
 //! does in the background if the configuration says so; `pod_queue.rs` has pods take turns.
 //!
+//! `pins.rs` keeps the pins of the cluster: which objects are evicted last.
+//!
 //! A failure of the cache costs speed: the request falls back to the gateway. A failure of authorization costs the
 //! response: nothing is served without the gateway's grant.
 
@@ -40,6 +42,7 @@ mod hot_objects;
 mod keep_range;
 mod owner;
 mod peer_service;
+mod pins;
 mod plan;
 mod pod_queue;
 mod response;
@@ -61,6 +64,7 @@ pub use self::{
     fill_quota::FillQuota,
     hot_objects::HotObjects,
     owner::Load,
+    pins::{ClusterPins, PinChanged, PinError, PinReport, PinRequest, PinStatus, UnreachedNode},
     s3_stores::{S3Store, S3Stores},
     striping::Striping,
     write_fetches::WriteFetches,
@@ -99,6 +103,8 @@ pub struct Proxy {
     pub fill_quota: Arc<FillQuota>,
     /// Objects that this node fetches because clients have written them.
     pub write_fetches: WriteFetches,
+    /// Pins of the cluster.
+    pub pins: Arc<ClusterPins>,
     /// Metrics.
     pub metrics: Metrics,
     /// Most requested objects, and the pods with the most requests.

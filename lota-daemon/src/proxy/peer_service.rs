@@ -14,11 +14,11 @@ use super::{Proxy, get::Get, is_content, response, write_fetches::WrittenObject}
 use crate::{
     cluster::peer::{
         ForwardedCall, MessageMac, PeerCall, PeerRequest, Peers,
-        headers::{PeerHints, Skipped, StripedSize},
-        raw,
+        headers::{BodyDigest, PeerHints, Skipped, StripedSize},
+        raw, read_pins, write_pins,
     },
     http::{
-        Body, empty,
+        Body, empty, full,
         server::{Connection, NoAnswer},
     },
     process::log_limit::LogLimit,
@@ -39,13 +39,14 @@ impl Proxy {
     ) -> Result<Response<Body>, NoAnswer> {
         let Some(peers) = &self.peers else { return Err(NoAnswer) };
         let mac = self.verify_peer(peers, &connection, &request)?;
-        let (parts, _) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let call = PeerCall::decode(parts, self.stores.endpoints()).ok_or(NoAnswer)?;
         // The load does not include this response.
         let mut hints =
             PeerHints { load: self.load.bytes(), capacity: Some(self.cluster.capacity()), owners: None };
         let (mut answer, accepts_raw) = match call {
             PeerCall::Ping => (acknowledgment(), false),
+            PeerCall::Pins(digest) => (self.exchange_pins(body, digest, &connection).await?, false),
             PeerCall::Forward(call) => {
                 let accepts_raw = call.accepts_raw;
                 (self.serve_peer(call, &connection, &mut hints).await, accepts_raw)
@@ -76,6 +77,23 @@ impl Proxy {
             }
             NoAnswer
         })
+    }
+
+    /// Merges the pins in a verified request, and responds with all pins.
+    async fn exchange_pins(
+        &self,
+        body: Incoming,
+        digest: BodyDigest,
+        connection: &Connection,
+    ) -> Result<Response<Body>, NoAnswer> {
+        let received = read_pins(body, digest).await.map_err(|error| {
+            tracing::warn!(peer = %connection.client.ip(), error, "cannot read the pins of a peer");
+            NoAnswer
+        })?;
+        let pins = self.pins.merge(received).await;
+        let mut answer = Response::new(empty());
+        *answer.body_mut() = full(write_pins(&pins, answer.headers_mut()));
+        Ok(answer)
     }
 
     /// Dispatches a request that forwards a client's; errors become responses.

@@ -222,6 +222,12 @@ impl Cache {
         self.disks.iter().for_each(|disk| disk.set_handed_over(handed_over));
     }
 
+    /// Returns whether another daemon owns a folder.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.disks.iter().any(|disk| disk.is_handed_over())
+    }
+
     /// Marks a clean shutdown, so that the next daemon trusts the cached objects.
     pub fn close(&self) {
         self.disks.iter().for_each(|disk| disk.close());

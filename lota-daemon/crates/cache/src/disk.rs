@@ -45,7 +45,7 @@ pub(super) struct Disk {
     unchecked: AtomicBool,
     /// The lock by which this process owns the folder.
     lock: Mutex<Option<File>>,
-    /// Serializes replacements of records.
+    /// Serializes replacements of records, and of the saved order.
     rewriting: Mutex<()>,
     pub(super) evictions: AtomicU64,
     pub(super) corrupt: AtomicU64,
@@ -245,15 +245,13 @@ impl Disk {
         true
     }
 
-    pub(super) fn set_handed_over(self: &Arc<Self>, handed_over: bool) {
+    pub(super) fn set_handed_over(&self, handed_over: bool) {
         self.handed_over.store(handed_over, Ordering::Release);
         if handed_over {
             self.save_order();
             self.store.drop_spare_files();
             // The other daemon removes the files of partial objects.
             self.index().discard_all_partial();
-        } else {
-            self.sort_pins();
         }
     }
 
@@ -274,6 +272,7 @@ impl Disk {
 
     /// Saves the LRU order for the next daemon.
     pub(super) fn save_order(&self) {
+        let _one = self.rewriting.lock();
         let order = self.index().order();
         if let Err(error) = self.store.save_order(&order) {
             tracing::warn!(folder = %self.folder.display(), %error, "cannot save the LRU order");

@@ -12,12 +12,13 @@ use std::{
 use caches::lfu::TinyLFU;
 use lota_s3::ObjectName;
 
-use self::pins::PinTable;
 use super::{
     Admission, CachePlan, NoRoom, Object, Usage,
     ids::{IdHash, NameId, VersionId},
     lru::ByteLru,
     partial_objects::{PartialObject, PartialObjects},
+    pin_table::PinTable,
+    plan::percent,
     room::Short,
     store::StoreEntry,
 };
@@ -218,7 +219,7 @@ impl Index {
         if self.removing.contains(&entry.version) {
             return Err(NoRoom::new("the object is being evicted"));
         }
-        if self.pin_of(name).is_none() {
+        if self.pins.find(name).is_none() {
             self.admit(entry.name, entry.disk)?;
         }
         let evicted = self.lru.reserve(entry.disk).ok_or_else(|| {
@@ -308,7 +309,7 @@ impl Index {
     /// Records a successful fill and turns its reservation of `reserved` bytes into an entry.
     pub(super) fn committed(&mut self, reserved: u64, entry: &StoreEntry, object: &Arc<Object>) {
         self.filling.remove(&entry.version);
-        let pin = self.pin_of(&object.meta().version.name);
+        let pin = self.pins.find(&object.meta().version.name);
         self.lru.commit(entry.version, (entry.name, entry.size), reserved, entry.disk, pin);
         if entry.is_stripe {
             self.stripes.insert(entry.version);
@@ -364,9 +365,4 @@ impl Index {
     pub(super) fn is_removing(&self) -> bool {
         !self.removing.is_empty()
     }
-}
-
-/// Returns a percentage of a number of bytes.
-pub(super) fn percent(bytes: u64, percent: u8) -> u64 {
-    u64::try_from(u128::from(bytes) * u128::from(percent) / 100).unwrap_or(bytes)
 }

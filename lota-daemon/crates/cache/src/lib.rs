@@ -29,6 +29,7 @@ mod partial_objects;
 mod pending;
 mod permit;
 mod pin;
+mod pin_table;
 pub mod placement;
 mod plan;
 mod progress;

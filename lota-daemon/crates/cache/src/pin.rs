@@ -1,11 +1,11 @@
 //! Pins: prefixes of keys whose objects are evicted last, and how much of each a disk may hold.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use lota_s3::ObjectName;
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, index::percent};
+use super::plan::percent;
 
 /// Percentage of the cache, up to its low watermark, that may be pinned: the rest is left to all other objects.
 const PINNABLE_PERCENT: u8 = 80;
@@ -82,7 +82,7 @@ pub fn pinnable(capacity: u64, low: u8) -> u64 {
 
 /// Returns the limits of pins of these bytes on a disk of `capacity` bytes in a cluster whose caches hold `all`. Each gets its
 /// share; beyond it, up to twice the share of what the others leave, because objects are not spread exactly evenly.
-fn limits(pins: &[u64], capacity: u64, all: u64, low: u8) -> Vec<u64> {
+pub(super) fn limits(pins: &[u64], capacity: u64, all: u64, low: u8) -> Vec<u64> {
     let part = |whole: u64, of: u128, all: u128| {
         u64::try_from(u128::from(whole) * of.min(all) / all.max(1)).unwrap_or(whole)
     };
@@ -98,33 +98,6 @@ fn limits(pins: &[u64], capacity: u64, all: u64, low: u8) -> Vec<u64> {
         pins.iter().zip(&shares).map(|(bytes, share)| (*bytes - share).min(*share)).collect();
     let (left, wanted) = (u128::from(room) - wanted, sum(&more));
     shares.iter().zip(&more).map(|(share, more)| share + part(*more, left, wanted)).collect()
-}
-
-impl Cache {
-    /// Replaces the pins of a cluster whose caches hold `all` bytes. Cached objects are matched with them in the background.
-    pub fn set_pins(&self, pins: &[(PinnedPrefix, u64)], all: u64) {
-        let bytes: Vec<u64> = pins.iter().map(|(_, bytes)| *bytes).collect();
-        for disk in &self.disks {
-            let limits = limits(&bytes, disk.capacity, all, disk.plan.low);
-            let pins = pins.iter().zip(limits);
-            disk.set_pins(
-                pins.map(|((prefix, _), limit)| DiskPin { prefix: prefix.clone(), limit }).collect(),
-            );
-        }
-    }
-
-    /// Returns what each pin has on this node.
-    #[must_use]
-    pub fn pinned(&self) -> BTreeMap<PinnedPrefix, PinUsage> {
-        let mut pins: BTreeMap<PinnedPrefix, PinUsage> = BTreeMap::new();
-        for disk in self.disks.iter().filter(|disk| !disk.has_failed()) {
-            for (DiskPin { prefix, limit }, cached) in disk.index().pinned() {
-                let pin = pins.entry(prefix).or_default();
-                *pin = PinUsage { cached: pin.cached + cached, limit: pin.limit + limit };
-            }
-        }
-        pins
-    }
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use crate::{
     tests::{DISK, MIB, PLAN, POD, TempDir, content, disk, lead, meta, name, open, open_as, pieces, put},
 };
 
-/// Of which 76 MiB, and with a low watermark of 95 %, may be pinned.
-const CAPACITY: u64 = 100 * MIB;
+/// Of which 30 MiB may be pinned.
+const CAPACITY: u64 = 40 * MIB;
 
 fn pin(text: &str) -> PinnedPrefix {
     text.parse().unwrap()
@@ -61,7 +61,7 @@ async fn pinned_objects_outlive_a_scan_and_a_restart() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, CAPACITY);
     put_some(&cache, "data/old-", 5).await;
-    set(&cache, &[("s3://bucket/data/", 40 * MIB), ("s3://other/data/", MIB)]);
+    set(&cache, &[("s3://bucket/data/", 20 * MIB), ("s3://other/data/", MIB)]);
     put_some(&cache, "data/new-", 5).await;
     becomes(&cache, "s3://bucket/data/", 10 * DISK).await;
     scan(&cache, "scan/").await;
@@ -72,9 +72,9 @@ async fn pinned_objects_outlive_a_scan_and_a_restart() {
 
     // No pins are set: the saved order alone keeps the objects for a while.
     let cache = open(&folder, CAPACITY);
-    put_some(&cache, "after/", 50).await;
+    put_some(&cache, "after/", 20).await;
     assert_eq!((count(&cache, "data/old-", 5), count(&cache, "data/new-", 5)), (5, 5));
-    set(&cache, &[("s3://bucket/data/", 40 * MIB)]);
+    set(&cache, &[("s3://bucket/data/", 20 * MIB)]);
     becomes(&cache, "s3://bucket/data/", 10 * DISK).await;
     scan(&cache, "again/").await;
     assert_eq!((count(&cache, "data/old-", 5), count(&cache, "data/new-", 5)), (5, 5));
@@ -95,8 +95,8 @@ async fn a_killed_daemon_has_saved_what_is_evicted_last() {
     let folder = TempDir::new().unwrap();
     let cache = open(&folder, CAPACITY);
     put_some(&cache, "data/", 5).await;
-    put_some(&cache, "others/", 80).await;
-    set(&cache, &[("s3://bucket/data/", 40 * MIB)]);
+    put_some(&cache, "others/", 30).await;
+    set(&cache, &[("s3://bucket/data/", 20 * MIB)]);
     becomes(&cache, "s3://bucket/data/", 5 * DISK).await;
     let order = folder.path().join("lota-cache/v4/order");
     while !order.exists() {
@@ -105,7 +105,7 @@ async fn a_killed_daemon_has_saved_what_is_evicted_last() {
     // No `close`.
     drop(cache);
     let cache = open(&folder, CAPACITY);
-    put_some(&cache, "after/", 50).await;
+    put_some(&cache, "after/", 20).await;
     assert_eq!(count(&cache, "data/", 5), 5);
 }
 
@@ -176,7 +176,7 @@ async fn stripes_and_partial_objects_are_pinned() {
         end.unwrap();
     };
     keep(0, MIB).await;
-    set(&cache, &[("s3://bucket/data/", 40 * MIB)]);
+    set(&cache, &[("s3://bucket/data/", 20 * MIB)]);
     becomes(&cache, "s3://bucket/data/", cache.usage().bytes).await;
     keep(2 * MIB, 3 * MIB).await;
     assert_eq!(cached(&cache, "s3://bucket/data/"), cache.usage().bytes);

@@ -8,6 +8,7 @@ use hyper::{
 };
 use lota_cache::{Stripe, StripeLength};
 use lota_s3::{ByteRange, GatewayId, Learned, NormalEtag, RangeRequest};
+use sha2::{Digest as _, Sha256};
 
 /// Address of the pod whose request it is, and whose quota fills use.
 const CLIENT: HeaderName = HeaderName::from_static("lota-client");
@@ -19,6 +20,7 @@ const PART: HeaderName = HeaderName::from_static("lota-part");
 const STRIPE: HeaderName = HeaderName::from_static("lota-stripe");
 const STRIPED: HeaderName = HeaderName::from_static("lota-striped");
 const WRITTEN: HeaderName = HeaderName::from_static("lota-written");
+const PINS: HeaderName = HeaderName::from_static("lota-pins");
 const LEARNED: HeaderName = HeaderName::from_static("lota-learned");
 const LOAD: HeaderName = HeaderName::from_static("lota-load");
 const CAPACITY: HeaderName = HeaderName::from_static("lota-capacity");
@@ -117,6 +119,8 @@ pub enum PeerMethod {
     /// To fetch the object into the cache, because a client of the node that asks has written it. The gateway has stated this ETag,
     /// or none. The request names the object, and is no client's.
     Written(Option<NormalEtag>),
+    /// To merge the pins of the cluster in the request's body, which has this digest, and to respond with the result.
+    Pins(BodyDigest),
     /// A sign of life.
     Ping,
 }
@@ -146,6 +150,7 @@ impl PeerMethod {
                     headers.insert(WRITTEN, etag);
                 }
             }
+            Self::Pins(digest) => digest.write(headers),
             Self::Ping => drop(headers.insert(PING, HeaderValue::from_static("1"))),
         }
     }
@@ -155,6 +160,9 @@ impl PeerMethod {
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         if headers.contains_key(PING) {
             return Some(Self::Ping);
+        }
+        if headers.contains_key(PINS) {
+            return BodyDigest::of(headers).map(Self::Pins);
         }
         if let Some(etag) = headers.get(WRITTEN) {
             return match etag.to_str().ok()? {
@@ -172,6 +180,33 @@ impl PeerMethod {
             }
             _ => None,
         }
+    }
+}
+
+/// SHA-256 of the body of a message about pins. MACs cover the headers of messages only; this one extends that to the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyDigest([u8; 32]);
+
+impl BodyDigest {
+    /// Computes the digest of a body.
+    #[must_use]
+    pub fn compute(body: &[u8]) -> Self {
+        Self(Sha256::digest(body).into())
+    }
+
+    /// Adds the digest to the headers of the message.
+    pub fn write(self, headers: &mut HeaderMap) {
+        if let Ok(digest) = HeaderValue::from_str(&hex::encode(self.0)) {
+            headers.insert(PINS, digest);
+        }
+    }
+
+    /// Returns the digest that a verified message states; `None` if it is malformed, or the message is not about pins.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut digest = [0; 32];
+        hex::decode_to_slice(headers.get(PINS)?, &mut digest).ok()?;
+        Some(Self(digest))
     }
 }
 
@@ -302,7 +337,8 @@ mod tests {
         let whole = PeerMethod::Get { skip: 0, scope: GetScope::WholeUnlessStriped };
         let written = |etag| PeerMethod::Written(NormalEtag::parse(etag));
         let written = [written("\"e-2\""), written("")];
-        let others = [PeerMethod::WHOLE, whole, rest, part, PeerMethod::Ping];
+        let pins = PeerMethod::Pins(BodyDigest::compute(b"pins"));
+        let others = [PeerMethod::WHOLE, whole, rest, part, pins, PeerMethod::Ping];
         for method in others.into_iter().chain(written) {
             let mut headers = HeaderMap::new();
             method.write(&mut headers);

@@ -25,7 +25,7 @@ impl Index {
             self.lru.release(entry.disk);
             return None;
         }
-        let pin = self.pin_of(&object.meta().version.name);
+        let pin = self.pins.find(&object.meta().version.name);
         self.lru.commit(entry.version, (entry.name, entry.size), entry.disk, entry.disk, pin);
         self.newest.insert(entry.name, entry.version);
         caches::Cache::put(&mut self.open, entry.version, object.clone());

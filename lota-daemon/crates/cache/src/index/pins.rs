@@ -11,45 +11,19 @@ use crate::{ids::VersionId, lru::PinId, pin::DiskPin, store::StoreEntry};
 /// Number of objects that become ordinary ones at once when the limit of a pin is lowered.
 const STEP: usize = 1024;
 
-/// The pins of a disk.
-#[derive(Debug, Default)]
-pub(super) struct PinTable {
-    /// Pins by their number in the LRU; `None` if the pin was removed.
-    slots: Vec<Option<DiskPin>>,
-    /// Whether there may be objects that belong to a pin and are not known to.
-    unsorted: bool,
-    /// Increases with each run that sorts objects, so that it ends the previous run.
-    run: u64,
-}
-
-impl PinTable {
-    fn each(&self) -> impl Iterator<Item = (PinId, &DiskPin)> {
-        (0..).map(PinId).zip(&self.slots).filter_map(|(id, pin)| Some((id, pin.as_ref()?)))
-    }
-}
-
 impl Index {
-    /// Returns the pin of an object: that with the longest prefix.
-    pub(crate) fn pin_of(&self, name: &ObjectName) -> Option<PinId> {
-        let pins = self.pins.each().filter(|(_, pin)| pin.prefix.matches(name));
-        pins.max_by_key(|(_, pin)| pin.prefix.prefix.len()).map(|(id, _)| id)
-    }
-
-    /// Replaces the pins; returns whether they have changed.
+    /// Replaces the pins; returns whether objects must be sorted.
     pub(crate) fn set_pins(&mut self, pins: Vec<DiskPin>) -> bool {
-        let mut changed = false;
-        for slot in &mut self.pins.slots {
-            if slot.as_ref().is_some_and(|old| pins.iter().all(|new| new.prefix != old.prefix)) {
-                *slot = None;
-                changed = true;
-            }
+        let known: Vec<_> = self.pins.each().map(|(id, pin)| (id, pin.clone())).collect();
+        for (id, _) in known.iter().filter(|(_, old)| pins.iter().all(|new| new.prefix != old.prefix)) {
+            self.pins.set(*id, None);
+            self.pins.pending = true;
         }
         for pin in pins {
-            let known = self.pins.each().find(|(_, known)| known.prefix == pin.prefix);
-            let known = known.map(|(id, known)| (id, known.limit));
-            changed |= known.is_none_or(|(_, limit)| limit != pin.limit);
+            let known = known.iter().find(|(_, known)| known.prefix == pin.prefix);
+            self.pins.pending |= known.is_none_or(|(_, known)| known.limit != pin.limit);
             let id = match known {
-                Some((id, _)) => id,
+                Some((id, _)) => *id,
                 None => {
                     let Some(id) = self.new_pin() else { continue };
                     self.lru.set_limit(id, pin.limit, 0);
@@ -57,20 +31,14 @@ impl Index {
                     id
                 }
             };
-            self.pins.slots[usize::from(id.0)] = Some(pin);
+            self.pins.set(id, Some(pin));
         }
-        changed
+        self.pins.pending
     }
 
     fn new_pin(&mut self) -> Option<PinId> {
-        let mut slots = (0..).map(PinId).zip(&self.pins.slots);
-        let unused = slots.find(|(id, slot)| slot.is_none() && self.lru.is_unused(*id));
-        if let Some((id, _)) = unused {
-            return Some(id);
-        }
-        let id = self.lru.add_pin()?;
-        self.pins.slots.push(None);
-        Some(id)
+        let unused = self.pins.removed().find(|id| self.lru.is_unused(*id));
+        unused.or_else(|| self.lru.add_pin())
     }
 
     /// Begins a run that sorts objects. Any other run ends.
@@ -93,8 +61,7 @@ impl Index {
     /// Returns an object whose name must be compared with the pins: it may belong to a new one, or belongs to one that was
     /// removed. Any other one enters its pin's order if that has room.
     pub(crate) fn unsorted(&mut self, version: VersionId) -> Option<StoreEntry> {
-        let is_removed = |PinId(pin)| self.pins.slots[usize::from(pin)].is_none();
-        if self.pins.unsorted || self.lru.pin(&version).is_some_and(is_removed) {
+        if self.pins.unsorted || self.lru.pin(&version).is_some_and(|pin| self.pins.is_removed(pin)) {
             return self.entry(version);
         }
         self.lru.enter_if_room(&version);
@@ -103,14 +70,14 @@ impl Index {
 
     /// Sets the pin of an object by its name; none if the name is not known.
     pub(crate) fn sort(&mut self, version: VersionId, name: Option<&ObjectName>) {
-        let pin = name.and_then(|name| self.pin_of(name));
+        let pin = name.and_then(|name| self.pins.find(name));
         self.lru.assign(&version, pin);
     }
 
     /// Records that a run has sorted all objects.
     pub(crate) fn end_sorting(&mut self, run: u64) {
         if self.is_sorting(run) {
-            self.pins.unsorted = false;
+            (self.pins.unsorted, self.pins.pending) = (false, false);
         }
     }
 
