@@ -100,9 +100,8 @@ pub(crate) fn survive_scans(tour: &mut Tour) -> Result<()> {
     for node in [1, 2, 3] {
         hits(tour, node, "pins/data/", PINNED)?;
     }
-    let cached = || tour.nodes.iter().try_fold(0, |all, node| Ok(all + pins(node)?[0].1));
     let all = PINNED * SIZE;
-    wait_until("the objects to be pinned", || Ok(cached()? >= all))?;
+    wait_until("the objects to be pinned", || Ok(pins_of_each(tour)?.into_iter().sum::<u64>() >= all))?;
     scan(tour)?;
     all_are_hits(tour, "after a scan")?;
     ensure!(tour.metric("lota_cache_evictions_total")? > 2.0 * CAPACITY as f64, "the scan evicted nothing");

@@ -273,7 +273,7 @@ impl Disk {
     /// Saves the LRU order for the next daemon.
     pub(super) fn save_order(&self) {
         let _one = self.rewriting.lock();
-        let order = self.index().order();
+        let order = self.index().order_to_save();
         if let Err(error) = self.store.save_order(&order) {
             tracing::warn!(folder = %self.folder.display(), %error, "cannot save the LRU order");
         }

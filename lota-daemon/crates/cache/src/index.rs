@@ -342,10 +342,16 @@ impl Index {
         self.forget(&version, name)
     }
 
-    /// Returns every complete and partial object, in the order of eviction. A restart that finds the objects in this order keeps
-    /// pinned ones longest, even before it has matched them with the pins.
+    /// Returns every complete and partial object, in the order of eviction.
     pub(super) fn order(&self) -> Vec<VersionId> {
         self.lru.keys().copied().collect()
+    }
+
+    /// Returns the order for the next daemon, in which [`VersionId::PINNED`] precedes the pinned objects.
+    pub(super) fn order_to_save(&self) -> Vec<VersionId> {
+        let mut order = self.order();
+        order.insert(self.lru.ordinary_len(), VersionId::PINNED);
+        order
     }
 
     /// Returns the current usage.

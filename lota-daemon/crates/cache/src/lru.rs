@@ -120,6 +120,11 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
         self.ordinary.keys().chain(self.pins.iter().flat_map(|pin| pin.order.keys()))
     }
 
+    /// Returns the number of ordinary entries.
+    pub(super) fn ordinary_len(&self) -> usize {
+        self.ordinary.len()
+    }
+
     /// Removes and returns the least recently used ordinary entry, with its bytes; if there is none, that of the pin with the
     /// most bytes.
     pub(super) fn evict(&mut self) -> Option<(K, V, u64)> {

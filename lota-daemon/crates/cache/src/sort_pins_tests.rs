@@ -102,6 +102,8 @@ async fn a_killed_daemon_has_saved_what_is_evicted_last() {
     while !order.exists() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    // Objects that the saved order lacks.
+    scan(&cache, "scan/").await;
     // No `close`.
     drop(cache);
     let cache = open(&folder, CAPACITY);

@@ -25,6 +25,10 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> Order<K, V, S> {
         self.bytes
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(super) fn contains(&self, key: &K) -> bool {
         self.entries.contains(key)
     }
