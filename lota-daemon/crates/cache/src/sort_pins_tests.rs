@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use lota_s3::ByteRange;
+use lota_s3::{ByteRange, ObjectMeta};
 
 use crate::{
     Admission, Cache, CachePlan, Join, PinUsage, PinnedPrefix, Stripe, StripeLength,
@@ -167,27 +167,59 @@ async fn stripes_and_partial_objects_are_pinned() {
     let Ok(Join::Lead(fill)) = cache.begin_fill(&striped, stripe, POD).await else { panic!("no room") };
     crate::tests::arrive(fill, &content(3, MIB)).await.unwrap();
     let partial = meta("data/partial", "e", 3 * MIB);
-    let keep = async |start, end| {
+    let keep_of = async |meta: &ObjectMeta, start, end| {
         let range = ByteRange { start, end };
         let (_, end) = cache
-            .keep_range(&partial, range, POD)
+            .keep_range(meta, range, POD)
             .await
             .unwrap()
             .run(pieces(&content(3, 3 * MIB)[crate::tests::at(start)..crate::tests::at(end)]))
             .await;
         end.unwrap();
     };
+    let keep = async |start, end| keep_of(&partial, start, end).await;
     keep(0, MIB).await;
     set(&cache, &[("s3://bucket/data/", 20 * MIB)]);
     becomes(&cache, "s3://bucket/data/", cache.usage().bytes).await;
     keep(2 * MIB, 3 * MIB).await;
     assert_eq!(cached(&cache, "s3://bucket/data/"), cache.usage().bytes);
+    let later = meta("data/later", "e", 3 * MIB);
+    keep_of(&later, 0, MIB).await;
+    assert_eq!(cached(&cache, "s3://bucket/data/"), cache.usage().bytes);
     scan(&cache, "scan/").await;
+    assert!(cache.get(&later.version, None).await.is_some());
     assert!(cache.get(&striped.version, stripe).await.is_some());
     assert!(cache.get(&partial.version, None).await.is_some());
     keep(MIB, 2 * MIB).await;
-    assert_eq!(cache.usage().partial, 0, "it is complete");
-    assert_eq!(cached(&cache, "s3://bucket/data/"), 2 * DISK + 2 * MIB, "the stripe and the object");
+    assert_eq!(cache.usage().partial, 1, "it is complete");
+    assert!(cached(&cache, "s3://bucket/data/") > 2 * DISK + 2 * MIB, "the stripe and the object, too");
+}
+
+#[tokio::test]
+async fn pinned_partial_objects_are_the_last_of_too_many() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, CAPACITY);
+    set(&cache, &[("s3://bucket/data/", 20 * MIB)]);
+    let keep = async |key: &str| {
+        let meta = meta(key, "e", MIB);
+        let fill = cache.keep_range(&meta, ByteRange { start: 0, end: 1 }, POD).await.unwrap();
+        fill.run(pieces(&[1])).await.1.unwrap();
+    };
+    for number in 0..1250 {
+        keep(&format!("first/{number}")).await;
+        if number < 10 {
+            keep(&format!("data/{number}")).await;
+        }
+    }
+    assert_eq!((cache.usage().partial, count(&cache, "data/", 10)), (1200, 10));
+    for number in 10..1250 {
+        keep(&format!("data/{number}")).await;
+    }
+    assert_eq!(
+        (cache.usage().partial, count(&cache, "data/", 1250)),
+        (1200, 1200),
+        "they replace each other, too"
+    );
 }
 
 #[tokio::test]

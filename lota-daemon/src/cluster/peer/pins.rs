@@ -1,12 +1,15 @@
 //! Exchange of the pins of the cluster: a node sends all that it knows, and receives the result of the merge.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    error::Error,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{
     HeaderMap, Method, Request,
-    body::Incoming,
+    body::Body as HttpBody,
     header::{self, HeaderValue},
 };
 use tokio::time::timeout;
@@ -38,7 +41,11 @@ pub fn write_pins(pins: &PinState, headers: &mut HeaderMap) -> Bytes {
 ///
 /// # Errors
 /// If the body is too long, does not arrive in time, has another digest, or is malformed.
-pub async fn read_pins(body: Incoming, digest: BodyDigest) -> Result<PinState, String> {
+pub async fn read_pins<B>(body: B, digest: BodyDigest) -> Result<PinState, String>
+where
+    B: HttpBody,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
     let body = timeout(EXCHANGE_TIMEOUT, Limited::new(body, MAX_ENCODED).collect()).await;
     let body = body.map_err(|_| "timeout".to_owned())?.map_err(|error| error.to_string())?.to_bytes();
     if BodyDigest::compute(&body) != digest {
@@ -89,5 +96,25 @@ impl Peers {
         self.is_here(peer, PeerHints::of(answer.headers()));
         let digest = BodyDigest::of(answer.headers()).ok_or(PeerError::OtherVersion)?;
         read_pins(answer.into_body(), digest).await.map_err(PeerError::NoAnswer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_body_of_the_digest_is_read() {
+        let mut pins = PinState::default();
+        pins.set("s3://b/k".parse().unwrap(), Some(7), SystemTime::now()).unwrap();
+        let (mut headers, mut other) = (HeaderMap::new(), HeaderMap::new());
+        let body = write_pins(&pins, &mut headers);
+        let digest = BodyDigest::of(&headers).unwrap();
+        assert_eq!(read_pins(full(body.clone()), digest).await, Ok(pins));
+        let empty = write_pins(&PinState::default(), &mut other);
+        assert_eq!(read_pins(full(empty), digest).await, Err("another digest".to_owned()));
+        let padded = [&body[..], &[b' '; MAX_ENCODED]].concat();
+        assert!(read_pins(full(padded.clone()), BodyDigest::compute(&padded)).await.is_err(), "too long");
+        assert!(read_pins(full("{}"), BodyDigest::compute(b"{}")).await.is_err(), "malformed");
     }
 }
