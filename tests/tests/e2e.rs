@@ -37,6 +37,8 @@ mod logs;
 mod misbehaviour;
 #[path = "e2e/per_zone.rs"]
 mod per_zone;
+#[path = "e2e/pins.rs"]
+mod pins;
 #[path = "e2e/ports.rs"]
 mod ports;
 #[path = "e2e/public_cloud.rs"]
@@ -101,7 +103,7 @@ const MORE: [(&str, TestFn); 14] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 40] = [
+const OWN: [(&str, TestFn); 41] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
@@ -140,6 +142,7 @@ const OWN: [(&str, TestFn); 40] = [
     ("a backend with another content is reported, a replaced object is not", misbehaviour::other_content),
     ("an object in stripes is larger than any cache, always a hit, and of one version", striped::objects),
     ("with owners per zone, hits do not cross zones, and the storage is read once", per_zone::zones),
+    ("pinned objects are hits on all nodes after scans, restarts and failures", pins::survive_scans),
     ("check reports every problem of a configuration", commands::check),
     ("commands inspect, evict and repair the cache", commands::cache),
     ("errors of the configuration name the key and the closest valid one", start::bad_configuration),

@@ -30,6 +30,8 @@ use tokio::runtime::Runtime;
 
 #[path = "storage/disk.rs"]
 mod disk;
+#[path = "storage/pins.rs"]
+mod pins;
 
 use disk::Disk;
 
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         suite.alone("other disks replace a failed disk", a_disk_fails);
         suite.alone("small objects leave inodes of the disk free", few_inodes);
         suite.alone("bytes on disk are read ahead on a blocking thread", read_ahead);
+        suite.alone("pinned objects outlive scans and restarts", pins::outlive_scans);
         suite.alone("encryption at rest, with a key that does not survive a reboot", encrypted);
         suite.alone("required encryption without support of the file system", cannot_encrypt);
     })

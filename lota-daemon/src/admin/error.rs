@@ -6,7 +6,8 @@ use hyper::{
 };
 use thiserror::Error;
 
-use crate::reconciler::ControlError;
+use super::node_status::text::bytes;
+use crate::{proxy::PinError, reconciler::ControlError};
 
 /// Reason why an operator's request fails.
 #[derive(Debug, Error)]
@@ -32,6 +33,9 @@ pub(super) enum AdminError {
     /// The control thread rejects the request, or cannot execute it.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// Pins are not changed.
+    #[error("{}", pin_error(.0))]
+    Pins(#[from] PinError),
     /// The response cannot be encoded.
     #[error("cannot encode the response: {0}")]
     Encoding(String),
@@ -41,12 +45,19 @@ impl AdminError {
     /// Returns the status of the response.
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::UnknownPath { .. } | Self::Control(ControlError::NotFound(_)) => StatusCode::NOT_FOUND,
+            Self::UnknownPath { .. }
+            | Self::Control(ControlError::NotFound(_))
+            | Self::Pins(PinError::NotPinned(_)) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::InvalidBody(_) | Self::Control(ControlError::Invalid(_)) => StatusCode::BAD_REQUEST,
-            Self::Control(ControlError::Conflict(_)) => StatusCode::CONFLICT,
+            Self::InvalidBody(_)
+            | Self::Control(ControlError::Invalid(_))
+            | Self::Pins(PinError::Invalid(_)) => StatusCode::BAD_REQUEST,
+            Self::Control(ControlError::Conflict(_))
+            | Self::Pins(PinError::OutOfBounds { .. } | PinError::TooMany(_)) => StatusCode::CONFLICT,
             Self::NotReady => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Encoding(_) | Self::Control(ControlError::Failed(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Encoding(_)
+            | Self::Control(ControlError::Failed(_))
+            | Self::Pins(PinError::NotSaved(_)) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -61,6 +72,17 @@ impl AdminError {
         }
         response
     }
+}
+
+/// Describes a refusal with its numbers.
+fn pin_error(error: &PinError) -> String {
+    let PinError::OutOfBounds { asked, pinned, possible } = error else { return error.to_string() };
+    let [left, pinned, possible] = [possible.saturating_sub(*pinned), *pinned, *possible].map(bytes);
+    let asked = if *asked == 0 { String::new() } else { format!(" {}", bytes(*asked)) };
+    format!(
+        "cannot pin{asked}: {possible} of the cluster's cache can be pinned, {pinned} are pinned by other pins, and {left} are \
+         left; pin fewer bytes, or unpin something"
+    )
 }
 
 impl From<serde_json::Error> for AdminError {
@@ -82,6 +104,9 @@ mod tests {
             (AdminError::InvalidBody(text()), 400),
             (AdminError::NotReady, 503),
             (AdminError::Encoding(text()), 500),
+            (PinError::OutOfBounds { asked: 1, pinned: 2, possible: 3 }.into(), 409),
+            (PinError::NotPinned("s3://b/k".parse().unwrap()).into(), 404),
+            (PinError::NotSaved(text()).into(), 500),
             (ControlError::Invalid(text()).into(), 400),
             (ControlError::NotFound(text()).into(), 404),
             (ControlError::Conflict(text()).into(), 409),

@@ -176,6 +176,13 @@ impl Collector for Scraped {
             up.iter().map(|(folder, up)| ([("folder", &**folder)], *up)),
             &mut encoder,
         )?;
+        let pinned = disks.iter().map(|disk| (disk.folder.to_string_lossy(), disk.usage.pinned));
+        let pinned = pinned.collect::<Vec<_>>();
+        encode_each(
+            &catalog::CACHE_PINNED,
+            pinned.iter().map(|(folder, bytes)| ([("folder", &**folder)], *bytes)),
+            &mut encoder,
+        )?;
         match &*self.datapath.lock() {
             Some(status) => encode_datapath(status, &mut encoder),
             None => Ok(()),

@@ -16,7 +16,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lota_cache::{DiskStatus, EvictSelector, EvictedTotal};
+use lota_cache::{DiskStatus, EvictSelector, EvictedTotal, PinnedPrefix};
 use lota_datapath::DatapathStatus;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
@@ -34,7 +34,7 @@ use crate::{
     gateway::GatewayServer,
     http::Slots,
     metrics::Reads,
-    proxy::Proxy,
+    proxy::{PinChanged, PinReport, PinRequest, Proxy},
     reconciler::{AccessRequest, ControlCommand, ControlError},
 };
 
@@ -115,9 +115,12 @@ enum SocketTarget {
     Cache,
     Evict,
     Repair,
+    Pins,
+    Pin,
+    Unpin,
 }
 
-const ROUTES: [Route<SocketTarget>; 9] = [
+const ROUTES: [Route<SocketTarget>; 12] = [
     Route(Method::POST, "/reload", SocketTarget::Reload),
     Route(Method::POST, "/access", SocketTarget::Access),
     Route(Method::GET, "/status", SocketTarget::Status),
@@ -127,6 +130,9 @@ const ROUTES: [Route<SocketTarget>; 9] = [
     Route(Method::GET, "/cache", SocketTarget::Cache),
     Route(Method::POST, "/cache/evict", SocketTarget::Evict),
     Route(Method::POST, "/cache/repair", SocketTarget::Repair),
+    Route(Method::GET, "/cache/pins", SocketTarget::Pins),
+    Route(Method::POST, "/cache/pin", SocketTarget::Pin),
+    Route(Method::POST, "/cache/unpin", SocketTarget::Unpin),
 ];
 
 async fn answer(
@@ -174,6 +180,9 @@ async fn execute(
             let versions: Vec<String> = read(request).await?;
             serde_json::to_vec(&proxy.cache.drop_corrupt(&versions).await)?
         }
+        SocketTarget::Pins => serde_json::to_vec(&proxy.pins.report())?,
+        SocketTarget::Pin => serde_json::to_vec(&proxy.pins.pin(read(request).await?).await?)?,
+        SocketTarget::Unpin => serde_json::to_vec(&proxy.pins.unpin(read(request).await?).await?)?,
     })
 }
 
@@ -290,6 +299,30 @@ pub async fn request_repair(socket: &Path, versions: &[String]) -> Result<Evicte
         gone = EvictedTotal { objects: gone.objects + dropped.objects, bytes: gone.bytes + dropped.bytes };
     }
     Ok(gone)
+}
+
+/// Returns all pins, and what this node has of them.
+///
+/// # Errors
+/// If no daemon runs.
+pub async fn request_pins(socket: &Path) -> Result<PinReport> {
+    Ok(serde_json::from_slice(&send(socket, Method::GET, "/cache/pins", &()).await?)?)
+}
+
+/// Pins objects on all nodes.
+///
+/// # Errors
+/// If no daemon runs, or it refuses.
+pub async fn request_pin(socket: &Path, pin: &PinRequest) -> Result<PinChanged> {
+    Ok(serde_json::from_slice(&send(socket, Method::POST, "/cache/pin", pin).await?)?)
+}
+
+/// Removes a pin on all nodes.
+///
+/// # Errors
+/// If no daemon runs, or there is no such pin.
+pub async fn request_unpin(socket: &Path, prefix: &PinnedPrefix) -> Result<PinChanged> {
+    Ok(serde_json::from_slice(&send(socket, Method::POST, "/cache/unpin", prefix).await?)?)
 }
 
 /// Returns the state of all parts.

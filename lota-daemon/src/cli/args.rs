@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use lota_cache::EvictSelector;
+use lota_cache::{EvictSelector, PinnedPrefix};
 use lota_common::ByteSize;
 use lota_datapath::Subject;
 use lota_s3::Origin;
@@ -140,6 +140,12 @@ pub enum CacheCommand {
     Evict(Evict),
     /// Verify every complete object against its checksums. Works beside a running daemon.
     Verify(Verify),
+    /// Pin objects on all nodes: they are evicted last. Nothing is loaded into the cache; `lota prefetch` does that.
+    Pin(Pin),
+    /// Remove a pin on all nodes. The objects stay cached, and are evicted like others.
+    Unpin(Unpin),
+    /// List the pins, and the bytes that this node has cached of each.
+    Pins(OutputArgs),
 }
 
 /// Arguments of `lota cache evict`.
@@ -151,6 +157,29 @@ pub struct Evict {
     /// Evict all objects.
     #[arg(long, conflicts_with = "which")]
     pub all: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `lota cache pin`.
+#[derive(Args, Debug)]
+pub struct Pin {
+    /// Objects to pin: `s3://bucket/prefix` pins all keys that begin with the prefix.
+    pub prefix: PinnedPrefix,
+    /// Space for these objects in the caches of all nodes together, such as `2TiB`; default: all that can be pinned and is not.
+    #[arg(long, value_parser = ByteSize::parse)]
+    pub bytes: Option<ByteSize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `lota cache unpin`.
+#[derive(Args, Debug)]
+pub struct Unpin {
+    /// Prefix as `lota cache pins` shows it.
+    pub prefix: PinnedPrefix,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -4,6 +4,7 @@ pub mod args;
 mod cache;
 pub mod check;
 mod output;
+mod pins;
 pub mod prefetch;
 mod status;
 pub mod support_bundle;
@@ -101,6 +102,9 @@ fn dispatch(command: Command, config: &Config, path: &Path) -> Result<()> {
         Command::Cache(CacheCommand::Verify(Verify { repair, rate, json })) => {
             return block_on(cache::verify(config, repair, rate, json))?;
         }
+        Command::Cache(CacheCommand::Pin(pin)) => block_on(pins::pin(config, pin))??,
+        Command::Cache(CacheCommand::Unpin(unpin)) => block_on(pins::unpin(config, unpin))??,
+        Command::Cache(CacheCommand::Pins(OutputArgs { json })) => block_on(pins::list(config, json))??,
         Command::Access(AccessCommand::List(OutputArgs { json })) => {
             output::access(&PinnedMaps::new(&config.datapath).access()?, json)
         }

@@ -3,7 +3,7 @@
 use std::{fmt::Display, time::SystemTime};
 
 use anyhow::Result;
-use lota_cache::{self, DiskPlan, DiskStatus, Stripe};
+use lota_cache::{self, DiskPlan, DiskStatus, PinUsage, Stripe};
 use lota_datapath::{AccessEntry, AccessTable, DatapathStatus, Denied};
 use nix::net::if_::if_indextoname;
 use serde::Serialize;
@@ -13,6 +13,7 @@ use crate::{
     admin::{node_status::text::bytes, socket::ServerOfGateway},
     metrics::Reads,
     process::escape::{plain, plain_json, plain_lines},
+    proxy::{PinReport, PinStatus},
 };
 
 pub(crate) fn cache(disks: &[DiskPlan], json: bool) -> Result<String> {
@@ -167,6 +168,24 @@ pub(crate) fn gateway(servers: &[ServerOfGateway], json: bool) -> Result<String>
     Ok(shown)
 }
 
+/// Returns a table of the pins.
+pub(crate) fn pins(report: &PinReport, json: bool) -> Result<String> {
+    if json {
+        return Ok(format!("{}\n", plain_json(&serde_json::to_string(report)?)));
+    }
+    let mut shown = format!("{:>12} {:>12} {:>12}  PREFIX\n", "BYTES", "CACHED HERE", "LIMIT HERE");
+    for PinStatus { prefix, bytes: all, here: PinUsage { cached, limit } } in &report.pins {
+        let [all, cached, limit] = [*all, *cached, *limit].map(bytes);
+        line(&mut shown, format_args!("{all:>12} {cached:>12} {limit:>12}  {prefix}"));
+    }
+    let pinned = report.pins.iter().fold(0, |all: u64, pin| all.saturating_add(pin.bytes));
+    line(
+        &mut shown,
+        format_args!("{} of {} that can be pinned in the cluster", bytes(pinned), bytes(report.possible)),
+    );
+    Ok(shown)
+}
+
 /// Returns the usage of the cache's disks. `reads` are those since the daemon started, if one runs.
 pub(crate) fn disks(disks: &[DiskStatus], reads: Option<Reads>, running: bool, json: bool) -> String {
     if json {
@@ -175,7 +194,7 @@ pub(crate) fn disks(disks: &[DiskStatus], reads: Option<Reads>, running: bool, j
             .map(|disk| {
                 json!({
                     "folder": disk.folder, "objects": disk.usage.objects, "stripes": disk.usage.stripes,
-                    "bytes": disk.usage.bytes,
+                    "bytes": disk.usage.bytes, "pinned_bytes": disk.usage.pinned,
                     "capacity": disk.capacity, "free": free(disk),
                     "encrypted": running.then_some(disk.encrypted), "works": running.then_some(disk.works),
                     "fills": disk.usage.fills, "evictions": disk.evictions, "corrupt": disk.corrupt,

@@ -4,9 +4,13 @@
 
 mod config;
 pub mod peer;
+mod pin_file;
+mod pins;
 mod zones;
 
 pub use config::{NodeConfig, PeerConfig, PeersConfig, default_peer_port};
+pub use pin_file::PinFile;
+pub use pins::{PinState, TooManyPins, UnreadablePins};
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -118,6 +122,12 @@ impl Cluster {
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// Returns the capacity of all nodes' caches, in bytes.
+    #[must_use]
+    pub fn total_capacity(&self) -> u64 {
+        self.view().weights.values().fold(0, |all: u64, capacity| all.saturating_add(*capacity))
     }
 
     /// Returns the other nodes.

@@ -19,7 +19,7 @@ use crate::{
     },
     kubernetes::PodRules,
     metrics::{Metrics, heavy_hitters::HeavyHitterCounter},
-    proxy::{FillQuota, HotObjects, Load, Proxy, S3Store, S3Stores, Striping, WriteFetches},
+    proxy::{ClusterPins, FillQuota, HotObjects, Load, Proxy, S3Store, S3Stores, Striping, WriteFetches},
     reconciler::ControlConfig,
     storage::Storage,
 };
@@ -99,17 +99,21 @@ pub(super) fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result
     let zone = config.node.zone.clone();
     let cluster = Cluster::new(me.clone(), zone, capacity, peers.clone());
     let cluster = Arc::new(cluster.with_owners_per_zone(config.placement.per_zone));
+    let cache = Arc::new(cache);
+    let folder = config.cache.disks.first().context("no cache disk")?.folder.as_path();
+    let pins = ClusterPins::new(cache.clone(), cluster.clone(), peers.clone(), (folder, plan.low));
     Ok(Proxy {
         cluster,
         node: me,
         stores,
-        cache: Arc::new(cache),
+        cache,
         peers,
         hot_objects,
         striping: Striping::new(&config.placement),
         load: Load::default(),
         fill_quota: Arc::new(FillQuota::new(fill_overread)),
         write_fetches: WriteFetches::new(config.cache.after_write, fill_overread),
+        pins: Arc::new(pins),
         metrics,
         top: HeavyHitterCounter::default(),
     })

@@ -341,6 +341,7 @@ impl Daemon {
         self.control.beat();
         let cache = self.listeners.proxy.cache.clone();
         self.tasks.spawn_on(async move { cache.run_upkeep().await }, first);
+        self.tasks.spawn_on(self.listeners.proxy.pins.clone().follow(), first);
         if let Some(peers) = self.listeners.proxy.peers.clone() {
             self.tasks.spawn_on(async move { peers.look_for_the_lost().await }, first);
             let (cluster, members) = (self.listeners.proxy.cluster.clone(), self.members.clone());

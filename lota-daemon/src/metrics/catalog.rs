@@ -151,6 +151,9 @@ catalog! {
         } "Partial objects in the cache: some ranges of each are cached";
         CACHE_BYTES = Gauge "lota_cache_bytes" {
         } "Disk space used by cached objects and by fills, in bytes";
+        CACHE_PINNED = Gauge "lota_cache_pinned_bytes" {
+            folder: "the cache folder on the disk"
+        } "Disk space in bytes of cached objects that are evicted last because of pins (lota cache pin)";
         CACHE_CAPACITY = Gauge "lota_cache_capacity_bytes" {
         } "Cache capacity of the working disks, in bytes";
         CACHE_DISK_UP = Gauge "lota_cache_disk_up" {

@@ -26,6 +26,8 @@
 //! does in the background if the configuration says so; `pod_queue.rs` has pods take turns. Or the entry node sends the bytes of an
 //! upload to the owner as they pass (`upload_copy.rs`), which keeps them (`keep_upload.rs`).
 //!
+//! `pins.rs` keeps the pins of the cluster: which objects are evicted last.
+//!
 //! A failure of the cache costs speed: the request falls back to the gateway. A failure of authorization costs the
 //! response: nothing is served without the gateway's grant.
 
@@ -42,6 +44,7 @@ mod keep_range;
 mod keep_upload;
 mod owner;
 mod peer_service;
+mod pins;
 mod plan;
 mod pod_queue;
 mod response;
@@ -67,6 +70,7 @@ pub use self::{
     fill_quota::FillQuota,
     hot_objects::HotObjects,
     owner::Load,
+    pins::{ClusterPins, PinChanged, PinError, PinReport, PinRequest, PinStatus, UnreachedNode},
     s3_stores::{S3Store, S3Stores},
     striping::Striping,
     write_fetches::WriteFetches,
@@ -105,6 +109,8 @@ pub struct Proxy {
     pub fill_quota: Arc<FillQuota>,
     /// Objects that this node fetches because clients have written them.
     pub write_fetches: WriteFetches,
+    /// Pins of the cluster.
+    pub pins: Arc<ClusterPins>,
     /// Metrics.
     pub metrics: Metrics,
     /// Most requested objects, and the pods with the most requests.

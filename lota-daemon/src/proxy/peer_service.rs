@@ -17,11 +17,11 @@ use super::{
 use crate::{
     cluster::peer::{
         ForwardedCall, MessageMac, PeerCall, PeerRequest, Peers,
-        headers::{PeerHints, Skipped, StripedSize},
-        raw,
+        headers::{BodyDigest, PeerHints, Skipped, StripedSize},
+        raw, read_pins, write_pins,
     },
     http::{
-        Body, empty,
+        Body, empty, full,
         server::{Connection, NoAnswer},
     },
     process::log_limit::LogLimit,
@@ -49,6 +49,7 @@ impl Proxy {
             PeerHints { load: self.load.bytes(), capacity: Some(self.cluster.capacity()), owners: None };
         let (mut answer, accepts_raw) = match call {
             PeerCall::Ping => (acknowledgment(), false),
+            PeerCall::Pins(digest) => (self.exchange_pins(body, digest, &connection).await?, false),
             PeerCall::Forward(call) => {
                 let accepts_raw = call.accepts_raw;
                 (self.serve_peer((call, body), &connection, &mut hints).await, accepts_raw)
@@ -79,6 +80,23 @@ impl Proxy {
             }
             NoAnswer
         })
+    }
+
+    /// Merges the pins in a verified request, and responds with all pins.
+    async fn exchange_pins(
+        &self,
+        body: Incoming,
+        digest: BodyDigest,
+        connection: &Connection,
+    ) -> Result<Response<Body>, NoAnswer> {
+        let received = read_pins(body, digest).await.map_err(|error| {
+            tracing::warn!(peer = %connection.client.ip(), error, "cannot read the pins of a peer");
+            NoAnswer
+        })?;
+        let pins = self.pins.merge(received).await;
+        let mut answer = Response::new(empty());
+        *answer.body_mut() = full(write_pins(&pins, answer.headers_mut()));
+        Ok(answer)
     }
 
     /// Dispatches a request that forwards a client's; errors become responses.

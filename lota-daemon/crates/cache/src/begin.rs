@@ -44,7 +44,7 @@ impl Disk {
             FillPriority::Client => Some(self.take_share(pod)?),
             FillPriority::Background => self.refuse_after_handover().map(|()| None)?,
         };
-        let evicted = self.index().reserve(&entry)?;
+        let evicted = self.index().reserve(&entry, &meta.version.name)?;
         let part = match self.file_for(entry.size, entry.disk, evicted).await {
             Ok(part) => part,
             Err(error) => {

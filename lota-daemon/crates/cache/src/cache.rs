@@ -235,6 +235,12 @@ impl Cache {
         self.disks.iter().for_each(|disk| disk.set_handed_over(handed_over));
     }
 
+    /// Returns whether another daemon owns a folder.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.disks.iter().any(|disk| disk.is_handed_over())
+    }
+
     /// Marks a clean shutdown, so that the next daemon trusts the cached objects.
     pub fn close(&self) {
         self.disks.iter().for_each(|disk| disk.close());
@@ -256,13 +262,14 @@ impl Cache {
     /// Returns the current contents of the cache.
     pub fn usage(&self) -> Usage {
         self.disks.iter().filter(|disk| !disk.has_failed()).fold(Usage::default(), |all, disk| {
-            let Usage { objects, stripes, partial, bytes, fills } = disk.usage();
+            let Usage { objects, stripes, partial, bytes, fills, pinned } = disk.usage();
             Usage {
                 objects: all.objects + objects,
                 stripes: all.stripes + stripes,
                 partial: all.partial + partial,
                 bytes: all.bytes + bytes,
                 fills: all.fills + fills,
+                pinned: all.pinned + pinned,
             }
         })
     }

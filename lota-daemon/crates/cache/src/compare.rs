@@ -45,7 +45,7 @@ pub fn usage(folder: &Path) -> io::Result<Usage> {
     };
     let bytes = files.iter().map(|(_, entry)| entry.disk).sum();
     let stripes = files.iter().filter(|(_, entry)| entry.is_stripe).count();
-    Ok(Usage { objects: files.len() - stripes, stripes, partial: 0, bytes, fills: 0 })
+    Ok(Usage { objects: files.len() - stripes, stripes, bytes, ..Usage::default() })
 }
 
 /// Returns the free space of a folder's disk, in bytes.

@@ -45,7 +45,7 @@ pub(super) struct Disk {
     unchecked: AtomicBool,
     /// The lock by which this process owns the folder.
     lock: Mutex<Option<File>>,
-    /// Serializes replacements of records.
+    /// Serializes replacements of records, and of the saved order.
     rewriting: Mutex<()>,
     pub(super) evictions: AtomicU64,
     pub(super) corrupt: AtomicU64,
@@ -262,6 +262,8 @@ impl Disk {
     /// Marks a clean shutdown.
     pub(super) fn close(&self) {
         if !self.is_handed_over() && !self.has_failed() {
+            // Ends the run that sorts objects.
+            self.index().begin_sorting();
             self.note_checked();
             self.save_order();
             self.store.close();
@@ -270,7 +272,8 @@ impl Disk {
 
     /// Saves the LRU order for the next daemon.
     pub(super) fn save_order(&self) {
-        let order = self.index().order();
+        let _one = self.rewriting.lock();
+        let order = self.index().order_to_save();
         if let Err(error) = self.store.save_order(&order) {
             tracing::warn!(folder = %self.folder.display(), %error, "cannot save the LRU order");
         }

@@ -130,7 +130,7 @@ impl Cache {
 }
 
 impl Disk {
-    fn name_of(&self, entry: &StoreEntry) -> Option<ObjectName> {
+    pub(super) fn name_of(&self, entry: &StoreEntry) -> Option<ObjectName> {
         let partial = self.index().partial_meta(entry.version);
         match partial {
             Some(meta) => Some(meta.version.name.clone()),

@@ -124,6 +124,8 @@ in_hex!(VersionId);
 
 impl VersionId {
     pub(super) const LENGTH: usize = LENGTH;
+    /// The identifier of no version, which precedes pinned ones in the saved LRU order.
+    pub(super) const PINNED: Self = Self([0; LENGTH]);
 
     pub(super) fn as_bytes(&self) -> &[u8; LENGTH] {
         &self.0

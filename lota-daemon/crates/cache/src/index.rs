@@ -1,6 +1,7 @@
 //! Index of the objects on one disk, in LRU order.
 
 mod partial;
+mod pins;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,12 +10,15 @@ use std::{
 };
 
 use caches::lfu::TinyLFU;
+use lota_s3::ObjectName;
 
 use super::{
     Admission, CachePlan, NoRoom, Object, Usage,
     ids::{IdHash, NameId, VersionId},
     lru::ByteLru,
     partial_objects::{PartialObject, PartialObjects},
+    pin_table::PinTable,
+    plan::percent,
     room::Short,
     store::StoreEntry,
 };
@@ -46,6 +50,8 @@ pub(super) struct Index {
     reads: Option<TinyLFU<NameId>>,
     /// Low watermark in bytes, to which evictions go down.
     low: u64,
+    /// Pins, whose objects are evicted last.
+    pins: PinTable,
 }
 
 /// Location of a cached version.
@@ -121,6 +127,7 @@ impl Index {
             stripes: HashSet::default(),
             reads,
             low: percent(capacity, plan.low),
+            pins: PinTable::default(),
         };
         let mut superfluous = Vec::new();
         for StoreEntry { version, name, is_stripe, size, disk } in found {
@@ -207,12 +214,14 @@ impl Index {
         !self.unverified.is_empty()
     }
 
-    /// Reserves disk space for a new object. Returns the objects evicted for it; the caller removes their files.
-    pub(super) fn reserve(&mut self, entry: &StoreEntry) -> Result<Vec<Evicted>, NoRoom> {
+    /// Reserves disk space for a new object of this name. Returns the objects evicted for it; the caller removes their files.
+    pub(super) fn reserve(&mut self, entry: &StoreEntry, name: &ObjectName) -> Result<Vec<Evicted>, NoRoom> {
         if self.removing.contains(&entry.version) {
             return Err(NoRoom::new("the object is being evicted"));
         }
-        self.admit(entry.name, entry.disk)?;
+        if self.pins.find(name).is_none() {
+            self.admit(entry.name, entry.disk)?;
+        }
         let evicted = self.lru.reserve(entry.disk).ok_or_else(|| {
             let (size, capacity) = (entry.disk, self.lru.capacity());
             NoRoom::new(format!("{size} bytes do not fit into a cache of {capacity} bytes"))
@@ -321,7 +330,8 @@ impl Index {
     /// Records a successful fill and turns its reservation of `reserved` bytes into an entry.
     pub(super) fn committed(&mut self, reserved: u64, entry: &StoreEntry, object: &Arc<Object>) {
         self.filling.remove(&entry.version);
-        self.lru.commit(entry.version, (entry.name, entry.size), reserved, entry.disk);
+        let pin = self.pins.find(&object.meta().version.name);
+        self.lru.commit(entry.version, (entry.name, entry.size), reserved, entry.disk, pin);
         if entry.is_stripe {
             self.stripes.insert(entry.version);
         }
@@ -353,9 +363,16 @@ impl Index {
         self.forget(&version, name)
     }
 
-    /// Returns every complete and partial object, least recently used first.
+    /// Returns every complete and partial object, in the order of eviction.
     pub(super) fn order(&self) -> Vec<VersionId> {
         self.lru.keys().copied().collect()
+    }
+
+    /// Returns the order for the next daemon, in which [`VersionId::PINNED`] precedes the pinned objects.
+    pub(super) fn order_to_save(&self) -> Vec<VersionId> {
+        let mut order = self.order();
+        order.insert(self.lru.ordinary_len(), VersionId::PINNED);
+        order
     }
 
     /// Returns the current usage.
@@ -367,6 +384,7 @@ impl Index {
             partial,
             bytes: self.lru.bytes(),
             fills: self.filling.len(),
+            pinned: self.lru.all_pinned_bytes(),
         }
     }
 
@@ -374,9 +392,4 @@ impl Index {
     pub(super) fn is_removing(&self) -> bool {
         !self.removing.is_empty()
     }
-}
-
-/// Returns a percentage of a number of bytes.
-pub(super) fn percent(bytes: u64, percent: u8) -> u64 {
-    u64::try_from(u128::from(bytes) * u128::from(percent) / 100).unwrap_or(bytes)
 }

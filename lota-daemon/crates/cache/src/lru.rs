@@ -1,17 +1,35 @@
-//! LRU order bounded by bytes and entries. The crate `caches` keeps the order, but bounds only the entries.
+//! LRU order bounded by bytes and entries, with pins: entries of a pin are evicted last, up to a limit for each pin.
 
-use std::hash::{BuildHasher, Hash, RandomState};
+mod order;
 
-use caches::{Cache as _, DefaultEvictCallback, RawLRU, ResizableCache as _};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hash, RandomState},
+};
+
+use self::order::Order;
 
 /// Initial capacity of the order, in entries; it doubles as needed.
 const FIRST_ENTRIES: usize = 1024;
+/// Initial capacity of the order of a pin, in entries.
+const FIRST_PINNED: usize = 16;
+
+/// Number of a pin in a [`ByteLru`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PinId(pub(super) u16);
 
 /// Keys in LRU order, each with a size in bytes; the sum of the sizes is bounded.
+///
+/// Entries that belong to a pin are in an order of their own. If that has more bytes than the pin's limit, its oldest entries
+/// become ordinary ones, as the most recently used; they return when they are used. Ordinary entries are evicted first.
 #[derive(Debug)]
 pub(super) struct ByteLru<K: Hash + Eq, V, S: BuildHasher = RandomState> {
-    order: RawLRU<K, (V, u64), DefaultEvictCallback, S>,
-    room: usize,
+    ordinary: Order<K, V, S>,
+    pins: Vec<PinOrder<K, V, S>>,
+    /// Entries that belong to a pin.
+    members: HashMap<K, Member, S>,
+    /// Number of entries.
+    entries: usize,
     /// Bytes of entries.
     held: u64,
     /// Bytes of reservations.
@@ -23,12 +41,37 @@ pub(super) struct ByteLru<K: Hash + Eq, V, S: BuildHasher = RandomState> {
     most: usize,
 }
 
+#[derive(Debug)]
+struct PinOrder<K: Hash + Eq, V, S: BuildHasher> {
+    order: Order<K, V, S>,
+    /// Maximum number of bytes in the order.
+    limit: u64,
+    /// Number of entries that belong to the pin, in its order or the ordinary one.
+    members: usize,
+}
+
+/// What pin an entry belongs to.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    pin: PinId,
+    /// Whether it is in the pin's order; otherwise, it is in the ordinary one.
+    inside: bool,
+}
+
 impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
     /// Creates an empty LRU for up to `capacity` bytes in up to `most` entries. `entries` is its expected initial size.
     pub(super) fn new(capacity: u64, most: usize, entries: usize) -> Self {
-        let room = entries.max(FIRST_ENTRIES);
-        let order = RawLRU::with_hasher(room, S::default()).unwrap_or_else(|_| unreachable!("not zero"));
-        Self { order, room, held: 0, reserved: 0, capacity, coming: 0, most }
+        Self {
+            ordinary: Order::new(entries.max(FIRST_ENTRIES)),
+            pins: Vec::new(),
+            members: HashMap::default(),
+            entries: 0,
+            held: 0,
+            reserved: 0,
+            capacity,
+            coming: 0,
+            most,
+        }
     }
 
     /// Returns the maximum number of bytes.
@@ -48,37 +91,58 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
 
     /// Returns the number of entries.
     pub(super) fn len(&self) -> usize {
-        self.order.len()
+        self.entries
     }
 
     pub(super) fn contains(&self, key: &K) -> bool {
-        self.order.contains(key)
+        self.order(key).contains(key)
     }
 
     /// Returns an entry and makes it the most recently used.
     pub(super) fn touch(&mut self, key: &K) -> Option<(&V, u64)> {
-        self.order.get(key).map(|(value, bytes)| (value, *bytes))
+        self.enter(key, false);
+        self.order_mut(key).touch(key)
     }
 
     /// Returns an entry without a change of the order.
     pub(super) fn peek(&self, key: &K) -> Option<(&V, u64)> {
-        self.order.peek(key).map(|(value, bytes)| (value, *bytes))
+        self.order(key).peek(key)
     }
 
-    /// Returns the value of the least recently used entry.
+    /// Returns the value of the entry that is evicted next.
     pub(super) fn oldest(&self) -> Option<&V> {
-        self.order.peek_lru().map(|(_, (value, _))| value)
+        let pinned = || self.pins.iter().map(|pin| &pin.order).max_by_key(|order| order.bytes())?.oldest();
+        self.ordinary.oldest().or_else(pinned).map(|(_, value)| value)
     }
 
-    /// Returns every key, least recently used first.
+    /// Returns every key: ordinary ones before those of pins, each least recently used first.
     pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
-        self.order.keys_lru()
+        self.ordinary.keys().chain(self.pins.iter().flat_map(|pin| pin.order.keys()))
     }
 
-    /// Removes and returns the least recently used entry, with its bytes.
+    /// Returns the number of ordinary entries.
+    pub(super) fn ordinary_len(&self) -> usize {
+        self.ordinary.len()
+    }
+
+    /// Removes and returns the least recently used ordinary entry, with its bytes; if there is none, that of the pin with the
+    /// most bytes.
     pub(super) fn evict(&mut self) -> Option<(K, V, u64)> {
-        let (key, (value, bytes)) = self.order.remove_lru()?;
-        self.held -= bytes;
+        self.evict_other_than(None)
+    }
+
+    /// Evicts an entry, but not `kept`, which must be the most recently used of its order.
+    fn evict_other_than(&mut self, kept: Option<K>) -> Option<(K, V, u64)> {
+        let evictable = |order: &Order<K, V, S>| order.oldest().is_some_and(|(key, _)| Some(*key) != kept);
+        let order = match evictable(&self.ordinary) {
+            true => &mut self.ordinary,
+            false => {
+                let pinned = self.pins.iter_mut().map(|pin| &mut pin.order).filter(|order| evictable(order));
+                pinned.max_by_key(|order| order.bytes())?
+            }
+        };
+        let (key, value, bytes) = order.pop()?;
+        self.forget(&key, bytes);
         Some((key, value, bytes))
     }
 
@@ -90,8 +154,7 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
         self.reserved += bytes;
         self.coming += 1;
         let mut evicted = Vec::new();
-        while self.held.saturating_add(self.reserved) > self.capacity
-            || self.order.len() + self.coming > self.most
+        while self.held.saturating_add(self.reserved) > self.capacity || self.len() + self.coming > self.most
         {
             let Some(oldest) = self.evict() else { break };
             evicted.push(oldest);
@@ -107,7 +170,7 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
     /// Reserves bytes for a new entry without an eviction; returns whether they fit into `limit` bytes.
     pub(super) fn reserve_free(&mut self, bytes: u64, limit: u64) -> bool {
         let is_free = self.bytes().checked_add(bytes).is_some_and(|all| all <= limit.min(self.capacity))
-            && self.order.len() + self.coming < self.most;
+            && self.len() + self.coming < self.most;
         if is_free {
             self.reserved += bytes;
             self.coming += 1;
@@ -121,25 +184,19 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
         self.coming -= 1;
     }
 
-    /// Turns a reservation of `reserved` bytes into an entry of `bytes`.
-    pub(super) fn commit(&mut self, key: K, value: V, reserved: u64, bytes: u64) {
-        if self.order.len() == self.room {
-            self.room *= 2;
-            self.order.resize(self.room);
-        }
+    /// Turns a reservation of `reserved` bytes into an entry of `bytes`, which may belong to a pin.
+    pub(super) fn commit(&mut self, key: K, value: V, reserved: u64, bytes: u64, pin: Option<PinId>) {
         self.reserved -= reserved;
         self.coming -= 1;
-        self.held += bytes;
-        if let caches::PutResult::Update((_, replaced)) = self.order.put(key, (value, bytes)) {
-            self.held -= replaced;
-        }
+        self.remove(&key);
+        self.add(key, value, bytes, pin);
     }
 
-    /// Adds an entry. Returns the entries evicted for it, which may include the entry itself.
+    /// Adds an ordinary entry. Returns the entries evicted for it, which may include the entry itself.
     pub(super) fn insert(&mut self, key: K, value: V, bytes: u64) -> Vec<(K, V, u64)> {
         match self.reserve(bytes) {
             Some(evicted) => {
-                self.commit(key, value, bytes, bytes);
+                self.commit(key, value, bytes, bytes, None);
                 evicted
             }
             None => vec![(key, value, bytes)],
@@ -152,13 +209,21 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
         if self.reserved.checked_add(bytes)? > self.capacity {
             return None;
         }
-        let (_, held) = self.order.get_mut(key)?;
-        self.held += bytes.saturating_sub(*held);
-        *held = bytes.max(*held);
+        let (_, held) = self.touch(key)?;
+        let bytes = bytes.max(held);
+        self.order_mut(key).set_bytes(key, bytes);
+        self.held += bytes - held;
+        if let Some(Member { pin, inside: true }) = self.members.get(key).copied() {
+            // An entry that is larger than the pin must not displace all others.
+            if bytes > self.pins[usize::from(pin.0)].limit {
+                self.leave(key, pin);
+            }
+            self.settle(pin, usize::MAX);
+        }
         let mut evicted = Vec::new();
-        // The entry itself fits, and would be the last one to be evicted.
-        while self.held.saturating_add(self.reserved) > self.capacity && self.order.len() > 1 {
-            let Some(oldest) = self.evict() else { break };
+        // The entry itself fits.
+        while self.held.saturating_add(self.reserved) > self.capacity {
+            let Some(oldest) = self.evict_other_than(Some(*key)) else { break };
             evicted.push(oldest);
         }
         Some(evicted)
@@ -166,147 +231,155 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
 
     /// Sets the bytes of an entry to fewer than they are, without a change of the order.
     pub(super) fn shrink(&mut self, key: &K, bytes: u64) {
-        if let Some((_, held)) = self.order.peek_mut(key) {
-            let less = held.saturating_sub(bytes);
-            *held -= less;
-            self.held -= less;
+        if let Some((_, held)) = self.peek(key) {
+            let bytes = bytes.min(held);
+            self.order_mut(key).set_bytes(key, bytes);
+            self.held -= held - bytes;
         }
     }
 
     /// Takes out an entry, and its bytes.
     pub(super) fn remove(&mut self, key: &K) -> Option<(V, u64)> {
-        let (value, bytes) = self.order.remove(key)?;
-        self.held -= bytes;
+        let (value, bytes) = self.order_mut(key).take(key)?;
+        self.forget(key, bytes);
         Some((value, bytes))
+    }
+
+    /// Adds a pin without entries, whose limit is zero. Returns `None` if there are too many.
+    pub(super) fn add_pin(&mut self) -> Option<PinId> {
+        let id = u16::try_from(self.pins.len()).ok().map(PinId)?;
+        self.pins.push(PinOrder { order: Order::new(FIRST_PINNED), limit: 0, members: 0 });
+        Some(id)
+    }
+
+    /// Returns the pin that an entry belongs to.
+    pub(super) fn pin(&self, key: &K) -> Option<PinId> {
+        self.members.get(key).map(|member| member.pin)
+    }
+
+    /// Returns whether an entry is evicted after all ordinary ones.
+    pub(super) fn is_pinned(&self, key: &K) -> bool {
+        self.members.get(key).is_some_and(|member| member.inside)
+    }
+
+    /// Returns whether no entry belongs to a pin.
+    pub(super) fn is_unused(&self, PinId(pin): PinId) -> bool {
+        self.pins[usize::from(pin)].members == 0
+    }
+
+    /// Returns the bytes in the order of a pin.
+    pub(super) fn pinned_bytes(&self, PinId(pin): PinId) -> u64 {
+        self.pins[usize::from(pin)].order.bytes()
+    }
+
+    /// Returns the bytes in the orders of all pins.
+    pub(super) fn all_pinned_bytes(&self) -> u64 {
+        self.pins.iter().map(|pin| pin.order.bytes()).sum()
+    }
+
+    /// Sets the pin that an entry belongs to. If that is another one than before, the entry becomes the most recently used.
+    pub(super) fn assign(&mut self, key: &K, pin: Option<PinId>) {
+        if self.pin(key) != pin
+            && let Some((value, bytes)) = self.remove(key)
+        {
+            self.add(*key, value, bytes, pin);
+        }
+    }
+
+    /// Moves an entry from the ordinary order to that of its pin, if no other one has to leave it.
+    pub(super) fn enter_if_room(&mut self, key: &K) {
+        self.enter(key, true);
+    }
+
+    /// Sets the limit of a pin. If that is lower, at most `most` entries become ordinary ones at once; returns whether the limit
+    /// is reached.
+    pub(super) fn set_limit(&mut self, id: PinId, limit: u64, most: usize) -> bool {
+        self.pins[usize::from(id.0)].limit = limit;
+        self.settle(id, most);
+        let pin = &mut self.pins[usize::from(id.0)];
+        pin.limit = limit.max(pin.order.bytes());
+        pin.limit == limit
+    }
+
+    fn order(&self, key: &K) -> &Order<K, V, S> {
+        match self.members.get(key) {
+            Some(Member { pin, inside: true }) => &self.pins[usize::from(pin.0)].order,
+            _ => &self.ordinary,
+        }
+    }
+
+    fn order_mut(&mut self, key: &K) -> &mut Order<K, V, S> {
+        match self.members.get(key) {
+            Some(Member { pin, inside: true }) => &mut self.pins[usize::from(pin.0)].order,
+            _ => &mut self.ordinary,
+        }
+    }
+
+    /// Adds an entry that is not there.
+    fn add(&mut self, key: K, value: V, bytes: u64, pin: Option<PinId>) {
+        self.held += bytes;
+        self.entries += 1;
+        self.ordinary.push(key, value, bytes);
+        if let Some(pin) = pin {
+            self.members.insert(key, Member { pin, inside: false });
+            self.pins[usize::from(pin.0)].members += 1;
+            self.enter(&key, false);
+        }
+    }
+
+    /// Removes what is known of an entry that was taken out of its order.
+    fn forget(&mut self, key: &K, bytes: u64) {
+        self.held -= bytes;
+        self.entries -= 1;
+        if let Some(member) = self.members.remove(key) {
+            self.pins[usize::from(member.pin.0)].members -= 1;
+        }
+    }
+
+    /// Moves an entry from the ordinary order to that of its pin, if it has one and is not larger than it.
+    fn enter(&mut self, key: &K, only_if_room: bool) {
+        let Some(member) = self.members.get_mut(key).filter(|member| !member.inside) else { return };
+        let pin = &mut self.pins[usize::from(member.pin.0)];
+        let taken = if only_if_room { pin.order.bytes() } else { 0 };
+        let fits = |(_, bytes): &(&V, u64)| taken.saturating_add(*bytes) <= pin.limit;
+        if self.ordinary.peek(key).filter(fits).is_none() {
+            return;
+        }
+        if let Some((value, bytes)) = self.ordinary.take(key) {
+            member.inside = true;
+            pin.order.push(*key, value, bytes);
+            let id = member.pin;
+            self.settle(id, usize::MAX);
+        }
+    }
+
+    /// Moves an entry from the order of its pin to the ordinary one.
+    fn leave(&mut self, key: &K, PinId(pin): PinId) {
+        if let Some((value, bytes)) = self.pins[usize::from(pin)].order.take(key) {
+            self.become_ordinary(*key, value, bytes);
+        }
+    }
+
+    /// Makes the oldest entries of a pin ordinary ones while it is over its limit, at most `most`.
+    fn settle(&mut self, PinId(pin): PinId, most: usize) {
+        for _ in 0..most {
+            let pin = &mut self.pins[usize::from(pin)];
+            if pin.order.bytes() <= pin.limit {
+                return;
+            }
+            let Some((key, value, bytes)) = pin.order.pop() else { return };
+            self.become_ordinary(key, value, bytes);
+        }
+    }
+
+    fn become_ordinary(&mut self, key: K, value: V, bytes: u64) {
+        if let Some(member) = self.members.get_mut(&key) {
+            member.inside = false;
+        }
+        self.ordinary.push(key, value, bytes);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A simple reference implementation: most recently used last.
-    #[derive(Default)]
-    struct Reference(Vec<(u8, u64)>);
-
-    impl Reference {
-        fn insert(&mut self, key: u8, bytes: u64, capacity: u64) -> Vec<u8> {
-            if bytes > capacity {
-                return vec![key];
-            }
-            let mut evicted = Vec::new();
-            while self.0.iter().map(|(_, bytes)| bytes).sum::<u64>() + bytes > capacity || self.0.len() == 8 {
-                evicted.push(self.0.remove(0).0);
-            }
-            self.0.retain(|(held, _)| *held != key);
-            self.0.push((key, bytes));
-            evicted
-        }
-
-        fn grow(&mut self, key: u8, bytes: u64, capacity: u64) -> Option<Vec<u8>> {
-            let place = self.0.iter().position(|(held, _)| *held == key)?;
-            if bytes > capacity {
-                return None;
-            }
-            let (_, held) = self.0.remove(place);
-            Some(self.insert(key, bytes.max(held), capacity))
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Insert(u8, u64),
-        Touch(u8),
-        Remove(u8),
-        Grow(u8, u64),
-        Shrink(u8, u64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0..12u8, 0..40u64).prop_map(|(key, bytes)| Step::Insert(key, bytes)),
-            (0..12u8).prop_map(Step::Touch),
-            (0..12u8).prop_map(Step::Remove),
-            (0..12u8, 0..120u64).prop_map(|(key, bytes)| Step::Grow(key, bytes)),
-            (0..12u8, 0..40u64).prop_map(|(key, bytes)| Step::Shrink(key, bytes)),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn behaves_as_the_reference(steps in prop::collection::vec(step(), 0..200)) {
-            let mut lru: ByteLru<_, _> = ByteLru::new(100, 8, 0);
-            let mut reference = Reference::default();
-            for step in steps {
-                match step {
-                    Step::Insert(key, bytes) => {
-                        let evicted: Vec<u8> = lru.insert(key, (), bytes).into_iter().map(|(key, (), _)| key).collect();
-                        prop_assert_eq!(evicted, reference.insert(key, bytes, 100));
-                    }
-                    Step::Touch(key) => {
-                        let held = reference.0.iter().position(|(held, _)| *held == key);
-                        prop_assert_eq!(lru.touch(&key).is_some(), held.is_some());
-                        if let Some(index) = held {
-                            let entry = reference.0.remove(index);
-                            reference.0.push(entry);
-                        }
-                    }
-                    Step::Remove(key) => {
-                        lru.remove(&key);
-                        reference.0.retain(|(held, _)| *held != key);
-                    }
-                    Step::Grow(key, bytes) => {
-                        let evicted = lru.grow(&key, bytes);
-                        let evicted: Option<Vec<u8>> =
-                            evicted.map(|evicted| evicted.into_iter().map(|(key, (), _)| key).collect());
-                        prop_assert_eq!(evicted, reference.grow(key, bytes, 100));
-                    }
-                    Step::Shrink(key, bytes) => {
-                        lru.shrink(&key, bytes);
-                        if let Some((_, held)) = reference.0.iter_mut().find(|(held, _)| *held == key) {
-                            *held = bytes.min(*held);
-                        }
-                    }
-                }
-                prop_assert_eq!(lru.bytes(), reference.0.iter().map(|(_, bytes)| bytes).sum::<u64>());
-                prop_assert_eq!(lru.len(), reference.0.len());
-                prop_assert!(lru.bytes() <= lru.capacity());
-            }
-        }
-    }
-
-    #[test]
-    fn reservations_count_and_cannot_be_evicted() {
-        let mut lru: ByteLru<_, _> = ByteLru::new(100, 8, 0);
-        assert!(lru.insert('a', (), 40).is_empty());
-        assert!(lru.reserve(60).is_some());
-        assert_eq!(lru.reserve(50), None, "only a's 40 bytes could go");
-        assert_eq!(lru.reserve(40).map(|evicted| evicted.len()), Some(1));
-        assert_eq!(lru.bytes(), 100);
-        lru.release(60);
-        lru.commit('b', (), 40, 44);
-        assert_eq!((lru.bytes(), lru.len()), (44, 1), "counts its actual size");
-    }
-
-    #[test]
-    fn entries_are_bounded_with_those_to_come() {
-        let mut lru: ByteLru<_, _> = ByteLru::new(100, 2, 0);
-        assert!(lru.insert('a', (), 0).is_empty() && lru.insert('b', (), 0).is_empty());
-        assert_eq!(lru.reserve(0), Some(vec![('a', (), 0)]));
-        assert_eq!(lru.reserve(0), Some(vec![('b', (), 0)]));
-        assert_eq!(lru.reserve(0), None, "all entries are reserved");
-        lru.release(0);
-        assert!(lru.reserve(0).is_some());
-    }
-
-    #[test]
-    fn grows_past_its_initial_capacity() {
-        let mut lru: ByteLru<_, _> = ByteLru::new(u64::MAX, usize::MAX, 0);
-        for key in 0..5000 {
-            assert!(lru.insert(key, (), 1).is_empty());
-        }
-        assert_eq!(lru.len(), 5000);
-    }
-}
+#[path = "lru_tests.rs"]
+mod tests;

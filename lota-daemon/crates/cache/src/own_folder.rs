@@ -25,6 +25,13 @@ pub(super) fn path(configured: &Path) -> PathBuf {
     configured.join(NAME)
 }
 
+/// Returns the file for the pins of the cluster in a configured folder. It is beside the folders of the formats, so that an
+/// upgrade to another format keeps it.
+#[must_use]
+pub fn pins_file(configured: &Path) -> PathBuf {
+    path(configured).join("pins.json")
+}
+
 /// Creates the folder with its marker file, unless it exists. Other users of the machine cannot read it.
 ///
 /// # Errors

@@ -76,7 +76,7 @@ impl Disk {
         let ranges = Arc::new(Ranges::new(entry.size));
         let arrival = Arrival::begin(self, entry.version, &ranges, range)?;
         let reserved = StoreEntry { disk: ranges.disk(), ..entry };
-        let evicted = self.index().reserve(&reserved)?;
+        let evicted = self.index().reserve(&reserved, &meta.version.name)?;
         // The range's disk space is reserved already.
         let file = self.file_for(entry.size, 0, evicted).await.map_err(|error| {
             self.index().release(reserved.disk);

@@ -8,7 +8,7 @@ use lota_s3::ObjectMeta;
 use super::{ids::VersionId, new_file::KeptFile, ranges::Ranges};
 
 /// Maximum number of partial objects on a disk. Each takes about two kilobytes of memory.
-const PARTIAL_OBJECTS: usize = 16 << 10;
+const PARTIAL_OBJECTS: usize = if cfg!(test) { 1200 } else { 16 << 10 };
 /// Maximum number of separate ranges of all partial objects on a disk. Each takes about 32 bytes of memory.
 const FRAGMENTS: usize = 256 << 10;
 

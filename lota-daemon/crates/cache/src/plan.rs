@@ -75,3 +75,8 @@ pub enum Admission {
     /// Objects that are read more often than those they would replace, so that one scan does not flush the cache.
     Frequent,
 }
+
+/// Returns a percentage of a number of bytes.
+pub(super) fn percent(bytes: u64, percent: u8) -> u64 {
+    u64::try_from(u128::from(bytes) * u128::from(percent) / 100).unwrap_or(bytes)
+}

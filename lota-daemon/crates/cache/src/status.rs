@@ -19,6 +19,9 @@ pub struct Usage {
     pub bytes: u64,
     /// Fills in progress.
     pub fills: usize,
+    /// Disk space in bytes of objects that are evicted last because of pins.
+    #[serde(default)]
+    pub pinned: u64,
 }
 
 /// Status of a cache disk.

@@ -37,7 +37,8 @@ const OBJECT: &str = "object";
 const STRIPE: &str = "stripe";
 /// Folder of partial files.
 const NEW: &str = "new";
-/// File with the LRU order: a CRC-32C, followed by the identifiers of the versions, most recently used last.
+/// File with the LRU order: a CRC-32C, followed by the identifiers of the versions, most recently used last. Those of pinned
+/// objects come after [`VersionId::PINNED`], and are evicted last, also before the next daemon has matched them with the pins.
 const ORDER: &str = "order";
 /// Marker that exists while a daemon uses the folder.
 const IN_USE: &str = "in-use";
@@ -285,17 +286,18 @@ impl Store {
     /// Returns every complete object, least recently used first as far as known, and removes all other files.
     pub(super) fn recover(&self) -> io::Result<Vec<StoreEntry>> {
         let (mut entries, order) = (self.entries()?, self.order());
+        // Entries that the saved order lacks are newer than all ordinary ones.
+        let newer = order.iter().position(|version| *version == VersionId::PINNED).unwrap_or(order.len());
         let mut used: Vec<(VersionId, usize)> = order.into_iter().zip(0..).collect();
         used.sort_unstable();
         entries.sort_unstable_by_key(|entry| entry.version);
-        // Both are sorted by version, so one pass finds each entry's place. Entries that the saved order lacks are
-        // newer.
+        // Both are sorted by version, so one pass finds each entry's place.
         let mut used = used.into_iter().peekable();
         let mut placed: Vec<(usize, StoreEntry)> = Vec::with_capacity(entries.len());
         for entry in entries {
             while used.next_if(|(version, _)| *version < entry.version).is_some() {}
             let noted = used.next_if(|(version, _)| *version == entry.version);
-            placed.push((noted.map_or(usize::MAX, |(_, place)| place), entry));
+            placed.push((noted.map_or(newer, |(_, place)| place), entry));
         }
         placed.sort_unstable_by_key(|(place, _)| *place);
         Ok(placed.into_iter().map(|(_, entry)| entry).collect())

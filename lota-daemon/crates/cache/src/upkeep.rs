@@ -9,7 +9,7 @@ use std::{
 use nix::errno::Errno;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::{disk::Disk, index::percent, progress::Progress, store::StoreEntry, verify};
+use super::{disk::Disk, plan::percent, progress::Progress, store::StoreEntry, verify};
 
 /// Interval of the checks for free space.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);

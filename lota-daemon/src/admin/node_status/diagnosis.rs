@@ -6,7 +6,7 @@ use lota_datapath::{ConnectionsStatus, DatapathStatus, IdentityStatus};
 
 use super::{
     AccessStatus, BackendStatus, CacheStatus, Finding, GatewayStatus, KubernetesStatus, Level, NodeReport,
-    NodeStatus, PeerStatus, TrafficStatus,
+    NodeStatus, PeerStatus, PinsStatus, TrafficStatus,
     text::{bytes, count, duration},
 };
 
@@ -274,15 +274,16 @@ fn kubernetes(kubernetes: Option<KubernetesStatus>) -> Diagnosis {
 }
 
 fn cache(cache: &CacheStatus) -> Diagnosis {
-    let CacheStatus { objects, stripes, partial, fills, capacity, disks, .. } = cache;
+    let CacheStatus { objects, stripes, partial, fills, capacity, disks, pins, .. } = cache;
     let stripes = if *stripes > 0 { format!(", {}", count(*stripes, "stripe")) } else { String::new() };
     let partial = if *partial > 0 { format!(", {partial} partial") } else { String::new() };
     let what = format!(
-        "{} of {} in {}{stripes}{partial}, {}",
+        "{} of {} in {}{stripes}{partial}, {}{}",
         bytes(cache.bytes),
         bytes(*capacity),
         count(*objects, "object"),
         count(*fills, "fill"),
+        pinned(pins),
     );
     let broken: Vec<_> = disks.iter().filter(|disk| !disk.works).map(|disk| disk.folder.as_str()).collect();
     if broken.len() == disks.len() {
@@ -309,7 +310,22 @@ fn cache(cache: &CacheStatus) -> Diagnosis {
             "the disk may be failing: check its SMART data and dmesg",
         );
     }
+    if pins.bytes > pins.possible {
+        let possible = bytes(pins.possible);
+        return warn(
+            format!("{what}; only {possible} can be pinned in the caches of all nodes"),
+            "nodes are missing, or pins were set on two nodes at once: unpin something, or pin fewer bytes",
+        );
+    }
     ok(format!("{what}, {}", count(disks.len(), "disk")))
+}
+
+fn pinned(pins: &PinsStatus) -> String {
+    let PinsStatus { count: number, bytes: all, cached, .. } = *pins;
+    match number {
+        0 => String::new(),
+        _ => format!(", {} of {} ({} here)", count(number, "pin"), bytes(all), bytes(cached)),
+    }
 }
 
 fn peers(peers: Option<&[PeerStatus]>) -> Diagnosis {

@@ -35,6 +35,7 @@ pub(crate) fn healthy() -> Value {
         "kubernetes": null,
         "cache": {
             "objects": 2, "bytes": 1536, "capacity": 1u64 << 40, "fills": 1,
+            "pins": {"count": 0, "bytes": 0, "possible": 1u64 << 39, "cached": 0},
             "disks": [{
                 "folder": "/c", "works": true, "encrypted": true, "objects": 2, "bytes": 1536,
                 "capacity": 1u64 << 40, "evictions": 9, "corrupt": 0,
@@ -186,6 +187,9 @@ fn problems_are_reported() {
     assert_finding("connections", &hanging, Level::Fail, what);
     let translated = [("/datapath/nat_exemption_problem", json!("no nf_tables"))];
     assert_finding("datapath", &translated, Level::Warn, "no nf_tables");
+    let pins = |possible: u64| json!({"count": 2, "bytes": 2048, "possible": possible, "cached": 1024});
+    assert_finding("cache", &[("/cache/pins", pins(2048))], Level::Ok, "2 pins of 2.0 KiB (1.0 KiB here)");
+    assert_finding("cache", &[("/cache/pins", pins(2047))], Level::Warn, "only 2.0 KiB can be pinned");
     assert_finding("cache", &[("/cache/disks/0/works", json!(false))], Level::Warn, "no disk works");
     assert_finding("cache", &[("/cache/disks/0/corrupt", json!(2))], Level::Warn, "2 failed checksum");
     assert_finding(

@@ -184,8 +184,24 @@ pub struct CacheStatus {
     pub capacity: u64,
     /// Number of fills in progress.
     pub fills: usize,
+    /// Pins of the cluster, without their names.
+    #[serde(default)]
+    pub pins: PinsStatus,
     /// State of each disk.
     pub disks: Vec<CacheDiskStatus>,
+}
+
+/// The pins of the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinsStatus {
+    /// Number of pins.
+    pub count: usize,
+    /// Bytes of all pins.
+    pub bytes: u64,
+    /// Bytes of the cluster's cache that can be pinned.
+    pub possible: u64,
+    /// Disk space in bytes of the objects on this node that are evicted last.
+    pub cached: u64,
 }
 
 /// A disk of the cache.

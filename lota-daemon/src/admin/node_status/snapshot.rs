@@ -15,8 +15,8 @@ use tokio::{
 
 use super::{
     AccessStatus, BackendStatus, CacheDiskStatus, CacheStatus, EndpointStatus, GatewayStatus, HeavyHitters,
-    KubernetesStatus, NodeReport, NodeStatus, PeerStatus, Presence, RefusedPod, RequestCount, SentBytesCount,
-    TrafficStatus, diagnosis,
+    KubernetesStatus, NodeReport, NodeStatus, PeerStatus, PinsStatus, Presence, RefusedPod, RequestCount,
+    SentBytesCount, TrafficStatus, diagnosis,
 };
 use crate::{
     admin::Ready,
@@ -24,7 +24,7 @@ use crate::{
     gateway::{GatewayConfig, GatewayTrust, Protocol},
     http::ReachabilityProbe,
     metrics::{Metrics, Outcome, RequestLabels, SentFrom, StatusLabel, Value as _},
-    proxy::{Proxy, S3Store},
+    proxy::{PinReport, PinStatus, Proxy, S3Store},
     reconciler::{ControlCommand, ControlError, Entrances},
     storage::BackendConfig,
 };
@@ -178,6 +178,7 @@ impl Reporter {
             bytes: usage.bytes,
             capacity,
             fills: usage.fills,
+            pins: pins(&self.proxy.pins.report()),
             disks,
         }
     }
@@ -236,6 +237,17 @@ impl GatewayProbes {
         let endpoints = join_all(endpoints).await;
         let credential = self.store.backend.has_own_credential();
         (!endpoints.is_empty()).then_some(BackendStatus { endpoints, credential })
+    }
+}
+
+fn pins(report: &PinReport) -> PinsStatus {
+    let sum =
+        |of: fn(&PinStatus) -> u64| report.pins.iter().fold(0, |all: u64, pin| all.saturating_add(of(pin)));
+    PinsStatus {
+        count: report.pins.len(),
+        bytes: sum(|pin| pin.bytes),
+        possible: report.possible,
+        cached: sum(|pin| pin.here.cached),
     }
 }
 

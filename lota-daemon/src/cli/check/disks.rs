@@ -2,14 +2,18 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
-use lota_cache::{self, AfterWrite, DiskPlan, Encryption};
+use lota_cache::{self, AfterWrite, DiskPlan, Encryption, pins_file};
 use nix::{
     sys::statfs::{FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs},
     unistd::{AccessFlags, access},
 };
 
 use super::CheckReport;
-use crate::{admin::node_status::text::bytes, config::Config};
+use crate::{
+    admin::node_status::text::{bytes, count},
+    cluster::PinFile,
+    config::Config,
+};
 
 pub(super) fn check(report: &mut CheckReport<'_>, config: &Config) {
     let mut devices: Vec<(u64, &Path)> = Vec::new();
@@ -46,6 +50,28 @@ pub(super) fn check(report: &mut CheckReport<'_>, config: &Config) {
             "reduce cache.low_percent",
         );
     }
+    if let Some(first) = config.cache.disks.first() {
+        pins(report, &pins_file(&first.folder));
+    }
+}
+
+fn pins(report: &mut CheckReport<'_>, file: &Path) {
+    let why = match PinFile::read(file) {
+        Ok(Ok(pins)) if pins.pins().next().is_none() => return,
+        Ok(Ok(pins)) => {
+            let (number, all) =
+                pins.pins().fold((0, 0_u64), |(number, all), (_, pin)| (number + 1, all.saturating_add(pin)));
+            return report.ok("cache", format!("{} of {}", count(number, "pin"), bytes(all)));
+        }
+        Ok(Err(why)) => why.to_string(),
+        Err(error) => error.to_string(),
+    };
+    report.warn(
+        "cache",
+        format!("cannot read the pins in {}: {why}", file.display()),
+        "the daemon gets them from other nodes; of a single node, set them again with `lota cache pin` after \
+         moving the file away",
+    );
 }
 
 fn room(report: &mut CheckReport<'_>, config: &Config, disk: &DiskPlan, there: &Path) {

@@ -54,6 +54,22 @@ async fn placeholders_and_readable_secrets_are_reported() {
 }
 
 #[tokio::test]
+async fn pins_that_cannot_be_read_are_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = lota_cache::pins_file(&folder.path().join("cache"));
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let pin = "{\"bucket\": \"b\", \"prefix\": \"k\", \"bytes\": 1024, \"changed\": 1}";
+    for (version, level, what) in
+        [(1, Level::Ok, "1 pin of 1.0 KiB"), (2, Level::Warn, "another version of LOTA")]
+    {
+        fs::write(&file, format!("{{\"version\": {version}, \"pins\": [{pin}]}}")).unwrap();
+        let (lines, _) = check_config(folder.path(), &config(folder.path(), "")).await;
+        let found = lines.iter().find(|line| line.what.contains(what));
+        assert_eq!(found.map(|line| line.level), Some(level), "{what}: {lines:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_gateway_without_backend_fetches_nothing_after_writes() {
     let folder = tempfile::tempdir().unwrap();
     let more = "[backend]\nendpoints = [\"http://127.0.0.1:1\"]\ncredential_file = \"/none\"\n\

@@ -8,6 +8,7 @@ use hyper::{
 };
 use lota_cache::{Stripe, StripeLength};
 use lota_s3::{ByteRange, GatewayId, Learned, NormalEtag, ObjectMeta, RangeRequest};
+use sha2::{Digest as _, Sha256};
 
 /// Address of the pod whose request it is, and whose quota fills use.
 const CLIENT: HeaderName = HeaderName::from_static("lota-client");
@@ -21,6 +22,7 @@ const STRIPED: HeaderName = HeaderName::from_static("lota-striped");
 const WRITTEN: HeaderName = HeaderName::from_static("lota-written");
 /// Size of an upload, and the gateway that the requesting node has configured for the host.
 const KEEP: HeaderName = HeaderName::from_static("lota-keep");
+const PINS: HeaderName = HeaderName::from_static("lota-pins");
 const LEARNED: HeaderName = HeaderName::from_static("lota-learned");
 const CHECKSUMS: HeaderName = HeaderName::from_static("lota-checksums");
 const LOAD: HeaderName = HeaderName::from_static("lota-load");
@@ -129,6 +131,8 @@ pub enum PeerMethod {
         /// rather than take it for a client's.
         gateway: GatewayId,
     },
+    /// To merge the pins of the cluster in the request's body, which has this digest, and to respond with the result.
+    Pins(BodyDigest),
     /// A sign of life.
     Ping,
 }
@@ -166,6 +170,7 @@ impl PeerMethod {
                     headers.insert(KEEP, keep);
                 }
             }
+            Self::Pins(digest) => digest.write(headers),
             Self::Ping => drop(headers.insert(PING, HeaderValue::from_static("1"))),
         }
     }
@@ -179,6 +184,9 @@ impl PeerMethod {
         if let Some(keep) = headers.get(KEEP) {
             let (size, gateway) = keep.to_str().ok()?.split_once(' ')?;
             return Some(Self::Keep { size: size.parse().ok()?, gateway: GatewayId::from(gateway) });
+        }
+        if headers.contains_key(PINS) {
+            return BodyDigest::of(headers).map(Self::Pins);
         }
         if let Some(etag) = headers.get(WRITTEN) {
             return match etag.to_str().ok()? {
@@ -196,6 +204,33 @@ impl PeerMethod {
             }
             _ => None,
         }
+    }
+}
+
+/// SHA-256 of the body of a message about pins. MACs cover the headers of messages only; this one extends that to the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyDigest([u8; 32]);
+
+impl BodyDigest {
+    /// Computes the digest of a body.
+    #[must_use]
+    pub fn compute(body: &[u8]) -> Self {
+        Self(Sha256::digest(body).into())
+    }
+
+    /// Adds the digest to the headers of the message.
+    pub fn write(self, headers: &mut HeaderMap) {
+        if let Ok(digest) = HeaderValue::from_str(&hex::encode(self.0)) {
+            headers.insert(PINS, digest);
+        }
+    }
+
+    /// Returns the digest that a verified message states; `None` if it is malformed, or the message is not about pins.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut digest = [0; 32];
+        hex::decode_to_slice(headers.get(PINS)?, &mut digest).ok()?;
+        Some(Self(digest))
     }
 }
 
@@ -342,7 +377,8 @@ mod tests {
         let written = |etag| PeerMethod::Written(NormalEtag::parse(etag));
         let written = [written("\"e-2\""), written("")];
         let keep = PeerMethod::Keep { size: 1 << 40, gateway: "http://gateway".into() };
-        let others = [PeerMethod::WHOLE, whole, rest, keep, PeerMethod::Ping];
+        let pins = PeerMethod::Pins(BodyDigest::compute(b"pins"));
+        let others = [PeerMethod::WHOLE, whole, rest, keep, pins, PeerMethod::Ping];
         for method in others.into_iter().chain(parts).chain(written) {
             let mut headers = HeaderMap::new();
             method.write(&mut headers);

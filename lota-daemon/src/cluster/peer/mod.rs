@@ -4,6 +4,7 @@
 //! every response has one over its head and the request's nonce. Grants are never sent.
 
 pub mod headers;
+mod pins;
 pub mod raw;
 mod replay;
 mod request;
@@ -25,6 +26,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use thiserror::Error;
 use tokio::time::MissedTickBehavior;
 
+pub use pins::{read_pins, write_pins};
 pub use request::{ForwardedCall, PeerCall, PeerRequest};
 pub use wire::{MessageMac, RejectedMessage};
 
@@ -100,6 +102,9 @@ pub enum PeerError {
     /// The request's body has broken off.
     #[error("the body of the request has broken off")]
     NoBody,
+    /// It does not know the message.
+    #[error("it runs another version of LOTA")]
+    OtherVersion,
     /// The response is not authentic.
     #[error("its response is not authentic: {0}")]
     NotAuthentic(#[from] RejectedMessage),

@@ -6,7 +6,7 @@ use hyper::{Method, header, http::request::Parts};
 use lota_s3::{ByteRange, Endpoints, GatewayId, GetObject, NormalEtag, Operation};
 
 use super::{
-    headers::{self, GetScope, PeerMethod},
+    headers::{self, BodyDigest, GetScope, PeerMethod},
     raw,
 };
 use crate::http::RequestHead;
@@ -70,6 +70,8 @@ pub enum PeerRequest {
 pub enum PeerCall {
     /// Asks for a sign of life.
     Ping,
+    /// Sends the pins of the cluster in a body with this digest.
+    Pins(BodyDigest),
     /// Forwards a client's request.
     Forward(ForwardedCall),
 }
@@ -147,6 +149,7 @@ impl PeerCall {
     pub fn decode(mut parts: Parts, endpoints: &Endpoints) -> Option<Self> {
         Some(match PeerMethod::of(&parts.headers)? {
             PeerMethod::Ping => Self::Ping,
+            PeerMethod::Pins(digest) => Self::Pins(digest),
             PeerMethod::Part(range, scope) => {
                 Self::Forward(ForwardedCall::decode(parts, endpoints, |head, operation| {
                     PeerRequest::part(range, scope, head, operation)
@@ -213,7 +216,7 @@ mod tests {
     fn decode(request: Builder) -> Option<ForwardedCall> {
         match decode_any(request)? {
             PeerCall::Forward(call) => Some(call),
-            PeerCall::Ping => panic!("a ping"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -268,6 +271,11 @@ mod tests {
 
         let ping = decode_any(Request::builder().uri("/").header("lota-ping", "1")).unwrap();
         assert!(matches!(ping, PeerCall::Ping), "a ping needs no Host");
+
+        let digest = BodyDigest::compute(b"pins");
+        let mut pins = Request::builder().method("POST").uri("/");
+        digest.write(pins.headers_mut().unwrap());
+        assert!(matches!(decode_any(pins), Some(PeerCall::Pins(of)) if of == digest));
     }
 
     #[test]
@@ -293,5 +301,6 @@ mod tests {
         for keep in ["", "7", "-1 http://gateway", "http://gateway 7"] {
             assert!(decode(get("/k").header("lota-keep", keep)).is_none(), "{keep}");
         }
+        assert!(decode(get("/k").header("lota-pins", "00")).is_none());
     }
 }

@@ -9,6 +9,9 @@ use crate::{
     NoRoom, Object, ids::VersionId, partial_objects::PartialObject, ranges::Ranges, store::StoreEntry,
 };
 
+/// Maximum number of partial objects that are spared in one search for one that is not pinned.
+const SPARED: usize = 1024;
+
 impl Index {
     /// Registers a partial object, whose disk space is reserved. Returns the partial objects evicted because there are too
     /// many, or `None` if the version is in the index already; the reservation is then released.
@@ -22,7 +25,8 @@ impl Index {
             self.lru.release(entry.disk);
             return None;
         }
-        self.lru.commit(entry.version, (entry.name, entry.size), entry.disk, entry.disk);
+        let pin = self.pins.find(&object.meta().version.name);
+        self.lru.commit(entry.version, (entry.name, entry.size), entry.disk, entry.disk, pin);
         self.newest.insert(entry.name, entry.version);
         caches::Cache::put(&mut self.open, entry.version, object.clone());
         self.partial.insert(entry.version, partial);
@@ -42,7 +46,9 @@ impl Index {
         let held = self.lru.peek(&entry.version).map_or(0, |(_, held)| held);
         let disk = ranges.disk();
         let more = disk.saturating_sub(held);
-        self.admit(entry.name, more)?;
+        if self.lru.pin(&entry.version).is_none() {
+            self.admit(entry.name, more)?;
+        }
         let no_space = || NoRoom::new(format!("{more} more bytes do not fit into the cache"));
         let evicted = self.lru.grow(&entry.version, disk).ok_or_else(no_space)?;
         let mut evicted: Vec<_> = evicted.into_iter().map(|evicted| self.evicted(evicted)).collect();
@@ -124,11 +130,17 @@ impl Index {
         Some((partial, evicted))
     }
 
-    /// Evicts the least recently used partial objects while there are too many of them or of their ranges, except `kept`.
+    /// Evicts the least recently used partial objects while there are too many of them or of their ranges, except `kept`, and
+    /// those of pins last.
     fn evict_partial(&mut self, kept: VersionId) -> Vec<Evicted> {
-        let mut evicted = Vec::new();
-        while let Some(superfluous) = self.partial.superfluous().filter(|version| *version != kept) {
-            evicted.extend(self.take(superfluous));
+        let (mut evicted, mut spared) = (Vec::new(), 0);
+        while let Some(oldest) = self.partial.superfluous().filter(|_| self.partial.len() > 1) {
+            if oldest == kept || spared < SPARED && self.lru.is_pinned(&oldest) {
+                spared += 1;
+                self.partial.touch(&oldest);
+            } else {
+                evicted.extend(self.take(oldest));
+            }
         }
         evicted
     }
