@@ -43,9 +43,10 @@ const LONGEST: Duration = Duration::from_secs(120);
 const CONNECTIONS: u64 = 10;
 const PART: u64 = 8 * MIB;
 
+/// Reads the object in a namespace.
+type Read = fn(&Namespace, &Request) -> Result<()>;
 /// Ways to read the object.
-const WAYS: [(&str, fn(&Namespace, &Request) -> Result<()>); 2] =
-    [("one request each", read), ("10 connections each", read_parts)];
+const WAYS: [(&str, Read); 2] = [("one request each", read), ("10 connections each", read_parts)];
 
 fn main() -> ExitCode {
     bench::ended("objects", measure())
@@ -80,9 +81,9 @@ fn measure() -> Result<bool> {
     let mut report = Report::new("objects");
     for ((way, _), [whole, striped]) in WAYS.iter().zip(rates) {
         let ratios = striped.iter().zip(&whole).map(|(striped, whole)| striped / whole).collect();
-        report.add(&format!("three readers, {way}, cached as a whole"), "GB/s", Goal::None, whole);
-        report.add(&format!("three readers, {way}, in stripes"), "GB/s", Goal::None, striped);
-        report.add(&format!("{way}: in stripes / as a whole"), "x", Goal::AtLeast(2.5), ratios);
+        report.add(format!("three readers, {way}, cached as a whole"), "GB/s", Goal::None, whole);
+        report.add(format!("three readers, {way}, in stripes"), "GB/s", Goal::None, striped);
+        report.add(format!("{way}: in stripes / as a whole"), "x", Goal::AtLeast(2.5), ratios);
     }
     report.add("stripes of the fullest node, relative to the mean", "x", Goal::None, shares);
     report.write()
@@ -109,7 +110,7 @@ fn fill(tour: &mut Tour, is_striped: bool) -> Result<()> {
 }
 
 /// Limits the links, and reads the object on every node at once. Returns the seconds until all have it.
-fn read_at_once(tour: &Tour, read: fn(&Namespace, &Request) -> Result<()>) -> Result<f64> {
+fn read_at_once(tour: &Tour, read: Read) -> Result<f64> {
     let get = request(tour, Method::GET).sign(&ADMIN, Signing::Presigned)?;
     limit(tour, true)?;
     let began = Instant::now();

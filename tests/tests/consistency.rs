@@ -145,6 +145,7 @@ fn test(tour: &mut Tour, way: Way, origin: &str) -> Result<()> {
         ended: AtomicU32::new(0),
         bursts: if through_lota { BURSTS / u32::from(part) } else { CONTROL_BURSTS },
         reads: if through_lota { READS / usize::from(part) } else { CONTROL_READS },
+        has_stripes: way == Way::Lota,
         versioning: match origin {
             "embedded" => Versioning::Off,
             "rgw" => Versioning::One,

@@ -3,7 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::peer_port::STRANGERS;
-use crate::{admin, dns, proxy::LimitsConfig};
+use crate::{admin, dns, http::MAX_IDLE, proxy::LimitsConfig};
 
 /// Descriptors that are not connections: listeners, maps, programs, disks, runtimes, the log, clients of the admin
 /// socket.
@@ -48,7 +48,8 @@ impl DescriptorBudget {
     /// Divides `descriptors`. A connection of a pod or peer needs up to three more: a connection to the gateway or
     /// another node, a file, or both ends of a pipe.
     fn of(descriptors: usize, limits: &LimitsConfig, turned_away: usize) -> Self {
-        let others = FIXED + STRANGERS + 2 * admin::CONNECTIONS + 2 * dns::TCP_CLIENTS + turned_away;
+        let others =
+            FIXED + MAX_IDLE + STRANGERS + 2 * admin::CONNECTIONS + 2 * dns::TCP_CLIENTS + turned_away;
         let connections = descriptors.saturating_sub(others) / 4;
         let pods = limits.connections.min((connections * 3 / 4).max(LEAST));
         let peers = PEERS.min((connections / 4).max(LEAST));
@@ -71,7 +72,7 @@ mod tests {
         assert_eq!(DescriptorBudget::of(1 << 20, &limits, 256), all);
         let budget = DescriptorBudget::of(3_000, &limits, 256);
         assert!((200..600).contains(&budget.pods) && budget.of_one_pod <= budget.pods / 4, "{budget:?}");
-        let others = FIXED + STRANGERS + 2 * admin::CONNECTIONS + 2 * dns::TCP_CLIENTS + 256;
+        let others = FIXED + MAX_IDLE + STRANGERS + 2 * admin::CONNECTIONS + 2 * dns::TCP_CLIENTS + 256;
         assert!(4 * (budget.pods + budget.peers) + others <= 3_000, "{budget:?}");
         assert_eq!(DescriptorBudget::of(64, &limits, 256).pods, LEAST);
         let few = LimitsConfig { connections: 6, connections_per_pod: 3, ..limits };

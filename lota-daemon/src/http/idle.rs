@@ -17,14 +17,18 @@ use tokio::net::TcpStream;
 
 use crate::process::workers;
 
-/// Time after which an idle connection is closed; shorter than a peer's own timeout.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time after which an idle connection is closed; shorter than a peer's own timeouts.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of idle connections of a worker to one server.
 const MAX_PER_SERVER: usize = 16;
+/// Maximum number of all idle connections.
+pub const MAX_IDLE: usize = 256;
 
 /// Idle connections by worker, whose runtime they belong to, and by server.
 #[derive(Clone, Debug, Default)]
-pub(super) struct IdleConnections(Arc<Mutex<HashMap<(usize, SocketAddr), Vec<IdleConnection>>>>);
+pub(super) struct IdleConnections(Arc<Mutex<IdleTable>>);
+
+type IdleTable = HashMap<(usize, SocketAddr), Vec<IdleConnection>>;
 
 #[derive(Debug)]
 struct IdleConnection {
@@ -55,14 +59,15 @@ impl IdleConnections {
     /// Keeps a connection, and closes it if nothing takes it within [`IDLE_TIMEOUT`].
     fn put(&self, server: SocketAddr, stream: TcpStream) {
         let (key, mut all) = ((workers::current(), server), self.0.lock());
-        let idle = all.entry(key).or_default();
-        if idle.len() >= MAX_PER_SERVER {
+        let is_full = all.values().map(Vec::len).sum::<usize>() >= MAX_IDLE;
+        if is_full || all.get(&key).is_some_and(|idle| idle.len() >= MAX_PER_SERVER) {
             return;
         }
-        idle.push(IdleConnection { stream, since: Instant::now() });
-        if idle.len() == 1 {
+        let idle = all.entry(key).or_insert_with(|| {
             tokio::spawn(self.clone().close_later(key));
-        }
+            Vec::new()
+        });
+        idle.push(IdleConnection { stream, since: Instant::now() });
     }
 
     /// Closes connections that have been idle for too long, until none is left.

@@ -30,7 +30,7 @@ pub use connection_limiter::{ConnectionLimiter, ConnectionPermit};
 pub use expect::relay_continue;
 pub use head::RequestHead;
 pub use head_budget::{HeadBudget, HeadCharge};
-pub use idle::Reuse;
+pub use idle::{MAX_IDLE, Reuse};
 pub use meter::Meter;
 pub use raw::Raw;
 pub(crate) use reachability::ReachabilityProbe;

@@ -65,6 +65,8 @@ pub struct ConnectionLimits {
     /// Whether the client may close its half of the connection and still receive the response. Otherwise a closed half
     /// cancels the request.
     pub half_close: bool,
+    /// Whether the connection can carry further requests after a raw body.
+    pub reuses_raw: bool,
 }
 
 impl ConnectionLimits {
@@ -91,6 +93,7 @@ impl ConnectionLimits {
         head_timeout: HEAD_TIMEOUT,
         idle_timeout: PEER_IDLE_TIMEOUT,
         half_close: true,
+        reuses_raw: false,
     };
     /// Limits of peers, which forward the headers of clients (up to a mebibyte, if so configured) and add their own.
     pub const PEER: Self = Self {
@@ -99,10 +102,16 @@ impl ConnectionLimits {
         head_timeout: HEAD_TIMEOUT,
         idle_timeout: PEER_IDLE_TIMEOUT,
         half_close: false,
+        reuses_raw: true,
     };
     /// Limits of addresses at the peer port that are not a member's and have not sent an authentic message.
-    pub const STRANGER: Self =
-        Self { head: 16 << 10, headers: 256, head_timeout: STRANGER_HEAD_TIMEOUT, ..Self::PEER };
+    pub const STRANGER: Self = Self {
+        head: 16 << 10,
+        headers: 256,
+        head_timeout: STRANGER_HEAD_TIMEOUT,
+        reuses_raw: false,
+        ..Self::PEER
+    };
     /// Limits of clients of the admin and metrics ports.
     pub const ADMIN: Self = Self { head: 16 << 10, headers: 64, idle_timeout: ADMIN_TIMEOUT, ..Self::CLIENT };
 }
@@ -304,7 +313,11 @@ where
                 written = raw::write(&mut io, body) => written.map_err(|error| error.to_string()),
                 () = &mut cut => return Exchanged::cut(io),
             };
-            if written.is_ok() && parts.read_buf.is_empty() && *life.borrow() == Life::Serving {
+            if limits.reuses_raw
+                && written.is_ok()
+                && parts.read_buf.is_empty()
+                && *life.borrow() == Life::Serving
+            {
                 return Exchanged::Idle(io);
             }
             io.finish().await;

@@ -78,7 +78,7 @@ impl Pipe {
 }
 
 /// Connection with the bytes of a body.
-struct Source {
+struct RawSource {
     /// `None` when it was returned.
     stream: Option<TcpStream>,
     /// The right to return it at the end of the body.
@@ -87,36 +87,28 @@ struct Source {
 
 /// State of a body that consists of the next bytes of a connection.
 struct Spliced {
-    from: Source,
+    from: RawSource,
     first: Option<Bytes>,
     left: u64,
-    pipe: Arc<Pipe>,
+    /// `None` until bytes are needed: bodies that wait for their turn have none.
+    pipe: Option<Arc<Pipe>>,
     slices: Slices,
 }
 
 /// Returns the next `length` bytes of a connection as a body. `first` contains those that have been read already. At the end,
 /// the connection can be used again if there is a right to `reuse` it.
-///
-/// # Errors
-/// If no pipe can be created.
-pub fn spliced(
-    stream: TcpStream,
-    first: Bytes,
-    length: u64,
-    slices: Slices,
-    reuse: Option<Reuse>,
-) -> io::Result<Body> {
+pub fn spliced(stream: TcpStream, first: Bytes, length: u64, slices: Slices, reuse: Option<Reuse>) -> Body {
     let first = (!first.is_empty()).then_some(first);
-    let from = Source { stream: Some(stream), reuse };
-    let spliced = Spliced { from, first, left: length, pipe: Arc::new(Pipe::new()?), slices };
+    let from = RawSource { stream: Some(stream), reuse };
+    let spliced = Spliced { from, first, left: length, pipe: None, slices };
     let frames = stream::try_unfold(spliced, async |mut spliced| {
         let next = spliced.next().await.map_err(BodyError::new)?;
         Ok(next.map(|bytes| (Frame::data(bytes), spliced)))
     });
-    Ok(StreamBody::new(frames).boxed_unsync())
+    StreamBody::new(frames).boxed_unsync()
 }
 
-impl Source {
+impl RawSource {
     /// Returns the connection for further requests if it has no bytes of the body left.
     fn has_left(&mut self, bytes: u64) {
         if bytes == 0
@@ -139,19 +131,23 @@ impl Spliced {
         }
         let limit = usize::try_from(self.left).unwrap_or(usize::MAX).min(MAX_SLICE);
         let from = self.from.stream.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let pipe = match &self.pipe {
+            Some(pipe) => pipe,
+            None => self.pipe.insert(Arc::new(Pipe::new()?)),
+        };
         let moved = loop {
             // On an empty pipe, `WouldBlock` means that the connection has no bytes; otherwise the pipe may be full.
-            let may_be_full = !self.pipe.is_empty();
+            let may_be_full = !pipe.is_empty();
             let moved = if may_be_full {
-                self.pipe.fill(from, limit)
+                pipe.fill(from, limit)
             } else {
                 from.readable().await?;
-                from.try_io(Interest::READABLE, || self.pipe.fill(from, limit))
+                from.try_io(Interest::READABLE, || pipe.fill(from, limit))
             };
             match moved {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if may_be_full {
-                        self.pipe.emptied.notified().await;
+                        pipe.emptied.notified().await;
                     }
                 }
                 moved => break moved?,
@@ -159,14 +155,14 @@ impl Spliced {
         };
         if moved == 0 {
             // After an error, hyper does not send the bytes that it has already received, so wait until they are sent.
-            while !self.pipe.is_empty() {
-                self.pipe.emptied.notified().await;
+            while !pipe.is_empty() {
+                pipe.emptied.notified().await;
             }
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.left -= moved as u64;
         self.from.has_left(self.left);
-        Ok(Some(self.slices.queue(Slice::Pipe(self.pipe.clone(), moved))))
+        Ok(Some(self.slices.queue(Slice::Pipe(pipe.clone(), moved))))
     }
 }
 

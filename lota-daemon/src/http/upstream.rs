@@ -28,6 +28,8 @@ use super::{
 use crate::process::workers;
 
 pub use super::connect::UpstreamServer;
+/// Error of a request that has no response.
+pub type UpstreamError = Error;
 
 /// Timeout for a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -156,7 +158,8 @@ impl Upstream {
 }
 
 /// Returns whether an established connection was lost.
-fn is_lost(error: &Error) -> bool {
+#[must_use]
+pub fn is_lost(error: &Error) -> bool {
     let is_end = |cause: &(dyn std::error::Error + 'static)| {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         let by_us = cause.downcast_ref::<hyper::Error>();

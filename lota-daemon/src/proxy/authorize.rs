@@ -93,6 +93,9 @@ impl Proxy {
             }
             (Authorization::Fresh(grant), None) => match copy {
                 Some(copy) => self.serve_from_copy(get, grant, copy).await,
+                None if stripe.is_some_and(|stripe| stripe.range(grant.meta().size).length() == 0) => {
+                    Ok(response::striped(grant.meta().size))
+                }
                 None if stripe.is_some() => self.fill_and_serve(get, grant, FillAuthority::Own).await,
                 None => Err(S3Error::unavailable("Unexpected response from the gateway; retry later")),
             },

@@ -18,7 +18,7 @@ use crate::http::{Body, BodyError};
 /// busy at the same time.
 const ASK_AHEAD: [u64; 2] = [16 << 20, 64 << 20];
 /// Maximum number of stripes that are asked for ahead.
-const MAX_ASKED: usize = 4;
+const MAX_ASKED: usize = 3;
 /// Time in which the client reads what is asked for ahead. An owner's response waits that long, which must be less than its
 /// timeout for a client that has paused.
 const WAITS: Duration = Duration::from_secs(2);

@@ -119,6 +119,7 @@ impl StripedGet {
     async fn serve_own(&self, stripe: Stripe, left: ByteRange) -> Option<StripePart> {
         let (proxy, meta, range) = (&self.proxy, &self.meta, self.object.range);
         let mut get = self.get(stripe);
+        proxy.cache.count_read(&self.object.name, Some(stripe));
         let cached = proxy.cache.get(&meta.version, Some(stripe)).await.filter(|cached| cached.serves(range));
         let (cached, outcome) = match cached {
             Some(cached) => {
@@ -131,15 +132,17 @@ impl StripedGet {
                 proxy.fill_from(&get, meta, self.authority.clone()?, owner).await?
             }
         };
-        proxy.cache.count_read(&self.object.name, Some(stripe));
         let reader = Reader::new(&self.grant, cached, Some(left))?;
         // A fill that is only slow goes on.
         if let Ok(Err(_)) = timeout(FIRST_BYTE_WAIT, reader.ready()).await {
             return None;
         }
-        let mut load = proxy.load.queue(left.length());
+        // Counted when its turn has come.
+        let (all, mut queued) = (proxy.load.clone(), None);
         let meter = proxy.meter(&mut get);
-        let body = response::file_body(reader, self.slices.clone(), Some(meter), move |read| load.sent(read));
+        let body = response::file_body(reader, self.slices.clone(), Some(meter), move |read| {
+            queued.get_or_insert_with(|| all.queue(left.length())).sent(read);
+        });
         Some(StripePart { stripe, left, body, outcome, from_storage: false })
     }
 

@@ -45,6 +45,8 @@ pub(crate) struct Common {
     pub(crate) bursts: u32,
     /// Minimum number of reads of each reader.
     pub(crate) reads: usize,
+    /// Whether large objects are in stripes, so that a response ends early if its object is overwritten.
+    pub(crate) has_stripes: bool,
     /// Buckets with versioning.
     pub(crate) versioning: Versioning,
 }
@@ -160,7 +162,7 @@ impl<'a> Client<'a> {
         };
         let is_head = request.method == Method::HEAD;
         let (reply, start, end) = match self.send(request).await {
-            Err(error) if ended_early(&error) => {
+            Err(error) if self.common.has_stripes && ended_early(&error) => {
                 self.broken += 1;
                 return Ok(());
             }

@@ -37,7 +37,7 @@ use self::{
 };
 use crate::http::{
     Body, RequestHead, Slices, empty,
-    upstream::{Upstream, chain, is_from_body},
+    upstream::{Upstream, UpstreamError, chain, is_from_body, is_lost},
 };
 use lota_cache::placement::NodeName;
 use lota_s3::{Origin, Secret};
@@ -215,6 +215,28 @@ impl Peers {
         (head, body): (&RequestHead, Body),
         method: PeerMethod,
     ) -> Result<Response<Incoming>, PeerError> {
+        let mut answer = self.send_once(owner, origin, client, (head, body), &method).await?;
+        let is_read = matches!(method, PeerMethod::Get { .. } | PeerMethod::Part(..));
+        if is_read && answer.as_ref().is_err_and(is_lost) {
+            // The owner may have closed an idle connection, for example because another daemon replaces its own.
+            answer = self.send_once(owner, origin, client, (head, empty()), &method).await?;
+        }
+        answer.map_err(|error| match error {
+            error if error.is_connect() => PeerError::NoConnection(chain(&error)),
+            error if is_from_body(&error) => PeerError::NoBody,
+            error => PeerError::NoAnswer(chain(&error)),
+        })
+    }
+
+    /// Sends a request once. The inner error is that of the connection.
+    async fn send_once(
+        &self,
+        owner: &NodeName,
+        origin: &Origin,
+        client: IpAddr,
+        (head, body): (&RequestHead, Body),
+        method: &PeerMethod,
+    ) -> Result<Result<Response<Incoming>, UpstreamError>, PeerError> {
         let mut request =
             head.request(origin, body).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
         headers::set_client(request.headers_mut(), client);
@@ -226,16 +248,14 @@ impl Peers {
             raw::accept(request.headers_mut());
         }
         let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());
-        let answer = self.while_alive(owner, self.upstream.send(request)).await?;
-        let mut answer = answer.map_err(|error| match error {
-            error if error.is_connect() => PeerError::NoConnection(chain(&error)),
-            error if is_from_body(&error) => PeerError::NoBody,
-            error => PeerError::NoAnswer(chain(&error)),
-        })?;
+        let mut answer = match self.while_alive(owner, self.upstream.send(request)).await? {
+            Ok(answer) => answer,
+            lost => return Ok(lost),
+        };
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
         Skipped::read(&mut answer);
         StripedSize::read(&mut answer);
-        Ok(answer)
+        Ok(Ok(answer))
     }
 
     /// Waits for `awaited` from `owner` as long as `owner` responds to pings.

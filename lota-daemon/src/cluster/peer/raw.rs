@@ -46,7 +46,7 @@ pub fn switch(answer: Response<Body>, raw: &Raw) -> Response<Body> {
         return answer;
     };
     let (mut head, body) = answer.into_parts();
-    raw.send(body);
+    raw.send(body, length);
     head.headers.remove(header::CONTENT_LENGTH);
     head.headers.insert(LENGTH, HeaderValue::from(length));
     head.headers.insert(STATUS, HeaderValue::from(head.status.as_u16()));
@@ -81,7 +81,7 @@ pub(super) async fn answer(answer: Response<Incoming>, slices: &Slices) -> io::R
     let Switched { connection, first, reuse } = upstream::switched(&mut answer).await?;
     let (head, _) = answer.into_parts();
     let reuse = is_reusable.then_some(reuse);
-    Ok(Response::from_parts(head, spliced(connection, first, length, slices.clone(), reuse)?))
+    Ok(Response::from_parts(head, spliced(connection, first, length, slices.clone(), reuse)))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::http::{
     upstream::Upstream,
 };
 
-const LENGTH_OF_BODY: usize = (MIN_RAW_LENGTH as usize) + 12_345;
+const LENGTH_OF_BODY: usize = (4 << 20) + 12_345;
 
 /// Serves connections; returns the address, and the number of connections so far.
 async fn serve<S, F>(service: S) -> (SocketAddr, Arc<AtomicUsize>)
@@ -37,7 +37,7 @@ where
             let connection = server::accept(&listener).await;
             count.fetch_add(1, Ordering::Relaxed);
             let heads = HeadBudget::new(1 << 20, 1 << 20).charge(connection.1.ip());
-            let limits = ConnectionLimits::CLIENT;
+            let limits = ConnectionLimits::PEER;
             let ended = std::future::pending();
             tokio::spawn(server::serve(
                 connection,
@@ -54,7 +54,8 @@ where
 
 #[tokio::test]
 async fn a_connection_carries_one_body_after_another() {
-    let body = |number: usize| (0..LENGTH_OF_BODY).map(|at| (at * 7 + number) as u8).collect::<Vec<_>>();
+    let byte = |at: usize, number: usize| u8::try_from((at * 7 + number) % 251).unwrap();
+    let body = move |number| (0..LENGTH_OF_BODY).map(|at| byte(at, number)).collect::<Vec<_>>();
     let (owner, connections) = serve(move |connection, request| async move {
         assert!(is_accepted(request.headers()));
         let number = request.uri().path()[1..].parse().unwrap();
