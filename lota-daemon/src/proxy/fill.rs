@@ -11,13 +11,13 @@ use lota_cache::{
 };
 use lota_s3::{ByteRange, ObjectMeta, ObjectName, Validator};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     Proxy, S3Store,
     fill_quota::{FillReservation, ResponseReservation},
     get::Get,
-    owner::part_headers,
+    owner::{ZONE_TIMEOUT, part_headers},
     response,
 };
 use crate::{
@@ -324,7 +324,12 @@ impl Supply {
     async fn ask_owner(&self, owner: &NodeName, range: ByteRange) -> Result<Response<Incoming>, String> {
         let (meta, peers) = (self.object.meta(), self.proxy.peers.as_ref().ok_or("there are no peers")?);
         let scope = self.object.stripe().map_or(GetScope::Whole, GetScope::Stripe);
-        let response = peers.ask(owner, self.pod, &self.client, PeerMethod::Part(range, scope)).await;
+        let asked = peers.ask(owner, self.pod, &self.client, PeerMethod::Part(range, scope));
+        let response = match self.proxy.cluster.has_owners_per_zone() {
+            // Nodes that disagree about zones for a moment could wait for each other.
+            true => timeout(ZONE_TIMEOUT, asked).await.map_err(|_| "it has not responded in time")?,
+            false => asked.await,
+        };
         let answer = response.map_err(|error| error.to_string())?;
         backend::check(&meta, &part_headers(range), Some(range), answer.status(), answer.headers())
             .map_err(|error| error.to_string())?;

@@ -46,7 +46,7 @@ pub(super) const SPARE_NODES: usize = 2;
 /// Timeout for a replica; kept short because other requests wait on the caller.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(2);
 /// Timeout for the owner in an earlier zone, which may have to wait for the gateway and the storage first.
-const ZONE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ZONE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Load in bytes above which the next node is used instead, if it has less than half of that load.
 const OVERLOAD_BYTES: u64 = 256 << 20;
 /// Maximum bytes that one response counts toward the load, so that a slow client with a huge object does not make a node
@@ -200,6 +200,8 @@ impl Proxy {
             || get.stripe().is_some()
             || !object.overrides.is_empty()
             || object.cache_control != CacheControl::Use
+            // Without owners per zone, an owner that may not know them is not worth a request.
+            || (!self.cluster.has_owners_per_zone() && object.wants_checksums && object.range == RangeRequest::Whole)
         {
             return None;
         }
@@ -215,11 +217,14 @@ impl Proxy {
 
     /// Asks another owner for one byte of an object, and returns the metadata in its response.
     async fn ask_for_metadata(&self, peers: &Peers, owner: &NodeName, get: &Get<'_>) -> Option<ObjectMeta> {
-        let limit = if self.cluster.has_owners_per_zone() { ZONE_TIMEOUT } else { REPLICA_TIMEOUT };
-        // A byte that the client waits for, in case the owner has to fetch it first.
-        let start = match get.object.range {
-            RangeRequest::From(start) | RangeRequest::FromTo(start, _) => start,
-            RangeRequest::Whole | RangeRequest::Last(_) | RangeRequest::Unusual => 0,
+        let per_zone = self.cluster.has_owners_per_zone();
+        // An owner in another zone may have to fetch the object first, beginning with the byte that the client waits for.
+        let (limit, start) = match (self.cluster.is_near(owner), get.object.range) {
+            (false, RangeRequest::From(start) | RangeRequest::FromTo(start, _)) if per_zone => {
+                (ZONE_TIMEOUT, start)
+            }
+            (false, _) if per_zone => (ZONE_TIMEOUT, 0),
+            _ => (REPLICA_TIMEOUT, 0),
         };
         let byte = ByteRange { start, end: start.checked_add(1)? };
         let method = PeerMethod::Part(byte, get.scope);

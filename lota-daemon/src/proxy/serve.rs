@@ -55,9 +55,10 @@ impl Proxy {
         // What is relayed for a stripe must be no more than the stripe.
         let range = range.filter(|range| get.part_of(Some(*range), meta.size) == Some(*range));
         // What the gateway sends is dropped for a stripe, so that its bytes can come from another zone's owner.
-        let owner = get
-            .stripe()
-            .and_then(|stripe| self.owner_in_earlier_zone(&get.object.name, Some((stripe, meta.size))));
+        let owner = |get: &Get<'_>| {
+            let stripe = (get.stripe()?, meta.size);
+            self.owner_in_earlier_zone(&get.object.name, Some(stripe))
+        };
         let plan = plan_arriving(ArrivingFacts {
             is_head: get.is_bodiless(),
             is_complete: cached.as_ref().is_some_and(|object| object.is_complete()),
@@ -106,12 +107,12 @@ impl Proxy {
                 None => relay(answer, Outcome::Miss),
             },
             ArrivingPlan::RelayWhileFilling(authority) => {
-                self.begin_fill_from(&get, &meta, authority, owner).await;
+                self.begin_fill_from(&get, &meta, authority, owner(&get)).await;
                 let meter = self.meter(&mut get);
                 relay(answer, Outcome::Miss).map(|answer| response::metered(answer, meter))
             }
             ArrivingPlan::FillThenServe(authority) => {
-                match self.fill_from(&get, &meta, authority, owner).await {
+                match self.fill_from(&get, &meta, authority, owner(&get)).await {
                     // The range in `answer` is dropped: the fill fetches it with the whole object.
                     Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
                     None if is_stripe => {
@@ -163,7 +164,8 @@ impl Proxy {
     ) -> Result<Response<Body>, S3Error> {
         let meta = grant.meta().clone();
         let stripe = get.stripe().map(|stripe| (stripe, meta.size));
-        let owner = self.owner_in_earlier_zone(&get.object.name, stripe).filter(|_| !get.is_bodiless());
+        let owner = self.owner_in_earlier_zone(&get.object.name, stripe);
+        let owner = owner.filter(|_| meta.size > 0 && !get.is_bodiless());
         match self.fill_from(&get, &meta, authority.clone(), owner).await {
             Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
             None => self.stream_uncached(get, grant, &meta, &authority, Outcome::Miss).await,
