@@ -36,8 +36,6 @@ const WHOLE: &str = "[placement]\nstripe_above = \"0\"\n[cache]\n";
 /// Rate of each node's link in both directions, as `tc` takes it: what two cores can forward on three nodes at once with time to
 /// spare.
 const RATE: &str = "500mbit";
-/// Congestion control of the nodes: the kernel's default.
-const CONGESTION_CONTROL: &str = "cubic";
 const LONGEST: Duration = Duration::from_secs(120);
 /// Connections of a reader in parts, and the length of a part in bytes: defaults of the AWS CLI, boto3 and others.
 const CONNECTIONS: u64 = 10;
@@ -139,7 +137,6 @@ fn limit(tour: &Tour, is_limited: bool) -> Result<()> {
         run(&mut tc).map(drop)
     };
     for node in 1..=3 {
-        tour.lab.node(node).write("/proc/sys/net/ipv4/tcp_congestion_control", CONGESTION_CONTROL)?;
         tc(&tour.lab.node(node), "uplink")?;
         tc(&tour.lab.switch(), &format!("to-n{node}"))?;
     }
