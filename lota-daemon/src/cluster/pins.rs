@@ -10,13 +10,15 @@ use lota_cache::PinnedPrefix;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Maximum number of pins, including removed ones.
+/// Maximum number of pins.
 const MAX_PINS: usize = 256;
-/// Maximum number of bytes of all pins in their encoding.
-pub(super) const MAX_ENCODED: usize = 64 << 10;
+/// Maximum number of removed pins that are remembered.
+const MAX_REMOVED: usize = 4 * MAX_PINS;
+/// Maximum number of bytes of all pins, and removed ones, in their encoding.
+pub(super) const MAX_ENCODED: usize = 256 << 10;
 /// Duration for which a removed pin is remembered, so that a node that was down meanwhile does not bring it back.
 const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Time in the future up to which a change is accepted. Until then, no later change could replace it.
+/// Time in the future up to which a change is accepted, and kept. Until then, no later change could replace it.
 const MAX_AHEAD: Duration = Duration::from_secs(300);
 /// Version of the encoding.
 const VERSION: u64 = 1;
@@ -97,36 +99,71 @@ impl PinState {
         let changed = milliseconds(now).max(before + 1);
         let mut state = self.clone();
         state.0.insert(prefix, PinChange { changed, bytes });
-        *self = state.bounded(now)?;
-        Ok(())
+        if state.bound(now).is_empty() {
+            *self = state;
+            return Ok(());
+        }
+        Err(TooManyPins)
     }
 
-    /// Merges what another node knows; returns whether anything has changed.
-    ///
-    /// # Errors
-    /// If there are too many pins; nothing is changed then.
-    pub fn merge(&mut self, other: Self, now: SystemTime) -> Result<bool, TooManyPins> {
+    /// Merges what another node knows; returns whether anything has changed. If there are too many pins then, those that were
+    /// changed last are dropped: all nodes drop the same ones.
+    pub fn merge(&mut self, other: Self, now: SystemTime) -> bool {
         let (mut state, latest) = (self.clone(), milliseconds(now + MAX_AHEAD));
         for (prefix, change) in other.0.into_iter().filter(|(_, change)| change.changed <= latest) {
             let known = state.0.entry(prefix).or_insert(change);
             *known = change.max(*known);
         }
-        let state = state.bounded(now)?;
+        for prefix in state.bound(now) {
+            tracing::warn!(%prefix, "dropped a pin, since nodes have set too many at the same time");
+        }
         let changed = state != *self;
         *self = state;
-        Ok(changed)
+        changed
     }
 
-    /// Forgets old removed pins, and others if there are too many.
-    fn bounded(mut self, now: SystemTime) -> Result<Self, TooManyPins> {
+    /// Returns whether the last change of a pin in `other`, or a later one, is known. A change too far in the future does not
+    /// count.
+    #[must_use]
+    pub fn knows(&self, prefix: &PinnedPrefix, other: &Self, now: SystemTime) -> bool {
+        let latest = milliseconds(now + MAX_AHEAD);
+        let known = self.0.get(prefix).filter(|change| change.changed <= latest);
+        known >= other.0.get(prefix)
+    }
+
+    /// Forgets old removed pins, and the oldest ones if there are too many. If that does not suffice, drops the pins that were
+    /// changed last, and returns them. Changes of the future, by a clock that was ahead, become ones that other nodes accept.
+    fn bound(&mut self, now: SystemTime) -> Vec<PinnedPrefix> {
+        let latest = milliseconds(now + MAX_AHEAD);
         let oldest = milliseconds(now).saturating_sub(milliseconds(UNIX_EPOCH + REMEMBERED));
         self.0.retain(|_, change| change.bytes.is_some() || change.changed > oldest);
-        while self.0.len() > MAX_PINS || self.encode().len() > MAX_ENCODED {
-            let removed = self.0.iter().filter(|(_, change)| change.bytes.is_none());
-            let oldest = removed.min_by_key(|(_, change)| change.changed).map(|(prefix, _)| prefix.clone());
-            self.0.remove(&oldest.ok_or(TooManyPins)?);
+        for change in self.0.values_mut() {
+            change.changed = change.changed.min(latest);
         }
-        Ok(self)
+        let (mut live, mut removed): (Vec<_>, Vec<_>) = (self.0.iter())
+            .map(|(prefix, change)| (change.changed, prefix.clone(), change.bytes))
+            .partition(|(_, _, bytes)| bytes.is_some());
+        live.sort();
+        // The next to forget is the last.
+        removed.sort_by(|a, b| b.cmp(a));
+        let (mut dropped, mut length) = (Vec::new(), self.encode().len());
+        loop {
+            let is_too_long = length > MAX_ENCODED;
+            let is_removed = removed.len() > MAX_REMOVED || is_too_long && !removed.is_empty();
+            if !is_removed && !is_too_long && live.len() <= MAX_PINS {
+                break;
+            }
+            let next = if is_removed { removed.pop() } else { live.pop() };
+            let Some((changed, prefix, bytes)) = next else { break };
+            self.0.remove(&prefix);
+            let encoded = EncodedPin { prefix, bytes, changed };
+            // With its comma.
+            length -= json(&encoded).len() + 1;
+            if bytes.is_some() {
+                dropped.push(encoded.prefix);
+            }
+        }
+        dropped
     }
 
     /// Encodes the pins for the file and for other nodes.
@@ -137,8 +174,7 @@ impl PinState {
             bytes: change.bytes,
             changed: change.changed,
         });
-        // Keys of this type are always strings.
-        serde_json::to_vec(&EncodedPins { version: VERSION, pins: pins.collect() }).unwrap_or_default()
+        json(&EncodedPins { version: VERSION, pins: pins.collect() })
     }
 
     /// Decodes pins.
@@ -152,7 +188,8 @@ impl PinState {
             return Err(UnreadablePins::UnknownVersion(version));
         }
         let EncodedPins { pins, .. } = serde_json::from_slice(bytes).map_err(malformed)?;
-        if pins.len() > MAX_PINS || bytes.len() > MAX_ENCODED {
+        let live = pins.iter().filter(|pin| pin.bytes.is_some()).count();
+        if live > MAX_PINS || pins.len() - live > MAX_REMOVED || bytes.len() > MAX_ENCODED {
             return Err(UnreadablePins::Malformed(TooManyPins.to_string()));
         }
         if let Some(wrong) = pins.iter().find(|pin| !pin.prefix.is_valid()) {
@@ -161,6 +198,11 @@ impl PinState {
         let change = |EncodedPin { prefix, bytes, changed }| (prefix, PinChange { changed, bytes });
         Ok(Self(pins.into_iter().map(change).collect()))
     }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // Keys of these types are always strings.
+    serde_json::to_vec(value).unwrap_or_default()
 }
 
 /// Returns the time in milliseconds since the epoch.

@@ -25,6 +25,9 @@ const EXCHANGE_INTERVAL: Duration = Duration::from_secs(60);
 const ATTEMPT_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum number of concurrent exchanges.
 const EXCHANGES: usize = 32;
+/// Reason why a node that has answered lacks a change.
+const REFUSED: &str =
+    "it has not accepted the change: its clock differs by minutes, or there are too many pins";
 
 /// The pins of the cluster, as this node knows them.
 #[derive(Debug)]
@@ -54,11 +57,11 @@ pub struct PinRequest {
 pub struct PinChanged {
     /// Bytes of the pin; 0 if it was removed.
     pub bytes: u64,
-    /// Nodes that were not told, with the reason. They learn of the change later.
+    /// Nodes that were not told, or have not accepted the change, with the reason. They learn of it later.
     pub unreached: Vec<UnreachedNode>,
 }
 
-/// A node that was not told of a change.
+/// A node that was not told of a change, or has not accepted it.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct UnreachedNode {
     /// Name of the node.
@@ -153,23 +156,25 @@ impl ClusterPins {
         if !prefix.is_valid() {
             return Err(PinError::Invalid(prefix));
         }
-        let bytes = {
-            let _one = self.changing.lock().await;
-            let mut state = self.state.lock().clone();
-            let others = state.pins().filter(|(other, _)| **other != prefix);
+        let (pins, of) = (self.clone(), prefix.clone());
+        let change = async move {
+            let _one = pins.changing.lock().await;
+            let mut state = pins.state.lock().clone();
+            let others = state.pins().filter(|(other, _)| **other != of);
             let pinned = others.fold(0, |all: u64, (_, bytes)| all.saturating_add(bytes));
-            let possible = self.possible();
+            let possible = pins.possible();
             let left = possible.saturating_sub(pinned);
             let bytes = bytes.unwrap_or(left);
             if !(1..=left).contains(&bytes) {
                 return Err(PinError::OutOfBounds { asked: bytes, pinned, possible });
             }
-            state.set(prefix.clone(), Some(bytes), SystemTime::now())?;
-            self.replace(state).await.map_err(PinError::NotSaved)?;
-            bytes
+            state.set(of, Some(bytes), SystemTime::now())?;
+            pins.replace(state.clone()).await.map_err(PinError::NotSaved)?;
+            Ok((bytes, state))
         };
+        let (bytes, state) = to_its_end(change).await.map_err(PinError::NotSaved)??;
         tracing::info!(%prefix, bytes, "pinned objects on request of an operator");
-        Ok(PinChanged { bytes, unreached: self.spread().await })
+        Ok(PinChanged { bytes, unreached: self.spread(&prefix, &state).await })
     }
 
     /// Removes a pin on all nodes.
@@ -177,33 +182,38 @@ impl ClusterPins {
     /// # Errors
     /// [`PinError`]; nothing is changed then.
     pub async fn unpin(self: &Arc<Self>, prefix: PinnedPrefix) -> Result<PinChanged, PinError> {
-        {
-            let _one = self.changing.lock().await;
-            let mut state = self.state.lock().clone();
-            if state.bytes(&prefix).is_none() {
-                return Err(PinError::NotPinned(prefix));
+        let (pins, of) = (self.clone(), prefix.clone());
+        let change = async move {
+            let _one = pins.changing.lock().await;
+            let mut state = pins.state.lock().clone();
+            if state.bytes(&of).is_none() {
+                return Err(PinError::NotPinned(of));
             }
-            state.set(prefix.clone(), None, SystemTime::now())?;
-            self.replace(state).await.map_err(PinError::NotSaved)?;
-        }
+            state.set(of, None, SystemTime::now())?;
+            pins.replace(state.clone()).await.map_err(PinError::NotSaved)?;
+            Ok(state)
+        };
+        let state = to_its_end(change).await.map_err(PinError::NotSaved)??;
         tracing::info!(%prefix, "unpinned objects on request of an operator");
-        Ok(PinChanged { bytes: 0, unreached: self.spread().await })
+        Ok(PinChanged { bytes: 0, unreached: self.spread(&prefix, &state).await })
     }
 
     /// Merges what another node knows, and returns the result.
     pub async fn merge(self: &Arc<Self>, received: PinState) -> PinState {
-        let _one = self.changing.lock().await;
-        let mut state = self.state.lock().clone();
-        match state.merge(received, SystemTime::now()) {
-            Ok(false) => {}
-            Ok(true) => {
+        let pins = self.clone();
+        let change = async move {
+            let _one = pins.changing.lock().await;
+            let mut state = pins.state.lock().clone();
+            if state.merge(received, SystemTime::now()) {
                 tracing::info!(pins = state.pins().count(), "pins changed on another node");
-                if let Err(error) = self.replace(state.clone()).await {
+                if let Err(error) = pins.replace(state.clone()).await {
                     tracing::warn!(error, "cannot save the pins; applying them until the daemon ends");
-                    self.apply(state);
+                    pins.apply(state);
                 }
             }
-            Err(error) => tracing::warn!(%error, "ignored the pins of another node"),
+        };
+        if let Err(error) = to_its_end(change).await {
+            tracing::warn!(error, "cannot merge the pins of another node");
         }
         self.state.lock().clone()
     }
@@ -216,8 +226,7 @@ impl ClusterPins {
             tick.tick().await;
             let now = self.cluster.total_capacity();
             if capacity.replace(now) != Some(now) {
-                let state = self.state.lock().clone();
-                self.apply(state);
+                self.set_limits(&self.state.lock());
             }
             if next <= Instant::now() && self.exchange_with_one().await {
                 next = Instant::now() + EXCHANGE_INTERVAL;
@@ -232,7 +241,7 @@ impl ClusterPins {
             self.cluster.members().into_keys().filter(|peer| !peers.is_lost(peer)).collect();
         let Some(peer) = reachable.choose(&mut rand::rng()) else { return false };
         match self.exchange(peers, peer).await {
-            Ok(()) | Err(PeerError::OtherVersion) => true,
+            Ok(_) | Err(PeerError::OtherVersion) => true,
             Err(error) => {
                 tracing::debug!(peer = %peer.0, %error, "cannot exchange pins");
                 false
@@ -240,12 +249,17 @@ impl ClusterPins {
         }
     }
 
-    /// Exchanges pins with all nodes. Returns those that did not respond.
-    async fn spread(self: &Arc<Self>) -> Vec<UnreachedNode> {
+    /// Exchanges pins with all nodes after a change of a pin to what it is in `state`. Returns those that did not respond, or
+    /// have not accepted the change.
+    async fn spread(self: &Arc<Self>, prefix: &PinnedPrefix, state: &PinState) -> Vec<UnreachedNode> {
         let Some(peers) = &self.peers else { return Vec::new() };
         let exchanges = stream::iter(self.cluster.members().into_keys()).map(async |peer: NodeName| {
-            let error = self.exchange(peers, &peer).await.err()?;
-            Some(UnreachedNode { node: peer.0, why: error.to_string() })
+            let why = match self.exchange(peers, &peer).await {
+                Ok(answer) if answer.knows(prefix, state, SystemTime::now()) => return None,
+                Ok(_) => REFUSED.to_owned(),
+                Err(error) => error.to_string(),
+            };
+            Some(UnreachedNode { node: peer.0, why })
         });
         let mut unreached: Vec<_> =
             exchanges.buffer_unordered(EXCHANGES).filter_map(async |it| it).collect().await;
@@ -253,14 +267,15 @@ impl ClusterPins {
         unreached
     }
 
-    async fn exchange(self: &Arc<Self>, peers: &Peers, peer: &NodeName) -> Result<(), PeerError> {
+    /// Exchanges pins with a node, and returns its answer.
+    async fn exchange(self: &Arc<Self>, peers: &Peers, peer: &NodeName) -> Result<PinState, PeerError> {
         let state = self.state.lock().clone();
         let received = peers.exchange_pins(peer, &state).await?;
-        self.merge(received).await;
-        Ok(())
+        self.merge(received.clone()).await;
+        Ok(received)
     }
 
-    /// Saves and applies changed pins; call it with `changing` locked.
+    /// Saves and applies changed pins; call it with `changing` locked, in [`to_its_end`].
     async fn replace(self: &Arc<Self>, state: PinState) -> Result<(), String> {
         if self.cache.is_handed_over() {
             return Err("another daemon owns the cache".to_owned());
@@ -272,9 +287,15 @@ impl ClusterPins {
         Ok(())
     }
 
+    /// Makes pins valid; call it with `changing` locked.
     fn apply(&self, new: PinState) {
         let mut state = self.state.lock();
         *state = new;
+        self.set_limits(&state);
+    }
+
+    /// Sets the pins of the cache to those in `state`, which is locked, so that the cache follows the last change.
+    fn set_limits(&self, state: &PinState) {
         let pins: Vec<_> = state.pins().map(|(prefix, bytes)| (prefix.clone(), bytes)).collect();
         self.cache.set_pins(&pins, self.cluster.total_capacity());
     }
@@ -283,6 +304,14 @@ impl ClusterPins {
     fn possible(&self) -> u64 {
         pinnable(self.cluster.total_capacity(), self.low)
     }
+}
+
+/// Runs a change of the pins to its end, also if the caller's future is dropped: what is saved must become valid, and the next
+/// change must not be saved at the same time.
+async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = T> + Send + 'static,
+) -> Result<T, String> {
+    tokio::spawn(change).await.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -355,6 +384,26 @@ mod tests {
         pins.cache.set_handed_over(true);
         assert!(matches!(pins.pin(request("s3://b/a/", None)).await, Err(PinError::NotSaved(_))));
         assert!(pins.report().pins.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_change_is_completed_without_its_caller() {
+        let folder = TempDir::new().unwrap();
+        let pins = node(&folder);
+        for number in 0..20 {
+            let prefix = format!("s3://b/{number}/");
+            let mut caller = Box::pin(pins.pin(request(&prefix, Some(1))));
+            // It begins, and its caller gives up.
+            assert!(futures_util::poll!(caller.as_mut()).is_pending());
+        }
+        for _ in 0..10_000 {
+            if pins.report().pins.len() == 20 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let saved = PinFile::read(&pins_file(folder.path())).unwrap().unwrap();
+        assert_eq!((saved.pins().count(), pins.cache.pinned().len()), (20, 20));
     }
 
     #[tokio::test]

@@ -219,7 +219,8 @@ impl Index {
         if self.removing.contains(&entry.version) {
             return Err(NoRoom::new("the object is being evicted"));
         }
-        if self.pins.find(name).is_none() {
+        // A pin does not let more objects in than are evicted last because of it.
+        if !self.pins.find(name).is_some_and(|pin| self.lru.has_room(pin, entry.disk)) {
             self.admit(entry.name, entry.disk)?;
         }
         let evicted = self.lru.reserve(entry.disk).ok_or_else(|| {
@@ -231,8 +232,10 @@ impl Index {
 
     /// Reserves disk space for an upload, whose version is not known yet, without evicting any object. At most `high` percent of
     /// the capacity are in use then, so that upkeep evicts nothing for it either.
-    pub(super) fn reserve_free(&mut self, name: NameId, bytes: u64, high: u8) -> Result<(), NoRoom> {
-        self.admit(name, bytes)?;
+    pub(super) fn reserve_free(&mut self, name: &ObjectName, bytes: u64, high: u8) -> Result<(), NoRoom> {
+        if self.pins.find(name).is_none() {
+            self.admit(NameId::of(name, None), bytes)?;
+        }
         let limit = percent(self.lru.capacity(), high);
         match self.lru.reserve_free(bytes, limit) {
             true => Ok(()),

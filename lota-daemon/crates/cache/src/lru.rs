@@ -272,6 +272,12 @@ impl<K: Hash + Eq + Copy, V, S: BuildHasher + Default> ByteLru<K, V, S> {
         self.pins[usize::from(pin)].order.bytes()
     }
 
+    /// Returns whether the limit of a pin leaves room for more bytes in its order.
+    pub(super) fn has_room(&self, PinId(pin): PinId, bytes: u64) -> bool {
+        let PinOrder { order, limit, .. } = &self.pins[usize::from(pin)];
+        order.bytes().saturating_add(bytes) <= *limit
+    }
+
     /// Returns the bytes in the orders of all pins.
     pub(super) fn all_pinned_bytes(&self) -> u64 {
         self.pins.iter().map(|pin| pin.order.bytes()).sum()

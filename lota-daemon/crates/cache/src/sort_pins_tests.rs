@@ -224,14 +224,29 @@ async fn pinned_partial_objects_are_the_last_of_too_many() {
 
 #[tokio::test]
 async fn pinned_objects_are_admitted() {
+    /// Objects that fit the pin's limit.
+    const LIMIT: u64 = 5;
     let plan = CachePlan { admission: Admission::Frequent, ..PLAN };
     let folder = TempDir::new().unwrap();
     let cache = open_as(&folder, 10 * DISK, &plan);
     put_some(&cache, "first/", 9).await;
-    cache.set_pins(&[(pin("s3://bucket/data/"), 5 * DISK)], 10 * DISK);
+    cache.set_pins(&[(pin("s3://bucket/data/"), LIMIT * DISK)], 10 * DISK);
     assert!(cache.begin_fill(&meta("other", "e", MIB), None, POD).await.is_err());
     drop(lead(&cache, &meta("data/1", "e", MIB)).await);
     assert!(cache.find(&name("data/1"), None).await.is_none());
+    put_some(&cache, "data/", LIMIT).await;
+    assert!(cache.begin_fill(&meta("data/more", "e", MIB), None, POD).await.is_err(), "the pin is full");
+}
+
+#[tokio::test]
+async fn an_object_whose_record_cannot_be_read_keeps_its_pin() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, CAPACITY);
+    set(&cache, &[("s3://bucket/data/", 20 * MIB)]);
+    put_some(&cache, "data/", 1).await;
+    let version = crate::ids::VersionId::of(&meta("data/0", "e", MIB).version, None);
+    cache.disks[0].index().sort(version, None);
+    assert_eq!(cached(&cache, "s3://bucket/data/"), DISK);
 }
 
 #[tokio::test]

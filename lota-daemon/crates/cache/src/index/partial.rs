@@ -46,7 +46,8 @@ impl Index {
         let held = self.lru.peek(&entry.version).map_or(0, |(_, held)| held);
         let disk = ranges.disk();
         let more = disk.saturating_sub(held);
-        if self.lru.pin(&entry.version).is_none() {
+        let entering = if self.lru.is_pinned(&entry.version) { more } else { disk };
+        if !self.lru.pin(&entry.version).is_some_and(|pin| self.lru.has_room(pin, entering)) {
             self.admit(entry.name, more)?;
         }
         let no_space = || NoRoom::new(format!("{more} more bytes do not fit into the cache"));

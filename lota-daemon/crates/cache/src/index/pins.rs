@@ -52,9 +52,11 @@ impl Index {
         self.pins.run == run
     }
 
-    /// Applies changed limits, some objects at once. Returns whether all limits are reached.
+    /// Applies changed limits, some objects at once. Those of removed pins become ordinary ones first. Returns whether all limits
+    /// are reached.
     pub(crate) fn apply_limits(&mut self) -> bool {
-        let limits: Vec<_> = self.pins.each().map(|(id, pin)| (id, pin.limit)).collect();
+        let removed = self.pins.removed().map(|id| (id, 0));
+        let limits: Vec<_> = removed.chain(self.pins.each().map(|(id, pin)| (id, pin.limit))).collect();
         limits.into_iter().all(|(id, limit)| self.lru.set_limit(id, limit, STEP))
     }
 
@@ -68,10 +70,11 @@ impl Index {
         None
     }
 
-    /// Sets the pin of an object by its name; none if the name is not known.
+    /// Sets the pin of an object by its name. Without one, since its record could not be read, the object stays as it is.
     pub(crate) fn sort(&mut self, version: VersionId, name: Option<&ObjectName>) {
-        let pin = name.and_then(|name| self.pins.find(name));
-        self.lru.assign(&version, pin);
+        if let Some(name) = name {
+            self.lru.assign(&version, self.pins.find(name));
+        }
     }
 
     /// Records that a run has sorted all objects.
