@@ -5,11 +5,11 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use lota_cache::{FillError, StoredUpload, UploadEnd, shares::Shares};
 use lota_s3::ObjectName;
 
-use super::{Proxy, S3Store, upload_copy::copy_memory};
+use super::{Proxy, S3Store, fill_quota::FillReservation, upload_copy::copy_memory};
 use crate::{metrics::WriteFetch, process::log_limit::LogLimit};
 
 /// Maximum number of uploads that this node stores at once. A single pod gets at most half of them.
@@ -41,6 +41,15 @@ pub(super) struct IncomingUpload {
     pub(super) pod: IpAddr,
 }
 
+/// Charges the bytes of an upload to its pod as they arrive. What has not arrived is refunded when the body is dropped, however the
+/// upload ends.
+fn charging(
+    body: BoxStream<'static, Result<Bytes, String>>,
+    mut reservation: FillReservation,
+) -> BoxStream<'static, Result<Bytes, String>> {
+    body.inspect_ok(move |bytes| reservation.fetched(bytes.len() as u64)).boxed()
+}
+
 impl Proxy {
     /// Stores an upload from `body`, which ends once the gateway has stored it, and makes it the cached object if the backend
     /// states that it is. Returns false if the object is to be fetched instead; the reason is counted.
@@ -53,6 +62,10 @@ impl Proxy {
         body: BoxStream<'static, Result<Bytes, String>>,
     ) -> Result<bool, FillError> {
         let IncomingUpload { store, name, size, pod } = upload;
+        // The fetch counts it. Nodes whose configurations differ may send one.
+        if self.striping.applies(size) {
+            return Ok(false);
+        }
         let quota = &self.write_fetches.quota;
         let no_room = || {
             self.count_write_fetch(WriteFetch::KeepNoRoom);
@@ -60,7 +73,7 @@ impl Proxy {
         };
         let Ok(turn) = self.write_fetches.keeps.uploads.take(pod, 1) else { return no_room() };
         // Nobody has requested any of it yet, so that its bytes are all in excess.
-        let Some((mut reservation, _)) = quota.reserve(pod, size, 0, 0) else { return no_room() };
+        let Some((reservation, _)) = quota.reserve(pod, size, 0, 0) else { return no_room() };
         let begun = match self.cache.begin_upload(&name, size, pod).await {
             Ok(begun) => begun,
             Err(why) => {
@@ -68,7 +81,7 @@ impl Proxy {
                 return no_room();
             }
         };
-        let stored = match begun.store(body).await {
+        let stored = match begun.store(charging(body, reservation)).await {
             Err(FillError::Disk(error)) => {
                 tracing::warn!(object = %name, %error, "cannot store an upload");
                 return no_room();
@@ -82,7 +95,6 @@ impl Proxy {
             proxy.count_write_fetch(result);
             if result == WriteFetch::Kept {
                 proxy.metrics.write_kept_bytes.inc_by(size);
-                reservation.fetched(size);
             }
             drop(turn);
             matches!(result, WriteFetch::Kept | WriteFetch::Present)
@@ -112,5 +124,28 @@ impl Proxy {
                 WriteFetch::KeepNoRoom
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::stream;
+
+    use super::*;
+    use crate::proxy::fill_quota::FillQuota;
+
+    #[tokio::test]
+    async fn an_upload_that_breaks_off_is_charged_for_what_arrived() {
+        let (quota, pod) = (Arc::new(FillQuota::new(10)), IpAddr::from(Ipv4Addr::LOCALHOST));
+        let pieces = [Ok(Bytes::from_static(b"abcd")), Err("reset".to_owned())];
+        let (reservation, _) = quota.reserve(pod, 10, 0, 0).unwrap();
+        let mut body = charging(stream::iter(pieces).boxed(), reservation);
+        assert_eq!(body.next().await, Some(Ok(Bytes::from_static(b"abcd"))));
+        assert!(!quota.has_left(pod), "all of it is reserved");
+        drop(body);
+        assert!(quota.reserve(pod, 7, 0, 0).is_none());
+        assert!(quota.reserve(pod, 6, 0, 0).is_some());
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{io, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{
     StreamExt as _, TryStreamExt as _,
     stream::{self, BoxStream},
@@ -35,6 +35,12 @@ use crate::{
 
 /// Maximum number of bytes of one upload that wait for the owner.
 const MAX_QUEUED: u64 = 4 << 20;
+/// Minimum memory that an upload is charged, in bytes, which bounds the number of copies.
+const MIN_SHARE: u64 = 64 << 10;
+/// Fragments shorter than this, in bytes, are copied: each would keep the whole buffer that it was received in.
+const SMALL: usize = 16 << 10;
+/// Copied fragments are queued together once they are this many bytes.
+const MERGED: usize = 64 << 10;
 /// Maximum number of bytes of all uploads that wait for owners. A single pod gets at most half of them.
 pub(super) const COPY_MEMORY: u64 = 64 << 20;
 
@@ -70,11 +76,17 @@ enum OwnerAnswer {
 /// Bytes between an upload and its owner.
 struct CopyQueue {
     /// `None` once the copy has ended or was given up.
-    sender: Mutex<Option<mpsc::UnboundedSender<CopyPiece>>>,
+    open: Mutex<Option<OpenQueue>>,
     /// Bytes that may still be queued.
     room: Arc<Semaphore>,
     /// Reason why the copy was given up.
     gave_up: Mutex<Option<WriteFetch>>,
+}
+
+struct OpenQueue {
+    sender: mpsc::UnboundedSender<CopyPiece>,
+    /// Small fragments that are not in the queue yet.
+    small: BytesMut,
 }
 
 enum CopyPiece {
@@ -103,7 +115,7 @@ impl CopyQueue {
         let (sender, receiver) = mpsc::unbounded_channel();
         let room = usize::try_from(size.min(MAX_QUEUED)).unwrap_or_default();
         let queue = Self {
-            sender: Mutex::new(Some(sender)),
+            open: Mutex::new(Some(OpenQueue { sender, small: BytesMut::new() })),
             room: Arc::new(Semaphore::new(room)),
             gave_up: Mutex::default(),
         };
@@ -121,36 +133,63 @@ impl CopyQueue {
     /// Creates the queue of a copy that cannot begin.
     fn closed(why: WriteFetch) -> Arc<Self> {
         let gave_up = Mutex::new(Some(why));
-        Arc::new(Self { sender: Mutex::default(), room: Arc::new(Semaphore::new(0)), gave_up })
+        Arc::new(Self { open: Mutex::default(), room: Arc::new(Semaphore::new(0)), gave_up })
     }
 
     /// Adds bytes, or gives the copy up if there is no room for them.
     fn push(&self, bytes: Bytes) {
-        let mut sender = self.sender.lock();
-        let Some(open) = &*sender else { return };
+        let mut open = self.open.lock();
+        let Some(queue) = &mut *open else { return };
+        if bytes.len() >= SMALL {
+            self.send_small(&mut open);
+            self.send(&mut open, bytes);
+            return;
+        }
+        queue.small.extend_from_slice(&bytes);
+        if queue.small.len() >= MERGED {
+            self.send_small(&mut open);
+        }
+    }
+
+    /// Queues the small fragments.
+    fn send_small(&self, open: &mut Option<OpenQueue>) {
+        if let Some(queue) = open
+            && !queue.small.is_empty()
+        {
+            // Uses exactly the memory that it is charged.
+            let merged = Bytes::copy_from_slice(&queue.small);
+            queue.small.clear();
+            self.send(open, merged);
+        }
+    }
+
+    fn send(&self, open: &mut Option<OpenQueue>, bytes: Bytes) {
+        let Some(queue) = open else { return };
         let length = u32::try_from(bytes.len()).ok();
         let room = length.and_then(|length| self.room.clone().try_acquire_many_owned(length).ok());
-        match room.map(|room| open.send(CopyPiece::Data { bytes, _room: room })) {
+        match room.map(|room| queue.sender.send(CopyPiece::Data { bytes, _room: room })) {
             Some(Ok(())) => {}
             // The owner has answered early, or is gone.
-            Some(Err(_)) => *sender = None,
+            Some(Err(_)) => *open = None,
             None => {
-                *sender = None;
+                *open = None;
                 *self.gave_up.lock() = Some(WriteFetch::KeepTooSlow);
             }
         }
     }
 
     fn give_up(&self, why: WriteFetch) {
-        if self.sender.lock().take().is_some() {
+        if self.open.lock().take().is_some() {
             *self.gave_up.lock() = Some(why);
         }
     }
 
     /// Lets the stream end.
     fn end(&self) {
-        if let Some(sender) = self.sender.lock().take() {
-            let _ = sender.send(CopyPiece::End);
+        let mut open = self.open.lock();
+        self.send_small(&mut open);
+        if let Some(queue) = open.take() {
+            let _ = queue.sender.send(CopyPiece::End);
         }
     }
 
@@ -239,7 +278,8 @@ impl Proxy {
         write: &WriteObject,
         size: u64,
     ) -> UploadCopy {
-        let Ok(memory) = self.write_fetches.keeps.memory.take(head.pod, size.min(MAX_QUEUED)) else {
+        let share = size.clamp(MIN_SHARE, MAX_QUEUED);
+        let Ok(memory) = self.write_fetches.keeps.memory.take(head.pod, share) else {
             return UploadCopy { queue: CopyQueue::closed(WriteFetch::KeepTooSlow), sending: None };
         };
         let (queue, pieces) = CopyQueue::new(size, memory);

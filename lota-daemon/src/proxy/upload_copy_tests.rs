@@ -8,7 +8,7 @@ type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
 fn queue(size: u64) -> (Arc<CopyQueue>, Pieces, Arc<Shares>) {
     let shares = copy_memory();
-    let memory = shares.take(Ipv4Addr::LOCALHOST.into(), size.min(MAX_QUEUED)).unwrap();
+    let memory = shares.take(Ipv4Addr::LOCALHOST.into(), size.clamp(MIN_SHARE, MAX_QUEUED)).unwrap();
     let (queue, pieces) = CopyQueue::new(size, memory);
     (queue, pieces, shares)
 }
@@ -67,10 +67,10 @@ async fn the_owner_gets_the_bytes_of_the_object() {
 
 #[tokio::test]
 async fn a_copy_ends_only_with_the_upload() {
-    let (queue, pieces, _) = queue(5);
-    pass(&queue, false, "abcde").await;
+    let (queue, pieces, _) = queue(SMALL as u64);
+    queue.push(vec![1; SMALL].into());
     drop(queue);
-    assert_eq!(receive(pieces).await, (b"abcde".to_vec(), false), "although all bytes have arrived");
+    assert_eq!(receive(pieces).await, (vec![1; SMALL], false), "although all bytes have arrived");
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn the_upload_does_not_wait_for_the_owner() {
     queue.push(half.clone());
     queue.push(half.clone());
     assert_eq!(gave_up(), None);
-    queue.push(Bytes::from_static(b"x"));
+    queue.push(half.slice(..SMALL));
     assert_eq!(gave_up(), Some(WriteFetch::KeepTooSlow));
     queue.push(Bytes::from_static(b"y"));
     queue.end();
@@ -98,6 +98,32 @@ async fn what_the_owner_has_taken_makes_room() {
         assert_eq!(pieces.next().await.unwrap().unwrap().len(), all.len());
     }
     assert_eq!(*queue.gave_up.lock(), None);
+}
+
+#[tokio::test]
+async fn small_fragments_are_merged_and_do_not_keep_their_buffers() {
+    let (queue, mut pieces, _) = queue(u64::MAX);
+    let buffer = Bytes::from(vec![1; SMALL]);
+    (0..MERGED).for_each(|at| queue.push(buffer.slice(at % SMALL..=at % SMALL)));
+    queue.push(buffer.slice(1..));
+    assert!(buffer.is_unique(), "fragments keep the buffer");
+    queue.push(buffer.clone());
+    queue.push(buffer.slice(..5));
+    queue.end();
+    let mut lengths = Vec::new();
+    while let Some(piece) = pieces.next().await {
+        lengths.push(piece.unwrap().len());
+    }
+    assert_eq!(lengths, [MERGED, SMALL - 1, SMALL, 5], "in order");
+}
+
+#[tokio::test]
+async fn the_last_fragments_may_exceed_the_room() {
+    let (queue, pieces, _) = queue(5);
+    pass(&queue, false, "abcdef").await;
+    queue.end();
+    assert_eq!(*queue.gave_up.lock(), Some(WriteFetch::KeepTooSlow));
+    assert!(!receive(pieces).await.1);
 }
 
 #[tokio::test]

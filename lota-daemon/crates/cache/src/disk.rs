@@ -20,6 +20,7 @@ use super::{
     ids::{NameId, VersionId},
     index::{Evicted, Index},
     new_file::{Allocation, NewFile},
+    plan::percent,
     room::Room,
     shares::{Share, Shares, Taking},
     store::{Opened, Store, StoreEntry},
@@ -36,6 +37,8 @@ pub(super) struct Disk {
     pub(super) lanes: Arc<Shares>,
     /// Permits for concurrent fills on this disk.
     fills: Arc<Shares>,
+    /// Bytes that uploads may reserve.
+    uploads: Arc<Shares>,
     index: Mutex<Index>,
     /// Whether another daemon owns the folder; objects are then read, and nothing is changed.
     handed_over: AtomicBool,
@@ -81,6 +84,8 @@ impl Disk {
             plan: *plan,
             lanes: lanes.clone(),
             fills: Shares::new(plan.fills as u64),
+            // The other half of what is free after evictions is left to fills.
+            uploads: Shares::new(percent(disk.capacity, plan.high.saturating_sub(plan.low)) / 2),
             index: Mutex::new(index),
             handed_over: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -150,6 +155,13 @@ impl Disk {
                 NoRoom { reason: "pod-fills", ..NoRoom::new("the pod's share of limits.fills reached") }
             }
         })
+    }
+
+    /// Takes bytes from those that uploads may reserve.
+    pub(super) fn take_upload_share(&self, pod: IpAddr, bytes: u64) -> Result<Share, NoRoom> {
+        self.refuse_after_handover()?;
+        let refused = |_| NoRoom::new(format!("uploads may not reserve {bytes} bytes more"));
+        self.uploads.take(pod, bytes).map_err(refused)
     }
 
     /// Returns a file for `size` bytes of an object, for which it reserves `bytes` of disk space, and removes the files of

@@ -1,7 +1,7 @@
 //! Stores the bytes of an upload in a file that nothing else can see, until the storage states that they are the object.
 //!
 //! A client can begin an upload that the storage then refuses. Therefore, an upload evicts nothing: it takes only space that is
-//! free below the high watermark.
+//! free below the high watermark, and all uploads together half of what an eviction frees.
 
 use std::{io, net::IpAddr, os::unix::fs::FileExt as _, sync::Arc};
 
@@ -20,8 +20,12 @@ use super::{
     new_file::NewFile,
     progress::Progress,
     room,
+    shares::Share,
     store::StoreEntry,
 };
+
+/// Maximum size of an upload in bytes: that of a `PutObject`.
+const MAX_SIZE: u64 = 5 << 30;
 
 /// An upload in progress. If it is dropped, its file is removed.
 #[derive(Debug)]
@@ -58,6 +62,8 @@ struct UploadRoom {
     bytes: u64,
     /// Whether the index has taken over the reservation.
     is_taken: bool,
+    /// Part of the bytes that uploads may reserve.
+    _share: Share,
 }
 
 /// Hashes of the bytes that are stored.
@@ -69,11 +75,11 @@ struct UploadHashes {
 }
 
 impl UploadRoom {
-    fn reserve(disk: Arc<Disk>, name: NameId, bytes: u64) -> Result<Self, NoRoom> {
-        disk.refuse_after_handover()?;
+    fn reserve(disk: Arc<Disk>, name: &ObjectName, bytes: u64, pod: IpAddr) -> Result<Self, NoRoom> {
+        let share = disk.take_upload_share(pod, bytes)?;
         let high = disk.plan.high;
         disk.index().reserve_free(name, bytes, high)?;
-        Ok(Self { disk, bytes, is_taken: false })
+        Ok(Self { disk, bytes, is_taken: false, _share: share })
     }
 }
 
@@ -126,7 +132,10 @@ impl UploadHashes {
 impl Upload {
     /// Creates the file of an upload of `size` bytes; blocks.
     pub(super) fn begin(disk: Arc<Disk>, name: ObjectName, size: u64, pod: IpAddr) -> Result<Self, NoRoom> {
-        let room = UploadRoom::reserve(disk, NameId::of(&name, None), room::estimate(size))?;
+        if size > MAX_SIZE {
+            return Err(NoRoom::new(format!("no PutObject has {size} bytes")));
+        }
+        let room = UploadRoom::reserve(disk, &name, room::estimate(size), pod)?;
         let store = &room.disk.store;
         let part = store.create(size, room.bytes).and_then(|part| store.make_spare_files().map(|()| part));
         let part = part.map_err(|error| {

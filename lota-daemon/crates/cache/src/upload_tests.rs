@@ -5,6 +5,9 @@ use futures_util::{StreamExt as _, stream};
 use super::*;
 use crate::{CachePlan, tests::*};
 
+/// Uploads may reserve half of the capacity.
+const ROOMY: CachePlan = CachePlan { high: 100, low: 1, ..PLAN };
+
 fn md5_of(content: &[u8]) -> String {
     format!("{:x}", md5::compute(content))
 }
@@ -26,7 +29,7 @@ async fn stored(cache: &Arc<crate::Cache>, key: &str, content: &[u8]) -> StoredU
 #[tokio::test]
 async fn an_upload_becomes_the_object_that_has_its_md5_hash() {
     let folder = TempDir::new().unwrap();
-    let cache = open(&folder, 100 * MIB);
+    let cache = open_as(&folder, 100 * MIB, &ROOMY);
     for size in [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 5] {
         let (key, content) = (size.to_string(), content(size, size));
         let upload = stored(&cache, &key, &content).await;
@@ -39,7 +42,7 @@ async fn an_upload_becomes_the_object_that_has_its_md5_hash() {
     assert_eq!(cache.usage().objects, 6);
     drop(cache);
     // The checksums of the chunks are those of the bytes.
-    let cache = open(&folder, 100 * MIB);
+    let cache = open_as(&folder, 100 * MIB, &ROOMY);
     let object = cache.find(&name(&(3 * MIB + 5).to_string()), None).await.unwrap();
     assert!(read(object, None).await.unwrap() == content(3 * MIB + 5, 3 * MIB + 5));
 }
@@ -47,7 +50,7 @@ async fn an_upload_becomes_the_object_that_has_its_md5_hash() {
 #[tokio::test]
 async fn what_the_storage_does_not_state_is_dropped() {
     let folder = TempDir::new().unwrap();
-    let cache = open(&folder, 100 * MIB);
+    let cache = open_as(&folder, 100 * MIB, &ROOMY);
     let (bytes, size) = (content(1, 2 * MIB), 2 * MIB);
     let hash = md5_of(&bytes);
     let mut with_checksum = meta("k", &hash, size);
@@ -71,7 +74,7 @@ async fn what_the_storage_does_not_state_is_dropped() {
 #[tokio::test]
 async fn an_upload_that_breaks_off_leaves_nothing() {
     let folder = TempDir::new().unwrap();
-    let cache = open(&folder, 100 * MIB);
+    let cache = open_as(&folder, 100 * MIB, &ROOMY);
     let whole = content(1, 3 * MIB);
     let broken = stream::iter([Ok(Bytes::from(whole.clone())), Err("reset".to_owned())]).boxed();
     let too_long = [&whole[..], b"x"].concat();
@@ -95,7 +98,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
 #[tokio::test]
 async fn an_upload_evicts_nothing() {
     let folder = TempDir::new().unwrap();
-    let cache = open_as(&folder, 10 * DISK, &CachePlan { high: 80, ..PLAN });
+    let cache = open_as(&folder, 10 * DISK, &CachePlan { high: 80, low: 40, ..PLAN });
     for key in 0..7 {
         put(&cache, &key.to_string(), "e", MIB).await;
     }
@@ -109,9 +112,30 @@ async fn an_upload_evicts_nothing() {
 }
 
 #[tokio::test]
+async fn the_reservations_of_uploads_are_bounded() {
+    let folder = TempDir::new().unwrap();
+    let cache = open_as(&folder, 100 * DISK, &CachePlan { high: 90, low: 80, ..PLAN });
+    let begin = async |size| cache.begin_upload(&name("k"), size, POD).await;
+    assert!(begin(5 * DISK).await.is_err(), "half of the 10 percent that an eviction frees");
+    for size in [MAX_SIZE + 1, u64::MAX] {
+        assert!(begin(size).await.unwrap_err().why.contains("PutObject"), "{size}");
+    }
+    // One pod leaves as much as it has.
+    let first = begin(2 * MIB).await.unwrap();
+    assert!(begin(2 * MIB).await.is_err());
+    drop(first);
+    let bytes = content(1, 4 * MIB);
+    for _ in 0..2 {
+        let end = stored(&cache, "k", &bytes).await.admit(&meta("k", &md5_of(&bytes), 4 * MIB)).await;
+        assert!(matches!(end, Ok(UploadEnd::Kept | UploadEnd::Present)), "{end:?}");
+    }
+    assert!(begin(4 * MIB).await.is_ok(), "kept uploads count no longer");
+}
+
+#[tokio::test]
 async fn an_object_that_is_cached_stays() {
     let folder = TempDir::new().unwrap();
-    let cache = open(&folder, 100 * MIB);
+    let cache = open_as(&folder, 100 * MIB, &ROOMY);
     let bytes = content(MIB, MIB);
     let meta = meta("k", &md5_of(&bytes), MIB);
     put(&cache, "k", &md5_of(&bytes), MIB).await;
