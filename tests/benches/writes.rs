@@ -1,6 +1,6 @@
-//! Uploads through LOTA, with and without the fetch of what was written (`cache.after_write`). An upload that begins after the
-//! fetch of the one before shows whether the fetch delays the response. Uploads in a row share the machine with fetches; in a
-//! cluster, most owners are other nodes.
+//! Uploads through LOTA in each mode of `cache.after_write`: what was written is neither fetched nor kept, fetched, or kept. An
+//! upload that begins after the fetch of the one before shows whether the fetch delays the response. Uploads in a row share the
+//! machine with fetches; in a cluster, most owners are other nodes. `LOTA_BENCH_ROUNDS` sets the number of rounds.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -18,9 +18,14 @@ use lota_tests::{
 
 const NAME: &str = "lota-bench-writes";
 const ROUNDS: usize = 10;
+/// Modes of `cache.after_write`.
+const MODES: [&str; 3] = ["off", "fetch", "keep"];
+/// Results that mean that a written object is cached.
+const CACHED: [&str; 2] = ["fetched", "kept"];
 /// Uploads of a round.
-const UPLOADS: [Uploads; 4] = [
+const UPLOADS: [Uploads; 5] = [
     Uploads { title: "64 MiB", size: 64 * MIB, count: 1, turns: 3, goal: Goal::AtMost(1.05) },
+    Uploads { title: "8 MiB", size: 8 * MIB, count: 1, turns: 6, goal: Goal::AtMost(1.05) },
     Uploads { title: "64 KiB", size: MIB / 16, count: 1, turns: 20, goal: Goal::AtMost(1.05) },
     Uploads { title: "64 MiB, four in a row", size: 64 * MIB, count: 4, turns: 1, goal: Goal::None },
     Uploads { title: "64 KiB, 200 in a row", size: MIB / 16, count: 200, turns: 1, goal: Goal::None },
@@ -49,38 +54,42 @@ fn measure() -> Result<bool> {
     claim(NAME)?;
     let mut tour = lab_with(NAME, "seaweedfs")?;
     tour.client.create_bucket(&tour.pod(1, 1))?;
-    let (mut off, mut fetch) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        eprint!("\r    round {} of {ROUNDS} ", round + 1);
-        for is_fetch in if round % 2 == 0 { [false, true] } else { [true, false] } {
-            let took = upload(&mut tour, round, is_fetch)?;
-            if is_fetch { &mut fetch } else { &mut off }.push(took);
+    let rounds = std::env::var("LOTA_BENCH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok());
+    let rounds: usize = rounds.unwrap_or(ROUNDS);
+    let mut all: [Vec<Took>; MODES.len()] = Default::default();
+    for round in 0..rounds {
+        eprint!("\r    round {} of {rounds} ", round + 1);
+        for place in 0..MODES.len() {
+            let mode = (place + round) % MODES.len();
+            all[mode].push(upload(&mut tour, round, MODES[mode])?);
         }
     }
     eprintln!();
     let mut report = Report::new("writes");
     for (place, Uploads { title, goal, .. }) in UPLOADS.iter().enumerate() {
-        let of = |all: &[Took]| all.iter().map(|took| took[place] * 1e3).collect::<Vec<_>>();
-        let ratios = of(&fetch).into_iter().zip(of(&off)).map(|(fetch, off)| fetch / off).collect();
-        report.add(format!("upload of {title}, off"), "ms", Goal::None, of(&off));
-        report.add(format!("upload of {title}, fetch"), "ms", Goal::None, of(&fetch));
-        report.add(format!("upload of {title}, fetch / off"), "x", *goal, ratios);
+        let of = |mode: usize| all[mode].iter().map(|took: &Took| took[place] * 1e3).collect::<Vec<_>>();
+        for (number, mode) in MODES.iter().enumerate() {
+            report.add(format!("upload of {title}, {mode}"), "ms", Goal::None, of(number));
+        }
+        for (number, mode) in MODES.iter().enumerate().skip(1) {
+            let ratios = of(number).into_iter().zip(of(0)).map(|(took, off)| took / off).collect();
+            report.add(format!("upload of {title}, {mode} / off"), "x", *goal, ratios);
+        }
     }
     report.write()
 }
 
 /// Restarts the nodes in a mode, and measures one round of uploads.
-fn upload(tour: &mut Tour, round: usize, is_fetch: bool) -> Result<Took> {
-    let mode =
-        if is_fetch { "[cache]\nafter_write = \"fetch\"\n" } else { "[cache]\nafter_write = \"off\"\n" };
-    tour.restart_with(Mode::OwnCredential, "[cache]\n", mode)?;
+fn upload(tour: &mut Tour, round: usize, mode: &str) -> Result<Took> {
+    let cache = format!("[cache]\nafter_write = \"{mode}\"\n");
+    tour.restart_with(Mode::OwnCredential, "[cache]\n", &cache)?;
     let mut took = Took::default();
     let mut written = 0.0;
     for (place, Uploads { size, count, turns, .. }) in UPLOADS.into_iter().enumerate() {
         let body = content(usize::try_from(size)?);
         for turn in 0..turns {
             let put = |number: usize| {
-                let key = tour.client.name(&format!("writes/{round}-{is_fetch}-{place}-{turn}-{number}"));
+                let key = tour.client.name(&format!("writes/{round}-{mode}-{place}-{turn}-{number}"));
                 let put = Request::new(Method::PUT, "cwlota.com", &format!("/{key}")).body(body.clone());
                 put.sign(&ADMIN, Signing::Presigned)
             };
@@ -90,12 +99,20 @@ fn upload(tour: &mut Tour, round: usize, is_fetch: bool) -> Result<Took> {
             took[place] += began.elapsed().as_secs_f64() / (count * turns) as f64;
             let failed = replies.iter().find(|reply| !reply.status.is_success());
             ensure!(failed.is_none(), "{failed:?}");
-            written += if is_fetch { count as f64 } else { 0.0 };
+            written += if mode == "off" { 0.0 } else { count as f64 };
             // Also in the other mode, so that the next upload finds the machine in the same state.
-            wait_until("the fetches", || {
-                Ok(tour.metric("lota_write_fetches_total{result=\"fetched\"}")? >= written)
-            })?;
+            wait_until("the fetches", || Ok(results(tour, &CACHED)? >= written))?;
         }
     }
+    if mode == "keep" {
+        let (kept, slow) = (results(tour, &["kept"])?, results(tour, &["keep-too-slow"])?);
+        eprintln!("{kept} of {written} kept, {slow} too slow");
+    }
     Ok(took)
+}
+
+/// Returns the number of written objects with any of these results, on all nodes.
+fn results(tour: &Tour, results: &[&str]) -> Result<f64> {
+    let name = |result: &&str| tour.metric(&format!("lota_write_fetches_total{{result=\"{result}\"}}"));
+    results.iter().map(name).sum()
 }

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Maximum number of bytes of one upload that wait for the owner.
-const MAX_QUEUED: u64 = 4 << 20;
+const MAX_QUEUED: u64 = 16 << 20;
 /// Minimum memory that an upload is charged, in bytes, which bounds the number of copies.
 const MIN_SHARE: u64 = 64 << 10;
 /// Fragments shorter than this, in bytes, are copied: each would keep the whole buffer that it was received in.
@@ -42,7 +42,7 @@ const SMALL: usize = 16 << 10;
 /// Copied fragments are queued together once they are this many bytes.
 const MERGED: usize = 64 << 10;
 /// Maximum number of bytes of all uploads that wait for owners. A single pod gets at most half of them.
-pub(super) const COPY_MEMORY: u64 = 64 << 20;
+pub(super) const COPY_MEMORY: u64 = 128 << 20;
 
 /// Copy of an upload on its way to the owner. If it is dropped before [`UploadCopy::end`], the owner drops what it has.
 pub(super) struct UploadCopy {
