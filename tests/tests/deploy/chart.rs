@@ -319,7 +319,7 @@ fn invalid_values_are_rejected() {
 /// itself.
 #[test]
 fn the_schema_has_the_daemons_keys() {
-    const THE_CHARTS: [&str; 18] = [
+    const THE_CHARTS: [&str; 19] = [
         "access.cgroup_path",
         "access.pods.address",
         "access.pods.interface",
@@ -337,6 +337,7 @@ fn the_schema_has_the_daemons_keys() {
         "peers.nodes.address",
         "peers.nodes.capacity",
         "peers.nodes.name",
+        "peers.nodes.zone",
         "peers.secret_file",
     ];
     /// Keys in a comment of `deploy/lota.toml`.
