@@ -28,7 +28,12 @@ pub const MAX_IDLE: usize = 256;
 #[derive(Clone, Debug, Default)]
 pub(super) struct IdleConnections(Arc<Mutex<IdleTable>>);
 
-type IdleTable = HashMap<(usize, SocketAddr), Vec<IdleConnection>>;
+#[derive(Debug, Default)]
+struct IdleTable {
+    by_server: HashMap<(usize, SocketAddr), Vec<IdleConnection>>,
+    /// Number of all connections.
+    count: usize,
+}
 
 #[derive(Debug)]
 struct IdleConnection {
@@ -51,34 +56,42 @@ impl IdleConnections {
 
     /// Takes the connection to `server` that was used last and still works.
     pub(super) fn take(&self, server: SocketAddr) -> Option<TcpStream> {
-        let mut all = self.0.lock();
-        let idle = all.get_mut(&(workers::current(), server))?;
-        std::iter::from_fn(|| idle.pop()).find(IdleConnection::is_usable).map(|found| found.stream)
+        let mut table = self.0.lock();
+        let idle = table.by_server.get_mut(&(workers::current(), server))?;
+        let before = idle.len();
+        let found = std::iter::from_fn(|| idle.pop()).find(IdleConnection::is_usable);
+        let taken = before - idle.len();
+        table.count -= taken;
+        found.map(|found| found.stream)
     }
 
     /// Keeps a connection, and closes it if nothing takes it within [`IDLE_TIMEOUT`].
     fn put(&self, server: SocketAddr, stream: TcpStream) {
-        let (key, mut all) = ((workers::current(), server), self.0.lock());
-        let is_full = all.values().map(Vec::len).sum::<usize>() >= MAX_IDLE;
-        if is_full || all.get(&key).is_some_and(|idle| idle.len() >= MAX_PER_SERVER) {
+        let (key, mut table) = ((workers::current(), server), self.0.lock());
+        let has_enough = |idle: &Vec<_>| idle.len() >= MAX_PER_SERVER;
+        if table.count >= MAX_IDLE || table.by_server.get(&key).is_some_and(has_enough) {
             return;
         }
-        let idle = all.entry(key).or_insert_with(|| {
+        let idle = table.by_server.entry(key).or_insert_with(|| {
             tokio::spawn(self.clone().close_later(key));
             Vec::new()
         });
         idle.push(IdleConnection { stream, since: Instant::now() });
+        table.count += 1;
     }
 
     /// Closes connections that have been idle for too long, until none is left.
     async fn close_later(self, key: (usize, SocketAddr)) {
         loop {
             tokio::time::sleep(IDLE_TIMEOUT).await;
-            let mut all = self.0.lock();
-            let Some(idle) = all.get_mut(&key) else { return };
+            let mut table = self.0.lock();
+            let Some(idle) = table.by_server.get_mut(&key) else { return };
+            let before = idle.len();
             idle.retain(|connection| connection.since.elapsed() < IDLE_TIMEOUT);
-            if idle.is_empty() {
-                all.remove(&key);
+            let left = idle.len();
+            table.count -= before - left;
+            if left == 0 {
+                table.by_server.remove(&key);
                 return;
             }
         }

@@ -9,9 +9,11 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use lota_cache::{FillError, StoredUpload, UploadEnd, shares::Shares};
 use lota_s3::ObjectName;
 
-use super::{Proxy, S3Store, fill_quota::FillReservation, upload_copy::copy_memory};
+use super::{Proxy, S3Store, fill_quota::FillReservation};
 use crate::{metrics::WriteFetch, process::log_limit::LogLimit};
 
+/// Maximum number of bytes of all uploads that wait for owners. A single pod gets at most half of them.
+pub(super) const COPY_MEMORY: u64 = 128 << 20;
 /// Maximum number of uploads that this node stores at once. A single pod gets at most half of them.
 const MAX_UPLOADS: u64 = 64;
 
@@ -27,7 +29,7 @@ pub(super) struct KeepLimits {
 
 impl Default for KeepLimits {
     fn default() -> Self {
-        Self { memory: copy_memory(), uploads: Shares::new(MAX_UPLOADS) }
+        Self { memory: Shares::new(COPY_MEMORY), uploads: Shares::new(MAX_UPLOADS) }
     }
 }
 

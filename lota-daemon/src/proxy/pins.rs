@@ -87,7 +87,7 @@ pub struct PinStatus {
     pub prefix: PinnedPrefix,
     /// Bytes of the cluster's cache.
     pub bytes: u64,
-    /// What this node has of it.
+    /// Use of this node's cache for it.
     pub here: PinUsage,
 }
 

@@ -55,10 +55,7 @@ impl Proxy {
         // What is relayed for a stripe must be no more than the stripe.
         let range = range.filter(|range| get.part_of(Some(*range), meta.size) == Some(*range));
         // What the gateway sends is dropped for a stripe, so that its bytes can come from another zone's owner.
-        let owner = |get: &Get<'_>| {
-            let stripe = (get.stripe()?, meta.size);
-            self.owner_in_earlier_zone(&get.object.name, Some(stripe))
-        };
+        let owner = |get: &Get<'_>| get.stripe().and_then(|_| self.owner_to_fill_from(get, &meta));
         let plan = plan_arriving(ArrivingFacts {
             is_head: get.is_bodiless(),
             is_complete: cached.as_ref().is_some_and(|object| object.is_complete()),
@@ -163,9 +160,8 @@ impl Proxy {
         authority: FillAuthority,
     ) -> Result<Response<Body>, S3Error> {
         let meta = grant.meta().clone();
-        let stripe = get.stripe().map(|stripe| (stripe, meta.size));
-        let owner = self.owner_in_earlier_zone(&get.object.name, stripe);
-        let owner = owner.filter(|_| meta.size > 0 && !get.is_bodiless());
+        let has_bytes = meta.size > 0 && !get.is_bodiless();
+        let owner = has_bytes.then(|| self.owner_to_fill_from(&get, &meta)).flatten();
         match self.fill_from(&get, &meta, authority.clone(), owner).await {
             Some((object, outcome)) => self.serve_as(get, grant, object, outcome).await,
             None => self.stream_uncached(get, grant, &meta, &authority, Outcome::Miss).await,

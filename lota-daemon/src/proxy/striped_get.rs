@@ -128,7 +128,7 @@ impl StripedGet {
                 (cached, outcome)
             }
             None => {
-                let owner = proxy.owner_in_earlier_zone(&self.object.name, Some((stripe, meta.size)));
+                let owner = proxy.owner_to_fill_from(&get, meta);
                 proxy.fill_from(&get, meta, self.authority.clone()?, owner).await?
             }
         };

@@ -12,11 +12,7 @@ use futures_util::{
 };
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{StatusCode, body::Frame};
-use lota_cache::{
-    AfterWrite,
-    placement::NodeName,
-    shares::{Share, Shares},
-};
+use lota_cache::{AfterWrite, placement::NodeName, shares::Share};
 use lota_s3::{ChunkData, UploadForm, WriteObject, WriteOperation};
 use parking_lot::Mutex;
 use tokio::{
@@ -41,8 +37,6 @@ const MIN_SHARE: u64 = 64 << 10;
 const SMALL: usize = 16 << 10;
 /// Copied fragments are queued together once they are this many bytes.
 const MERGED: usize = 64 << 10;
-/// Maximum number of bytes of all uploads that wait for owners. A single pod gets at most half of them.
-pub(super) const COPY_MEMORY: u64 = 128 << 20;
 
 /// Copy of an upload on its way to the owner. If it is dropped before [`UploadCopy::end`], the owner drops what it has.
 pub(super) struct UploadCopy {
@@ -62,7 +56,7 @@ struct CopyFacts {
     is_striped: bool,
 }
 
-/// What the owner has done with a copy.
+/// Answer of the owner to a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OwnerAnswer {
     /// Nothing remains to be done.
@@ -352,11 +346,6 @@ impl Proxy {
             }
         });
     }
-}
-
-/// Returns the limit on the memory of copies.
-pub(super) fn copy_memory() -> Arc<Shares> {
-    Shares::new(COPY_MEMORY)
 }
 
 #[cfg(test)]

@@ -1,13 +1,17 @@
 use std::net::Ipv4Addr;
 
-use crate::http::full;
+use lota_cache::shares::Shares;
 
 use super::*;
+use crate::{
+    http::full,
+    proxy::keep_upload::{COPY_MEMORY, KeepLimits},
+};
 
 type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
 fn queue(size: u64) -> (Arc<CopyQueue>, Pieces, Arc<Shares>) {
-    let shares = copy_memory();
+    let shares = KeepLimits::default().memory;
     let memory = shares.take(Ipv4Addr::LOCALHOST.into(), size.clamp(MIN_SHARE, MAX_QUEUED)).unwrap();
     let (queue, pieces) = CopyQueue::new(size, memory);
     (queue, pieces, shares)

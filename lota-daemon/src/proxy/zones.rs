@@ -6,11 +6,16 @@
 use std::sync::Arc;
 
 use lota_cache::{Stripe, placement::NodeName};
-use lota_s3::ObjectName;
+use lota_s3::{ObjectMeta, ObjectName};
 
 use super::{Proxy, get::Get, owner::SPARE_NODES};
 
 impl Proxy {
+    /// Returns the owner in an earlier zone from which this node fills what a request reads of a version.
+    pub(super) fn owner_to_fill_from(&self, get: &Get<'_>, meta: &ObjectMeta) -> Option<NodeName> {
+        self.owner_in_earlier_zone(&get.object.name, get.stripe().map(|stripe| (stripe, meta.size)))
+    }
+
     /// Returns the owner in an earlier zone from which this node fills an object, or a stripe of an object of this size.
     pub(super) fn owner_in_earlier_zone(
         &self,

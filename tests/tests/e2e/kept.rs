@@ -153,7 +153,7 @@ fn failed_uploads_leave_nothing(tour: &Tour) -> Result<()> {
     Ok(())
 }
 
-/// What follows the first half of an upload.
+/// Event after the first half of an upload.
 enum Then {
     Continue,
     Abort,

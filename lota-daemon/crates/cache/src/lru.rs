@@ -50,7 +50,7 @@ struct PinOrder<K: Hash + Eq, V, S: BuildHasher> {
     members: usize,
 }
 
-/// What pin an entry belongs to.
+/// Pin that an entry belongs to.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     pin: PinId,

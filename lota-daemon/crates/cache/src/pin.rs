@@ -23,7 +23,7 @@ pub struct PinnedPrefix {
     pub prefix: String,
 }
 
-/// What a pin has on this node.
+/// Use of this node's cache for a pin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinUsage {
     /// Disk space in bytes of the cached objects that are evicted last because of it.

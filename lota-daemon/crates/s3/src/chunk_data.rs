@@ -4,10 +4,7 @@ use bytes::{Buf as _, Bytes};
 use hyper::{HeaderMap, header};
 use thiserror::Error;
 
-/// Longest line before a chunk, in bytes.
-const MAX_LINE: usize = 256;
-/// Maximum number of digits of a chunk's size, which has 64 bits.
-const MAX_DIGITS: usize = 16;
+use super::chunks::{MAX_LINE, chunk_size};
 
 /// Form of the body of a `PutObject`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +66,7 @@ impl ChunkData {
             match self.state {
                 DataState::Line => {
                     if let Some(line) = self.line(input)? {
-                        let size = chunk_size(&line).ok_or(MalformedChunks)?;
+                        let size = stated_size(&line).ok_or(MalformedChunks)?;
                         self.state = if size == 0 { DataState::Trailers } else { DataState::Data(size) };
                     }
                 }
@@ -113,10 +110,9 @@ impl ChunkData {
 }
 
 /// Returns the size that the line of a chunk states, before its signature.
-fn chunk_size(line: &[u8]) -> Option<u64> {
+fn stated_size(line: &[u8]) -> Option<u64> {
     let digits = line.split(|byte| *byte == b';').next()?;
-    let is_size = (1..=MAX_DIGITS).contains(&digits.len()) && digits.iter().all(u8::is_ascii_hexdigit);
-    u64::from_str_radix(std::str::from_utf8(digits).ok().filter(|_| is_size)?, 16).ok()
+    chunk_size(std::str::from_utf8(digits).ok()?)
 }
 
 #[cfg(test)]

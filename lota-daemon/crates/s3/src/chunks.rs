@@ -18,7 +18,9 @@ use crate::S3Error;
 /// Largest signed chunk, in bytes, which is buffered until its signature is verified. SDKs send 64 KiB to 1 MiB.
 pub const MAX_CHUNK: u64 = 2 << 20;
 /// Longest line before a chunk, in bytes.
-const MAX_LINE: usize = 256;
+pub(super) const MAX_LINE: usize = 256;
+/// Maximum number of digits of a chunk's size, which has 64 bits.
+const MAX_DIGITS: usize = 16;
 /// Maximum bytes of trailers.
 const MAX_TRAILERS: usize = 8 << 10;
 const CHUNK_SIGNATURE: &str = ";chunk-signature=";
@@ -194,9 +196,7 @@ impl Chunks {
             (None, Some(_)) => return Err(malformed("a chunk is not signed")),
             (Some(_), None) => return Err(malformed("unexpected chunk signature")),
         };
-        let digits = (1..=16).contains(&size.len()) && size.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let length = u64::from_str_radix(size, 16).ok().filter(|_| digits);
-        let length = length.ok_or_else(|| malformed("chunk size is not a number"))?;
+        let length = chunk_size(size).ok_or_else(|| malformed("chunk size is not a number"))?;
         if length > self.left || (length == 0 && self.left > 0) {
             return Err(malformed("length differs from x-amz-decoded-content-length"));
         }
@@ -319,6 +319,13 @@ impl fmt::Debug for Chunks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Chunks").field("left", &self.left).field("state", &self.state).finish_non_exhaustive()
     }
+}
+
+/// Returns the size of a chunk from its digits, which its line begins with.
+pub(super) fn chunk_size(digits: &str) -> Option<u64> {
+    let is_size =
+        (1..=MAX_DIGITS).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u64::from_str_radix(digits, 16).ok().filter(|_| is_size)
 }
 
 fn find_line_end(input: &[u8]) -> Option<usize> {

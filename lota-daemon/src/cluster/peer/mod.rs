@@ -110,6 +110,16 @@ pub enum PeerError {
     NotAuthentic(#[from] RejectedMessage),
 }
 
+impl From<UpstreamError> for PeerError {
+    fn from(error: UpstreamError) -> Self {
+        match error {
+            error if error.is_connect() => Self::NoConnection(chain(&error)),
+            error if is_from_body(&error) => Self::NoBody,
+            error => Self::NoAnswer(chain(&error)),
+        }
+    }
+}
+
 impl Peers {
     /// Makes the peers of node `me`, none at first.
     pub fn new(me: NodeName, secret: &Secret, port: u16, upstream: Upstream) -> Self {
@@ -146,6 +156,12 @@ impl Peers {
         self.nodes.read().get(peer).cloned()
     }
 
+    /// Returns the origin of a peer that is not lost.
+    fn reachable(&self, peer: &NodeName) -> Result<Origin, PeerError> {
+        let origin = self.origin(peer).ok_or(PeerError::Unknown)?;
+        if self.is_lost(peer) { Err(PeerError::Lost) } else { Ok(origin) }
+    }
+
     /// Sends a client's request to `owner`, and returns the response when its head has arrived and is verified.
     ///
     /// # Errors
@@ -172,10 +188,7 @@ impl Peers {
         method: PeerMethod,
         body: Body,
     ) -> Result<Response<Incoming>, PeerError> {
-        let origin = self.origin(owner).ok_or(PeerError::Unknown)?;
-        if self.is_lost(owner) {
-            return Err(PeerError::Lost);
-        }
+        let origin = self.reachable(owner)?;
         let answer = self.send(owner, &origin, client, (head, body), method).await;
         match &answer {
             Ok(answer) => self.is_here(owner, PeerHints::of(answer.headers())),
@@ -221,11 +234,7 @@ impl Peers {
             // The owner may have closed an idle connection, for example because another daemon replaces its own.
             answer = self.send_once(owner, origin, client, (head, empty()), &method).await?;
         }
-        answer.map_err(|error| match error {
-            error if error.is_connect() => PeerError::NoConnection(chain(&error)),
-            error if is_from_body(&error) => PeerError::NoBody,
-            error => PeerError::NoAnswer(chain(&error)),
-        })
+        answer.map_err(PeerError::from)
     }
 
     /// Sends a request once. The inner error is that of the connection.

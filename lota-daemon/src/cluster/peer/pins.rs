@@ -16,11 +16,11 @@ use tokio::time::timeout;
 
 use super::{
     PeerError, Peers,
-    headers::{BodyDigest, PeerHints, PeerMethod},
+    headers::{BodyDigest, PeerHints},
 };
 use crate::{
     cluster::pins::{MAX_ENCODED, PinState},
-    http::{full, upstream::chain},
+    http::full,
 };
 use lota_cache::placement::NodeName;
 use lota_s3::Origin;
@@ -60,10 +60,7 @@ impl Peers {
     /// # Errors
     /// [`PeerError`]; [`PeerError::OtherVersion`] if the peer is alive, but does not know the message.
     pub async fn exchange_pins(&self, peer: &NodeName, pins: &PinState) -> Result<PinState, PeerError> {
-        let origin = self.origin(peer).ok_or(PeerError::Unknown)?;
-        if self.is_lost(peer) {
-            return Err(PeerError::Lost);
-        }
+        let origin = self.reachable(peer)?;
         let exchanged = timeout(EXCHANGE_TIMEOUT, self.send_pins(peer, &origin, pins)).await;
         let exchanged = exchanged.unwrap_or_else(|_| Err(PeerError::NoAnswer("timeout".to_owned())));
         if let Err(PeerError::NoConnection(_)) = exchanged {
@@ -80,7 +77,6 @@ impl Peers {
     ) -> Result<PinState, PeerError> {
         let mut headers = HeaderMap::new();
         let body = write_pins(pins, &mut headers);
-        PeerMethod::Pins(BodyDigest::compute(&body)).write(&mut headers);
         if let Ok(host) = HeaderValue::from_str(origin.authority.as_str()) {
             headers.insert(header::HOST, host);
         }
@@ -88,10 +84,7 @@ impl Peers {
         let mut request = request.map_err(|error| PeerError::NoAnswer(error.to_string()))?;
         *request.headers_mut() = headers;
         let nonce = self.wire.sign_request(peer, &mut request, SystemTime::now());
-        let answer = self.upstream.send(request).await.map_err(|error| match error.is_connect() {
-            true => PeerError::NoConnection(chain(&error)),
-            false => PeerError::NoAnswer(chain(&error)),
-        })?;
+        let answer = self.upstream.send(request).await?;
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
         self.is_here(peer, PeerHints::of(answer.headers()));
         let digest = BodyDigest::of(answer.headers()).ok_or(PeerError::OtherVersion)?;
