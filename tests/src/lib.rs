@@ -4,6 +4,7 @@ use anyhow::Context as _;
 
 pub mod bench;
 pub mod gateway;
+pub mod history;
 pub mod lab;
 pub mod strace;
 pub mod suite;

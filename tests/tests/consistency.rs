@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Result, anyhow, ensure};
 use hyper::Method;
 use lota_tests::{
+    history::{self, Event, What},
     lab::{
         ADMIN, GATEWAY, GATEWAY_PORT, Mode, Namespace, VIP,
         raw::{Request, Signing},
@@ -24,13 +25,10 @@ use rand::Rng as _;
 
 #[path = "consistency/client.rs"]
 mod client;
-#[path = "consistency/history.rs"]
-mod history;
 #[path = "consistency/writers.rs"]
 mod writers;
 
 use client::{Client, Common, OWNED_KEYS, SHARED_KEYS, Versioning};
-use history::{Event, What};
 
 /// Name of the suite's lab.
 const NAME: &str = "lota-consistency";

@@ -200,6 +200,14 @@ pub(crate) fn browser() -> Result<PathBuf, String> {
     find("chromium").ok_or_else(|| "the package chromium has no chromium".into())
 }
 
+/// Provides libfaketime, unpacked. Returns the library for programs with threads.
+pub(crate) fn faketime() -> Result<PathBuf, String> {
+    let place = Path::new(ROOT).join("target/faketime");
+    unpacked(&["libfaketime"], &place)?;
+    let folder = format!("usr/lib/{}-linux-gnu/faketime", std::env::consts::ARCH);
+    Ok(place.join(folder).join("libfaketimeMT.so.1"))
+}
+
 /// Provides a Python with the schemas of the objects in `deploy/`.
 pub(crate) fn schemas() -> Result<PathBuf, String> {
     python(&SCHEMAS)

@@ -31,24 +31,34 @@ struct Suite {
 /// The work of a suite.
 #[derive(Clone, Copy)]
 enum Work {
-    /// Runs the tests of `lota-tests` that are named like the suite, with these tools.
-    Tests(fn() -> Tools),
+    /// Runs tests of `lota-tests`.
+    Tests(Tests),
     /// Runs a function. `prepare` gets what it needs of others' programs, which it does itself as well.
     Function { prepare: fn() -> Result<(), String>, run: fn(&mut Counts) -> Result<(), String> },
+}
+
+/// Tests of `lota-tests`.
+#[derive(Clone, Copy)]
+struct Tests {
+    /// Name of their program.
+    program: &'static str,
+    /// Gateways that they run with, unless the environment states others; `None`: all.
+    gateways: Option<&'static str>,
+    tools: fn() -> Tools,
 }
 
 impl Suite {
     /// Gets what the suite needs, which [`Suite::run`] does as well.
     fn prepare(&self) -> Result<(), String> {
         match self.work {
-            Work::Tests(tools) => tools().map(drop),
+            Work::Tests(tests) => (tests.tools)().map(drop),
             Work::Function { prepare, .. } => prepare(),
         }
     }
 
     fn run(&self, counts: &mut Counts) -> Result<(), String> {
         match self.work {
-            Work::Tests(tools) => labs::tests(counts, self.name, tools()),
+            Work::Tests(tests) => labs::tests(counts, self.name, tests),
             Work::Function { run, .. } => run(counts),
         }
     }
@@ -68,14 +78,16 @@ enum Place {
 }
 
 /// In the order in which they begin: the longest early, and `kubernetes`, whose server is built meanwhile, late.
-const SUITES: [Suite; 17] = [
+const SUITES: [Suite; 19] = [
     suite("lint", Place::First, setup::to_build, code::lint),
     suite("unit", Place::First, setup::to_build, code::unit),
     tests("packet", labs::none),
-    tests("e2e", labs::gateways),
+    with_gateways("e2e", "embedded", labs::embedded),
+    with_gateways("e2e-gateways", "seaweedfs,rgw", labs::gateways),
     tests("datapath", labs::resolvers),
     tests("parity", labs::gateways),
     tests("consistency", labs::gateways),
+    tests("chaos", labs::clocks),
     tests("clients", labs::other_clients),
     tests("storage", labs::none),
     tests("deploy", labs::renderers),
@@ -89,7 +101,13 @@ const SUITES: [Suite; 17] = [
 ];
 
 const fn tests(name: &'static str, tools: fn() -> Tools) -> Suite {
-    Suite { name, place: Place::Lane, work: Work::Tests(tools) }
+    Suite { name, place: Place::Lane, work: Work::Tests(Tests { program: name, gateways: None, tools }) }
+}
+
+/// A suite that runs the program `e2e` with some gateways. Each has a lab of its own.
+const fn with_gateways(name: &'static str, gateways: &'static str, tools: fn() -> Tools) -> Suite {
+    let work = Work::Tests(Tests { program: "e2e", gateways: Some(gateways), tools });
+    Suite { name, place: Place::Lane, work }
 }
 
 const fn suite(

@@ -10,14 +10,15 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use hyper::{Method, StatusCode};
-use lota_tests::lab::{
-    ADMIN,
-    raw::{Reply, Request, Signing, Wire},
+use lota_tests::{
+    history::{Event, Object, What},
+    lab::{
+        ADMIN,
+        raw::{Reply, Request, Signing, Wire},
+    },
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::sleep;
-
-use super::history::{Event, Object, What};
 
 /// Number of keys that every contender writes; small, so that they are written constantly.
 pub(crate) const SHARED_KEYS: u32 = 4;

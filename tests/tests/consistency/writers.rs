@@ -3,13 +3,13 @@
 
 use anyhow::{Result, ensure};
 use hyper::Method;
-use lota_tests::lab::raw::Request;
+use lota_tests::{
+    history::{Event, Object, What},
+    lab::raw::Request,
+};
 use rand::Rng as _;
 
-use super::{
-    client::{Client, OWNED_KEYS, SHARED_KEYS, Versioning, describe, version},
-    history::{Event, Object, What},
-};
+use super::client::{Client, OWNED_KEYS, SHARED_KEYS, Versioning, describe, version};
 
 /// Maximum number of operations of a burst, which change a key within one second.
 const BURST: u32 = 6;

@@ -1,8 +1,8 @@
 //! Suites whose programs are tests of the package `lota-tests`.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{env, ffi::OsString, path::PathBuf};
 
-use super::{Counts, counts::add_result};
+use super::{Counts, Tests, counts::add_result};
 use crate::{
     image,
     kernels::{KERNELS, boot},
@@ -13,13 +13,21 @@ use crate::{
 pub(super) type Tools = Result<Vec<(&'static str, OsString)>, String>;
 
 /// Suites of which one failure is one too many, however busy the machine is: what they verify does not depend on time.
-const NEVER_REPEATED: [&str; 4] = ["consistency", "deploy", "packet", "storage"];
+const NEVER_REPEATED: [&str; 5] = ["chaos", "consistency", "deploy", "packet", "storage"];
 
-/// Runs a suite's tests, with the daemon and these tools.
-pub(super) fn tests(counts: &mut Counts, name: &str, tools: Tools) -> Result<(), String> {
-    let (program, lota) = programs::test(name)?;
+/// Variable that limits the gateways of suites that run with several.
+const GATEWAYS: &str = "LOTA_GATEWAYS";
+
+/// Runs a suite's tests, with the daemon and their tools.
+pub(super) fn tests(counts: &mut Counts, name: &str, with: Tests) -> Result<(), String> {
+    let (program, lota) = programs::test(with.program)?;
     let mut tests = programs::run(&program);
-    tests.env("LOTA_BIN", lota).envs(tools?);
+    tests.env("LOTA_BIN", lota).envs((with.tools)()?);
+    if let Some(gateways) = with.gateways
+        && env::var_os(GATEWAYS).is_none()
+    {
+        tests.env(GATEWAYS, gateways);
+    }
     if !NEVER_REPEATED.contains(&name) {
         tests.env("LOTA_TEST_ATTEMPTS", "2");
     }
@@ -49,7 +57,8 @@ pub(super) fn kernels(counts: &mut Counts) -> Result<(), String> {
 pub(super) fn cluster(counts: &mut Counts) -> Result<(), String> {
     let mut tools = node()?;
     tools.push(("LOTA_IMAGE", image::for_tests()?.into()));
-    tests(counts, "cluster", Ok(tools))
+    let (program, lota) = programs::test("cluster")?;
+    counts.tests("suite cluster", programs::run(&program).env("LOTA_BIN", lota).envs(tools))
 }
 
 /// Tools for tests that only need root.
@@ -64,8 +73,18 @@ fn lab(python: PathBuf, more: Vec<(&'static str, PathBuf)>) -> Tools {
     Ok(tools.map(|(name, path)| (name, path.into())).collect())
 }
 
+/// The library by which clocks jump.
+pub(super) fn clocks() -> Tools {
+    lab(setup::client()?, vec![("LOTA_FAKETIME", setup::faketime()?)])
+}
+
 pub(super) fn resolvers() -> Tools {
     lab(setup::client()?, vec![("LOTA_RCLONE", setup::resolvers()?)])
+}
+
+/// Tools for labs with the embedded gateway.
+pub(super) fn embedded() -> Tools {
+    lab(setup::client()?, Vec::new())
 }
 
 pub(super) fn gateways() -> Tools {

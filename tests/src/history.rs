@@ -9,16 +9,20 @@ use anyhow::{Result, ensure};
 
 /// One operation on one object.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Event {
-    pub(crate) key: u32,
-    pub(crate) start: Duration,
-    pub(crate) end: Duration,
-    pub(crate) what: What,
+pub struct Event {
+    /// Number of the object.
+    pub key: u32,
+    /// Time at which it began.
+    pub start: Duration,
+    /// Time at which it ended; [`Duration::MAX`] for a write without a response, which may take effect at any later time.
+    pub end: Duration,
+    /// Effect or observation.
+    pub what: What,
 }
 
 /// An effect or an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub enum What {
     /// The object was written.
     Write(Object),
     /// This older version became current, because the newest one was deleted.
@@ -31,13 +35,13 @@ pub(crate) enum What {
 
 /// State of an object as clients see it. The default is no object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Object {
+pub struct Object {
     /// The value that the body repeats.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// The value in the metadata, which each write changes.
-    pub(crate) metadata: u64,
+    pub metadata: u64,
     /// Number of the version.
-    pub(crate) version: u64,
+    pub version: u64,
 }
 
 /// A field of an object, which is read and written atomically.
@@ -50,7 +54,10 @@ const VERSION: Register = ("version", |object| object.version);
 /// Returns an error for the first read of a value that was not current at any time during that read: its write had not
 /// started, or another write had replaced it for certain, that is, started after that write ended and ended before the
 /// read started. Each register is checked alone, and bytes and metadata must be of the same write.
-pub(crate) fn check(events: &[Event]) -> Result<(), String> {
+///
+/// # Errors
+/// The read, and the writes near it.
+pub fn check(events: &[Event]) -> Result<(), String> {
     let mut writes: HashMap<u32, Vec<(Object, Duration, Duration)>> = HashMap::new();
     for event in events {
         let of_key = writes
@@ -93,11 +100,14 @@ pub(crate) fn check(events: &[Event]) -> Result<(), String> {
 
 /// Returns whether a write ended at most a second before a read started, and started before the read ended.
 fn is_near(read: &Event, (_, start, end): &(Object, Duration, Duration)) -> bool {
-    *start <= read.end && *end + Duration::from_secs(1) >= read.start
+    *start <= read.end && end.saturating_add(Duration::from_secs(1)) >= read.start
 }
 
 /// Tests the checker with consistent and inconsistent reads.
-pub(crate) fn finds_what_is_wrong() -> Result<()> {
+///
+/// # Errors
+/// If it accepts an inconsistent read, or rejects a consistent one.
+pub fn finds_what_is_wrong() -> Result<()> {
     let event = |start, end, what| Event {
         key: 1,
         start: Duration::from_millis(start),
@@ -138,6 +148,17 @@ pub(crate) fn finds_what_is_wrong() -> Result<()> {
     ] {
         let found = check(&[&written[..], &[event(start, end, What::Get(read))]].concat());
         ensure!(found.is_ok() == fine, "a read of {read:?} from {start} to {end}: {found:?}");
+    }
+    let unknown = Event { end: Duration::MAX, ..event(17, 18, What::Write(object(5, 5, 1))) };
+    for (start, read, fine) in [
+        (16, object(5, 5, 1), false),
+        (19, object(5, 5, 1), true),
+        (19, none, true),
+        (19, object(8, 8, 2), false),
+    ] {
+        let read = event(start, start, What::Get(read));
+        let found = check(&[&written[..], &[unknown, read]].concat());
+        ensure!(found.is_ok() == fine, "{read:?}, with a write without a response: {found:?}");
     }
     let head = event(10, 10, What::Head(object(0, 8, 3)));
     ensure!(check(&[&written[..], &[head]].concat()).is_err(), "a HEAD with stale metadata is not reported");
