@@ -2,7 +2,11 @@
 //! upload that begins after the fetch of the one before shows whether the fetch delays the response. Uploads in a row share the
 //! machine with fetches; in a cluster, most owners are other nodes. `LOTA_BENCH_ROUNDS` sets the number of rounds.
 
-use std::{process::ExitCode, time::Instant};
+use std::{
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use hyper::Method;
@@ -18,6 +22,8 @@ use lota_tests::{
 
 const NAME: &str = "lota-bench-writes";
 const ROUNDS: usize = 10;
+/// Pause between uploads.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Modes of `cache.after_write`.
 const MODES: [&str; 3] = ["off", "fetch", "keep"];
 /// Results that mean that a written object is cached.
@@ -100,8 +106,9 @@ fn upload(tour: &mut Tour, round: usize, mode: &str) -> Result<Took> {
             let failed = replies.iter().find(|reply| !reply.status.is_success());
             ensure!(failed.is_none(), "{failed:?}");
             written += if mode == "off" { 0.0 } else { count as f64 };
-            // Also in the other mode, so that the next upload finds the machine in the same state.
             wait_until("the fetches", || Ok(results(tour, &CACHED)? >= written))?;
+            // In each mode, so that the next upload finds the machine in the same state.
+            thread::sleep(PAUSE);
         }
     }
     if mode == "keep" {

@@ -1,13 +1,15 @@
 //! Entry node: sends the bytes of a `PutObject` to the object's owner while they pass to the gateway.
 //!
-//! The upload never waits for the owner: a queue of limited size is between them, and a copy whose queue is full is given up. The
-//! copy ends only after the gateway has reported success; the owner drops a copy that breaks off.
+//! The upload never waits for the owner: a queue of limited size is between them, and a copy whose queue is full is given up. A copy
+//! that fits into the queue is sent only once the gateway has reported success, so that it costs the upload nothing. A larger one is
+//! sent meanwhile, and ends only after that; the owner drops a copy that breaks off.
 
 use std::{io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{
-    StreamExt as _, TryStreamExt as _,
+    FutureExt as _, StreamExt as _, TryStreamExt as _,
+    future::BoxFuture,
     stream::{self, BoxStream},
 };
 use http_body_util::{BodyExt as _, StreamBody};
@@ -41,8 +43,17 @@ const MERGED: usize = 64 << 10;
 /// Copy of an upload on its way to the owner. If it is dropped before [`UploadCopy::end`], the owner drops what it has.
 pub(super) struct UploadCopy {
     queue: Arc<CopyQueue>,
-    /// Waits for the owner's answer; `None` if the copy could not begin.
-    sending: Option<JoinHandle<OwnerAnswer>>,
+    sending: CopySending,
+}
+
+/// How a copy is sent.
+enum CopySending {
+    /// Not at all: it could not begin.
+    Never,
+    /// After the upload.
+    Later(BoxFuture<'static, OwnerAnswer>),
+    /// While the upload passes.
+    Now(JoinHandle<OwnerAnswer>),
 }
 
 /// Facts that determine whether the owner gets a copy.
@@ -221,8 +232,9 @@ impl UploadCopy {
             return Err(Some(why));
         }
         let answer = match &mut self.sending {
-            Some(sending) => sending.await.unwrap_or(OwnerAnswer::Missing),
-            None => OwnerAnswer::Missing,
+            CopySending::Never => OwnerAnswer::Missing,
+            CopySending::Later(sending) => sending.await,
+            CopySending::Now(sending) => sending.await.unwrap_or(OwnerAnswer::Missing),
         };
         match answer {
             OwnerAnswer::Settled => Ok(()),
@@ -234,7 +246,7 @@ impl UploadCopy {
 
 impl Drop for UploadCopy {
     fn drop(&mut self) {
-        if let Some(sending) = &self.sending {
+        if let CopySending::Now(sending) = &self.sending {
             sending.abort();
         }
     }
@@ -274,34 +286,43 @@ impl Proxy {
     ) -> UploadCopy {
         let share = size.clamp(MIN_SHARE, MAX_QUEUED);
         let Ok(memory) = self.write_fetches.keeps.memory.take(head.pod, share) else {
-            return UploadCopy { queue: CopyQueue::closed(WriteFetch::KeepTooSlow), sending: None };
+            return UploadCopy {
+                queue: CopyQueue::closed(WriteFetch::KeepTooSlow),
+                sending: CopySending::Never,
+            };
         };
         let (queue, pieces) = CopyQueue::new(size, memory);
         let proxy = self.clone();
         let sending = match self.first_owner(&write.name) {
             Some(owner) => {
                 let request = written(head);
-                tokio::spawn(async move {
+                let sending = async move {
                     match request {
                         Some(request) => proxy.send_copy(&owner, request, size, pieces).await,
                         None => OwnerAnswer::Missing,
                     }
-                })
+                };
+                sending.boxed()
             }
             None => {
                 let (store, name) = (store.clone(), write.name.clone());
                 let upload = IncomingUpload { store, name, size, pod: head.pod };
-                tokio::spawn(async move {
+                let sending = async move {
                     let pieces = pieces.map_err(|error| error.to_string()).boxed();
                     match proxy.keep_upload(upload, pieces).await {
                         Ok(true) => OwnerAnswer::Settled,
                         Ok(false) => OwnerAnswer::NotKept,
                         Err(_) => OwnerAnswer::Missing,
                     }
-                })
+                };
+                sending.boxed()
             }
         };
-        UploadCopy { queue, sending: Some(sending) }
+        let sending = match size <= MAX_QUEUED {
+            true => CopySending::Later(sending),
+            false => CopySending::Now(tokio::spawn(sending)),
+        };
+        UploadCopy { queue, sending }
     }
 
     async fn send_copy(

@@ -141,17 +141,24 @@ async fn malformed_chunks_end_the_copy_and_not_the_upload() {
 
 #[tokio::test]
 async fn each_answer_of_the_owner_has_one_consequence() {
-    let copy = |answer, queue: Arc<CopyQueue>| UploadCopy {
-        queue,
-        sending: Some(tokio::spawn(std::future::ready(answer))),
-    };
     let open = || queue(5).0;
-    assert_eq!(copy(OwnerAnswer::Settled, open()).end().await, Ok(()));
-    assert_eq!(copy(OwnerAnswer::NotKept, open()).end().await, Err(None));
     let unavailable = Err(Some(WriteFetch::KeepUnavailable));
-    assert_eq!(copy(OwnerAnswer::Missing, open()).end().await, unavailable);
+    for (answer, expected) in [
+        (OwnerAnswer::Settled, Ok(())),
+        (OwnerAnswer::NotKept, Err(None)),
+        (OwnerAnswer::Missing, unavailable),
+    ] {
+        let answered = std::future::ready(answer);
+        for sending in
+            [CopySending::Later(answered.clone().boxed()), CopySending::Now(tokio::spawn(answered))]
+        {
+            assert_eq!(UploadCopy { queue: open(), sending }.end().await, expected);
+        }
+    }
     let slow = CopyQueue::closed(WriteFetch::KeepTooSlow);
-    assert_eq!(copy(OwnerAnswer::Missing, slow.clone()).end().await, Err(Some(WriteFetch::KeepTooSlow)));
-    let none = UploadCopy { queue: slow, sending: None };
+    let sending = CopySending::Now(tokio::spawn(std::future::ready(OwnerAnswer::Missing)));
+    let late = UploadCopy { queue: slow.clone(), sending };
+    assert_eq!(late.end().await, Err(Some(WriteFetch::KeepTooSlow)));
+    let none = UploadCopy { queue: slow, sending: CopySending::Never };
     assert_eq!(none.end().await, Err(Some(WriteFetch::KeepTooSlow)));
 }

@@ -45,6 +45,7 @@ mod store;
 mod stripe;
 mod upkeep;
 mod upload;
+mod upload_hash;
 mod verify;
 mod warm;
 

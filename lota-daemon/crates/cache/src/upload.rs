@@ -22,6 +22,7 @@ use super::{
     room,
     shares::Share,
     store::StoreEntry,
+    upload_hash::UploadMd5,
 };
 
 /// Maximum size of an upload in bytes: that of a `PutObject`.
@@ -41,7 +42,9 @@ pub struct Upload {
 #[derive(Debug)]
 pub struct StoredUpload {
     upload: Upload,
-    hashes: UploadHashes,
+    md5: UploadMd5,
+    /// CRC-32C of each chunk.
+    chunks: Vec<u32>,
 }
 
 /// Result of comparing an upload with the storage's description of the object.
@@ -66,14 +69,6 @@ struct UploadRoom {
     _share: Share,
 }
 
-/// Hashes of the bytes that are stored.
-#[derive(Default)]
-struct UploadHashes {
-    md5: md5::Context,
-    /// CRC-32C of each chunk.
-    chunks: Vec<u32>,
-}
-
 impl UploadRoom {
     fn reserve(disk: Arc<Disk>, name: &ObjectName, bytes: u64, pod: IpAddr) -> Result<Self, NoRoom> {
         let share = disk.take_upload_share(pod, bytes)?;
@@ -91,42 +86,23 @@ impl Drop for UploadRoom {
     }
 }
 
-impl std::fmt::Debug for UploadHashes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UploadHashes").field("chunks", &self.chunks.len()).finish_non_exhaustive()
+/// Writes a chunk, and returns its CRC-32C.
+fn write(part: &NewFile, mut offset: u64, pieces: Vec<Bytes>, is_last: bool) -> io::Result<u32> {
+    let (file, mut checksum) = (part.file(), 0);
+    for piece in pieces {
+        file.write_all_at(&piece, offset)?;
+        offset += piece.len() as u64;
+        checksum = crc32c::crc32c_append(checksum, &piece);
     }
+    if !is_last && part.is_to_allocate() {
+        part.allocate();
+    }
+    Ok(checksum)
 }
 
-impl UploadHashes {
-    /// Writes the next chunk, and adds it to the hashes.
-    fn write(
-        mut self,
-        part: &NewFile,
-        mut offset: u64,
-        pieces: Vec<Bytes>,
-        is_last: bool,
-    ) -> io::Result<Self> {
-        let (file, mut checksum) = (part.file(), 0);
-        for piece in pieces {
-            file.write_all_at(&piece, offset)?;
-            offset += piece.len() as u64;
-            checksum = crc32c::crc32c_append(checksum, &piece);
-            self.md5.consume(&piece);
-        }
-        if !is_last && part.is_to_allocate() {
-            part.allocate();
-        }
-        self.chunks.push(checksum);
-        Ok(self)
-    }
-
-    /// Waits until the chunks so far are written.
-    async fn written(writing: Option<JoinHandle<io::Result<Self>>>) -> io::Result<Self> {
-        match writing {
-            Some(writing) => writing.await.map_err(io::Error::other)?,
-            None => Ok(Self::default()),
-        }
-    }
+/// Waits until a chunk is written, and returns its checksum.
+async fn written(writing: JoinHandle<io::Result<u32>>) -> io::Result<u32> {
+    writing.await.map_err(io::Error::other)?
 }
 
 impl Upload {
@@ -159,20 +135,28 @@ impl Upload {
             ChunkError::Source(reason) => FillError::SourceFailed { after: chunker.received(), size, reason },
             ChunkError::TooLong => FillError::TooLong(size),
         };
-        let (mut start, mut writing) = (0, None);
+        let md5 = UploadMd5::begin(self.part.file())?;
+        let (mut start, mut chunks) = (0, Vec::new());
+        let mut writing: Option<JoinHandle<io::Result<u32>>> = None;
         while start < size {
             let end = size.min(start + u64::from(CHUNK));
             let pieces = chunker.next(end - start, |_, _| ()).await;
             let pieces = pieces.map_err(|error| failed(&chunker, error))?;
             // One chunk is written while the next one arrives.
-            let hashes = UploadHashes::written(writing).await.inspect_err(|error| disk.notice(error))?;
+            if let Some(writing) = writing.take() {
+                chunks.push(written(writing).await.inspect_err(|error| disk.notice(error))?);
+                md5.written(start);
+            }
             let (part, is_last) = (self.part.clone(), end == size);
-            writing = Some(tokio::task::spawn_blocking(move || hashes.write(&part, start, pieces, is_last)));
+            writing = Some(tokio::task::spawn_blocking(move || write(&part, start, pieces, is_last)));
             start = end;
         }
         chunker.end().await.map_err(|error| failed(&chunker, error))?;
-        let hashes = UploadHashes::written(writing).await.inspect_err(|error| disk.notice(error))?;
-        Ok(StoredUpload { upload: self, hashes })
+        if let Some(writing) = writing {
+            chunks.push(written(writing).await.inspect_err(|error| disk.notice(error))?);
+            md5.written(size);
+        }
+        Ok(StoredUpload { upload: self, md5, chunks })
     }
 }
 
@@ -183,9 +167,10 @@ impl StoredUpload {
     /// # Errors
     /// [`FillError`] if the file cannot be completed, or its bytes contradict a checksum of the description.
     pub async fn admit(self, meta: &ObjectMeta) -> Result<UploadEnd, FillError> {
-        let Self { upload, hashes } = self;
+        let Self { upload, md5, chunks } = self;
         let Upload { mut room, name, size, pod, part } = upload;
-        let md5 = NormalEtag::parse(&format!("{:x}", hashes.md5.finalize()));
+        let md5 = md5.end().await.inspect_err(|error| room.disk.notice(error))?;
+        let md5 = NormalEtag::parse(&format!("{md5:x}"));
         let is_object = meta.version.name == name
             && meta.size == size
             && md5.is_some()
@@ -197,7 +182,7 @@ impl StoredUpload {
         let entry =
             StoreEntry { version, name: NameId::of(&name, None), is_stripe: false, size, disk: room.bytes };
         let progress = Arc::new(Progress::new(size));
-        (0..).zip(hashes.chunks).for_each(|(chunk, checksum)| progress.arrived(chunk, checksum));
+        (0..).zip(chunks).for_each(|(chunk, checksum)| progress.arrived(chunk, checksum));
         let object = Arc::new(Object::filling(meta.clone(), None, part.file(), progress.clone()));
         let disk = room.disk.clone();
         room.is_taken = true;
