@@ -16,26 +16,30 @@ use super::{MIB, cluster};
 const SIZE: u64 = 16 << 30;
 /// Number of objects.
 const OBJECTS: usize = 200;
-/// Number of objects for which chance matters less: a thousand nodes then have 1,280 stripes each.
-const MANY: usize = 5000;
+/// Objects per node of caches that are a third full, if each node has a terabyte. Chance matters less then: each node has 5,120
+/// stripes of 64 MiB.
+const OBJECTS_PER_NODE: usize = 20;
+/// Largest number of nodes.
+const NODES: usize = 1000;
 
 pub(super) fn simulate(report: &mut Report) -> Result<()> {
-    let names: Option<Vec<ObjectName>> = (0..MANY)
+    let names: Option<Vec<ObjectName>> = (0..NODES * OBJECTS_PER_NODE)
         .map(|number| {
-            ObjectName::from_parts("http://gateway", "bucket", &format!("models/{number:04}.bin"), None)
+            ObjectName::from_parts("http://gateway", "bucket", &format!("models/{number:05}.bin"), None)
         })
         .collect();
     let names = names.context("no names")?;
-    for nodes in [3, 10, 100, 1000] {
+    for nodes in [3, 10, 100, NODES] {
         for length in [64, 128, 256] {
             let length = StripeLength::new(length * MIB).context("no length")?;
             one(report, nodes, length, &names[..OBJECTS]);
         }
     }
     let length = StripeLength::new(64 * MIB).context("no length")?;
-    for nodes in [100, 1000] {
-        let owners = owners(&cluster(0..nodes), length, &names);
-        let what = format!("{nodes} nodes, stripes of 64 MiB of {MANY} objects");
+    for nodes in [100, NODES] {
+        let objects = nodes * OBJECTS_PER_NODE;
+        let owners = owners(&cluster(0..nodes), length, &names[..objects]);
+        let what = format!("{nodes} nodes, stripes of 64 MiB of {objects} objects");
         let all = spread(owners.iter().flatten(), length, nodes);
         report.add(what, "x mean", Goal::AtMost(1.05), vec![all]);
     }
