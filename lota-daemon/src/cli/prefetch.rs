@@ -5,6 +5,7 @@ use std::{
     env, fmt,
     fs::File,
     io::{BufRead as _, BufReader, ErrorKind, Write as _},
+    num::NonZeroU64,
     str::FromStr,
     time::{Duration, Instant},
 };
@@ -12,12 +13,13 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::{Method, StatusCode};
+use hyper::{HeaderMap, Method, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
+use lota_common::ByteSize;
 use lota_s3::{
     Credential, Secret,
     canonical::{QUERY, path},
-    headers::LOTA_CACHE,
+    headers::{LOTA_CACHE, LOTA_STRIPE},
     signing::Signer,
 };
 use percent_encoding::{percent_decode_str, utf8_percent_encode};
@@ -149,17 +151,14 @@ pub async fn run(options: &Prefetch) -> Result<Summary> {
     let (began, mut before) = (Instant::now(), 0u64);
     let paced = objects.iter().map(|object| {
         // Time at which the rate limit allows this object.
-        let turn = options.rate.map(|rate| {
-            let milliseconds = u128::from(before) * 1000 / u128::from(rate.0.max(1));
-            Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX))
-        });
+        let turn = options.rate.map(|rate| time_for(before, rate));
         before += object.size;
         let client = &client;
         async move {
             if let Some(turn) = turn {
                 sleep_until((began + turn).into()).await;
             }
-            (object, client.stage(&object.key).await)
+            (object, client.stage(object, turn.map(|turn| began + turn)).await)
         }
     });
     let mut requests = stream::iter(paced).buffer_unordered(options.jobs.max(1));
@@ -187,6 +186,20 @@ pub async fn run(options: &Prefetch) -> Result<Summary> {
 /// Describes a failure in one line. Keys and servers' texts may contain control characters.
 fn failure(key: &str, error: &anyhow::Error) -> String {
     plain(&format!("{key}: {error:#}"))
+}
+
+/// Returns the time for which these bytes take up a rate in bytes per second.
+fn time_for(bytes: u64, rate: ByteSize) -> Duration {
+    let milliseconds = u128::from(bytes) * 1000 / u128::from(rate.0.max(1));
+    Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX))
+}
+
+/// Result of one request.
+struct Staged {
+    /// Whether the object or the stripe was cached, or being filled, already.
+    was_there: bool,
+    /// Length of stripes in bytes, if it was a stripe.
+    stripe: Option<NonZeroU64>,
 }
 
 struct ListClient<'a> {
@@ -227,27 +240,47 @@ impl ListClient<'_> {
         }
     }
 
-    /// Requests one object. Returns whether it was cached already.
-    async fn stage(&self, key: &str) -> Result<bool> {
-        let target = path(&self.options.objects.bucket, key);
-        let (status, cache, _) = self.ask(Method::HEAD, &target, &[("range", "bytes=0-0")]).await?;
+    /// Requests one object, or each stripe of it. Returns whether all of it was cached already. With a rate limit, its turn came
+    /// at `turn`.
+    async fn stage(&self, object: &ListedKey, turn: Option<Instant>) -> Result<bool> {
+        let target = path(&self.options.objects.bucket, &object.key);
+        let mut first = self.stage_at(&target, 0).await?;
+        let Some(length) = first.stripe else { return Ok(first.was_there) };
+        let mut start = length.get();
+        while start < object.size {
+            if let (Some(turn), Some(rate)) = (turn, self.options.rate) {
+                sleep_until((turn + time_for(start, rate)).into()).await;
+            }
+            first.was_there &= self.stage_at(&target, start).await?.was_there;
+            start = start.saturating_add(length.get());
+        }
+        Ok(first.was_there)
+    }
+
+    /// Requests the object or the stripe with this byte.
+    async fn stage_at(&self, target: &str, byte: u64) -> Result<Staged> {
+        let (status, headers, _) =
+            self.ask(Method::HEAD, target, &[("range", &format!("bytes={byte}-{byte}"))]).await?;
         // An empty object has no first byte.
         ensure!(status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE, "answered {status}");
+        let value = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let cache = value(LOTA_CACHE);
         ensure!(
             !cache.is_empty() || !status.is_success(),
             "the response does not come from LOTA; check --endpoint"
         );
-        Ok(cache.starts_with("hit") || cache.starts_with("fill"))
+        let was_there = cache.starts_with("hit") || cache.starts_with("fill");
+        Ok(Staged { was_there, stripe: value(LOTA_STRIPE).parse().ok() })
     }
 
-    /// Sends a request. Returns the status, the cache's outcome and the body. Retries without a response or after a
+    /// Sends a request. Returns the status, the headers and the body. Retries without a response or after a
     /// server error.
     async fn ask(
         &self,
         method: Method,
         target: &str,
-        headers: &[(&'static str, &'static str)],
-    ) -> Result<(StatusCode, String, Vec<u8>)> {
+        headers: &[(&'static str, &str)],
+    ) -> Result<(StatusCode, HeaderMap, Vec<u8>)> {
         let mut attempt = 1;
         loop {
             let response = timeout(RESPONSE_TIMEOUT, self.ask_once(method.clone(), target, headers)).await;
@@ -265,8 +298,8 @@ impl ListClient<'_> {
         &self,
         method: Method,
         target: &str,
-        headers: &[(&'static str, &'static str)],
-    ) -> Result<(StatusCode, String, Vec<u8>)> {
+        headers: &[(&'static str, &str)],
+    ) -> Result<(StatusCode, HeaderMap, Vec<u8>)> {
         let request = self
             .signer
             .request(method, &self.options.endpoint, target, headers)
@@ -276,14 +309,8 @@ impl ListClient<'_> {
         };
         let (parts, body) =
             self.upstream.send(request.map(|()| empty())).await.with_context(about)?.into_parts();
-        let cache = parts
-            .headers
-            .get(LOTA_CACHE)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
-            .to_owned();
         let body = Limited::new(body, MAX_PAGE).collect().await.map_err(|error| anyhow::anyhow!(error))?;
-        Ok((parts.status, cache, body.to_bytes().to_vec()))
+        Ok((parts.status, parts.headers, body.to_bytes().to_vec()))
     }
 }
 

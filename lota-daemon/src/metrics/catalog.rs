@@ -122,7 +122,7 @@ catalog! {
         } "Fills in progress";
         UNCACHED = Counter "lota_uncached_total" {
             reason: "`no-room`, `pod-fills`, `no-fill-authority`, `fragments` (too many separate ranges of one object), `range-late` (another request's response with the range has stopped), `fill-overread`, `fill-refused`, `fill-broke-off`, `overrides`, \
-                     `checksums-unknown`, `direct-path-failed`, `stripe-owner` (no owner could serve a stripe), `striped` (a `HEAD` to fetch an object that is cached in stripes), `granted-otherwise`, `replaced` \
+                     `checksums-unknown`, `direct-path-failed`, `stripe-owner` (no owner could serve a stripe), `granted-otherwise`, `replaced` \
                      (overwritten while its fill began); or the part of the gateway's response that prevents \
                      caching: `response-status`, `response-etag`, `response-length`, `response-range`, `response-vary`, \
                      `response-encoding` or `response-rdma`"

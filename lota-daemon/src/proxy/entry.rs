@@ -128,6 +128,11 @@ impl Proxy {
     /// Serves a GET in stripes if the object is large, otherwise as a whole.
     async fn serve_from_owner(self: &Arc<Self>, get: Get<'_>) -> Result<Response<Body>, S3Error> {
         let owners = self.candidates(&get);
+        if get.is_bodiless() {
+            let again = get.again();
+            let answer = self.serve_from(get, &owners).await?;
+            return self.stage_stripe(again, answer).await;
+        }
         if !self.striping.may_apply(&get) {
             return self.serve_from(get, &owners).await;
         }

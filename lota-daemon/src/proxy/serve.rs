@@ -47,9 +47,8 @@ impl Proxy {
         let range = get.object.range.resolve(meta.size).ok().flatten();
         let is_range = range.is_some_and(|range| is_range(answer.headers(), range, meta.size));
         let is_stripe = get.stripe().is_some();
-        if get.is_bodiless() && cached.is_none() && self.striping.applies(meta.size) {
-            // Only reads fetch stripes.
-            self.uncached("striped");
+        if get.is_bodiless() && cached.is_none() && !is_stripe && self.striping.applies(meta.size) {
+            // The node that received the request has the stripe fetched.
             return relay(answer, Outcome::Miss);
         }
         // What is relayed for a stripe must be no more than the stripe.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use hyper::Response;
-use lota_s3::{ByteRange, ObjectMeta, S3Error};
+use hyper::{Response, StatusCode};
+use lota_s3::{ByteRange, ObjectMeta, S3Error, headers::LOTA_STRIPE};
 
 use super::{Proxy, get::Get, response, stripe_body::joined, striped_get::StripedGet};
 use crate::{
+    cluster::peer::headers::GetScope,
     gateway::{Authorization, FillAuthority, Grant},
     http::{Body, empty},
     metrics::Outcome,
@@ -40,6 +41,27 @@ impl Proxy {
             return self.serve_from(get, &owners).await;
         }
         self.join_stripes(&get, grant, authority).await
+    }
+
+    /// If the response to a HEAD shows that the object is in stripes, has the owner of the stripe with the first requested byte
+    /// bring it into its cache. Returns the response to relay, which states the length of stripes if that was done.
+    pub(super) async fn stage_stripe(
+        self: &Arc<Self>,
+        get: Get<'_>,
+        answer: Response<Body>,
+    ) -> Result<Response<Body>, S3Error> {
+        let size = response::object_size(&answer).filter(|_| response::outcome(&answer) == Outcome::Miss);
+        let stripe = size.and_then(|size| Some((self.striping.staged_by(&get, size)?, size)));
+        let Some((stripe, size)) = stripe.filter(|_| answer.status() == StatusCode::PARTIAL_CONTENT) else {
+            return Ok(answer);
+        };
+        let owners = self.stripe_candidates(&get.object.name, stripe, size);
+        let mut staged = self.serve_from(get.of(GetScope::Stripe(stripe)), &owners).await?;
+        if staged.status() != StatusCode::PARTIAL_CONTENT {
+            return Ok(answer);
+        }
+        staged.headers_mut().insert(LOTA_STRIPE, self.striping.length().bytes().into());
+        Ok(staged)
     }
 
     /// Makes the response from those of the stripes' owners.

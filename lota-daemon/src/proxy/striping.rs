@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lota_cache::StripeLength;
+use lota_cache::{Stripe, StripeLength};
 use lota_s3::{CacheControl, ObjectMeta, ObjectName};
 use parking_lot::Mutex;
 
@@ -52,6 +52,18 @@ impl Striping {
             && !get.is_bodiless()
             && object.cache_control == CacheControl::Use
             && object.overrides.is_empty()
+    }
+
+    /// Returns the stripe that a HEAD brings into the cache, of an object of `size` bytes: that of its first requested byte.
+    pub(super) fn staged_by(&self, get: &Get<'_>, size: u64) -> Option<Stripe> {
+        let object = get.object;
+        let is_staged = get.is_bodiless()
+            && get.store.backend.has_own_credential()
+            && object.cache_control == CacheControl::Use
+            && object.overrides.is_empty()
+            && self.applies(size);
+        let range = object.range.resolve(size).ok()?.filter(|_| is_staged)?;
+        Some(self.length.containing(range.start))
     }
 
     /// Returns the description of an object that was in stripes recently.

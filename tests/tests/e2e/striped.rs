@@ -18,6 +18,7 @@ use lota_tests::{
     tour::{MIB, Tour, wait_settled, wait_until},
 };
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 /// Size of the objects: 45 whole stripes and a part of one.
 const SIZE: usize = (45 << 20) + 12_345;
@@ -88,6 +89,7 @@ pub(crate) fn objects(tour: &mut Tour) -> Result<()> {
     overwritten(tour)?;
     broken(tour)?;
     evicted(tour)?;
+    prefetched(tour)?;
     tour.restart(Mode::OwnCredential)
 }
 
@@ -192,6 +194,33 @@ fn evicted(tour: &Tour) -> Result<()> {
     }
     let gone = before - stripes(tour)?;
     ensure!(gone == STRIPES, "{gone} of {STRIPES} stripes were evicted");
+    Ok(())
+}
+
+/// A prefetch brings each stripe to its owner, once.
+fn prefetched(tour: &Tour) -> Result<()> {
+    empty(tour)?;
+    let body = content(SIZE);
+    put(tour, "striped/ahead/object", body.clone())?;
+    wait_settled();
+    let before = tour.backend.received();
+    let prefetch = || -> Result<Value> {
+        let mut command = tour.pod(2, 1).pod_command(&tour.program.0);
+        command.args(["prefetch", "--json"]).arg(format!("s3://{}", tour.client.name("striped/ahead/")));
+        command.env("AWS_ACCESS_KEY_ID", &*ADMIN.access_key).env("AWS_SECRET_ACCESS_KEY", &*ADMIN.secret_key);
+        Ok(serde_json::from_str(&run(&mut command)?)?)
+    };
+    let summary = prefetch()?;
+    ensure!(summary["staged"] == 1 && summary["failed"] == 0, "{summary}");
+    wait_until("all stripes to be cached", || Ok(stripes(tour)? >= STRIPES))?;
+    let summary = prefetch()?;
+    ensure!(summary["there"] == 1 && summary["staged"] == 0, "{summary}");
+    for node in 1..=3 {
+        let got = get(tour, node, "striped/ahead/object", None)?;
+        ensure!(got.body == body && got.cache() == "hit", "n{node}: {} {}", got.status, got.cache());
+    }
+    let fetched = (tour.backend.received() - before) as f64 / SIZE as f64;
+    ensure!(fetched < 1.05, "the backend sent {fetched} times the object");
     Ok(())
 }
 

@@ -68,7 +68,7 @@ impl Signer {
         method: Method,
         endpoint: &Origin,
         target: &str,
-        headers: &[(&'static str, &'static str)],
+        headers: &[(&'static str, &str)],
     ) -> Result<Request<()>, String> {
         let uri: Uri = format!("{endpoint}{target}").parse().map_err(|error| format!("{error}"))?;
         let mut request =
