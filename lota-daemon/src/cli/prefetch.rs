@@ -1,4 +1,5 @@
-//! `lota prefetch`: loads objects into the cluster's cache by requesting the first byte of each with HEAD.
+//! `lota prefetch`: loads objects into the cluster's cache by requesting the first byte of each with HEAD, and of
+//! each stripe of those that are in stripes.
 
 use std::{
     collections::HashSet,
@@ -19,7 +20,7 @@ use lota_common::ByteSize;
 use lota_s3::{
     Credential, Secret,
     canonical::{QUERY, path},
-    headers::{LOTA_CACHE, LOTA_STRIPE},
+    headers::{LOTA_CACHE, LOTA_STRIPE_LENGTH},
     signing::Signer,
 };
 use percent_encoding::{percent_decode_str, utf8_percent_encode};
@@ -270,7 +271,7 @@ impl ListClient<'_> {
             "the response does not come from LOTA; check --endpoint"
         );
         let was_there = cache.starts_with("hit") || cache.starts_with("fill");
-        Ok(Staged { was_there, stripe: value(LOTA_STRIPE).parse().ok() })
+        Ok(Staged { was_there, stripe: value(LOTA_STRIPE_LENGTH).parse().ok() })
     }
 
     /// Sends a request. Returns the status, the headers and the body. Retries without a response or after a

@@ -74,11 +74,6 @@ pub(super) fn relay(answer: Response<Incoming>, outcome: Outcome, node: &NodeNam
     answer
 }
 
-/// Returns the size of the object that a response describes.
-pub(super) fn object_size(answer: &Response<Body>) -> Option<u64> {
-    answer.extensions().get::<ObjectSize>().map(|size| size.0)
-}
-
 /// Relays an owner's response, which reports what the owner's cache did.
 pub(super) fn relay_from_owner(mut answer: Response<Body>) -> Response<Body> {
     let result = answer.headers().get(LOTA_CACHE).and_then(CacheResult::parse);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hyper::{Response, StatusCode};
-use lota_s3::{ByteRange, ObjectMeta, S3Error, headers::LOTA_STRIPE};
+use lota_s3::{ByteRange, ObjectMeta, S3Error, headers::LOTA_STRIPE_LENGTH};
 
 use super::{Proxy, get::Get, response, stripe_body::joined, striped_get::StripedGet};
 use crate::{
@@ -50,17 +50,16 @@ impl Proxy {
         get: Get<'_>,
         answer: Response<Body>,
     ) -> Result<Response<Body>, S3Error> {
-        let size = response::object_size(&answer).filter(|_| response::outcome(&answer) == Outcome::Miss);
+        let size = response::size_of_object(&answer).filter(|_| response::outcome(&answer) == Outcome::Miss);
         let stripe = size.and_then(|size| Some((self.striping.staged_by(&get, size)?, size)));
-        let Some((stripe, size)) = stripe.filter(|_| answer.status() == StatusCode::PARTIAL_CONTENT) else {
-            return Ok(answer);
-        };
+        // Some gateways ignore the range of a HEAD.
+        let Some((stripe, size)) = stripe.filter(|_| answer.status().is_success()) else { return Ok(answer) };
         let owners = self.stripe_candidates(&get.object.name, stripe, size);
         let mut staged = self.serve_from(get.of(GetScope::Stripe(stripe)), &owners).await?;
-        if staged.status() != StatusCode::PARTIAL_CONTENT {
+        if !staged.status().is_success() || staged.status() == StatusCode::NO_CONTENT {
             return Ok(answer);
         }
-        staged.headers_mut().insert(LOTA_STRIPE, self.striping.length().bytes().into());
+        staged.headers_mut().insert(LOTA_STRIPE_LENGTH, self.striping.length().bytes().into());
         Ok(staged)
     }
 

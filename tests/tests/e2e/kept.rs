@@ -35,8 +35,10 @@ use crate::{
 const KEEP: &str = "[cache]\nafter_write = \"keep\"\n";
 /// Maximum number of bytes that the backend sends to describe an object.
 const DESCRIPTION: u64 = 4096;
-/// Size of uploads of which the owner always gets all bytes, since the queue has room for them.
+/// Size of uploads of which the owner gets the bytes after the gateway's response.
 const SIZE: usize = 3 << 20;
+/// Size of uploads of which the owner gets bytes before the gateway's response.
+const LARGE: usize = 20 << 20;
 
 /// Returns the bytes in use in all caches, with those of uploads in progress.
 fn used(tour: &Tour) -> Result<f64> {
@@ -142,8 +144,8 @@ fn failed_uploads_leave_nothing(tour: &Tour) -> Result<()> {
         let is_refused = refused.as_ref().map_or(true, |reply| !reply.status.is_success());
         ensure!(is_refused, "an upload without permission: {refused:?}");
         let key = format!("kept/aborted-{node}");
-        let aborted = in_two(tour, pod, &key, &content(SIZE), || {
-            wait_until("the upload to arrive", || Ok(used(tour)? >= before + SIZE as f64))?;
+        let aborted = in_two(tour, pod, &key, &content(LARGE), || {
+            wait_until("the upload to arrive", || Ok(used(tour)? >= before + LARGE as f64))?;
             Ok(Then::Abort)
         });
         ensure!(aborted?.is_none(), "an aborted upload was answered");
@@ -270,10 +272,11 @@ pub(crate) fn not_before_the_gateway(tour: &mut Tour) -> Result<()> {
     restart(tour, &gateway, &backend, KEEP)?;
     for key in ["late", "refused"] {
         let (before, pod) = (used(tour)?, tour.pod(1, 1));
+        let requests = gateway.seen().len();
         let writing = std::thread::spawn(move || write(&pod, [key.to_owned()]));
-        wait_until("the upload to arrive", || Ok(used(tour)? > before))?;
+        wait_until("the upload to arrive at the gateway", || Ok(gateway.seen().len() > requests))?;
         std::thread::sleep(Duration::from_millis(500));
-        let (seen, cached) = (backend.seen().len(), is_cached(tour, key)?);
+        let (seen, cached) = (backend.seen().len(), is_cached(tour, key)? || used(tour)? != before);
         answers.notify_one();
         let written = writing.join().map_err(|_| anyhow!("the writer panicked"))?;
         ensure!(
@@ -320,10 +323,10 @@ pub(crate) fn owners_that_fail(tour: &mut Tour) -> Result<()> {
     reads(tour, key, &large)?;
 
     tour.revive()?;
-    let (before, body) = (used(tour)?, &large[..SIZE]);
+    let (before, body) = (used(tour)?, &large[..LARGE]);
     let killed = Pid::from_raw(tour.nodes[owner].pid().context("the owner does not run")?.cast_signed());
     let answer = in_two(tour, writer, key, body, || {
-        wait_until("the upload to arrive", || Ok(used(tour)? >= before + SIZE as f64))?;
+        wait_until("the upload to arrive", || Ok(used(tour)? >= before + LARGE as f64))?;
         kill(killed, Signal::SIGKILL)?;
         Ok(Then::Continue)
     });

@@ -95,7 +95,11 @@ pub(crate) fn objects(tour: &mut Tour) -> Result<()> {
 
 /// Starts the nodes with stripes, and with caches that are smaller than the object.
 fn start(tour: &mut Tour) -> Result<()> {
-    tour.nodes.iter_mut().for_each(|node| node.edit("capacity = \"4GiB\"", "capacity = \"40MiB\""));
+    for node in &mut tour.nodes {
+        node.edit("capacity = \"4GiB\"", "capacity = \"40MiB\"");
+        // A prefetch may load more than a quarter of these small caches.
+        node.edit("[admin]\n", "[limits]\nfill_overread = \"1GiB\"\n\n[admin]\n");
+    }
     tour.restart_with(Mode::OwnCredential, WHOLE, STRIPED)
 }
 
@@ -212,7 +216,8 @@ fn prefetched(tour: &Tour) -> Result<()> {
     };
     let summary = prefetch()?;
     ensure!(summary["staged"] == 1 && summary["failed"] == 0, "{summary}");
-    wait_until("all stripes to be cached", || Ok(stripes(tour)? >= STRIPES))?;
+    wait_until("all stripes to be cached", || Ok(stripes(tour)? >= STRIPES))
+        .with_context(|| format!("{:?} are, after {summary}", stripes(tour)))?;
     let summary = prefetch()?;
     ensure!(summary["there"] == 1 && summary["staged"] == 0, "{summary}");
     for node in 1..=3 {

@@ -10,7 +10,7 @@ const LOTA_PREFIX: &str = "lota-";
 /// Response header with the cache status and the node.
 pub const LOTA_CACHE: HeaderName = HeaderName::from_static("lota-cache");
 /// Response header of a prefetch of one stripe, with the length of stripes in bytes.
-pub const LOTA_STRIPE: HeaderName = HeaderName::from_static("lota-stripe");
+pub const LOTA_STRIPE_LENGTH: HeaderName = HeaderName::from_static("lota-stripe-length");
 
 /// Headers of one connection, not of the message (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 8] = [

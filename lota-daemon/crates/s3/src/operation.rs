@@ -35,7 +35,8 @@ use crate::{
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// A GET of an object that the cache may serve; or a HEAD of its first byte, which prefetches the whole object.
+    /// A GET of an object that the cache may serve; or a HEAD of one byte of it, which prefetches the whole object, or the
+    /// stripe with that byte.
     Get(GetObject),
     /// Any other request, which is relayed to the gateway unchanged. The reason is for metrics and logs.
     Pass(&'static str),
@@ -144,7 +145,8 @@ impl Operation {
         if range == RangeRequest::Unusual {
             return Self::Pass("ranges");
         }
-        if method == Method::HEAD && (range != RangeRequest::FromTo(0, 0) || !overrides.is_empty()) {
+        let is_one_byte = matches!(range, RangeRequest::FromTo(first, last) if first == last);
+        if method == Method::HEAD && (!is_one_byte || !overrides.is_empty()) {
             return Self::Pass("method");
         }
         Self::Get(GetObject {

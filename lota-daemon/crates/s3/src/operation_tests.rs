@@ -75,9 +75,12 @@ fn signed_ranges_are_recognized() {
 }
 
 #[test]
-fn a_head_of_the_first_byte_prefetches_the_object() {
-    let head = classify("HEAD", "b.cwlota.com", "/k", &[("range", "bytes=0-0")]);
-    assert!(matches!(head, Operation::Get(get) if get.range == RangeRequest::FromTo(0, 0)));
+fn a_head_of_one_byte_prefetches_the_object() {
+    for byte in [0, 16 << 20] {
+        let range = format!("bytes={byte}-{byte}");
+        let head = classify("HEAD", "b.cwlota.com", "/k", &[("range", &range)]);
+        assert!(matches!(head, Operation::Get(get) if get.range == RangeRequest::FromTo(byte, byte)));
+    }
 }
 
 #[test]
