@@ -48,7 +48,7 @@ use self::{
     trouble::Trouble,
     trust::{Form, RequestShape, RoundResult},
     verification::Verification,
-    waiting::Silence,
+    waiting::{SendingBody, Silence},
 };
 use crate::{
     cluster::NodeConfig,
@@ -376,7 +376,9 @@ impl Gateway {
             Method::POST => self.response_timeout.max(POST_TIMEOUT),
             _ => self.response_timeout,
         };
-        let sent = waiting::sent(&mut request);
+        // A client may pause for as long as its own timeout.
+        let longest_pause = self.response_timeout.max(self.upstream.idle_timeout());
+        let sending = SendingBody::of(&mut request, longest_pause);
         let silent = |waited| {
             // A single slow copy is no failure, but unanswered reads are.
             if is_quick {
@@ -384,7 +386,7 @@ impl Gateway {
             }
         };
         let answer =
-            waiting::while_alive(&self.reach, longest, sent, self.upstream.send(request), silent).await;
+            waiting::while_alive(&self.reach, longest, sending, self.upstream.send(request), silent).await;
         let status = answer.as_ref().ok().and_then(|answer| Some(answer.as_ref().ok()?.status().as_u16()));
         self.counts.count_request(status, is_timed.then(|| began.elapsed()));
         self.trouble.note(&answer);

@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use hyper::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::{HeaderMap, StatusCode, body::Frame};
 use lota_s3::{Learned, ObjectName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -381,4 +384,19 @@ async fn a_gateway_that_disappears_during_a_request_is_detected() {
     let error = ask(&gateway, CLIENT).await.unwrap_err();
     assert_eq!((error.status.as_u16(), error.code), (503, "ServiceUnavailable"));
     assert!(before.elapsed() < Duration::from_secs(90), "{:?}", before.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_takes_nothing_of_an_upload_times_out() {
+    let gateway = slow(Duration::from_secs(86_400), false, 600).await;
+    let mut head = client(CLIENT);
+    head.method = Method::PUT;
+    let before = tokio::time::Instant::now();
+    // More than the sockets take.
+    let piece = || Ok(Frame::data(Bytes::from_static(&[0; 1 << 20])));
+    let body = StreamBody::new(stream::iter(std::iter::repeat_with(piece).take(64))).boxed_unsync();
+    let upload = gateway.forward(&head, body);
+    let error = tokio::time::timeout(Duration::from_secs(7200), upload).await.expect("it waits").unwrap_err();
+    assert_eq!((error.status.as_u16(), error.code), (503, "ServiceUnavailable"));
+    assert!(before.elapsed() >= Duration::from_secs(600), "{:?}", before.elapsed());
 }

@@ -20,7 +20,7 @@ use crate::{
         PeerError,
         headers::{GetScope, PeerMethod, Skipped},
     },
-    http::{Body, BodyError, RequestHead, Slices},
+    http::{Body, BodyError, RequestHead, Slices, timed},
 };
 
 /// No node could continue a response.
@@ -63,7 +63,8 @@ impl Version {
 }
 
 impl Proxy {
-    /// Makes a response of `owner` continue from `others`, or from this node, if `owner` fails.
+    /// Makes a response of `owner` continue from `others`, or from this node, if `owner` fails. One that cannot
+    /// continue has a timeout.
     pub(super) fn resumable(
         self: &Arc<Self>,
         get: &Get<'_>,
@@ -73,9 +74,11 @@ impl Proxy {
     ) -> Response<Body> {
         let length = answer.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        let (Some(left), Some(version)) = (length, Version::of(answer.headers())) else { return answer };
+        let (Some(left), Some(version)) = (length, Version::of(answer.headers())) else {
+            return timed(answer, get.slices.clone());
+        };
         if get.is_bodiless() || !answer.status().is_success() {
-            return answer;
+            return timed(answer, get.slices.clone());
         }
         let (head, body) = answer.into_parts();
         // Nodes after this one in the placement are no better sources than this one.

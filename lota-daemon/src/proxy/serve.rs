@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cluster::peer::headers::{Skipped, StripedSize},
     gateway::{DirectPath, FillAuthority, Grant},
-    http::{Body, Meter, empty, incoming},
+    http::{Body, Meter, empty, relayed},
     metrics::{Outcome, SentFrom},
     storage::FIRST_ANSWER_TIMEOUT,
 };
@@ -184,7 +184,7 @@ impl Proxy {
         let backend = &get.store.backend;
         match backend.fetch(authority, meta, part, get.head, FIRST_ANSWER_TIMEOUT).await {
             Ok(answer) => {
-                let body = incoming(answer.into_body());
+                let body = relayed(answer).into_body();
                 let mut answer = response::object(grant, range, get.object, body, outcome, &self.node);
                 answer.extensions_mut().insert(SentFrom::Gateway);
                 mark_stripe(&mut answer, &get, meta.size, part);
