@@ -271,6 +271,7 @@ impl Daemon {
                     pass_targets(&config),
                     vips.clone(),
                     metrics.clone(),
+                    config.limits.idle_timeout(),
                 )),
                 vips,
                 targets,
