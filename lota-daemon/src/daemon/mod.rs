@@ -47,7 +47,7 @@ use crate::{
         server::{ConnectionLimits, Life},
     },
     kubernetes::{Kubernetes, PodUpdate},
-    metrics::Metrics,
+    metrics::{Fault, Metrics},
     process::workers::Workers,
     reconciler::{Control, ControlCommand, ControlError},
 };
@@ -252,7 +252,8 @@ impl Daemon {
                 config.endpoint.vip,
                 config.endpoint.vip6,
                 control.table(),
-            )?,
+            )?
+            .counting(metrics.faults.of(Fault::DnsPanicked).clone()),
             listeners: PodListeners {
                 proxy,
                 life: lives,
