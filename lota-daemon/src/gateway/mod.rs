@@ -57,6 +57,7 @@ use crate::{
         upstream::{Upstream, UpstreamServer, chain, is_from_body, is_unreadable, refusal_of_body},
     },
     metrics::{Fault, GatewayCounts, Metrics},
+    process::log_limit::LogLimit,
     settings::ConfigError,
 };
 use lota_s3::{
@@ -399,7 +400,10 @@ impl Gateway {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if is_unreadable(&error) => {
                 self.metrics.fault(Fault::GatewayUnreadable);
-                tracing::warn!(gateway = %self.origin, error = chain(&error), "cannot read the gateway's answer");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(gateway = %self.origin, error = chain(&error), left_out, "cannot read the gateway's answer");
+                }
                 Err(S3Error::bad_gateway(
                     "The gateway's answer cannot be read: it is malformed, or its head is too large",
                 ))
@@ -428,7 +432,10 @@ impl Gateway {
 
     fn unreachable(&self, error: &str) -> S3Error {
         self.metrics.fault(Fault::GatewayUnreachable);
-        tracing::warn!(gateway = %self.origin, error, "cannot reach the gateway");
+        static LINES: LogLimit = LogLimit::every_ten_seconds();
+        if let Some(left_out) = LINES.admit() {
+            tracing::warn!(gateway = %self.origin, error, left_out, "cannot reach the gateway");
+        }
         S3Error::unavailable("The gateway cannot be reached; try again")
     }
 }

@@ -21,6 +21,7 @@ use crate::{
         headers::{GetScope, PeerMethod, Skipped},
     },
     http::{Body, BodyError, RequestHead, Slices, timed},
+    process::log_limit::LogLimit,
 };
 
 /// No node could continue a response.
@@ -142,7 +143,10 @@ impl Resumable {
     /// Returns the rest of the body from another node, or from this one.
     async fn resume(&mut self) -> Option<Body> {
         let (proxy, object) = (self.proxy.clone(), &self.object.name);
-        tracing::warn!(%object, sent = self.sent, left = self.left, "owner failed during a response; resuming at another node");
+        static LINES: LogLimit = LogLimit::every_ten_seconds();
+        if let Some(left_out) = LINES.admit() {
+            tracing::warn!(%object, sent = self.sent, left = self.left, left_out, "owner failed during a response; resuming at another node");
+        }
         proxy.count_peer_request("resumed");
         while let Some(owner) = self.others.pop() {
             let peers = proxy.peers.as_ref()?;

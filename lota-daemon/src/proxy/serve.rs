@@ -23,6 +23,7 @@ use crate::{
     gateway::{DirectPath, FillAuthority, Grant},
     http::{Body, Meter, empty, relayed},
     metrics::{Outcome, SentFrom},
+    process::log_limit::LogLimit,
     storage::FIRST_ANSWER_TIMEOUT,
 };
 
@@ -191,7 +192,10 @@ impl Proxy {
                 Ok(answer)
             }
             Err(error) => {
-                tracing::warn!(object = %meta.version.name, %error, "direct read from the storage failed; reading from the gateway");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(object = %meta.version.name, %error, left_out, "direct read from the storage failed; reading from the gateway");
+                }
                 self.around_the_cache(get, "direct-path-failed").await
             }
         }
