@@ -282,7 +282,7 @@ impl Daemon {
                 exposition,
                 ready,
                 control: commander,
-                datapath_read: Arc::default(),
+                scraped: Arc::default(),
                 reporter: Arc::new(reporter),
             },
             config,
