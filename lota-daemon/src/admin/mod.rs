@@ -19,7 +19,7 @@ use std::{
 
 use hyper::{
     Method, Request, Response,
-    body::Incoming,
+    body::{Bytes, Incoming},
     header::{CONTENT_TYPE, HeaderValue},
 };
 use tokio::{
@@ -40,8 +40,8 @@ use crate::{
 pub use config::AdminConfig;
 pub use exposition::Exposition;
 
-/// Duration for which the state of the datapath is reused, so that pods' requests cannot keep the control thread busy.
-const DATAPATH_STATUS_TTL: Duration = Duration::from_secs(1);
+/// Duration for which metrics are reused on the port that pods can reach, so that their requests keep nothing busy.
+const METRICS_TTL: Duration = Duration::from_secs(1);
 /// Maximum number of concurrent connections to each of the two ports.
 pub const CONNECTIONS: usize = 128;
 /// Maximum number of concurrent connections from one address.
@@ -76,6 +76,29 @@ const POD_ROUTES: [Route<AdminTarget>; 3] = [
     Route(Method::GET, "/readyz", AdminTarget::Ready),
 ];
 
+/// The metrics that were encoded last. One request at a time encodes them.
+#[derive(Debug, Default)]
+pub struct LastScrape(tokio::sync::Mutex<Option<(Instant, Bytes)>>);
+
+impl LastScrape {
+    /// Returns the last metrics if they are not older than `fresh`, or else encodes them.
+    async fn text<E>(
+        &self,
+        fresh: Duration,
+        encode: impl AsyncFnOnce() -> Result<String, E>,
+    ) -> Result<Bytes, E> {
+        let mut last = self.0.lock().await;
+        if let Some((at, text)) = &*last
+            && at.elapsed() < fresh
+        {
+            return Ok(text.clone());
+        }
+        let text = Bytes::from(encode().await?);
+        *last = Some((Instant::now(), text.clone()));
+        Ok(text)
+    }
+}
+
 /// Whether the datapath is up and requests are served.
 pub type Ready = Arc<AtomicBool>;
 
@@ -88,8 +111,8 @@ pub struct Admin {
     pub ready: Ready,
     /// Returns the state of the kernel side.
     pub control: mpsc::Sender<ControlCommand>,
-    /// When the state of the kernel side was last read.
-    pub datapath_read: Arc<tokio::sync::Mutex<Option<Instant>>>,
+    /// The metrics that were encoded last.
+    pub scraped: Arc<LastScrape>,
     /// Returns the state of all parts.
     pub reporter: Arc<Reporter>,
 }
@@ -100,7 +123,7 @@ impl Admin {
         let admin = self.clone();
         let answer = move |request: Request<Incoming>| {
             let admin = admin.clone();
-            async move { admin.answer(&request, &POD_ROUTES, DATAPATH_STATUS_TTL).await }
+            async move { admin.answer(&request, &POD_ROUTES, METRICS_TTL).await }
         };
         accept(listener, life, answer).await;
     }
@@ -115,7 +138,7 @@ impl Admin {
         accept(listener, life, answer).await;
     }
 
-    /// Answers a request. The state of the kernel side in the metrics is at most as old as `fresh`.
+    /// Answers a request. Metrics are at most as old as `fresh`.
     async fn answer<B>(
         &self,
         request: &Request<B>,
@@ -138,17 +161,14 @@ impl Admin {
     }
 
     async fn metrics(&self, fresh: Duration) -> Result<Response<Body>, AdminError> {
-        let mut datapath_read = self.datapath_read.lock().await;
-        if datapath_read.is_none_or(|datapath_read| datapath_read.elapsed() >= fresh) {
+        let encoded = self.scraped.text(fresh, async || {
             // Threads that answer requests may not read the kernel's maps themselves.
             if let Ok(status) = socket::status(&self.control).await {
                 self.exposition.set_datapath(status);
             }
-            *datapath_read = Some(Instant::now());
-        }
-        drop(datapath_read);
-        let metrics = self.exposition.text().map_err(|error| AdminError::Encoding(error.to_string()))?;
-        let mut answer = text(metrics);
+            self.exposition.text().map_err(|error| AdminError::Encoding(error.to_string()))
+        });
+        let mut answer = text(encoded.await?);
         answer.headers_mut().insert(CONTENT_TYPE, TEXT_FORMAT);
         Ok(answer)
     }
@@ -187,8 +207,37 @@ async fn accept<F>(
     }
 }
 
-fn text(text: String) -> Response<Body> {
+fn text(text: impl Into<Bytes>) -> Response<Body> {
     let mut answer = Response::new(full(text));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn scrapes_of_a_second_are_encoded_once() {
+        let (scraped, encoded, at_once) =
+            (LastScrape::default(), AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+        let scrape = |fresh| {
+            scraped.text(fresh, async || {
+                assert_eq!(at_once.fetch_add(1, Ordering::Relaxed), 0, "two at once");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                at_once.fetch_sub(1, Ordering::Relaxed);
+                Ok::<_, ()>(format!("{}", encoded.fetch_add(1, Ordering::Relaxed)))
+            })
+        };
+        let texts = join_all((0..100).map(|_| scrape(METRICS_TTL))).await;
+        assert!(texts.iter().all(|text| text.as_deref() == Ok(b"0")));
+        tokio::time::sleep(METRICS_TTL).await;
+        assert_eq!(scrape(METRICS_TTL).await.as_deref(), Ok(&b"1"[..]));
+        let texts = join_all((0..10).map(|_| scrape(Duration::ZERO))).await;
+        assert_eq!(texts.last().unwrap().as_deref(), Ok(&b"11"[..]), "the admin port's are current");
+    }
 }

@@ -71,6 +71,20 @@ pub async fn serve(
     proxy: Arc<Proxy>,
     reporter: Arc<Reporter>,
 ) {
+    accept(listener, move |request| {
+        let (control, proxy, reporter) = (control.clone(), proxy.clone(), reporter.clone());
+        async move { answer(request, &control, &proxy, &reporter).await }
+    })
+    .await;
+}
+
+/// Accepts connections, within a limit, and answers their requests.
+async fn accept<F>(
+    listener: UnixListener,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+) where
+    F: Future<Output = Result<Response<Full<Bytes>>, io::Error>> + Send + 'static,
+{
     // Only one user can connect, so all connections share one address.
     let (slots, user) = (Slots::new(CONNECTIONS, CONNECTIONS), IpAddr::from(Ipv4Addr::LOCALHOST));
     loop {
@@ -83,11 +97,11 @@ pub async fn serve(
             }
         };
         let Some(slot) = slots.take(user) else { continue };
-        let (control, proxy, reporter) = (control.clone(), proxy.clone(), reporter.clone());
+        let answer = answer.clone();
         tokio::spawn(async move {
             let service = service_fn(async |request| {
                 let _busy = slot.marker().busy();
-                answer(request, &control, &proxy, &reporter).await
+                answer(request).await
             });
             let mut http = server::conn::http1::Builder::new();
             let connection = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
@@ -357,4 +371,65 @@ async fn send(socket: &Path, method: Method, path: &str, body: &impl Serialize) 
         return Err(AdminRejection { status, message }.into());
     }
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn listen() -> (TempDir, std::path::PathBuf, UnixListener) {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("admin.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        (folder, path, listener)
+    }
+
+    #[tokio::test]
+    async fn a_request_of_an_operator_has_a_maximum_size() {
+        let (_folder, path, listener) = listen();
+        tokio::spawn(accept(listener, async |request| {
+            Ok(match read::<String>(request).await {
+                Ok(text) => Response::new(Full::from(text.len().to_string())),
+                Err(error) => error.response(Full::from),
+            })
+        }));
+        // With its quotes.
+        let ask = async |bytes: usize| send(&path, Method::POST, "/", &"a".repeat(bytes - 2)).await;
+        assert_eq!(ask(MAX_BODY).await.unwrap(), (MAX_BODY - 2).to_string());
+        let error = ask(MAX_BODY + 1).await.unwrap_err().downcast::<AdminRejection>().unwrap();
+        assert_eq!(error.status, StatusCode::BAD_REQUEST);
+    }
+
+    #[tokio::test]
+    async fn the_number_of_requests_of_operators_is_bounded() {
+        let (_folder, path, listener) = listen();
+        let running = Arc::new(());
+        let counted = Arc::downgrade(&running);
+        tokio::spawn(accept(listener, move |_| {
+            let running = counted.upgrade();
+            async move {
+                std::future::pending::<()>().await;
+                drop(running);
+                Err(io::ErrorKind::Other.into())
+            }
+        }));
+        let asking = (0..CONNECTIONS + 9).map(|_| send(&path, Method::GET, "/", &()));
+        let refused = async {
+            let mut asking: Vec<_> = asking.map(Box::pin).collect();
+            for _ in 0..9 {
+                let (answered, _, waiting) = futures_util::future::select_all(asking).await;
+                assert!(answered.is_err());
+                asking = waiting;
+            }
+            asking
+        };
+        let waiting =
+            tokio::time::timeout(std::time::Duration::from_secs(10), refused).await.expect("all wait");
+        assert_eq!(Arc::strong_count(&running) - 1, CONNECTIONS);
+        let others = tokio::time::timeout(std::time::Duration::from_millis(50), join_all(waiting)).await;
+        assert!(others.is_err(), "requests in progress are not refused");
+    }
 }

@@ -125,7 +125,8 @@ fn upstream(config: &Config) -> Result<Upstream> {
         [&gateway.endpoint].into_iter().chain(backends).chain(&gateway.direct_allow)
     });
     let any_tls = origins.into_iter().any(|origin| origin.tls);
-    Upstream::new(any_tls).context("cannot load the system's root certificates for TLS")
+    let upstream = Upstream::new(any_tls).context("cannot load the system's root certificates for TLS")?;
+    Ok(upstream.with_idle_timeout(config.limits.idle_timeout()))
 }
 
 /// Builds every gateway with its storage. Gateways that re-sign share the memory for uploads equally.

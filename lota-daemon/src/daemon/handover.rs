@@ -232,6 +232,15 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn only_one_user_can_connect() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("lota/admin.sock");
+        let _listener = listen(&socket).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&socket), mode(socket.parent().unwrap())), (0o600, 0o700));
+    }
+
     #[tokio::test]
     async fn descriptors_arrive_under_their_names() {
         let folder = tempfile::tempdir().unwrap();

@@ -47,7 +47,7 @@ use crate::{
         server::{ConnectionLimits, Life},
     },
     kubernetes::{Kubernetes, PodUpdate},
-    metrics::Metrics,
+    metrics::{Fault, Metrics},
     process::workers::Workers,
     reconciler::{Control, ControlCommand, ControlError},
 };
@@ -252,7 +252,8 @@ impl Daemon {
                 config.endpoint.vip,
                 config.endpoint.vip6,
                 control.table(),
-            )?,
+            )?
+            .counting(metrics.faults.of(Fault::DnsPanicked).clone()),
             listeners: PodListeners {
                 proxy,
                 life: lives,
@@ -271,6 +272,7 @@ impl Daemon {
                     pass_targets(&config),
                     vips.clone(),
                     metrics.clone(),
+                    config.limits.idle_timeout(),
                 )),
                 vips,
                 targets,
@@ -280,7 +282,7 @@ impl Daemon {
                 exposition,
                 ready,
                 control: commander,
-                datapath_read: Arc::default(),
+                scraped: Arc::default(),
                 reporter: Arc::new(reporter),
             },
             config,

@@ -9,13 +9,17 @@ use std::{
 
 use lota_common::FIRST_STAND_IN;
 use lota_s3::{Endpoints, GatewayId};
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::copy_bidirectional,
-    net::TcpStream,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
     sync::Semaphore,
     task::spawn_blocking,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
@@ -28,6 +32,7 @@ use crate::{
 };
 
 /// Maximum number of connections whose first bytes are awaited or whose handshake is in progress: of all pods, and of one.
+/// Pods share them as they share connections.
 const MAX_HANDSHAKES: (usize, usize) = (1024, 64);
 /// Shortest and longest delay before a connection requests a permit again.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
@@ -37,6 +42,8 @@ const MAX_RESOLUTIONS: usize = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time without traffic after which a passed connection is probed.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Size in bytes of the buffer for each direction of a passed connection.
+const PASS_BUFFER: usize = 8 << 10;
 
 /// A gateway to which TLS is passed on.
 #[derive(Clone, Debug)]
@@ -61,21 +68,26 @@ pub(super) struct PodStreams {
     resolutions: Arc<Semaphore>,
     metrics: Metrics,
     passes_on: bool,
+    /// Time without traffic after which a passed connection is closed.
+    idle_timeout: Duration,
 }
 
 impl PodStreams {
-    /// Handles TLS with these certificates, and passes it on to `targets` under their own `names`.
+    /// Handles TLS with these certificates, and passes it on to `targets` under their own `names`. Passed connections end
+    /// after `idle_timeout` without traffic.
     pub(super) fn new(
         tls: TlsServer,
         names: Endpoints,
         targets: Vec<PassTarget>,
         vips: Arc<[SocketAddr]>,
         metrics: Metrics,
+        idle_timeout: Duration,
     ) -> Self {
-        let handshakes = ConnectionLimiter::new(MAX_HANDSHAKES.0, MAX_HANDSHAKES.1);
+        let handshakes = handshakes();
         let resolutions = Arc::new(Semaphore::new(MAX_RESOLUTIONS));
         let targets = targets.into();
-        Self { tls, names, targets, vips, handshakes, resolutions, metrics, passes_on: true }
+        let passes_on = true;
+        Self { tls, names, targets, vips, handshakes, resolutions, metrics, passes_on, idle_timeout }
     }
 
     /// Returns the same without passing on, for connections that only receive an error.
@@ -116,7 +128,7 @@ impl PodStreams {
                     Ok(server) => {
                         self.count(TlsHandling::Passed);
                         drop(turn);
-                        return pass_on(stream, server).await.map(|()| None);
+                        return pass_on(stream, server, self.idle_timeout).await.map(|()| None);
                     }
                     Err(error) => Err(error),
                 }
@@ -174,11 +186,119 @@ impl PodStreams {
     }
 }
 
-/// Copies bytes until both sides have ended.
-async fn pass_on(mut stream: TcpStream, mut server: TcpStream) -> io::Result<()> {
-    for side in [&stream, &server] {
+/// Returns the limits of handshakes.
+fn handshakes() -> ConnectionLimiter {
+    ConnectionLimiter::new(MAX_HANDSHAKES.0, MAX_HANDSHAKES.1)
+}
+
+/// Copies bytes until both sides have ended, or no byte has passed in either direction for `idle_timeout`.
+async fn pass_on(mut client: TcpStream, mut server: TcpStream, idle_timeout: Duration) -> io::Result<()> {
+    for side in [&client, &server] {
         side.set_nodelay(true)?;
         SockRef::from(side).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     }
-    copy_bidirectional(&mut stream, &mut server).await.map(drop)
+    let last = Mutex::new(Instant::now());
+    let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
+    let copying = async {
+        tokio::try_join!(copy(from_client, to_server, &last), copy(from_server, to_client, &last)).map(drop)
+    };
+    let idle = async {
+        loop {
+            let end = *last.lock() + idle_timeout;
+            if end <= Instant::now() {
+                return;
+            }
+            sleep_until(end).await;
+        }
+    };
+    tokio::select! {
+        copied = copying => copied,
+        () = idle => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Copies bytes of one direction until its end, and notes when some have passed.
+async fn copy(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, last: &Mutex<Instant>) -> io::Result<()> {
+    let mut buffer = vec![0; PASS_BUFFER];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        let mut left = &buffer[..read];
+        while !left.is_empty() {
+            let written = to.write(left).await?;
+            *last.lock() = Instant::now();
+            left = &left[written..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_millis(400);
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (stream, listener.accept().await.unwrap().0)
+    }
+
+    #[test]
+    fn handshakes_of_many_pods_leave_some_to_others() {
+        let handshakes = handshakes();
+        let all_of = |number| std::iter::from_fn(|| handshakes.take([10, 0, 0, number].into())).collect();
+        let held: Vec<Vec<_>> = (0..40).map(all_of).collect();
+        assert!(held[0].len() == MAX_HANDSHAKES.1 && held[39].len() == 1);
+        assert!(handshakes.take([10, 0, 0, 40].into()).is_some(), "a pod without one");
+    }
+
+    #[tokio::test]
+    async fn a_passed_connection_ends_when_nothing_passes() {
+        let ((mut client, inner), (outer, mut server)) = (pair().await, pair().await);
+        let passing = tokio::spawn(pass_on(inner, outer, IDLE));
+        // Traffic in one direction suffices, whichever it is.
+        for _ in 0..4 {
+            client.write_all(b"a").await.unwrap();
+            sleep(IDLE * 2 / 3).await;
+        }
+        for _ in 0..4 {
+            server.write_all(b"b").await.unwrap();
+            sleep(IDLE * 2 / 3).await;
+        }
+        assert!(!passing.is_finished(), "it was not idle");
+        let ended = timeout(IDLE * 10, passing).await.expect("it is kept").unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let mut received = String::new();
+        client.read_to_string(&mut received).await.unwrap();
+        assert_eq!(received, "bbbb");
+    }
+
+    #[tokio::test]
+    async fn both_directions_of_a_passed_connection_end_by_themselves() {
+        let ((mut client, inner), (outer, mut server)) = (pair().await, pair().await);
+        let passing = tokio::spawn(pass_on(inner, outer, IDLE * 100));
+        let question = vec![b'q'; PASS_BUFFER * 50];
+        let asking = async {
+            client.write_all(&question).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answering = async {
+            let mut asked = Vec::new();
+            server.read_to_end(&mut asked).await.unwrap();
+            server.write_all(b"answer").await.unwrap();
+            server.shutdown().await.unwrap();
+            asked
+        };
+        let (answer, asked) = tokio::join!(asking, answering);
+        assert!(asked == question && answer == "answer", "{} bytes, {answer}", asked.len());
+        passing.await.unwrap().unwrap();
+    }
 }

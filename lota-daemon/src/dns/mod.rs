@@ -5,6 +5,7 @@ mod config;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
 };
@@ -14,6 +15,7 @@ use hickory_proto::{
     rr::{DNSClass, Name, RData, Record, RecordType, rdata},
 };
 use lota_datapath::{AccessTable, EndpointName, EndpointNames, NameKind, WhenDown};
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -22,7 +24,10 @@ use tokio::{
 
 pub use config::EndpointConfig;
 
-use crate::http::{Slots, server::accept};
+use crate::{
+    http::{Slots, server::accept},
+    process::log_limit::LogLimit,
+};
 
 /// TTL of records, in seconds.
 const TTL: u32 = 60;
@@ -37,6 +42,8 @@ pub const TCP_CLIENTS: usize = 256;
 /// Maximum number of concurrent TCP clients from one address.
 const TCP_CLIENTS_OF_ONE: usize = 16;
 
+static PANICS: LogLimit = LogLimit::every_ten_seconds();
+
 /// Answers DNS queries for the endpoint's names.
 #[derive(Clone, Debug)]
 pub struct Responder {
@@ -44,6 +51,8 @@ pub struct Responder {
     vip: Ipv4Addr,
     vip6: Option<Ipv6Addr>,
     access: watch::Receiver<Arc<AccessTable>>,
+    /// Messages that caused a panic.
+    panics: Counter,
 }
 
 /// A name with all names under it.
@@ -77,26 +86,19 @@ impl Responder {
             Ok(ServedName { name, kind, ttl })
         };
         let names = names.iter().map(served).collect::<io::Result<_>>()?;
-        Ok(Self { names, vip, vip6, access })
+        Ok(Self { names, vip, vip6, access, panics: Counter::default() })
+    }
+
+    /// Returns the responder with this counter of messages that cause a panic.
+    #[must_use]
+    pub fn counting(self, panics: Counter) -> Self {
+        Self { panics, ..self }
     }
 
     /// Serves UDP until the future is dropped.
     pub async fn serve_udp(&self, socket: UdpSocket) {
-        let mut query = [0; MAX_QUERY];
-        loop {
-            let (length, client) = match socket.recv_from(&mut query).await {
-                Ok(received) => received,
-                // The kernel may report the ICMP error of an earlier answer here.
-                Err(error) => {
-                    tracing::debug!(%error, "cannot receive a DNS query");
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-            };
-            if let Some(answer) = self.answer(&query[..length], self.has_access(client.ip())) {
-                let _ = socket.send_to(&answer, client).await;
-            }
-        }
+        let answer = |query: &[u8], client| self.answer(query, self.has_access(client));
+        serve_messages(&socket, &self.panics, answer).await;
     }
 
     /// Serves TCP until the future is dropped; connections end with their next answer then. Each client keeps a clone of
@@ -134,7 +136,7 @@ impl Responder {
                 }
                 let mut query = vec![0; length];
                 stream.read_exact(&mut query).await?;
-                let answer = self.answer(&query, self.has_access(client));
+                let answer = guarded(&self.panics, || self.answer(&query, self.has_access(client)));
                 let answer = answer.ok_or(io::ErrorKind::InvalidData)?;
                 let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
                 // In one segment: Nagle's algorithm would hold back the second.
@@ -202,6 +204,41 @@ impl Responder {
         }
         ResponseCode::NoError
     }
+}
+
+/// Answers the messages that arrive at a socket. A panic ends only the message that caused it.
+async fn serve_messages(
+    socket: &UdpSocket,
+    panics: &Counter,
+    answer: impl Fn(&[u8], IpAddr) -> Option<Vec<u8>>,
+) {
+    let mut query = [0; MAX_QUERY];
+    loop {
+        let (length, client) = match socket.recv_from(&mut query).await {
+            Ok(received) => received,
+            // The kernel may report the ICMP error of an earlier answer here.
+            Err(error) => {
+                tracing::debug!(%error, "cannot receive a DNS query");
+                tokio::task::yield_now().await;
+                continue;
+            }
+        };
+        if let Some(answer) = guarded(panics, || answer(&query[..length], client.ip())) {
+            let _ = socket.send_to(&answer, client).await;
+        }
+    }
+}
+
+/// Returns the answer to a message, or `None`, also if it panics, which is counted. The state of a responder does not change, so
+/// that a panic leaves nothing half-done.
+fn guarded(panics: &Counter, answer: impl FnOnce() -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+    catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| {
+        panics.inc();
+        if let Some(left_out) = PANICS.admit() {
+            tracing::error!(left_out, "a DNS query caused a panic; it is not answered");
+        }
+        None
+    })
 }
 
 impl ServedName {
@@ -283,6 +320,30 @@ mod tests {
         }
         assert!(tokio::time::timeout(TCP_IDLE_TIMEOUT / 2, ended.recv()).await.is_ok(), "it is still served");
         assert!(client.read_u16().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_only_its_own_message() {
+        let (socket, client) = (UdpSocket::bind("127.0.0.1:0"), UdpSocket::bind("127.0.0.1:0"));
+        let (socket, client) = (socket.await.unwrap(), client.await.unwrap());
+        client.connect(socket.local_addr().unwrap()).await.unwrap();
+        let panics = Counter::default();
+        let counted = panics.clone();
+        let serving = tokio::spawn(async move {
+            let answer =
+                |query: &[u8], _| if query == b"bad" { panic!("bad query") } else { Some(query.to_vec()) };
+            serve_messages(&socket, &counted, answer).await;
+        });
+        let mut answer = [0; 16];
+        for query in [&b"bad"[..], b"one", b"bad", b"two"] {
+            client.send(query).await.unwrap();
+        }
+        for expected in [b"one", b"two"] {
+            let received = tokio::time::timeout(TCP_IDLE_TIMEOUT, client.recv(&mut answer)).await;
+            assert_eq!(&answer[..received.expect("it has ended").unwrap()], expected);
+        }
+        assert!(!serving.is_finished());
+        assert_eq!(panics.get(), 2);
     }
 
     #[tokio::test]

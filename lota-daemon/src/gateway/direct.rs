@@ -5,6 +5,8 @@ use std::fmt;
 use hyper::{HeaderMap, Response, StatusCode, Uri, header};
 use lota_s3::{MAX_SIZE, ObjectMeta, ObjectName, Origin};
 
+use crate::process::log_limit::LogLimit;
+
 /// A URL that carries its own authority (a presigned one, say): a secret, so it never shows in a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DirectPath(Uri);
@@ -40,13 +42,19 @@ pub(super) fn parse<B>(
     let location: Uri = headers.get(header::LOCATION)?.to_str().ok()?.parse().ok()?;
     let origin = Origin::of(&location)?;
     if !allowed.contains(&origin) {
-        tracing::warn!(%origin, "ignored a direct path outside gateway.direct_allow");
+        static LINES: LogLimit = LogLimit::every_ten_seconds();
+        if let Some(left_out) = LINES.admit() {
+            tracing::warn!(%origin, left_out, "ignored a direct path outside gateway.direct_allow");
+        }
         return None;
     }
     let meta = ObjectMeta::of_description(name, request, size, headers);
-    let meta = meta.inspect_err(
-        |reason| tracing::warn!(%origin, %reason, "direct path ignored: its object cannot be stored"),
-    );
+    let meta = meta.inspect_err(|reason| {
+        static LINES: LogLimit = LogLimit::every_ten_seconds();
+        if let Some(left_out) = LINES.admit() {
+            tracing::warn!(%origin, %reason, left_out, "direct path ignored: its object cannot be stored");
+        }
+    });
     Some((meta.ok()?, DirectPath(location)))
 }
 

@@ -48,7 +48,7 @@ use self::{
     trouble::Trouble,
     trust::{Form, RequestShape, RoundResult},
     verification::Verification,
-    waiting::Silence,
+    waiting::{SendingBody, Silence},
 };
 use crate::{
     cluster::NodeConfig,
@@ -57,6 +57,7 @@ use crate::{
         upstream::{Upstream, UpstreamServer, chain, is_from_body, is_unreadable, refusal_of_body},
     },
     metrics::{Fault, GatewayCounts, Metrics},
+    process::log_limit::LogLimit,
     settings::ConfigError,
 };
 use lota_s3::{
@@ -376,7 +377,9 @@ impl Gateway {
             Method::POST => self.response_timeout.max(POST_TIMEOUT),
             _ => self.response_timeout,
         };
-        let sent = waiting::sent(&mut request);
+        // A client may pause for as long as its own timeout.
+        let longest_pause = self.response_timeout.max(self.upstream.idle_timeout());
+        let sending = SendingBody::of(&mut request, longest_pause);
         let silent = |waited| {
             // A single slow copy is no failure, but unanswered reads are.
             if is_quick {
@@ -384,7 +387,7 @@ impl Gateway {
             }
         };
         let answer =
-            waiting::while_alive(&self.reach, longest, sent, self.upstream.send(request), silent).await;
+            waiting::while_alive(&self.reach, longest, sending, self.upstream.send(request), silent).await;
         let status = answer.as_ref().ok().and_then(|answer| Some(answer.as_ref().ok()?.status().as_u16()));
         self.counts.count_request(status, is_timed.then(|| began.elapsed()));
         self.trouble.note(&answer);
@@ -397,7 +400,10 @@ impl Gateway {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) if is_unreadable(&error) => {
                 self.metrics.fault(Fault::GatewayUnreadable);
-                tracing::warn!(gateway = %self.origin, error = chain(&error), "cannot read the gateway's answer");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(gateway = %self.origin, error = chain(&error), left_out, "cannot read the gateway's answer");
+                }
                 Err(S3Error::bad_gateway(
                     "The gateway's answer cannot be read: it is malformed, or its head is too large",
                 ))
@@ -426,7 +432,10 @@ impl Gateway {
 
     fn unreachable(&self, error: &str) -> S3Error {
         self.metrics.fault(Fault::GatewayUnreachable);
-        tracing::warn!(gateway = %self.origin, error, "cannot reach the gateway");
+        static LINES: LogLimit = LogLimit::every_ten_seconds();
+        if let Some(left_out) = LINES.admit() {
+            tracing::warn!(gateway = %self.origin, error, left_out, "cannot reach the gateway");
+        }
         S3Error::unavailable("The gateway cannot be reached; try again")
     }
 }

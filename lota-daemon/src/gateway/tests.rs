@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use hyper::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::{HeaderMap, StatusCode, body::Frame};
 use lota_s3::{Learned, ObjectName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -381,4 +384,53 @@ async fn a_gateway_that_disappears_during_a_request_is_detected() {
     let error = ask(&gateway, CLIENT).await.unwrap_err();
     assert_eq!((error.status.as_u16(), error.code), (503, "ServiceUnavailable"));
     assert!(before.elapsed() < Duration::from_secs(90), "{:?}", before.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_takes_nothing_of_an_upload_times_out() {
+    let gateway = slow(Duration::from_secs(86_400), false, 600).await;
+    let mut head = client(CLIENT);
+    head.method = Method::PUT;
+    let before = tokio::time::Instant::now();
+    // More than the sockets take.
+    let piece = || Ok(Frame::data(Bytes::from_static(&[0; 1 << 20])));
+    let body = StreamBody::new(stream::iter(std::iter::repeat_with(piece).take(64))).boxed_unsync();
+    let upload = gateway.forward(&head, body);
+    let error = tokio::time::timeout(Duration::from_secs(7200), upload).await.expect("it waits").unwrap_err();
+    assert_eq!((error.status.as_u16(), error.code), (503, "ServiceUnavailable"));
+    assert!(before.elapsed() >= Duration::from_secs(600), "{:?}", before.elapsed());
+}
+
+#[tokio::test]
+async fn an_endless_head_is_refused() {
+    const ENOUGH: usize = 256 << 20;
+    let line = format!("x-amz-meta-a: {}\r\n", "a".repeat(64 << 10));
+    // Long headers, one that does not end, and more than there may be.
+    for endless in [line.clone(), line.replace("\r\n", ""), "a: b\r\n".repeat(10_000)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = Origin::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let sending = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\n").await.unwrap();
+            let mut sent = 0;
+            while sent < ENOUGH && stream.write_all(endless.as_bytes()).await.is_ok() {
+                sent += endless.len();
+            }
+            sent
+        });
+        let node = NodeConfig {
+            name: "n1".into(),
+            address: [10, 0, 0, 1].into(),
+            zone: String::new(),
+            region: String::new(),
+        };
+        let config = GatewayConfig::for_test(origin);
+        let gateway = Gateway::new(&config, &node, Upstream::new(false).unwrap()).unwrap();
+        let error = ask(&gateway, CLIENT).await.unwrap_err();
+        assert_eq!((error.status.as_u16(), error.code), (502, "BadGateway"));
+        // Sockets take a few mebibytes.
+        let sent = sending.await.unwrap();
+        assert!(sent < 32 << 20, "{sent} bytes were read");
+    }
 }

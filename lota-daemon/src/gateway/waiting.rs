@@ -3,13 +3,14 @@
 //! Clients have their own timeouts, and a client restarts a copy of 5 GiB that is cut short. Silence alone therefore
 //! does not end a request; it triggers a probe of the gateway on a separate connection.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use http_body_util::BodyExt as _;
 use hyper::{Request, body::Body as _};
+use parking_lot::Mutex;
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
 
 use crate::http::{Body, ReachabilityProbe};
@@ -29,18 +30,20 @@ pub(super) enum Silence {
     Late(Duration),
 }
 
-/// Waits for `answer` to a request whose body is complete when `sent` resolves; until then there is no timeout. Calls
+/// Waits for `answer` to a request whose body is `sending`; until it is sent, only its pauses are limited. Calls
 /// `silent` at each successful probe.
 pub(super) async fn while_alive<T>(
     reach: &ReachabilityProbe,
     longest: Duration,
-    sent: impl Future<Output = ()>,
+    sending: SendingBody,
     answer: impl Future<Output = T>,
     silent: impl Fn(Duration),
 ) -> Result<T, Silence> {
     let mut answer = pin!(answer);
     let watch = async {
-        sent.await;
+        if let Err(pause) = sending.sent().await {
+            return Silence::Late(pause);
+        }
         let (began, mut missed) = (Instant::now(), 0);
         loop {
             let left = longest.saturating_sub(began.elapsed());
@@ -69,18 +72,46 @@ pub(super) async fn while_alive<T>(
     }
 }
 
-/// Resolves when the body of `request` has been sent, or is not needed any more.
-pub(super) fn sent(request: &mut Request<Body>) -> impl Future<Output = ()> + use<> {
-    let (is_sent, sent) = oneshot::channel::<()>();
-    if !request.body().is_end_stream() {
-        let body = std::mem::take(request.body_mut());
-        // The sender is dropped with the body.
-        *request.body_mut() = body
-            .map_frame(move |frame| {
-                let _ = &is_sent;
-                frame
-            })
-            .boxed_unsync();
+/// A request's body on its way.
+pub(super) struct SendingBody {
+    sent: oneshot::Receiver<()>,
+    /// When a part of it was taken last.
+    last: Arc<Mutex<Instant>>,
+    longest_pause: Duration,
+}
+
+impl SendingBody {
+    /// Watches the body of `request`, of which a part must be taken within each `longest_pause`.
+    pub(super) fn of(request: &mut Request<Body>, longest_pause: Duration) -> Self {
+        let (is_sent, sent) = oneshot::channel::<()>();
+        let last = Arc::new(Mutex::new(Instant::now()));
+        if !request.body().is_end_stream() {
+            let (body, passed) = (std::mem::take(request.body_mut()), last.clone());
+            // The sender is dropped with the body.
+            *request.body_mut() = body
+                .map_frame(move |frame| {
+                    let _ = &is_sent;
+                    *passed.lock() = Instant::now();
+                    frame
+                })
+                .boxed_unsync();
+        }
+        Self { sent, last, longest_pause }
     }
-    async move { drop(sent.await) }
+
+    /// Waits until the body has been sent, or is not needed any more.
+    ///
+    /// # Errors
+    /// The longest pause, if the gateway takes nothing for that long; a client that sends nothing has a timeout of its own.
+    async fn sent(mut self) -> Result<(), Duration> {
+        loop {
+            let end = *self.last.lock() + self.longest_pause;
+            if end <= Instant::now() {
+                return Err(self.longest_pause);
+            }
+            if timeout_at(end, &mut self.sent).await.is_ok() {
+                return Ok(());
+            }
+        }
+    }
 }

@@ -4,7 +4,14 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use parking_lot::{Mutex, MutexGuard};
 
+/// Reciprocal of the share that is kept for pods without a connection.
+const KEPT: usize = 16;
+
 /// Connection permits of a node.
+///
+/// Beyond its first connection, a pod may hold no more than remains free afterwards (like
+/// [`Shares`](lota_cache::shares::Shares)), not counting a sixteenth that is kept for pods without a connection. So the pods that
+/// have connections never take all.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimiter(Arc<LimiterState>);
 
@@ -35,12 +42,15 @@ impl ConnectionLimiter {
         Self(Arc::new(LimiterState { max, max_per_pod, taken: Mutex::default() }))
     }
 
-    /// Takes a permit for a connection of `pod`. Returns `None` if the node or the pod has too many connections.
+    /// Takes a permit for a connection of `pod`. Returns `None` if the node has too many connections, or the pod beside those of
+    /// others.
     #[must_use]
     pub fn take(&self, pod: IpAddr) -> Option<ConnectionPermit> {
         let mut taken = self.taken();
         let of_pod = taken.by_pod.get(&pod).copied().unwrap_or_default();
-        if taken.all >= self.0.max || of_pod >= self.0.max_per_pod {
+        let free = self.0.max - taken.all;
+        let shared = free.saturating_sub(self.0.max / KEPT);
+        if free == 0 || of_pod >= self.0.max_per_pod || (of_pod > 0 && of_pod + 1 > shared) {
             return None;
         }
         taken.all += 1;
@@ -70,17 +80,35 @@ impl Drop for ConnectionPermit {
 mod tests {
     use super::*;
 
+    fn pod(number: u16) -> IpAddr {
+        let [high, low] = number.to_be_bytes();
+        [10, 0, high, low].into()
+    }
+
     #[test]
     fn no_pod_takes_them_all() {
-        let (limiter, one, other) =
-            (ConnectionLimiter::new(3, 2), [10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let (limiter, one, other) = (ConnectionLimiter::new(4, 2), pod(1), pod(2));
         let first = limiter.take(one).unwrap();
         let _second = limiter.take(one).unwrap();
         assert!(limiter.take(one).is_none(), "a third of one pod");
         let _third = limiter.take(other).unwrap();
-        assert!(limiter.take(other).is_none(), "a fourth of three");
+        assert!(limiter.take(other).is_none(), "none would be left for others");
+        let _fourth = limiter.take(pod(3)).unwrap();
+        assert!(limiter.take(pod(4)).is_none(), "a fifth of four");
         drop(first);
-        assert!(limiter.take(one).is_some());
-        assert_eq!(limiter.taken().all, 2);
+        assert!(limiter.take(pod(4)).is_some());
+        assert_eq!(limiter.taken().all, 3);
+    }
+
+    #[test]
+    fn many_pods_together_do_not_take_them_all() {
+        let limiter = ConnectionLimiter::new(1000, 250);
+        let all_of = |number| std::iter::from_fn(|| limiter.take(pod(number))).collect::<Vec<_>>();
+        let mut held: Vec<_> = (0..30).map(all_of).collect();
+        assert!(held[0].len() == 250 && held[1].len() == 250 && held[2].len() < 250, "a quarter each");
+        assert!(held.iter().all(|of_pod| !of_pod.is_empty()), "each pod has at least one");
+        assert!(limiter.take(pod(0)).is_none() && limiter.take(pod(29)).is_none());
+        held.extend((30..60).map(all_of));
+        assert!(held[30..].iter().all(|of_pod| of_pod.len() == 1), "one for each pod that had none");
     }
 }

@@ -25,7 +25,7 @@ mod tls_connection;
 pub mod upstream;
 
 pub use bandwidth::{ConnectionPace, PodBandwidth, Sending};
-pub use body::{Body, BodyError, empty, full, incoming};
+pub use body::{Body, BodyError, BodyTimeout, empty, full, incoming, relayed, timed};
 pub use connection_limiter::{ConnectionLimiter, ConnectionPermit};
 pub use expect::relay_continue;
 pub use head::RequestHead;

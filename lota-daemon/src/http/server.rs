@@ -4,12 +4,15 @@ use std::{
     io,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::Incoming,
     header::{CONNECTION, HeaderValue},
     server::conn::http1,
@@ -265,7 +268,11 @@ where
     let refusal = io.refusal();
     let raw = Raw::default();
     let (watched, follows) = (life.clone(), raw.clone());
+    // The end of the connection may be the end of a response in HTTP/1.0.
+    let ends_bodies = Arc::new(AtomicBool::new(false));
+    let old_client = ends_bodies.clone();
     let service = service_fn(move |request: Request<Incoming>| {
+        old_client.store(request.version() == Version::HTTP_10, Ordering::Relaxed);
         let refused = refusal.get().filter(|_| request.method() == REFUSED).copied();
         let (life, heads) = (watched.clone(), heads.clone());
         let answer = service(
@@ -334,6 +341,9 @@ where
     };
     if let Err(error) = result {
         tracing::debug!(%client, %error, "connection ended");
+        if ends_bodies.load(Ordering::Relaxed) {
+            return Exchanged::cut(io);
+        }
     }
     Exchanged::Ended(io)
 }

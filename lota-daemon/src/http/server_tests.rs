@@ -11,7 +11,7 @@ use lota_s3::Origin;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::http::{PodBandwidth, RequestHead, full, incoming, upstream::Upstream};
+use crate::http::{PodBandwidth, RequestHead, full, incoming, relayed, upstream::Upstream};
 
 /// Longest wait for a head here.
 const SHORT_HEAD_TIMEOUT: Duration = Duration::from_secs(3);
@@ -417,4 +417,42 @@ async fn trailers_under_lotas_names_do_not_travel() {
     let got = String::from_utf8_lossy(&got.lock().unwrap()).to_ascii_lowercase();
     let (_, body) = got.split_once("\r\n\r\n").unwrap();
     assert_eq!(body, "1\r\na\r\n0\r\nx-amz-checksum-crc32: 6le+qw==\r\n\r\n");
+}
+
+/// Returns what a client receives of a response whose source sends `answer` and then nothing more.
+async fn cut_short(request: &[u8], answer: &'static str) -> io::Result<String> {
+    const LONGEST: Duration = Duration::from_millis(300);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("http://{}/", listener.local_addr().unwrap());
+    let _source = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_u8().await.unwrap();
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        tokio::time::sleep(LONGEST * 100).await;
+    });
+    let upstream = Upstream::new(false).unwrap().with_idle_timeout(LONGEST);
+    let (serving, mut client) = connect(move |_| {
+        let (upstream, request) = (upstream.clone(), Request::get(&uri).body(crate::http::empty()).unwrap());
+        async move { relayed(upstream.send(request).await.unwrap()) }
+    })
+    .await;
+    let receiving = async {
+        client.write_all(request).await.unwrap();
+        let mut received = String::new();
+        client.read_to_string(&mut received).await.map(|_| received)
+    };
+    tokio::time::timeout(LONGEST * 20, async { tokio::join!(serving, receiving).1 }).await.expect("it waits")
+}
+
+#[tokio::test]
+async fn a_response_whose_source_stalls_does_not_look_complete() {
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nsome\r\n";
+    const LONG: &str = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome";
+    for (answer, whole) in [(CHUNKED, "0\r\n\r\n"), (LONG, "more")] {
+        let got = cut_short(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", answer).await.unwrap();
+        assert!(got.starts_with("HTTP/1.1 200 ") && got.contains("some") && !got.ends_with(whole), "{got}");
+    }
+    // Without a length, only a reset differs from the end.
+    let got = cut_short(b"GET / HTTP/1.0\r\nHost: h\r\n\r\n", CHUNKED).await;
+    assert_eq!(got.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }

@@ -20,7 +20,7 @@ use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tokio::net::TcpStream;
 
 use super::{
-    Body, BodyError, Reuse,
+    Body, BodyError, BodyTimeout, Reuse,
     connect::{Connector, Retired, Stream},
     empty,
     stray::Bodyless,
@@ -46,6 +46,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
 /// Timeout of an idle pooled connection; shorter than the usual minute of servers.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout for each pause in the body of a response, unless it is configured.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// HTTP client with pooled connections.
 #[derive(Clone, Debug)]
@@ -55,6 +57,8 @@ pub struct Upstream {
     connector: Connector,
     /// Maximum number of attempts for an idempotent request.
     attempts: u32,
+    /// Longest pause in the body of a response.
+    idle_timeout: Duration,
 }
 
 impl Upstream {
@@ -98,17 +102,31 @@ impl Upstream {
                 .http1_max_headers(max_headers)
                 .build(connector.clone())
         };
-        Self { clients: (0..workers::count()).map(client).collect(), connector, attempts }
+        let clients = (0..workers::count()).map(client).collect();
+        Self { clients, connector, attempts, idle_timeout: IDLE_TIMEOUT }
+    }
+
+    /// Returns the client with this timeout for each pause in the body of a response that is relayed.
+    #[must_use]
+    pub fn with_idle_timeout(self, idle_timeout: Duration) -> Self {
+        Self { idle_timeout, ..self }
+    }
+
+    /// Returns the timeout for each pause in the body of a response that is relayed.
+    #[must_use]
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
     }
 
     /// Returns a client without retries, for callers that can try another server instead.
     #[must_use]
     pub fn without_retries(&self) -> Self {
         Self::with(1, MAX_HEADERS + PEER_HEADERS, self.connector.clone().once())
+            .with_idle_timeout(self.idle_timeout)
     }
 
-    /// Sends a request. Returns the response when its headers have arrived, with the [`UpstreamServer`] as an extension. A
-    /// GET or HEAD without a body is retried if its connection ends without a response: a server may close an idle
+    /// Sends a request. Returns the response when its headers have arrived, with the [`UpstreamServer`] and the
+    /// [`BodyTimeout`] as extensions. A GET or HEAD without a body is retried if its connection ends without a response: a server may close an idle
     /// connection while the next request is on its way (RFC 9112, section 9.3.1).
     ///
     /// # Errors
@@ -130,7 +148,14 @@ impl Upstream {
         self.send_once(Request::from_parts(head, empty())).await
     }
 
-    async fn send_once(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Error> {
+    async fn send_once(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
+        let mut answer = self.send_watching(request).await?;
+        answer.extensions_mut().insert(BodyTimeout(self.idle_timeout));
+        Ok(answer)
+    }
+
+    /// Sends a request, and replaces a connection on which bytes after a response without a body are to be watched for.
+    async fn send_watching(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Error> {
         let (client, stray) = (&self.clients[workers::current()], self.connector.stray());
         // Ceph RGW sends a body after the response headers of `HEAD ?acl`, although not of an object's `HEAD`.
         let is_odd_head = *request.method() == Method::HEAD && request.uri().query().is_some();

@@ -90,7 +90,8 @@ catalog! {
                    `gateway-unreachable`: no connection to the gateway, or no response on it; `gateway-late`: the gateway timed out; \
                    `gateway-unreadable`: the gateway's response was malformed or too large; \
                    `owner-unavailable`: an owner could not be reached or could not answer; \
-                   `source-refused`: the source of a fill rejected it; `fill-broken`: a fill was cut short"
+                   `source-refused`: the source of a fill rejected it; `fill-broken`: a fill was cut short; \
+                   `dns-panicked`: a DNS query caused a panic, and was not answered"
         } "Errors. Only the first four kinds are visible to pods";
         TLS_CONNECTIONS = Counter "lota_tls_connections_total" {
             handling: "`terminated`: TLS ended at LOTA; `passed`: passed on, encrypted and uncached, to the server of its name; \

@@ -112,6 +112,8 @@ values! {
     SourceRefused = "source-refused",
     /// A fill was interrupted.
     FillBroken = "fill-broken",
+    /// A DNS query caused a panic.
+    DnsPanicked = "dns-panicked",
 }
 
 values! {

@@ -24,6 +24,12 @@ impl LogLimit {
         Self { interval, state: Mutex::new(LimitState { last: None, suppressed: 0 }) }
     }
 
+    /// Returns a limit of one line in ten seconds.
+    #[must_use]
+    pub(crate) const fn every_ten_seconds() -> Self {
+        Self::new(Duration::from_secs(10))
+    }
+
     /// Returns the number of lines suppressed since the last one, or `None` if no line may be logged now.
     pub(crate) fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())

@@ -12,7 +12,8 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 pub struct LimitsConfig {
     /// Maximum number of concurrent connections from pods. Further connections receive `503 SlowDown`.
     pub connections: usize,
-    /// Maximum number of concurrent connections from one pod.
+    /// Maximum number of concurrent connections from one pod. Beyond its first connection, a pod may not hold more than
+    /// remain free, not counting a sixteenth of `connections` that is kept for pods without a connection.
     pub connections_per_pod: usize,
     /// Maximum size of a request line with its headers.
     pub header_size: ByteSize,

@@ -227,20 +227,29 @@ impl Supply {
                 "complete"
             }
             Err(FillError::Replaced) => {
-                tracing::info!(object = %name, authority, "object was replaced while it was being filled");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::info!(object = %name, authority, left_out, "object was replaced while it was being filled");
+                }
                 if !has_agreed {
                     proxy.uncached("replaced");
                 }
                 "replaced"
             }
             Err(error) if !has_agreed => {
-                tracing::warn!(object = %name, authority, %error, "cannot fill; not cached");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(object = %name, authority, %error, left_out, "cannot fill; not cached");
+                }
                 proxy.uncached("fill-refused");
                 proxy.metrics.fault(Fault::SourceRefused);
                 return;
             }
             Err(error) => {
-                tracing::warn!(object = %name, authority, %error, "fill failed");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(object = %name, authority, %error, left_out, "fill failed");
+                }
                 proxy.metrics.fault(Fault::FillBroken);
                 "broken"
             }
@@ -294,7 +303,10 @@ impl Supply {
             match self.ask_owner(&owner, range).await {
                 Ok(answer) => return Ok(answer),
                 Err(why) => {
-                    tracing::info!(owner = %owner.0, object = %meta.version.name, why, "filling from the source");
+                    static LINES: LogLimit = LogLimit::every_ten_seconds();
+                    if let Some(left_out) = LINES.admit() {
+                        tracing::info!(owner = %owner.0, object = %meta.version.name, why, left_out, "filling from the source");
+                    }
                     *lock(&self.owner) = None;
                 }
             }

@@ -7,7 +7,10 @@ use lota_cache::RangeFill;
 use lota_s3::{ByteRange, ObjectMeta};
 
 use super::{Proxy, fill::bytes_of, fill_quota::FillReservation, get::Get};
-use crate::metrics::{Fault, FillLabels};
+use crate::{
+    metrics::{Fault, FillLabels},
+    process::log_limit::LogLimit,
+};
 
 impl Proxy {
     /// Prepares to store the range that the gateway sends. Returns `None` if it must pass through uncached.
@@ -48,7 +51,10 @@ impl Proxy {
             Ok(()) => "range",
             Err(error) => {
                 let name = &object.meta().version.name;
-                tracing::warn!(object = %name, %range, %error, "cannot keep all of a range");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(object = %name, %range, %error, left_out, "cannot keep all of a range");
+                }
                 self.metrics.fault(Fault::FillBroken);
                 "broken"
             }

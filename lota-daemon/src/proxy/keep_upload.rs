@@ -85,7 +85,10 @@ impl Proxy {
         };
         let stored = match begun.store(charging(body, reservation)).await {
             Err(FillError::Disk(error)) => {
-                tracing::warn!(object = %name, %error, "cannot store an upload");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(object = %name, %error, left_out, "cannot store an upload");
+                }
                 return no_room();
             }
             stored => stored?,
@@ -122,7 +125,10 @@ impl Proxy {
                 WriteFetch::KeepDiffers
             }
             Err(error) => {
-                tracing::warn!(object = %name, %error, "cannot keep a written object");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(object = %name, %error, left_out, "cannot keep a written object");
+                }
                 WriteFetch::KeepNoRoom
             }
         }

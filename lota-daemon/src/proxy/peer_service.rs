@@ -90,7 +90,10 @@ impl Proxy {
         connection: &Connection,
     ) -> Result<Response<Body>, NoAnswer> {
         let received = read_pins(body, digest).await.map_err(|error| {
-            tracing::warn!(peer = %connection.client.ip(), error, "cannot read the pins of a peer");
+            static LINES: LogLimit = LogLimit::every_ten_seconds();
+            if let Some(left_out) = LINES.admit() {
+                tracing::warn!(peer = %connection.client.ip(), error, left_out, "cannot read the pins of a peer");
+            }
             NoAnswer
         })?;
         let pins = self.pins.merge(received).await;

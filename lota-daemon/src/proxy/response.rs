@@ -17,7 +17,7 @@ use lota_s3::{
 use crate::{
     cluster::peer::headers::StripedSize,
     gateway::Grant,
-    http::{Body, BodyError, Meter, Reject, Slice, Slices, empty, full, incoming},
+    http::{Body, BodyError, Meter, Reject, Slice, Slices, empty, full, relayed},
     metrics::{Outcome, SentFrom, Value as _},
 };
 
@@ -64,7 +64,7 @@ impl RequestId {
 
 /// Relays the gateway's response. A success also reports what the cache did.
 pub(super) fn relay(answer: Response<Incoming>, outcome: Outcome, node: &NodeName) -> Response<Body> {
-    let mut answer = answer.map(incoming);
+    let mut answer = relayed(answer);
     keep_end_to_end(answer.headers_mut());
     describe(&mut answer);
     if answer.status().is_success() {

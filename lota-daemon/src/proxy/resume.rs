@@ -20,7 +20,8 @@ use crate::{
         PeerError,
         headers::{GetScope, PeerMethod, Skipped},
     },
-    http::{Body, BodyError, RequestHead, Slices},
+    http::{Body, BodyError, RequestHead, Slices, timed},
+    process::log_limit::LogLimit,
 };
 
 /// No node could continue a response.
@@ -63,7 +64,8 @@ impl Version {
 }
 
 impl Proxy {
-    /// Makes a response of `owner` continue from `others`, or from this node, if `owner` fails.
+    /// Makes a response of `owner` continue from `others`, or from this node, if `owner` fails. One that cannot
+    /// continue has a timeout.
     pub(super) fn resumable(
         self: &Arc<Self>,
         get: &Get<'_>,
@@ -73,9 +75,11 @@ impl Proxy {
     ) -> Response<Body> {
         let length = answer.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        let (Some(left), Some(version)) = (length, Version::of(answer.headers())) else { return answer };
+        let (Some(left), Some(version)) = (length, Version::of(answer.headers())) else {
+            return timed(answer, get.slices.clone());
+        };
         if get.is_bodiless() || !answer.status().is_success() {
-            return answer;
+            return timed(answer, get.slices.clone());
         }
         let (head, body) = answer.into_parts();
         // Nodes after this one in the placement are no better sources than this one.
@@ -139,7 +143,10 @@ impl Resumable {
     /// Returns the rest of the body from another node, or from this one.
     async fn resume(&mut self) -> Option<Body> {
         let (proxy, object) = (self.proxy.clone(), &self.object.name);
-        tracing::warn!(%object, sent = self.sent, left = self.left, "owner failed during a response; resuming at another node");
+        static LINES: LogLimit = LogLimit::every_ten_seconds();
+        if let Some(left_out) = LINES.admit() {
+            tracing::warn!(%object, sent = self.sent, left = self.left, left_out, "owner failed during a response; resuming at another node");
+        }
         proxy.count_peer_request("resumed");
         while let Some(owner) = self.others.pop() {
             let peers = proxy.peers.as_ref()?;

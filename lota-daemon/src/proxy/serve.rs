@@ -21,8 +21,9 @@ use super::{
 use crate::{
     cluster::peer::headers::{Skipped, StripedSize},
     gateway::{DirectPath, FillAuthority, Grant},
-    http::{Body, Meter, empty, incoming},
+    http::{Body, Meter, empty, relayed},
     metrics::{Outcome, SentFrom},
+    process::log_limit::LogLimit,
     storage::FIRST_ANSWER_TIMEOUT,
 };
 
@@ -183,14 +184,17 @@ impl Proxy {
         let backend = &get.store.backend;
         match backend.fetch(authority, meta, part, get.head, FIRST_ANSWER_TIMEOUT).await {
             Ok(answer) => {
-                let body = incoming(answer.into_body());
+                let body = relayed(answer).into_body();
                 let mut answer = response::object(grant, range, get.object, body, outcome, &self.node);
                 answer.extensions_mut().insert(SentFrom::Gateway);
                 mark_stripe(&mut answer, &get, meta.size, part);
                 Ok(answer)
             }
             Err(error) => {
-                tracing::warn!(object = %meta.version.name, %error, "direct read from the storage failed; reading from the gateway");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(object = %meta.version.name, %error, left_out, "direct read from the storage failed; reading from the gateway");
+                }
                 self.around_the_cache(get, "direct-path-failed").await
             }
         }

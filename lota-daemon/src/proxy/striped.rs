@@ -11,6 +11,7 @@ use crate::{
     gateway::{Authorization, FillAuthority, Grant},
     http::{Body, empty},
     metrics::Outcome,
+    process::log_limit::LogLimit,
 };
 
 impl Proxy {
@@ -84,7 +85,10 @@ impl Proxy {
             }
             // Nothing was sent yet. It was overwritten, for example.
             Err(error) => {
-                tracing::info!(object = %get.object.name, %error, "cannot serve an object in stripes; reading from the gateway");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::info!(object = %get.object.name, %error, left_out, "cannot serve an object in stripes; reading from the gateway");
+                }
                 self.pass(&get.store.gateway, get.head, empty()).await
             }
         }

@@ -16,7 +16,7 @@ use super::{Proxy, S3Store, get::Get, response, resume::Version, serve::FIRST_BY
 use crate::{
     cluster::peer::headers::{GetScope, StripedSize},
     gateway::{FillAuthority, Grant, StripeGrant},
-    http::{Body, RequestHead, Slices, incoming},
+    http::{Body, RequestHead, Slices, relayed},
     metrics::Outcome,
     storage::FetchError,
 };
@@ -166,7 +166,7 @@ impl StripedGet {
         let backend = &self.store.backend;
         let answer = backend.fetch(authority, &self.meta, Some(left), &self.head, backend.response_timeout());
         let answer = answer.await.map_err(|error| StripeError::Storage { stripe, error })?;
-        let body = incoming(answer.into_body());
+        let body = relayed(answer).into_body();
         Ok(StripePart { stripe, left, body, outcome: Outcome::Miss, from_storage: true })
     }
 }

@@ -257,7 +257,10 @@ impl Proxy {
             Err(FillError::Replaced) => (WriteFetch::Replaced, "replaced"),
             Err(error) => {
                 let name = &object.meta().version.name;
-                tracing::warn!(object = %name, %error, "cannot fetch all of a written object");
+                static LINES: LogLimit = LogLimit::every_ten_seconds();
+                if let Some(left_out) = LINES.admit() {
+                    tracing::warn!(object = %name, %error, left_out, "cannot fetch all of a written object");
+                }
                 self.metrics.fault(Fault::FillBroken);
                 (WriteFetch::Broken, "broken")
             }

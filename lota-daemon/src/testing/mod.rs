@@ -2,6 +2,7 @@
 //! of several modules share.
 
 mod file_graph;
+mod log_lines;
 mod module_graph;
 mod type_names;
 

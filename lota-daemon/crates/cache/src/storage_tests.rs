@@ -3,7 +3,8 @@
 use std::{
     fs::File,
     io,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -36,6 +37,31 @@ async fn none_left(folder: &TempDir) {
 
 async fn holds(cache: &Arc<Cache>, key: &str) -> bool {
     cache.get(&meta(key, "e", MIB).version, None).await.is_some()
+}
+
+/// Asserts that other users can neither enter the folders under `path` nor read the objects in them.
+fn assert_private(path: &Path) {
+    let metadata = std::fs::metadata(path).unwrap();
+    let mode = metadata.permissions().mode() & 0o777;
+    match metadata.is_dir() {
+        true => {
+            assert_eq!(mode, 0o700, "{}", path.display());
+            std::fs::read_dir(path).unwrap().for_each(|entry| assert_private(&entry.unwrap().path()));
+        }
+        // The marker and the lock have no content of objects, and are in a folder that others cannot enter.
+        false if path.ends_with("CACHEDIR.TAG") || path.ends_with("lock") => {}
+        false => assert_eq!(mode, 0o600, "{}", path.display()),
+    }
+}
+
+#[tokio::test]
+async fn other_users_cannot_read_the_cache() {
+    let folder = TempDir::new().unwrap();
+    let cache = open(&folder, 3 * DISK);
+    put(&cache, "a", "e", MIB).await;
+    orderly_end(cache).await;
+    assert_eq!(files_in(&folder), 1);
+    std::fs::read_dir(folder.path()).unwrap().for_each(|entry| assert_private(&entry.unwrap().path()));
 }
 
 #[tokio::test]
