@@ -3,7 +3,7 @@
 //! Contents are compared, not times: a projected volume of Kubernetes replaces all of its files at once by switching a symbolic
 //! link, which shows in no time of the files.
 
-use std::{fs, path::PathBuf};
+use std::{fmt::Display, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use parking_lot::Mutex;
@@ -13,6 +13,9 @@ use crate::{
     metrics::{Metrics, SecretReloadLabels},
     settings::Reloadable,
 };
+
+/// Maximum time that one refresh waits for another.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Kind of a file with secrets, as metrics and the log name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +52,11 @@ struct SecretFile {
     /// Why the current contents are not used.
     trouble: Option<String>,
     /// Parses the contents, and replaces the value in use.
-    apply: Box<dyn Fn(&[Vec<u8>]) -> Result<()> + Send>,
+    apply: Box<Apply>,
 }
+
+/// Uses the contents of files.
+type Apply = dyn Fn(&[Vec<u8>]) -> Result<()> + Send;
 
 /// Result of reading the files again.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -59,6 +65,15 @@ pub(super) struct RefreshedSecrets {
     pub(super) applied: Vec<SecretKind>,
     /// Why the current contents of files are not used, whether these have changed or not.
     pub(super) trouble: Vec<String>,
+}
+
+impl RefreshedSecrets {
+    /// Returns the result if the files could not be read at all.
+    pub(super) fn failed(error: &dyn Display) -> Self {
+        tracing::error!(%error, "cannot read the files with secrets again; still using what was read before");
+        let trouble = vec![format!("cannot read the files with secrets again: {error}")];
+        Self { applied: Vec::new(), trouble }
+    }
 }
 
 impl SecretFiles {
@@ -110,7 +125,11 @@ impl SecretFiles {
     /// from it before is still used.
     pub(super) fn refresh(&self) -> RefreshedSecrets {
         let mut refreshed = RefreshedSecrets::default();
-        for file in self.files.lock().iter_mut() {
+        // Threads must not pile up while a file system hangs.
+        let Some(mut files) = self.files.try_lock_for(LONGEST_WAIT) else {
+            return RefreshedSecrets::failed(&"they are still being read");
+        };
+        for file in files.iter_mut() {
             if self.refresh_one(file) {
                 refreshed.applied.push(file.kind);
             }

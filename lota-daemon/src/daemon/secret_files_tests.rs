@@ -179,6 +179,20 @@ fn files_that_belong_together_are_applied_together() {
 }
 
 #[test]
+fn a_refresh_does_not_wait_for_one_that_hangs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    fs::write(&path, "key 1").unwrap();
+    let followed = follow(path.clone());
+    rename(&path, "key 2");
+    let hanging = followed.files.files.lock();
+    let RefreshedSecrets { applied, trouble } = followed.files.refresh();
+    assert!(applied.is_empty() && trouble.len() == 1, "{applied:?} {trouble:?}");
+    drop(hanging);
+    followed.expect(true, "key 2");
+}
+
+#[test]
 fn uses_at_the_same_time_see_whole_values() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
