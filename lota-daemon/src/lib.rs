@@ -22,7 +22,7 @@
 //! | | [`lota_cache`] | objects on local disks, and which node or disk has which |
 //! | | [`lota_s3`] | S3 requests and answers, without I/O |
 //! | foundations | [`process`] | threads, privileges, logging |
-//! | | [`settings`] | errors, defaults and reading of files that sections of the configuration share |
+//! | | [`settings`] | errors, defaults and reading of files that sections of the configuration share, and values that are read again |
 
 pub mod access;
 pub mod admin;

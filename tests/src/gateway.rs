@@ -132,6 +132,11 @@ impl Gateway {
         last.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Replaces all users. Those that are left out cannot sign requests any more.
+    pub fn set_users(&self, users: Vec<User>) {
+        self.shared.users.set(users);
+    }
+
     /// Sets the backend for reads of LOTA; `None` turns redirects off.
     pub fn set_direct(&self, direct: Option<Direct>) {
         let current = self.shared.direct.write();

@@ -47,6 +47,8 @@ mod public_cloud;
 mod re_sign;
 #[path = "e2e/requests.rs"]
 mod requests;
+#[path = "e2e/secrets.rs"]
+mod secrets;
 #[path = "e2e/start.rs"]
 mod start;
 #[path = "e2e/status.rs"]
@@ -105,7 +107,7 @@ const MORE: [(&str, TestFn); 14] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 41] = [
+const OWN: [(&str, TestFn); 44] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
@@ -145,6 +147,9 @@ const OWN: [(&str, TestFn); 41] = [
     ("an object in stripes is larger than any cache, always a hit, and of one version", striped::objects),
     ("with owners per zone, hits do not cross zones, and the storage is read once", per_zone::zones),
     ("pinned objects are hits on all nodes after scans, restarts and failures", pins::survive_scans),
+    ("the cluster key is replaced under load, and no node refuses another", secrets::cluster_key),
+    ("clients are added and removed without a restart", secrets::clients),
+    ("fills go on with a new credential after the old one was revoked", secrets::backend),
     ("check reports every problem of a configuration", commands::check),
     ("commands inspect, evict and repair the cache", commands::cache),
     ("errors of the configuration name the key and the closest valid one", start::bad_configuration),

@@ -94,6 +94,7 @@ fn register(registry: &mut Registry, metrics: &Metrics) {
     add(registry, &catalog::WRITE_KEPT_BYTES, &metrics.write_kept_bytes);
     add(registry, &catalog::PEER_REQUESTS, &metrics.peer_requests);
     add(registry, &catalog::ACCESS_LAG, &metrics.access_lag);
+    add(registry, &catalog::SECRET_RELOADS, &metrics.secret_reloads);
 }
 
 fn add(registry: &mut Registry, metric: &Metric, counted: &(impl Registered + Clone)) {
@@ -141,6 +142,7 @@ impl Collector for Scraped {
         let sum = |of: fn(&DiskStatus) -> u64| disks.iter().map(of).sum::<u64>();
         let capacity = disks.iter().filter(|disk| disk.works).map(|disk| disk.capacity).sum();
         let (known, active) = self.peers.as_ref().map_or((0, 0), |peers| (peers.known(), peers.active()));
+        let keys = self.peers.as_ref().map_or(0, |peers| peers.keys());
         let sent = &self.metrics.sent;
         for (metric, value) in [
             (&catalog::CACHE_OBJECTS, usage.objects as u64),
@@ -151,6 +153,7 @@ impl Collector for Scraped {
             (&catalog::FILLS_IN_PROGRESS, usage.fills as u64),
             (&catalog::NODES_ACTIVE, 1 + active as u64),
             (&catalog::NODES_KNOWN, 1 + known as u64),
+            (&catalog::CLUSTER_KEYS, keys as u64),
             (&catalog::CACHE_EVICTIONS, sum(|disk| disk.evictions)),
             (&catalog::CACHE_CORRUPT, sum(|disk| disk.corrupt)),
             (&catalog::CACHE_VERIFIED, sum(|disk| disk.verified)),

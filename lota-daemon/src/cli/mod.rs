@@ -207,7 +207,7 @@ fn access(config: &Config, verb: Verb, subject: Subject, interface: Option<Strin
 fn reload(config: &Config) -> Result<String> {
     let later = block_on(socket::request_reload(&config.admin.socket))??;
     let named = later.iter().map(|key| format!("{key} changed: restart the daemon to apply it (lota run)\n"));
-    Ok(named.fold("[access] reloaded\n".to_owned(), |text, line| text + &line))
+    Ok(named.fold("[access] and files with secrets reloaded\n".to_owned(), |text, line| text + &line))
 }
 
 fn remove_all(config: &Config, wait: bool) -> Result<()> {

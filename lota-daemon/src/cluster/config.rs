@@ -3,9 +3,9 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use lota_common::ByteSize;
-use lota_s3::Secret;
 use serde::Deserialize;
 
+use super::ClusterKeys;
 use crate::settings::{ConfigError, read};
 
 /// Identity of this node.
@@ -65,13 +65,14 @@ impl TryFrom<NodeSection> for NodeConfig {
 }
 
 /// Other nodes of the cluster.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeersConfig {
     /// Port for traffic between nodes, the same on every node.
     #[serde(default = "default_peer_port")]
     pub port: u16,
-    /// File with the cluster key: at least 32 bytes, the same on every node.
+    /// File with the cluster key: at least 32 bytes, the same on every node. During a rotation, it contains two or three keys,
+    /// one per line, all of which are accepted. It is read again when it changes.
     pub secret_file: PathBuf,
     /// Maximum number of owners of a hot object.
     #[serde(default = "default_max_owners")]
@@ -116,19 +117,19 @@ pub struct PeerConfig {
 }
 
 impl PeersConfig {
-    /// Reads the cluster key.
+    /// Reads the cluster keys.
     ///
     /// # Errors
-    /// [`ConfigError`] if the file is missing or shorter than 32 bytes.
-    pub fn secret(&self) -> Result<Secret, ConfigError> {
-        let path = &self.secret_file;
-        let text = read(path)?;
-        let secret = text.trim();
-        if secret.len() < 32 {
-            let message =
-                "the cluster key must be at least 32 bytes long; make one with `openssl rand -hex 32`";
-            return Err(ConfigError::invalid(path, message));
-        }
-        Ok(Secret::from(secret.to_owned()))
+    /// [`ConfigError`] if the file is missing or invalid, never with a key.
+    pub fn keys(&self) -> Result<ClusterKeys, ConfigError> {
+        self.parse_keys(&read(&self.secret_file)?)
+    }
+
+    /// Parses the contents of the file with the cluster keys.
+    ///
+    /// # Errors
+    /// [`ConfigError`], never with a key.
+    pub fn parse_keys(&self, text: &str) -> Result<ClusterKeys, ConfigError> {
+        ClusterKeys::parse(text).map_err(|message| ConfigError::invalid(&self.secret_file, message))
     }
 }

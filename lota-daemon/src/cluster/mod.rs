@@ -3,12 +3,14 @@
 //! Nodes may disagree for a while: a wrong owner costs a cache miss, never an error.
 
 mod config;
+mod keys;
 pub mod peer;
 mod pin_file;
 mod pins;
 mod zones;
 
 pub use config::{NodeConfig, PeerConfig, PeersConfig, default_peer_port};
+pub use keys::ClusterKeys;
 pub use pin_file::PinFile;
 pub use pins::{PinState, TooManyPins, UnreadablePins};
 

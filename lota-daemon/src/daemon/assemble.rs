@@ -7,7 +7,10 @@ use lota_cache::{Cache, CachePlan, objects_by_memory, placement::NodeName};
 use lota_datapath::InterceptedTarget;
 use lota_s3::{GatewayId, signing::Signer};
 
-use super::pod_stream::PassTarget;
+use super::{
+    pod_stream::PassTarget,
+    secret_files::{SecretFiles, SecretKind},
+};
 use crate::{
     access::AccessConfig,
     cluster::{Cluster, ClusterMember, Members, PeerConfig, peer::Peers},
@@ -21,7 +24,8 @@ use crate::{
     metrics::{Metrics, heavy_hitters::HeavyHitterCounter},
     proxy::{ClusterPins, FillQuota, HotObjects, Load, Proxy, S3Store, S3Stores, Striping, WriteFetches},
     reconciler::ControlConfig,
-    storage::Storage,
+    settings::Reloadable,
+    storage::{BackendConfig, Storage},
 };
 
 /// Memory that a fill holds for its one range request, and for each further one: a chunk that is being written and
@@ -62,12 +66,17 @@ pub(super) fn control_config(config: &Config) -> Result<ControlConfig> {
 }
 
 /// Builds the request path from the configuration.
-pub(super) fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result<Proxy> {
+pub(super) fn proxy(
+    config: &Config,
+    secrets: &SecretFiles,
+    metrics: Metrics,
+    locks: &[File],
+) -> Result<Proxy> {
     let me = NodeName(config.node.name.clone());
     // Half for fills, half for uploads.
     let body_memory = config.limits.body_memory.0 / 2;
     let upstream = upstream(config)?;
-    let stores = s3_stores(config, &metrics, &upstream, body_memory)?;
+    let stores = s3_stores(config, secrets, &metrics, &upstream, body_memory)?;
     let capacity = config.cache.capacity();
     let limits = &config.limits;
     let fill_overread = limits.fill_overread.map_or(capacity / 4, |limit| limit.0);
@@ -91,8 +100,10 @@ pub(super) fn proxy(config: &Config, metrics: Metrics, locks: &[File]) -> Result
 
     let (mut peers, mut hot_objects) = (None, HotObjects::new(u32::MAX, 1));
     if let Some(configured) = &config.peers {
-        let secret = configured.secret()?;
-        let made = Peers::new(me.clone(), &secret, configured.port, upstream.without_retries());
+        let (of_peers, path) = (configured.clone(), configured.secret_file.clone());
+        let parse = move |text: &str| Ok(of_peers.parse_keys(text)?);
+        let keys = secrets.follow_text(SecretKind::ClusterKey, path, parse)?;
+        let made = Peers::new(me.clone(), keys, configured.port, upstream.without_retries());
         peers = Some(Arc::new(made.waiting(config.owner_timeout())));
         hot_objects = HotObjects::new(configured.hot_request_rate, configured.max_owners);
     }
@@ -132,6 +143,7 @@ fn upstream(config: &Config) -> Result<Upstream> {
 /// Builds every gateway with its storage. Gateways that re-sign share the memory for uploads equally.
 fn s3_stores(
     config: &Config,
+    secrets: &SecretFiles,
     metrics: &Metrics,
     upstream: &Upstream,
     upload_memory: u64,
@@ -146,31 +158,50 @@ fn s3_stores(
             Gateway::new(settings, &config.node, upstream.clone()).map_err(anyhow::Error::msg)?;
         gateway = gateway.counting(metrics.clone(), name.as_str());
         if let Some(re_sign) = &settings.re_sign {
-            gateway = gateway
-                .re_signing(re_sign, &endpoints, memory)
-                .with_context(|| format!("cannot set up [{section}.re_sign]"))?;
+            let (of_clients, path) = (re_sign.clone(), re_sign.clients_file.clone());
+            let parse = move |text: &str| Ok(of_clients.parse_clients(text)?);
+            let clients = secrets.follow_text(SecretKind::Clients, path, parse);
+            let clients = clients.with_context(|| format!("cannot set up [{section}.re_sign]"))?;
+            gateway = gateway.re_signing(re_sign, clients, &endpoints, memory);
         }
-        if let Some(backend) = backend {
-            gateway = gateway.tried_by(Signer::new(&backend.credential()?, &backend.region));
+        let own = backend.map(|backend| own_signer(backend, secrets)).transpose()?;
+        if let Some(own) = &own {
+            gateway = gateway.tried_by(own.clone());
         }
         let gateway = Arc::new(gateway);
         let timeout = settings.response_timeout();
-        let backend = Storage::new(*backend, gateway.clone(), upstream.clone(), timeout)?;
+        let backend = Storage::new(backend.zip(own), gateway.clone(), upstream.clone(), timeout);
         Ok((configured.id(), Arc::new(S3Store { name: name.clone(), gateway, backend })))
     });
     Ok(S3Stores::new(endpoints.clone(), stores.collect::<Result<_>>()?))
 }
 
+/// Reads LOTA's own credential for a backend.
+fn own_signer(backend: &BackendConfig, secrets: &SecretFiles) -> Result<Reloadable<Signer>> {
+    let (backend, path) = (backend.clone(), backend.credential_file.clone());
+    secrets.follow_text(SecretKind::Credential, path, move |text| {
+        Ok(Signer::new(&backend.parse_credential(text)?, &backend.region))
+    })
+}
+
 /// Reads the certificates of all gateways.
-pub(super) fn tls_server(config: &Config) -> Result<TlsServer> {
-    let files = config.all_gateways().filter_map(|configured| {
-        let TlsConfig { certificate, key } = configured.gateway.tls.as_ref()?;
-        Some((configured.id(), CertificateFiles { certificate: certificate.clone(), key: key.clone() }))
+pub(super) fn tls_server(config: &Config, secrets: &SecretFiles) -> Result<TlsServer> {
+    let with_tls = config
+        .all_gateways()
+        .filter_map(|configured| Some((configured.id(), configured.gateway.tls.as_ref()?)));
+    let certified = with_tls.map(|(gateway, TlsConfig { certificate, key })| {
+        let (paths, files) = (
+            vec![certificate.clone(), key.clone()],
+            CertificateFiles { certificate: certificate.clone(), key: key.clone() },
+        );
+        let parse = move |contents: &[Vec<u8>]| match contents {
+            [certificate, key] => files.parse(certificate, key).map_err(anyhow::Error::msg),
+            _ => anyhow::bail!("{} files instead of two", contents.len()),
+        };
+        Ok((gateway, secrets.follow(SecretKind::Tls, paths, parse)?))
     });
-    let certificates = Certificates::read(config.endpoints(), files.collect());
-    let certificates =
-        certificates.map_err(anyhow::Error::msg).context("cannot use a certificate of [gateway.tls]")?;
-    TlsServer::new(certificates).context("cannot set up TLS")
+    let certified = certified.collect::<Result<_>>().context("cannot use a certificate of [gateway.tls]")?;
+    TlsServer::new(Certificates::new(config.endpoints(), certified)).context("cannot set up TLS")
 }
 
 /// Returns the gateways by the address of LOTA that stands for theirs.

@@ -7,6 +7,7 @@ pub mod handover;
 mod listeners;
 mod peer_port;
 mod pod_stream;
+mod secret_files;
 mod seen_messages;
 pub mod sockets;
 
@@ -32,6 +33,7 @@ use self::{
     listeners::{PodListeners, TURNED_AWAY},
     peer_port::PeerPort,
     pod_stream::PodStreams,
+    secret_files::{RefreshedSecrets, SecretFiles, SecretKind},
 };
 use crate::{
     admin::{self, Admin, Exposition, Ready, node_status::Reporter},
@@ -49,6 +51,7 @@ use crate::{
     kubernetes::{Kubernetes, PodUpdate},
     metrics::{Fault, Metrics},
     process::workers::Workers,
+    proxy::Proxy,
     reconciler::{Control, ControlCommand, ControlError},
 };
 
@@ -57,8 +60,10 @@ const VERIFY_INTERVAL: Duration = Duration::from_secs(2);
 /// Interval at which the interface of a new pod is looked up, and at which an old daemon reads access changes from the
 /// kernel after a handover.
 const LOOKUP_INTERVAL: Duration = Duration::from_millis(250);
-/// Interval at which changes of certificates are looked for.
-const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval at which files with secrets are read again.
+const SECRETS_INTERVAL: Duration = Duration::from_secs(10);
+/// Timeout for reading them, for example from a file system that hangs.
+const SECRETS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval of the heartbeat that the daemon writes for the datapath.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of commands that wait for the control thread.
@@ -156,6 +161,7 @@ pub async fn run(
 /// A running daemon.
 struct Daemon {
     config: Arc<Config>,
+    secrets: Arc<SecretFiles>,
     control: Control,
     sockets: Sockets,
     listeners: PodListeners,
@@ -196,7 +202,8 @@ impl Daemon {
         let lock = inherited.take(PINS_LOCK).map(File::from);
         let mut control = Control::start(control_config(&config)?, lock.as_ref(), loaded).await?;
         let locks: Vec<File> = inherited.take_all(CACHE_LOCK).into_iter().map(File::from).collect();
-        let proxy = Arc::new(proxy(&config, metrics.clone(), &locks)?);
+        let secrets = Arc::new(SecretFiles::new(metrics.clone()));
+        let proxy = Arc::new(proxy(&config, &secrets, metrics.clone(), &locks)?);
         let (teller, members) = watch::channel(configured_members(&config));
         proxy.cluster.set_members(members.borrow().clone());
         let follows_nodes = config.peers.as_ref().is_some_and(|peers| peers.nodes.is_empty());
@@ -231,7 +238,7 @@ impl Daemon {
             .flat_map(|vip| config.pod_ports().into_iter().map(move |port| SocketAddr::new(vip, port)))
             .collect();
         let targets = Arc::new(targets(&config, control.datapath().targets()));
-        let tls = tls_server(&config)?;
+        let tls = tls_server(&config, &secrets)?;
         let peers = proxy.cluster.addresses();
         let (peer_life, peer_lives) = watch::channel(Life::Serving);
         let peer_port = PeerPort::new(budget.peers, peers.clone(), peer_lives);
@@ -286,6 +293,7 @@ impl Daemon {
                 reporter: Arc::new(reporter),
             },
             config,
+            secrets,
             control,
             sockets,
             commands,
@@ -327,17 +335,16 @@ impl Daemon {
             let (responder, alive) = (self.responder.clone(), self.listeners.alive.clone());
             self.tasks.spawn_on(async move { responder.serve_tcp(listener, alive).await }, first);
         }
-        if let Some(streams) = self.listeners.streams.clone() {
-            self.tasks.spawn_on(
-                async move {
-                    loop {
-                        tokio::time::sleep(CERTIFICATE_INTERVAL).await;
-                        streams.refresh();
-                    }
-                },
-                first,
-            );
-        }
+        let (secrets, proxy) = (self.secrets.clone(), self.listeners.proxy.clone());
+        self.tasks.spawn_on(
+            async move {
+                loop {
+                    tokio::time::sleep(SECRETS_INTERVAL).await;
+                    refresh(&Handle::current(), &secrets, &proxy).await;
+                }
+            },
+            first,
+        );
         let beat = self.beat.clone();
         self.tasks.spawn_on(async move { tick(&beat).await }, first);
         self.control.beat();
@@ -384,12 +391,14 @@ impl Daemon {
         }
     }
 
-    /// Applies the changes of the configuration that a running daemon can apply, and verifies gateway servers again
-    /// that failed verification. Returns the changed keys that apply only after a restart.
+    /// Applies the changes of the configuration and of files with secrets that a running daemon can apply, and verifies gateway
+    /// servers again that failed verification. Returns the changed keys that apply only after a restart.
     ///
     /// # Errors
-    /// If the configuration cannot be read, in which case nothing has changed; or if the kernel refuses.
+    /// If the configuration cannot be read, in which case nothing of it has changed; if the kernel refuses; or if a file with
+    /// secrets cannot be used, after everything else has been applied.
     async fn reload(&mut self, reload: &Reload) -> Result<Vec<String>, ControlError> {
+        let secrets = refresh(self.listeners.workers.first(), &self.secrets, &self.listeners.proxy).await;
         self.listeners.proxy.stores.each().for_each(|store| store.gateway.try_again());
         let Reloaded { access, later } = reload.read().map_err(|error| {
             tracing::error!(%error, "cannot reload the configuration; keeping the previous one");
@@ -412,6 +421,10 @@ impl Daemon {
                 key,
                 "changed, but applies only after a restart: start a new daemon, which takes over"
             );
+        }
+        if !secrets.trouble.is_empty() {
+            let trouble = secrets.trouble.join("; ");
+            return Err(ControlError::Conflict(format!("{trouble}; still using what was read before")));
         }
         Ok(later)
     }
@@ -459,6 +472,21 @@ impl Daemon {
     fn enforced_since(&self, received: Instant) {
         self.listeners.proxy.metrics.access_lag.observe(received.elapsed());
     }
+}
+
+/// Reads files with secrets again, on a thread for blocking calls of `worker`.
+async fn refresh(worker: &Handle, secrets: &Arc<SecretFiles>, proxy: &Arc<Proxy>) -> RefreshedSecrets {
+    let secrets = secrets.clone();
+    let reading = worker.spawn_blocking(move || secrets.refresh());
+    let refreshed = match tokio::time::timeout(SECRETS_TIMEOUT, reading).await {
+        Ok(Ok(refreshed)) => refreshed,
+        Ok(Err(error)) => RefreshedSecrets::failed(&error),
+        Err(late) => RefreshedSecrets::failed(&late),
+    };
+    if refreshed.applied.contains(&SecretKind::Credential) {
+        proxy.stores.each().for_each(|store| store.gateway.own_credential_changed());
+    }
+    refreshed
 }
 
 /// Changes the value every second.

@@ -95,11 +95,6 @@ impl PodStreams {
         Self { passes_on: false, ..self.clone() }
     }
 
-    /// Reads certificates again that have changed.
-    pub(super) fn refresh(&self) {
-        self.tls.certificates.refresh();
-    }
-
     /// Returns the connection of `pod` for HTTP, or `None` if it was passed on and has ended.
     ///
     /// # Errors

@@ -48,7 +48,8 @@ impl Gateway {
             }
             return Ok(Authorization::Relay(self.replay(head, PLAIN).await?));
         }
-        let asker = key_groups::asker(head, name);
+        let asker =
+            key_groups::asker(head, name, |client| self.re_sign.as_ref()?.access_key_at_gateway(client));
         if let Some(held) = held.filter(|held| self.can_prove(held, asker))
             && let Some(answer) = self.prove(head, name, held, asker).await?
         {

@@ -164,10 +164,10 @@ pub struct TlsConfig {
 }
 
 /// Re-signing of clients' requests.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReSignConfig {
-    /// TOML file with a `[[client]]` table for each access key that clients use.
+    /// TOML file with a `[[client]]` table for each access key that clients use. It is read again when it changes.
     pub clients_file: PathBuf,
     /// Region in LOTA's signatures.
     #[serde(default = "default_region")]
@@ -210,6 +210,12 @@ pub struct ClientCredential {
 }
 
 impl ClientCredential {
+    /// Returns the access key of the credential that LOTA signs the client's requests with.
+    #[must_use]
+    pub fn access_key_at_gateway(&self) -> &str {
+        self.gateway.as_ref().map_or(&self.access_key, |gateway| &gateway.access_key)
+    }
+
     /// Returns the credential that LOTA signs the client's requests with.
     #[must_use]
     pub fn at_gateway(&self) -> Credential {
@@ -227,11 +233,17 @@ impl ReSignConfig {
     /// # Errors
     /// [`ConfigError`], never with a secret.
     pub fn clients(&self) -> Result<HashMap<String, ClientCredential>, ConfigError> {
-        let path = &self.clients_file;
-        let text = read(path)?;
-        let invalid = |message| ConfigError::invalid(path, message);
+        self.parse_clients(&read(&self.clients_file)?)
+    }
+
+    /// Parses the contents of the file with the clients' credentials.
+    ///
+    /// # Errors
+    /// [`ConfigError`], never with a secret.
+    pub fn parse_clients(&self, text: &str) -> Result<HashMap<String, ClientCredential>, ConfigError> {
+        let invalid = |message| ConfigError::invalid(&self.clients_file, message);
         // TOML's own message would show the line, which may contain a secret.
-        let clients: Clients = toml::from_str(&text).map_err(|error| {
+        let clients: Clients = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
             invalid(format!(
                 "line {line}: must contain `[[client]]` tables with `access_key`, `secret_key`, optionally \

@@ -78,7 +78,7 @@ async fn is_hit(gateway: &Gateway, head: &RequestHead) -> bool {
     let described = described.map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
     let held =
         ObjectMeta::of_answer(&name, &HeaderMap::new(), StatusCode::OK, &described.into_iter().collect());
-    let held = Arc::new(held.unwrap().learned_by(key_groups::asker(head, &name)));
+    let held = Arc::new(held.unwrap().learned_by(key_groups::asker(head, &name, |_| None)));
     matches!(gateway.authorize(head, &name, Some(&held)).await.unwrap(), Authorization::Fresh(_))
 }
 
@@ -259,7 +259,7 @@ async fn lotas_own_credential_verifies_all_shapes_at_once_if_the_gateway_knows_i
     };
     // The gateway accepts this credential's first signature, in either form.
     for is_known in [true, false] {
-        let good = std::sync::Mutex::new(std::collections::HashMap::<bool, String>::new());
+        let good = std::sync::Mutex::new(HashMap::<bool, String>::new());
         let rule = move |request: &SeenRequest| {
             let of_header = request.header("authorization");
             let text = of_header.unwrap_or(&request.target);
@@ -272,7 +272,7 @@ async fn lotas_own_credential_verifies_all_shapes_at_once_if_the_gateway_knows_i
             if is_known && *first == signature { Access::Signed } else { Access::Refused }
         };
         let (gateway, server) = start(correct().rule(rule)).await;
-        let gateway = gateway.tried_by(Signer::new(&credential, "us-east-1"));
+        let gateway = gateway.tried_by(Reloadable::new(Signer::new(&credential, "us-east-1")));
         let all = requests();
         assert!(is_hit(&gateway, &all[0]).await);
         let own = server.take_seen().iter().filter(|request| is_own(request)).count();

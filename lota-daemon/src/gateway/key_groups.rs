@@ -61,12 +61,18 @@ fn root(joined: &mut HashMap<u64, u64>, asker: u64) -> u64 {
     root
 }
 
-/// Returns a hash of the access key and the bucket of a request.
-pub(super) fn asker(head: &RequestHead, name: &ObjectName) -> u64 {
+/// Returns a hash of the access key and the bucket of a request. `at_gateway` returns the access key that the gateway sees
+/// instead, if the request is signed again.
+pub(super) fn asker(
+    head: &RequestHead,
+    name: &ObjectName,
+    at_gateway: impl FnOnce(&str) -> Option<String>,
+) -> u64 {
     let mut hash = Sha256::new();
     hash.update(name.bucket.as_str());
     let access_key = access_key(&head.target, &head.headers);
     if !access_key.is_empty() {
+        let access_key = at_gateway(&access_key).unwrap_or(access_key);
         hash.update(b"\0");
         hash.update(access_key);
     } else if let Some(authorization) = head.headers.get(header::AUTHORIZATION) {
@@ -85,12 +91,25 @@ mod tests {
     use super::*;
 
     fn of(bucket: &str, query: &str, authorization: Option<&str>) -> u64 {
+        at_gateway(bucket, query, authorization, None)
+    }
+
+    fn at_gateway(bucket: &str, query: &str, authorization: Option<&str>, access_key: Option<&str>) -> u64 {
         let mut request = Request::builder().uri(format!("/{bucket}/k?{query}")).header("host", "h");
         if let Some(authorization) = authorization {
             request = request.header("authorization", authorization);
         }
         let head = RequestHead::of(request.body(()).unwrap().into_parts().0).unwrap();
-        asker(&head, &ObjectName::from_parts("http://gateway", bucket, "k", None).unwrap())
+        let name = ObjectName::from_parts("http://gateway", bucket, "k", None).unwrap();
+        asker(&head, &name, |_| access_key.map(str::to_owned))
+    }
+
+    #[test]
+    fn a_request_that_is_signed_again_counts_for_the_access_key_at_the_gateway() {
+        let alice = |access_key| at_gateway("bkt", "", Some("AWS alice:abcd"), access_key);
+        assert_ne!(alice(Some("tenant-1")), alice(Some("tenant-2")), "alice has moved to another tenant");
+        assert_eq!(alice(Some("tenant-1")), at_gateway("bkt", "", Some("AWS bob:abcd"), Some("tenant-1")));
+        assert_eq!(at_gateway("bkt", "", None, Some("tenant-1")), of("bkt", "", None), "no signature");
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod verification;
 mod waiting;
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -58,7 +59,7 @@ use crate::{
     },
     metrics::{Fault, GatewayCounts, Metrics},
     process::log_limit::LogLimit,
-    settings::ConfigError,
+    settings::Reloadable,
 };
 use lota_s3::{
     Endpoints, NotStorable, ObjectMeta, Origin, S3Error, Validator, signature_location::access_key,
@@ -84,7 +85,7 @@ pub struct Gateway {
     node: HeaderValue,
     re_sign: Option<ReSign>,
     /// Signs with LOTA's own credential, for verification.
-    own: Option<Signer>,
+    own: Option<Reloadable<Signer>>,
     verification: Arc<Verification>,
     conditionals: ConditionalSupport,
     key_groups: KeyGroups,
@@ -179,26 +180,30 @@ impl Gateway {
         Self { metrics, counts, ..self }
     }
 
-    /// Returns the gateway with re-signing. Clients address one of `endpoints`; `memory` is the number of bytes for buffered
-    /// parts of bodies.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if clients' credentials cannot be read.
+    /// Returns the gateway with re-signing of requests of `clients`. They address one of `endpoints`; `memory` is the number of
+    /// bytes for buffered parts of bodies.
+    #[must_use]
     pub fn re_signing(
         self,
         config: &ReSignConfig,
+        clients: Reloadable<HashMap<String, ClientCredential>>,
         endpoints: &Endpoints,
         memory: u64,
-    ) -> Result<Self, ConfigError> {
-        let re_sign = ReSign::new(config, &self.origin, endpoints, memory)?;
-        Ok(Self { re_sign: Some(re_sign), ..self })
+    ) -> Self {
+        let re_sign = ReSign::new(config, clients, &self.origin, endpoints, memory);
+        Self { re_sign: Some(re_sign), ..self }
     }
 
     /// Returns the gateway with verification by LOTA's own credential. Without one, or if the gateway refuses it,
     /// verification uses clients' requests.
     #[must_use]
-    pub fn tried_by(self, own: Signer) -> Self {
+    pub fn tried_by(self, own: Reloadable<Signer>) -> Self {
         Self { own: Some(own), ..self }
+    }
+
+    /// Lets verification use LOTA's own credential, which was replaced, even if the gateway has refused the previous one.
+    pub fn own_credential_changed(&self) {
+        self.verification.own_is_replaced();
     }
 
     /// Returns whether the gateway may answer with a direct path to the storage backend.
@@ -341,10 +346,11 @@ impl Gateway {
     /// Returns the requests of a verification: with LOTA's own credential, and derived from the current request.
     fn questions(&self, head: &RequestHead, hit: RequestShape, now: Instant) -> Vec<Question> {
         let mut questions = Vec::new();
-        if let Some(signer) = self.own.as_ref().filter(|_| self.verification.may_use_own(now)) {
+        if let Some(own) = self.own.as_ref().filter(|_| self.verification.may_use_own(now)) {
+            let signer = own.get();
             let forms = [Form::Path, Form::Presigned].into_iter();
             let own = forms.filter_map(|form| {
-                let (shape, good) = questions::own(signer, &self.origin, self.re_sign.as_ref(), head, form)?;
+                let (shape, good) = questions::own(&signer, &self.origin, self.re_sign.as_ref(), head, form)?;
                 let is_asked_for = shape.covers(RequestShape { range: shape.range, ..hit });
                 let max_bytes = if is_asked_for { MAX_PRIMED } else { MAX_PRIMED_AGAIN };
                 Some(Question { shape, good, is_own: true, max_bytes })

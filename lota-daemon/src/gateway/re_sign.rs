@@ -25,7 +25,7 @@ use subtle::ConstantTimeEq as _;
 use super::{AddressingStyle, ClientCredential, ReSignConfig, rechunked::rechunked};
 use crate::{
     http::{Body, RequestHead},
-    settings::ConfigError,
+    settings::Reloadable,
 };
 
 /// Headers of the client's signature, which are removed. The header with the hash of the body is written again.
@@ -41,7 +41,7 @@ pub(super) struct ReSign {
     gateway: Origin,
     style: AddressingStyle,
     region: String,
-    clients: HashMap<String, ClientCredential>,
+    clients: Reloadable<HashMap<String, ClientCredential>>,
     /// Memory for chunks that are buffered until their signature is verified.
     memory: Arc<Shares>,
 }
@@ -54,31 +54,35 @@ struct Checked<'a> {
 }
 
 impl ReSign {
-    /// Returns the re-signing for this gateway; `memory` is the number of bytes for buffered chunks.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if the clients' credentials cannot be read.
+    /// Returns the re-signing of requests of `clients` for this gateway; `memory` is the number of bytes for buffered chunks.
     pub(super) fn new(
         config: &ReSignConfig,
+        clients: Reloadable<HashMap<String, ClientCredential>>,
         gateway: &Origin,
         endpoints: &Endpoints,
         memory: u64,
-    ) -> Result<Self, ConfigError> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             endpoints: endpoints.clone(),
             gateway: gateway.clone(),
             style: config.style,
             region: config.region.clone(),
-            clients: config.clients()?,
+            clients,
             memory: Shares::new(memory),
-        })
+        }
+    }
+
+    /// Returns the access key that requests of a client have at the gateway, if the client is known.
+    pub(super) fn access_key_at_gateway(&self, client: &str) -> Option<String> {
+        self.clients.get().get(client).map(|client| client.access_key_at_gateway().to_owned())
     }
 
     /// Returns the client's request for the gateway: re-signed, or anonymous if it was.
     pub(super) fn request(&self, head: &RequestHead, body: Body) -> Result<Request<Body>, S3Error> {
         let malformed =
             |error: String| S3Error::invalid_request(format!("The request cannot be forwarded: {error}"));
-        let checked = self.check(head, SystemTime::now())?;
+        let clients = self.clients.get();
+        let checked = Self::check(&clients, head, SystemTime::now())?;
         let mut anew = self.addressed(head)?;
         let origin = self.origin_of(&anew)?;
         let Some(Checked { client, signature, chain }) = checked else {
@@ -101,9 +105,13 @@ impl ReSign {
     }
 
     /// Verifies the client's signature. Returns `None` if there is none.
-    fn check(&self, head: &RequestHead, now: SystemTime) -> Result<Option<Checked<'_>>, S3Error> {
+    fn check<'a>(
+        clients: &'a HashMap<String, ClientCredential>,
+        head: &RequestHead,
+        now: SystemTime,
+    ) -> Result<Option<Checked<'a>>, S3Error> {
         let Some(signature) = RequestSignature::of(&head.target, &head.headers)? else { return Ok(None) };
-        let client = self.clients.get(&signature.access_key).ok_or_else(S3Error::unknown_access_key)?;
+        let client = clients.get(&signature.access_key).ok_or_else(S3Error::unknown_access_key)?;
         let mut headers = Cow::Borrowed(&head.headers);
         if head.chunked {
             // Some clients sign this header, though it belongs to the connection.
@@ -157,7 +165,7 @@ impl ReSign {
 
 impl fmt::Debug for ReSign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReSign").field("clients", &self.clients.len()).finish_non_exhaustive()
+        f.debug_struct("ReSign").field("clients", &self.clients.get().len()).finish_non_exhaustive()
     }
 }
 

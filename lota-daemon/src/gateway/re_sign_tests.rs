@@ -1,5 +1,3 @@
-use std::io::Write as _;
-
 use aws_credential_types::Credentials;
 use aws_sigv4::{
     http_request::{PayloadChecksumKind, PercentEncodingMode, SignableRequest, SigningSettings, sign},
@@ -26,15 +24,21 @@ secret_key = "session-secret"
 session_token = "session-token"
 "#;
 
+fn clients(text: &str) -> HashMap<String, ClientCredential> {
+    let style = AddressingStyle::Path;
+    ReSignConfig { clients_file: "clients.toml".into(), region: String::new(), style }
+        .parse_clients(text)
+        .unwrap()
+}
+
 fn re_sign(style: AddressingStyle) -> ReSign {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(CLIENTS.as_bytes()).unwrap();
-    let config = ReSignConfig { clients_file: file.path().to_owned(), region: "eu-west-1".into(), style };
+    let config = ReSignConfig { clients_file: "clients.toml".into(), region: "eu-west-1".into(), style };
+    let clients = Reloadable::new(clients(CLIENTS));
     let gateway = Origin::parse("https://s3.example.com").unwrap();
     let endpoint = Endpoint::of_zone(Zone::parse("cwlota.com").unwrap(), GatewayId::from(&gateway));
     let vip = Endpoint::of_address([169, 254, 77, 80].into(), GatewayId::from(&gateway));
     let endpoints = [endpoint, vip].into_iter().collect();
-    ReSign::new(&config, &gateway, &endpoints, 1 << 20).unwrap()
+    ReSign::new(&config, clients, &gateway, &endpoints, 1 << 20)
 }
 
 fn sent(host: &str, target: &str, access_key: &str, secret: &str, token: Option<&str>) -> RequestHead {
@@ -101,6 +105,24 @@ fn the_request_is_the_same_at_another_address() {
         assert_eq!(request.uri(), uri);
         assert!(!request.headers().contains_key("authorization"));
     }
+}
+
+#[test]
+fn a_client_that_was_removed_is_refused_from_the_next_request_on() {
+    let re_sign = re_sign(AddressingStyle::Path);
+    let request = |access_key, secret| {
+        let sent = sent("cwlota.com", "/b/k", access_key, secret, None);
+        re_sign.request(&sent, empty()).map(drop).map_err(|error| error.code)
+    };
+    assert_eq!(request("POD", "pod-secret"), Ok(()));
+    assert_eq!(re_sign.access_key_at_gateway("POD"), Some("CLOUD".to_owned()));
+    re_sign.clients.set(clients("[[client]]\naccess_key = \"LATER\"\nsecret_key = \"later\""));
+    assert_eq!(request("POD", "pod-secret").unwrap_err(), "InvalidAccessKeyId");
+    assert_eq!(request("LATER", "later"), Ok(()));
+    assert_eq!(re_sign.access_key_at_gateway("POD"), None);
+    assert_eq!(re_sign.access_key_at_gateway("LATER"), Some("LATER".to_owned()));
+    re_sign.clients.set(clients("[[client]]\naccess_key = \"LATER\"\nsecret_key = \"another\""));
+    assert_eq!(request("LATER", "later").unwrap_err(), "SignatureDoesNotMatch");
 }
 
 #[test]

@@ -100,9 +100,9 @@ fn held(name: &ObjectName) -> ObjectMeta {
 
 async fn ask(gateway: &Gateway, headers: &[(&'static str, &'static str)]) -> Result<Authorization, S3Error> {
     let name = ObjectName::from_parts("http://gateway", "b", "k", None).unwrap();
-    let by = key_groups::asker(&client(CLIENT), &name);
+    let by = key_groups::asker(&client(CLIENT), &name, |_| None);
     // The access keys are known to see the same objects.
-    gateway.key_groups.join(by, key_groups::asker(&client(headers), &name));
+    gateway.key_groups.join(by, key_groups::asker(&client(headers), &name, |_| None));
     gateway.authorize(&client(headers), &name, Some(&Arc::new(held(&name).learned_by(by)))).await
 }
 
@@ -132,7 +132,7 @@ async fn metadata_of_the_backend_are_never_proven() {
         assert!(matches!(answer, Authorization::Arriving(..)), "{answer:?}");
     }
     assert!(heads.lock().unwrap().iter().all(|head| !head.contains("if-none-match")));
-    let asker = key_groups::asker(&client(CLIENT), &name);
+    let asker = key_groups::asker(&client(CLIENT), &name, |_| None);
     assert!(!gateway.key_groups.see_the_same(of_backend.learned().by, asker));
 }
 

@@ -203,6 +203,11 @@ impl Verification {
         self.lock().own_refused_until = Some(now + OWN_REFUSED_TTL);
     }
 
+    /// Forgets that the gateway has refused LOTA's own credential, which was replaced.
+    pub(super) fn own_is_replaced(&self) {
+        self.lock().own_refused_until = None;
+    }
+
     /// Forgets distrusted servers, which may have been repaired; they are verified as if new.
     pub(super) fn again(&self) {
         let mut inner = self.lock();

@@ -4,11 +4,10 @@ use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use lota_s3::{Endpoints, GatewayId};
-use parking_lot::RwLock;
 use rustls::{
     ServerConfig,
     crypto::ring,
@@ -20,6 +19,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::TlsConnection;
+use crate::settings::Reloadable;
 
 /// Timeout for the first bytes of a connection, and for a handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,71 +110,42 @@ impl CertificateFiles {
     ///
     /// # Errors
     /// One line with the file and the reason, without its content.
-    pub fn read(&self) -> Result<Arc<CertifiedKey>, String> {
-        let of = |path: &Path, error: &dyn fmt::Display| format!("{}: {error}", path.display());
-        let chain = CertificateDer::pem_file_iter(&self.certificate)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| of(&self.certificate, &error))?;
+    pub fn read(&self) -> Result<CertifiedKey, String> {
+        let read = |path: &Path| fs::read(path).map_err(|error| of(path, &error));
+        self.parse(&read(&self.certificate)?, &read(&self.key)?)
+    }
+
+    /// Parses the contents of the files.
+    ///
+    /// # Errors
+    /// One line with the file and the reason, without its content.
+    pub fn parse(&self, certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, String> {
+        let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>();
+        let chain = chain.map_err(|error| of(&self.certificate, &error))?;
         if chain.is_empty() {
             return Err(of(&self.certificate, &"no certificate in PEM format"));
         }
-        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| of(&self.key, &error))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| of(&self.key, &error))?;
         let certified = CertifiedKey::from_der(chain, key, &ring::default_provider());
-        certified.map(Arc::new).map_err(|error| of(&self.key, &error))
-    }
-
-    fn changed(&self) -> [Option<SystemTime>; 2] {
-        [&self.certificate, &self.key].map(|path| fs::metadata(path).and_then(|file| file.modified()).ok())
+        certified.map_err(|error| of(&self.key, &error))
     }
 }
 
-/// The certificate of one gateway's names.
-struct Identity {
-    files: CertificateFiles,
-    certified: RwLock<Arc<CertifiedKey>>,
-    changed: RwLock<[Option<SystemTime>; 2]>,
+fn of(path: &Path, error: &dyn fmt::Display) -> String {
+    format!("{}: {error}", path.display())
 }
 
 /// The certificates of the endpoints.
 pub struct Certificates {
     endpoints: Endpoints,
-    of_gateways: Vec<(GatewayId, Identity)>,
+    of_gateways: Vec<(GatewayId, Reloadable<CertifiedKey>)>,
 }
 
 impl Certificates {
-    /// Reads the certificates of these gateways.
-    ///
-    /// # Errors
-    /// One line about the first file that cannot be used.
-    pub fn read(endpoints: Endpoints, files: Vec<(GatewayId, CertificateFiles)>) -> Result<Self, String> {
-        let identity = |(gateway, files): (GatewayId, CertificateFiles)| {
-            let changed = RwLock::new(files.changed());
-            let certified = RwLock::new(files.read()?);
-            Ok((gateway, Identity { files, certified, changed }))
-        };
-        let of_gateways = files.into_iter().map(identity).collect::<Result<_, String>>()?;
-        Ok(Self { endpoints, of_gateways })
-    }
-
-    /// Reads files again that have changed. One that cannot be used is reported, and the previous certificate is kept.
-    pub fn refresh(&self) {
-        for (_, identity) in &self.of_gateways {
-            let changed = identity.files.changed();
-            if *identity.changed.read() == changed {
-                continue;
-            }
-            *identity.changed.write() = changed;
-            let certificate = identity.files.certificate.display();
-            match identity.files.read() {
-                Ok(certified) => {
-                    *identity.certified.write() = certified;
-                    tracing::info!(%certificate, "certificate reloaded");
-                }
-                Err(error) => {
-                    tracing::error!(%certificate, error, "cannot reload the certificate; keeping the previous one");
-                }
-            }
-        }
+    /// Returns the certificates of these gateways' names.
+    #[must_use]
+    pub fn new(endpoints: Endpoints, of_gateways: Vec<(GatewayId, Reloadable<CertifiedKey>)>) -> Self {
+        Self { endpoints, of_gateways }
     }
 
     /// Returns whether TLS for this server name ends at LOTA.
@@ -185,8 +156,8 @@ impl Certificates {
 
     fn of(&self, name: &str) -> Option<Arc<CertifiedKey>> {
         let endpoint = self.endpoints.find(name)?;
-        let (_, identity) = self.of_gateways.iter().find(|(gateway, _)| *gateway == endpoint.gateway)?;
-        Some(identity.certified.read().clone())
+        let (_, certified) = self.of_gateways.iter().find(|(gateway, _)| *gateway == endpoint.gateway)?;
+        Some(certified.get())
     }
 }
 

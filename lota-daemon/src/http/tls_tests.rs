@@ -62,31 +62,23 @@ fn written(folder: &Path, name: &str) -> (CertificateFiles, Vec<u8>) {
 }
 
 #[test]
-fn changed_certificates_are_read_again() {
+fn a_replaced_certificate_is_used_at_once() {
     use lota_s3::{Endpoint, Zone};
 
     let folder = tempfile::tempdir().unwrap();
     let (files, first) = written(folder.path(), "s3.internal");
+    let certified = Reloadable::new(files.read().unwrap());
     let gateway = GatewayId::from("http://gateway");
     let endpoint = Endpoint::of_zone(Zone::parse("s3.internal").unwrap(), gateway.clone());
     let other = Endpoint::of_zone(Zone::parse("cwlota.com").unwrap(), "http://other".into());
     let endpoints = [endpoint, other].into_iter().collect();
-    let certificates = Certificates::read(endpoints, vec![(gateway, files.clone())]).unwrap();
+    let certificates = Certificates::new(endpoints, vec![(gateway, certified.clone())]);
     let current = || certificates.of("data.s3.internal").map(|certified| certified.cert[0].to_vec());
-    assert_eq!(current(), Some(first.clone()));
+    assert_eq!(current(), Some(first));
     assert!(!certificates.has("cwlota.com") && !certificates.has("elsewhere"));
 
-    let later = SystemTime::now() + Duration::from_secs(5);
-    let touch =
-        |path: &Path| fs::File::options().append(true).open(path).unwrap().set_modified(later).unwrap();
-    fs::write(&files.key, "nothing to see").unwrap();
-    touch(&files.key);
-    certificates.refresh();
-    assert_eq!(current(), Some(first), "an unusable file changes nothing");
-
     let (_, second) = written(folder.path(), "s3.internal");
-    touch(&files.certificate);
-    certificates.refresh();
+    certified.set(files.read().unwrap());
     assert_eq!(current(), Some(second));
 }
 
@@ -114,7 +106,8 @@ async fn connected(content: Vec<u8>) -> tokio_rustls::client::TlsStream<TcpStrea
     let gateway = GatewayId::from("http://gateway");
     let zone = lota_s3::Zone::parse("s3.internal").unwrap();
     let endpoints = [lota_s3::Endpoint::of_zone(zone, gateway.clone())].into_iter().collect();
-    let server = TlsServer::new(Certificates::read(endpoints, vec![(gateway, files)]).unwrap()).unwrap();
+    let in_use = Reloadable::new(files.read().unwrap());
+    let server = TlsServer::new(Certificates::new(endpoints, vec![(gateway, in_use)])).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

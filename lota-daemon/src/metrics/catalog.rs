@@ -180,6 +180,13 @@ catalog! {
             role: "`sent`: sent to an owner; `served`: answered as owner; `resumed`: continued on another node; \
                    `unavailable`: the owner could not answer; `refused`: the sender is not a peer"
         } "Requests between nodes";
+        CLUSTER_KEYS = Gauge "lota_cluster_keys" {
+        } "Cluster keys that this node accepts: 2 during a rotation; 0 without [peers]";
+        SECRET_RELOADS = Counter "lota_secret_reloads_total" {
+            file: "`cluster-key`: peers.secret_file; `clients`: gateway.re_sign.clients_file; `credential`: \
+                   backend.credential_file; `tls`: certificate and key of gateway.tls",
+            result: "`applied`; or `failed`: it cannot be read or is invalid, and the previous content is still used"
+        } "Changes of files with secrets while the daemon runs";
         KUBERNETES_UP = Gauge "lota_kubernetes_up" {
         } "1 while the watches on the API server work; absent without [kubernetes]";
         BUILD_INFO = Gauge "lota_build_info" {

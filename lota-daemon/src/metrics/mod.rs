@@ -271,6 +271,15 @@ pub struct PeerLabels {
     pub role: &'static str,
 }
 
+/// Labels of `lota_secret_reloads_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SecretReloadLabels {
+    /// `cluster-key`, `clients`, `credential` or `tls`.
+    pub file: &'static str,
+    /// `applied` or `failed`.
+    pub result: &'static str,
+}
+
 /// All counters of the request path.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -314,6 +323,8 @@ pub struct Metrics {
     pub sent: SentBytes,
     /// Time from when the node learned of an access change until the kernel enforced it.
     pub access_lag: Timing,
+    /// Changes of files with secrets.
+    pub secret_reloads: Family<SecretReloadLabels, Counter>,
     /// Whether the watches on the API server work.
     pub kubernetes: Watched,
 }
@@ -354,6 +365,7 @@ impl Default for Metrics {
             tls_connections: Each::default(),
             sent: SentBytes::default(),
             access_lag: Timing::default(),
+            secret_reloads: Family::default(),
             kubernetes: Watched::default(),
         }
     }

@@ -98,8 +98,7 @@ impl S3Store {
         };
         let upstream = Upstream::new(false).unwrap();
         let gateway = Arc::new(Gateway::new(&gateway, &node, upstream.clone()).unwrap());
-        let backend =
-            Storage::new(None, gateway.clone(), upstream, std::time::Duration::from_secs(1)).unwrap();
+        let backend = Storage::new(None, gateway.clone(), upstream, std::time::Duration::from_secs(1));
         Self { name: GatewayName::default(), gateway, backend }
     }
 }

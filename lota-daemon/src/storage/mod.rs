@@ -23,7 +23,7 @@ pub use self::config::BackendConfig;
 use crate::{
     gateway::{DirectPath, FillAuthority, Gateway},
     http::{RequestHead, empty, upstream::Upstream},
-    settings::ConfigError,
+    settings::Reloadable,
 };
 
 /// Timeout for the head of a backend's response while the object can still be relayed uncached.
@@ -43,7 +43,7 @@ pub struct Storage {
 struct Own {
     endpoints: Vec<Origin>,
     next: AtomicUsize,
-    signer: Signer,
+    signer: Reloadable<Signer>,
 }
 
 /// Reason why a fetch failed. The object is relayed uncached in that case.
@@ -88,26 +88,21 @@ impl FetchError {
 }
 
 impl Storage {
-    /// Returns a client of the configured backend, if any; direct paths and clients' own requests need no
-    /// configuration.
-    ///
-    /// # Errors
-    /// If the credential cannot be read.
+    /// Returns a client of the configured backend with LOTA's own credential, if any; direct paths and clients' own requests
+    /// need no configuration.
+    #[must_use]
     pub fn new(
-        config: Option<&BackendConfig>,
+        own: Option<(&BackendConfig, Reloadable<Signer>)>,
         gateway: Arc<Gateway>,
         upstream: Upstream,
         response_timeout: Duration,
-    ) -> Result<Self, ConfigError> {
-        let own = match config {
-            None => None,
-            Some(config) => Some(Own {
-                endpoints: config.endpoints.clone(),
-                next: AtomicUsize::new(0),
-                signer: Signer::new(&config.credential()?, &config.region),
-            }),
-        };
-        Ok(Self { upstream, gateway, own, response_timeout })
+    ) -> Self {
+        let own = own.map(|(config, signer)| Own {
+            endpoints: config.endpoints.clone(),
+            next: AtomicUsize::new(0),
+            signer,
+        });
+        Self { upstream, gateway, own, response_timeout }
     }
 
     /// Returns whether LOTA has a credential of its own.
@@ -239,7 +234,7 @@ impl Storage {
     fn own(&self, method: Method, name: &ObjectName) -> Result<Request<crate::http::Body>, FetchError> {
         let own = self.own.as_ref().ok_or_else(|| FetchError::Request("no credential".into()))?;
         let next = own.next.fetch_add(1, Ordering::Relaxed) % own.endpoints.len();
-        let request = own.signer.object(method, &own.endpoints[next], name);
+        let request = own.signer.get().object(method, &own.endpoints[next], name);
         request.map(|request| request.map(|()| empty())).map_err(FetchError::Request)
     }
 }

@@ -6,16 +6,21 @@ use hyper::Request;
 use libfuzzer_sys::fuzz_target;
 use lota_cache::placement::NodeName;
 use lota_daemon::{
-    cluster::peer::{PeerCall, Peers, headers::PeerHints},
+    cluster::{
+        ClusterKeys,
+        peer::{PeerCall, Peers, headers::PeerHints},
+    },
     http::upstream::Upstream,
+    settings::Reloadable,
 };
-use lota_s3::{Endpoint, Secret, Zone};
+use lota_s3::{Endpoint, Zone};
 
 fuzz_target!(|input: (&str, &str, &str)| {
     let (target, peer, client) = input;
     let Ok(upstream) = Upstream::new(false) else { return };
-    let secret = Secret::from("a secret that the fuzzer has no way to know".to_owned());
-    let peers = Peers::new(NodeName("n1".to_owned()), &secret, 7480, upstream);
+    let keys = "a key that the fuzzer has no way to know\nanother key that it has no way to know";
+    let Ok(keys) = ClusterKeys::parse(keys) else { unreachable!("both are long enough") };
+    let peers = Peers::new(NodeName("n1".to_owned()), Reloadable::new(keys), 7480, upstream);
     for peer in [peer, &format!("v=1;to=n1;{peer}")] {
         let request = Request::builder().uri(target).header("lota-peer", peer).header("lota-client", client);
         let request =

@@ -1,7 +1,7 @@
 //! Users and their permissions, and the bucket in a host name.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{Credentials, S3Auth, SecretKey};
@@ -12,12 +12,20 @@ use s3s::{S3Request, S3Result, s3_error};
 use super::{Permission, Shared, User};
 
 /// All users by access key.
-pub(super) struct Users(HashMap<String, User>);
+pub(super) struct Users(RwLock<HashMap<String, User>>);
 
 impl Users {
     pub(super) fn new(users: Vec<User>) -> Users {
-        let by_key = |user: User| (user.access_key.clone(), user);
-        Users(users.into_iter().map(by_key).collect())
+        Users(RwLock::new(by_key(users)))
+    }
+
+    /// Replaces all users.
+    pub(super) fn set(&self, users: Vec<User>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = by_key(users);
+    }
+
+    fn find(&self, access_key: &str) -> Option<User> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(access_key).cloned()
     }
 
     /// Fails with `AccessDenied` unless the signer may do `operation` on `bucket`; `None` for the list of all buckets.
@@ -27,12 +35,16 @@ impl Users {
         operation: &str,
         bucket: Option<&str>,
     ) -> S3Result<()> {
-        let user = signer.and_then(|signer| self.0.get(&signer.access_key));
+        let user = signer.and_then(|signer| self.find(&signer.access_key));
         match user {
             Some(user) if user.may.allows(operation, bucket) => Ok(()),
             _ => Err(s3_error!(AccessDenied, "Access Denied")),
         }
     }
+}
+
+fn by_key(users: Vec<User>) -> HashMap<String, User> {
+    users.into_iter().map(|user| (user.access_key.clone(), user)).collect()
 }
 
 impl Permission {
@@ -60,7 +72,7 @@ impl AccessRules {
 #[async_trait::async_trait]
 impl S3Auth for AccessRules {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        match self.0.users.0.get(access_key) {
+        match self.0.users.find(access_key) {
             Some(user) => Ok(SecretKey::from(user.secret_key.as_str())),
             None => Err(s3_error!(
                 InvalidAccessKeyId,

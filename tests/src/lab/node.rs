@@ -405,6 +405,24 @@ impl Node {
         self.folder.join("cache")
     }
 
+    /// Replaces a file of this node at once, as `mv` does.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn replace(&self, file: &str, content: &str) -> Result<()> {
+        let (path, new) = (self.folder.join(file), self.folder.join(format!("{file}.new")));
+        fs::write(&new, content)?;
+        Ok(fs::rename(new, path)?)
+    }
+
+    /// Runs `lota reload`, and returns its output.
+    ///
+    /// # Errors
+    /// If it fails, for example because a file cannot be used.
+    pub fn reload(&self) -> Result<String> {
+        run(self.command().args(["reload", "--config"]).arg(self.config()))
+    }
+
     /// Returns the path of the log file.
     #[must_use]
     pub fn log(&self) -> PathBuf {

@@ -72,11 +72,7 @@ impl Origin {
         let runtime = Runtime::new()?;
         let settings = Settings {
             zone: "cwlota.com".into(),
-            users: vec![
-                ADMIN.user(Permission::Everything),
-                READER.user(Permission::ReadOnly),
-                NOBODY.user(Permission::Nothing),
-            ],
+            users: users(&READER),
             direct: Some(Direct {
                 backend: format!("http://{GATEWAY}:{BACKEND_PORT}"),
                 access_key: READER.access_key.into_owned(),
@@ -144,6 +140,18 @@ impl Origin {
         !matches!(self, Self::Given(_))
     }
 
+    /// Replaces LOTA's own user of the embedded gateway, [`READER`] at first, by one with another credential.
+    ///
+    /// # Errors
+    /// If it is another gateway.
+    pub fn replace_reader(&self, reader: &Credential) -> Result<()> {
+        match self {
+            Self::Embedded(gateway, _) => gateway.set_users(users(reader)),
+            _ => bail!("only the embedded gateway can replace a user"),
+        }
+        Ok(())
+    }
+
     /// Returns the last `Lota-Node` header that the embedded gateway received.
     #[must_use]
     pub fn last_node(&self) -> Option<String> {
@@ -152,6 +160,15 @@ impl Origin {
             _ => None,
         }
     }
+}
+
+/// Returns the users of the embedded gateway, with this credential of LOTA's own user.
+fn users(reader: &Credential) -> Vec<User> {
+    vec![
+        ADMIN.user(Permission::Everything),
+        reader.user(Permission::ReadOnly),
+        NOBODY.user(Permission::Nothing),
+    ]
 }
 
 impl Seaweed {

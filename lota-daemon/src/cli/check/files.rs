@@ -22,7 +22,11 @@ pub(super) fn check(report: &mut CheckReport<'_>, config: &Config) {
         }
     }
     if let Some(peers) = &config.peers {
-        secret(report, "peers", &peers.secret_file, peers.secret().map(|_| "the cluster key".to_owned()));
+        let read = peers.keys().map(|keys| match keys.count() {
+            1 => "the cluster key".to_owned(),
+            keys => format!("{keys} cluster keys, during a rotation"),
+        });
+        secret(report, "peers", &peers.secret_file, read);
     }
 }
 

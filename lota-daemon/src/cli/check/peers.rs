@@ -1,4 +1,4 @@
-//! Checks that the other nodes can be reached and have the same secret.
+//! Checks that the other nodes can be reached and have a cluster key in common with this one.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,7 +7,12 @@ use lota_cache::placement::NodeName;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::CheckReport;
-use crate::{cluster::PeerConfig, cluster::peer::Peers, config::Config, http::upstream::Upstream};
+use crate::{
+    cluster::{PeerConfig, peer::Peers},
+    config::Config,
+    http::upstream::Upstream,
+    settings::Reloadable,
+};
 
 /// Timeout for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,11 +29,11 @@ enum PeerProbe {
 pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
     let Some(configured) = &config.peers else { return };
     // An unreadable file is reported by the check of files.
-    let (Ok(secret), Ok(upstream)) = (configured.secret(), Upstream::new(false)) else { return };
+    let (Ok(keys), Ok(upstream)) = (configured.keys(), Upstream::new(false)) else { return };
     let me = NodeName(config.node.name.clone());
     let others: Vec<&PeerConfig> = configured.nodes.iter().filter(|node| node.name != me.0).collect();
     let names: Vec<NodeName> = others.iter().map(|node| NodeName(node.name.clone())).collect();
-    let peers = Peers::new(me, &secret, configured.port, upstream.without_retries());
+    let peers = Peers::new(me, Reloadable::new(keys), configured.port, upstream.without_retries());
     peers.set_nodes(names.iter().zip(others.iter().map(|node| node.address)));
     let found = stream::iter(others).map(async |node| {
         let address = SocketAddr::new(node.address, configured.port);
@@ -45,7 +50,10 @@ pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
     let found: Vec<_> = found.buffered(MAX_CONCURRENT_CHECKS).collect().await;
     let there = found.iter().filter(|(.., found)| matches!(found, PeerProbe::Peer)).count();
     if there > 0 {
-        report.ok("peers", format!("{there} of {} other nodes answer, with the same secret", found.len()));
+        report.ok(
+            "peers",
+            format!("{there} of {} other nodes answer, with a cluster key of this node", found.len()),
+        );
     }
     for (node, address, found) in found {
         match found {
@@ -53,7 +61,7 @@ pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
             PeerProbe::Stranger => report.fail(
                 "peers",
                 format!("{} at {address} does not answer as a peer", node.name),
-                "check the secret, name and clock of that node; see its log",
+                "check the cluster key, name and clock of that node; see its log",
             ),
             PeerProbe::Unreachable(why) => report.warn(
                 "peers",

@@ -124,7 +124,8 @@ fn copy_error<T>(of: &Result<T>) -> Result<&T> {
 /// Returns every secret that the configuration names and that can be read.
 fn secrets(config: &Config) -> Vec<String> {
     let mut secrets: Vec<Secret> = Vec::new();
-    secrets.extend(config.peers.as_ref().and_then(|peers| peers.secret().ok()));
+    let keys = config.peers.iter().filter_map(|peers| peers.keys().ok());
+    secrets.extend(keys.flat_map(|keys| keys.each().cloned().collect::<Vec<_>>()));
     let backends = config.all_gateways().filter_map(|configured| configured.backend?.credential().ok());
     let clients =
         config.all_gateways().filter_map(|configured| configured.gateway.re_sign.as_ref()?.clients().ok());

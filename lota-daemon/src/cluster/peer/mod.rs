@@ -35,12 +35,16 @@ use self::{
     replay::Window,
     wire::Wire,
 };
-use crate::http::{
-    Body, RequestHead, Slices, empty,
-    upstream::{Upstream, UpstreamError, chain, is_from_body, is_lost},
+use crate::{
+    cluster::ClusterKeys,
+    http::{
+        Body, RequestHead, Slices, empty,
+        upstream::{Upstream, UpstreamError, chain, is_from_body, is_lost},
+    },
+    settings::Reloadable,
 };
 use lota_cache::placement::NodeName;
-use lota_s3::{Origin, Secret};
+use lota_s3::Origin;
 
 /// Interval at which lost peers are probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,7 +62,7 @@ const PING_AFTER: Duration = Duration::from_secs(3);
 /// Timeout for the response to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The other nodes, and the secret shared with them.
+/// The other nodes, and the keys shared with them.
 #[derive(Debug)]
 pub struct Peers {
     wire: Wire,
@@ -122,9 +126,9 @@ impl From<UpstreamError> for PeerError {
 
 impl Peers {
     /// Makes the peers of node `me`, none at first.
-    pub fn new(me: NodeName, secret: &Secret, port: u16, upstream: Upstream) -> Self {
+    pub fn new(me: NodeName, keys: Reloadable<ClusterKeys>, port: u16, upstream: Upstream) -> Self {
         Self {
-            wire: Wire::new(me, secret),
+            wire: Wire::new(me, keys),
             window: Mutex::new(Window::starting(SystemTime::now())),
             port,
             nodes: RwLock::default(),
@@ -400,6 +404,12 @@ impl Peers {
         self.states().get(peer).is_some_and(|state| state.lost.is_some())
     }
 
+    /// Returns the number of cluster keys that are accepted now: two during a rotation.
+    #[must_use]
+    pub fn keys(&self) -> usize {
+        self.wire.keys()
+    }
+
     /// Returns the number of peers.
     #[must_use]
     pub fn known(&self) -> usize {
@@ -461,5 +471,7 @@ impl Peers {
     }
 }
 
+#[cfg(test)]
+mod rotation_tests;
 #[cfg(test)]
 mod tests;

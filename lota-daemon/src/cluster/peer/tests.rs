@@ -6,7 +6,11 @@ use super::*;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 fn wire(me: &str, secret: &str) -> Wire {
-    Wire::new(NodeName(me.into()), &Secret::from(secret.to_owned()))
+    Wire::new(NodeName(me.into()), keys(secret))
+}
+
+fn keys(text: &str) -> Reloadable<ClusterKeys> {
+    Reloadable::new(ClusterKeys::parse(text).unwrap())
 }
 
 fn signed() -> (Request<()>, MessageMac) {
@@ -26,7 +30,7 @@ fn signed() -> (Request<()>, MessageMac) {
 fn a_peers_request_is_known_and_nothing_else_is() {
     let n2 = wire("n2", SECRET);
     let (request, signature) = signed();
-    assert_eq!(n2.verify_request(&request).unwrap().0, signature);
+    assert_eq!(n2.verify_request(&request).unwrap().0.nonce(), signature.nonce());
     assert_eq!(wire("n3", SECRET).verify_request(&request).unwrap_err(), RejectedMessage::Destination);
     assert_eq!(
         wire("n2", &SECRET.replace('0', "1")).verify_request(&request).unwrap_err(),
@@ -85,7 +89,7 @@ fn an_answer_is_bound_to_its_request() {
 fn a_message_that_the_daemon_before_has_verified_is_refused() {
     let peers = || {
         let upstream = Upstream::new(false).unwrap();
-        Peers::new(NodeName("n2".into()), &Secret::from(SECRET.to_owned()), 7480, upstream)
+        Peers::new(NodeName("n2".into()), keys(SECRET), 7480, upstream)
     };
     let (before, (seen, _), (late, _)) = (peers(), signed(), signed());
     before.verify(&seen).unwrap();

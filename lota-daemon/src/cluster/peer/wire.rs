@@ -1,8 +1,16 @@
 //! The `Lota-Peer` header and its MACs.
 //!
 //! In a request: `v=1;from=n1;to=n2;time=<unix seconds>;nonce=<hex>;mac=<hex>`. In a response: `v=1;mac=<hex>`.
+//!
+//! A request has a `mac` for each of the sender's keys, and one that is right under any of the receiver's suffices. The
+//! response is signed with that key. During a rotation, two nodes therefore understand each other as long as they have one key
+//! in common.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    fmt::Write as _,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use hmac::{Hmac, Mac as _};
 use hyper::{
@@ -12,12 +20,17 @@ use hyper::{
 use lota_cache::placement::NodeName;
 use lota_s3::Secret;
 use sha2::Sha256;
+use subtle::{Choice, ConstantTimeEq as _};
 use thiserror::Error;
+
+use crate::{cluster::ClusterKeys, settings::Reloadable};
 
 const LOTA_PEER: HeaderName = HeaderName::from_static("lota-peer");
 const VERSION: &str = "1";
 
 type HmacSha256 = Hmac<Sha256>;
+/// A MAC as in a message.
+type MacBytes = [u8; 32];
 
 /// Reason why a message is not accepted as a peer's.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -31,7 +44,7 @@ pub enum RejectedMessage {
     /// The message is for another node.
     #[error("meant for another node")]
     Destination,
-    /// The MAC does not match the cluster key.
+    /// No MAC matches a cluster key.
     #[error("a wrong MAC")]
     Mac,
     /// The time is too far in the past or future, or before the first time for which nonces are known.
@@ -45,10 +58,14 @@ pub enum RejectedMessage {
     Replay,
 }
 
-/// Nonce of a request, to which the MAC of its response is bound.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Nonce of a request, to which the MAC of its response is bound, and the keys for that MAC. They stay the same if the node's
+/// keys are replaced meanwhile.
+#[derive(Clone, Debug)]
 pub struct MessageMac {
     nonce: String,
+    keys: Arc<ClusterKeys>,
+    /// Index of the receiver's key that matched.
+    matched: usize,
 }
 
 impl MessageMac {
@@ -60,15 +77,20 @@ impl MessageMac {
 #[derive(Debug)]
 pub(super) struct Wire {
     me: NodeName,
-    secret: Secret,
+    keys: Reloadable<ClusterKeys>,
 }
 
 impl Wire {
-    pub(super) fn new(me: NodeName, secret: &Secret) -> Self {
-        Self { me, secret: secret.clone() }
+    pub(super) fn new(me: NodeName, keys: Reloadable<ClusterKeys>) -> Self {
+        Self { me, keys }
     }
 
-    /// Signs a request to `to`, and returns what its response must be bound to.
+    /// Returns the number of keys that are accepted now.
+    pub(super) fn keys(&self) -> usize {
+        self.keys.get().count()
+    }
+
+    /// Signs a request to `to` with every key, and returns what its response must be bound to.
     pub(super) fn sign_request<B>(
         &self,
         to: &NodeName,
@@ -78,16 +100,20 @@ impl Wire {
         let time = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).to_string();
         let nonce = hex::encode(rand::random::<[u8; 16]>());
         let claims = Claims { from: &self.me.0, to: &to.0, time: &time, nonce: &nonce };
-        let mac = hex::encode(self.request_mac(&claims, request).finalize().into_bytes());
         let Claims { from, to, .. } = claims;
-        let value = format!("v={VERSION};from={from};to={to};time={time};nonce={nonce};mac={mac}");
+        let mut value = format!("v={VERSION};from={from};to={to};time={time};nonce={nonce}");
+        let keys = self.keys.get();
+        for key in keys.each() {
+            // Writing to a String cannot fail.
+            let _ = write!(value, ";mac={}", hex::encode(bytes_of(request_mac(key, &claims, request))));
+        }
         if let Ok(value) = HeaderValue::from_str(&value) {
             request.headers_mut().insert(LOTA_PEER, value);
         }
-        MessageMac { nonce }
+        MessageMac { nonce, keys, matched: 0 }
     }
 
-    /// Verifies a request's MAC and destination, and returns the time at which it was sent for the caller to check.
+    /// Verifies a request's MACs and destination, and returns the time at which it was sent for the caller to check.
     pub(super) fn verify_request<B>(
         &self,
         request: &Request<B>,
@@ -99,18 +125,21 @@ impl Wire {
         }
         let claims =
             Claims { from: field("from")?, to: field("to")?, time: field("time")?, nonce: field("nonce")? };
-        let mac = hex::decode(field("mac")?).map_err(|_| RejectedMessage::NoHeader)?;
-        self.request_mac(&claims, request).verify_slice(&mac).map_err(|_| RejectedMessage::Mac)?;
+        let macs = macs(value)?;
+        let keys = self.keys.get();
+        let is_right = |key| contains(&macs, &bytes_of(request_mac(key, &claims, request)));
+        let matched = keys.each().position(is_right).ok_or(RejectedMessage::Mac)?;
         if claims.to != self.me.0 {
             return Err(RejectedMessage::Destination);
         }
         let time: u32 = claims.time.parse().map_err(|_| RejectedMessage::NoHeader)?;
         let sent = UNIX_EPOCH + Duration::from_secs(time.into());
-        Ok((MessageMac { nonce: claims.nonce.to_owned() }, sent))
+        Ok((MessageMac { nonce: claims.nonce.to_owned(), keys, matched }, sent))
     }
 
     pub(super) fn sign_answer<B>(&self, signature: &MessageMac, answer: &mut Response<B>) {
-        let mac = self.answer_mac(signature, answer.status(), answer.headers()).finalize().into_bytes();
+        let Some(key) = signature.keys.each().nth(signature.matched) else { return };
+        let mac = bytes_of(answer_mac(key, signature, answer.status(), answer.headers()));
         if let Ok(value) = HeaderValue::from_str(&format!("v={VERSION};mac={}", hex::encode(mac))) {
             answer.headers_mut().insert(LOTA_PEER, value);
         }
@@ -126,35 +155,40 @@ impl Wire {
         if field(value, "v")? != VERSION {
             return Err(RejectedMessage::Version);
         }
-        let mac = hex::decode(field(value, "mac")?).map_err(|_| RejectedMessage::NoHeader)?;
-        self.answer_mac(signature, status, headers).verify_slice(&mac).map_err(|_| RejectedMessage::Mac)
+        let macs = macs(value)?;
+        let is_right = |key| contains(&macs, &bytes_of(answer_mac(key, signature, status, headers)));
+        if signature.keys.each().any(is_right) { Ok(()) } else { Err(RejectedMessage::Mac) }
     }
+}
 
-    fn request_mac<B>(&self, claims: &Claims<'_>, request: &Request<B>) -> HmacSha256 {
-        let mut mac = self.mac("lota-peer-request");
-        let target = request.uri().path_and_query().map_or("", |target| target.as_str());
-        for text in [claims.from, claims.to, claims.time, claims.nonce, request.method().as_str(), target] {
-            feed(&mut mac, text.as_bytes());
-        }
-        feed_headers(&mut mac, request.headers());
-        mac
+fn request_mac<B>(key: &Secret, claims: &Claims<'_>, request: &Request<B>) -> HmacSha256 {
+    let mut mac = mac_for(key, "lota-peer-request");
+    let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+    for text in [claims.from, claims.to, claims.time, claims.nonce, request.method().as_str(), target] {
+        feed(&mut mac, text.as_bytes());
     }
+    feed_headers(&mut mac, request.headers());
+    mac
+}
 
-    fn answer_mac(&self, signature: &MessageMac, status: StatusCode, headers: &HeaderMap) -> HmacSha256 {
-        let mut mac = self.mac("lota-peer-answer");
-        feed(&mut mac, signature.nonce.as_bytes());
-        feed(&mut mac, status.as_str().as_bytes());
-        feed_headers(&mut mac, headers);
-        mac
-    }
+fn answer_mac(key: &Secret, signature: &MessageMac, status: StatusCode, headers: &HeaderMap) -> HmacSha256 {
+    let mut mac = mac_for(key, "lota-peer-answer");
+    feed(&mut mac, signature.nonce.as_bytes());
+    feed(&mut mac, status.as_str().as_bytes());
+    feed_headers(&mut mac, headers);
+    mac
+}
 
-    fn mac(&self, purpose: &str) -> HmacSha256 {
-        let mut mac = HmacSha256::new_from_slice(self.secret.expose().as_bytes())
-            .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
-        feed(&mut mac, purpose.as_bytes());
-        feed(&mut mac, VERSION.as_bytes());
-        mac
-    }
+fn mac_for(key: &Secret, purpose: &str) -> HmacSha256 {
+    let mut mac = HmacSha256::new_from_slice(key.expose().as_bytes())
+        .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+    feed(&mut mac, purpose.as_bytes());
+    feed(&mut mac, VERSION.as_bytes());
+    mac
+}
+
+fn bytes_of(mac: HmacSha256) -> MacBytes {
+    mac.finalize().into_bytes().into()
 }
 
 struct Claims<'a> {
@@ -173,6 +207,22 @@ fn field<'a>(value: &'a str, name: &str) -> Result<&'a str, RejectedMessage> {
         .split(';')
         .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
         .ok_or(RejectedMessage::NoHeader)
+}
+
+/// Returns the MACs of a message; further ones than a node can have keys are not read.
+fn macs(value: &str) -> Result<Vec<MacBytes>, RejectedMessage> {
+    let fields = value.split(';').filter_map(|part| part.strip_prefix("mac=")).take(ClusterKeys::MAX);
+    let decode = |mac: &str| {
+        let mut bytes = MacBytes::default();
+        hex::decode_to_slice(mac, &mut bytes).map(|()| bytes)
+    };
+    let macs = fields.map(decode).collect::<Result<Vec<_>, _>>();
+    macs.ok().filter(|macs| !macs.is_empty()).ok_or(RejectedMessage::NoHeader)
+}
+
+/// Returns whether one of `macs` is `right`, in a time that does not depend on their bytes.
+fn contains(macs: &[MacBytes], right: &MacBytes) -> bool {
+    macs.iter().fold(Choice::from(0), |found, mac| found | mac.ct_eq(right)).into()
 }
 
 /// Adds a field with its length, so that different lists of fields are different bytes.
