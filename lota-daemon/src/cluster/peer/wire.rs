@@ -1,6 +1,7 @@
 //! The `Lota-Peer` header and its MACs.
 //!
-//! In a request: `v=1;from=n1;to=n2;time=<unix seconds>;nonce=<hex>;mac=<hex>`. In a response: `v=1;mac=<hex>`.
+//! In a request: `v=1;from=n1;to=n2;time=<unix seconds>;nonce=<hex>;mac=<hex>`. In a response: `v=1;mac=<hex>`, with the version
+//! of the request.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,8 +15,9 @@ use lota_s3::Secret;
 use sha2::Sha256;
 use thiserror::Error;
 
+use super::version::{SpokenVersions, WireVersion};
+
 const LOTA_PEER: HeaderName = HeaderName::from_static("lota-peer");
-const VERSION: &str = "1";
 
 type HmacSha256 = Hmac<Sha256>;
 
@@ -25,7 +27,7 @@ pub enum RejectedMessage {
     /// The `Lota-Peer` header is missing or malformed.
     #[error("no peer header")]
     NoHeader,
-    /// The message has another wire version. All nodes of a cluster must have the same.
+    /// This build does not speak the message's wire version, or a response has another one than its request.
     #[error("another wire version")]
     Version,
     /// The message is for another node.
@@ -45,13 +47,19 @@ pub enum RejectedMessage {
     Replay,
 }
 
-/// Nonce of a request, to which the MAC of its response is bound.
+/// Version and nonce of a request, to which the MAC of its response is bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MessageMac {
+    version: WireVersion,
     nonce: String,
 }
 
 impl MessageMac {
+    #[cfg(test)]
+    pub(super) fn version(&self) -> WireVersion {
+        self.version
+    }
+
     pub(super) fn nonce(&self) -> &str {
         &self.nonce
     }
@@ -61,30 +69,42 @@ impl MessageMac {
 pub(super) struct Wire {
     me: NodeName,
     secret: Secret,
+    versions: SpokenVersions,
 }
 
 impl Wire {
     pub(super) fn new(me: NodeName, secret: &Secret) -> Self {
-        Self { me, secret: secret.clone() }
+        Self { me, secret: secret.clone(), versions: SpokenVersions::OWN }
     }
 
-    /// Signs a request to `to`, and returns what its response must be bound to.
+    /// Sets the versions that this node speaks.
+    #[cfg(test)]
+    pub(super) fn speaking(self, versions: SpokenVersions) -> Self {
+        Self { versions, ..self }
+    }
+
+    pub(super) fn versions(&self) -> SpokenVersions {
+        self.versions
+    }
+
+    /// Signs a request to `to` in `version`, and returns what its response must be bound to.
     pub(super) fn sign_request<B>(
         &self,
         to: &NodeName,
+        version: WireVersion,
         request: &mut Request<B>,
         now: SystemTime,
     ) -> MessageMac {
         let time = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).to_string();
         let nonce = hex::encode(rand::random::<[u8; 16]>());
-        let claims = Claims { from: &self.me.0, to: &to.0, time: &time, nonce: &nonce };
+        let claims = Claims { version, from: &self.me.0, to: &to.0, time: &time, nonce: &nonce };
         let mac = hex::encode(self.request_mac(&claims, request).finalize().into_bytes());
-        let Claims { from, to, .. } = claims;
-        let value = format!("v={VERSION};from={from};to={to};time={time};nonce={nonce};mac={mac}");
+        let (Claims { from, to, .. }, WireVersion(number)) = (claims, version);
+        let value = format!("v={number};from={from};to={to};time={time};nonce={nonce};mac={mac}");
         if let Ok(value) = HeaderValue::from_str(&value) {
             request.headers_mut().insert(LOTA_PEER, value);
         }
-        MessageMac { nonce }
+        MessageMac { version, nonce }
     }
 
     /// Verifies a request's MAC and destination, and returns the time at which it was sent for the caller to check.
@@ -94,11 +114,17 @@ impl Wire {
     ) -> Result<(MessageMac, SystemTime), RejectedMessage> {
         let value = peer_header(request.headers())?;
         let field = |name| field(value, name);
-        if field("v")? != VERSION {
+        let version = version(value)?;
+        if !self.versions.contain(version) {
             return Err(RejectedMessage::Version);
         }
-        let claims =
-            Claims { from: field("from")?, to: field("to")?, time: field("time")?, nonce: field("nonce")? };
+        let claims = Claims {
+            version,
+            from: field("from")?,
+            to: field("to")?,
+            time: field("time")?,
+            nonce: field("nonce")?,
+        };
         let mac = hex::decode(field("mac")?).map_err(|_| RejectedMessage::NoHeader)?;
         self.request_mac(&claims, request).verify_slice(&mac).map_err(|_| RejectedMessage::Mac)?;
         if claims.to != self.me.0 {
@@ -106,12 +132,13 @@ impl Wire {
         }
         let time: u32 = claims.time.parse().map_err(|_| RejectedMessage::NoHeader)?;
         let sent = UNIX_EPOCH + Duration::from_secs(time.into());
-        Ok((MessageMac { nonce: claims.nonce.to_owned() }, sent))
+        Ok((MessageMac { version: claims.version, nonce: claims.nonce.to_owned() }, sent))
     }
 
     pub(super) fn sign_answer<B>(&self, signature: &MessageMac, answer: &mut Response<B>) {
         let mac = self.answer_mac(signature, answer.status(), answer.headers()).finalize().into_bytes();
-        if let Ok(value) = HeaderValue::from_str(&format!("v={VERSION};mac={}", hex::encode(mac))) {
+        let WireVersion(number) = signature.version;
+        if let Ok(value) = HeaderValue::from_str(&format!("v={number};mac={}", hex::encode(mac))) {
             answer.headers_mut().insert(LOTA_PEER, value);
         }
     }
@@ -123,7 +150,7 @@ impl Wire {
         headers: &HeaderMap,
     ) -> Result<(), RejectedMessage> {
         let value = peer_header(headers)?;
-        if field(value, "v")? != VERSION {
+        if version(value)? != signature.version {
             return Err(RejectedMessage::Version);
         }
         let mac = hex::decode(field(value, "mac")?).map_err(|_| RejectedMessage::NoHeader)?;
@@ -131,7 +158,7 @@ impl Wire {
     }
 
     fn request_mac<B>(&self, claims: &Claims<'_>, request: &Request<B>) -> HmacSha256 {
-        let mut mac = self.mac("lota-peer-request");
+        let mut mac = self.mac("lota-peer-request", claims.version);
         let target = request.uri().path_and_query().map_or("", |target| target.as_str());
         for text in [claims.from, claims.to, claims.time, claims.nonce, request.method().as_str(), target] {
             feed(&mut mac, text.as_bytes());
@@ -141,23 +168,24 @@ impl Wire {
     }
 
     fn answer_mac(&self, signature: &MessageMac, status: StatusCode, headers: &HeaderMap) -> HmacSha256 {
-        let mut mac = self.mac("lota-peer-answer");
+        let mut mac = self.mac("lota-peer-answer", signature.version);
         feed(&mut mac, signature.nonce.as_bytes());
         feed(&mut mac, status.as_str().as_bytes());
         feed_headers(&mut mac, headers);
         mac
     }
 
-    fn mac(&self, purpose: &str) -> HmacSha256 {
+    fn mac(&self, purpose: &str, WireVersion(version): WireVersion) -> HmacSha256 {
         let mut mac = HmacSha256::new_from_slice(self.secret.expose().as_bytes())
             .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
         feed(&mut mac, purpose.as_bytes());
-        feed(&mut mac, VERSION.as_bytes());
+        feed(&mut mac, version.to_string().as_bytes());
         mac
     }
 }
 
 struct Claims<'a> {
+    version: WireVersion,
     from: &'a str,
     to: &'a str,
     time: &'a str,
@@ -173,6 +201,11 @@ fn field<'a>(value: &'a str, name: &str) -> Result<&'a str, RejectedMessage> {
         .split(';')
         .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
         .ok_or(RejectedMessage::NoHeader)
+}
+
+/// Returns the version that a header states.
+fn version(value: &str) -> Result<WireVersion, RejectedMessage> {
+    field(value, "v")?.parse().map(WireVersion).map_err(|_| RejectedMessage::Version)
 }
 
 /// Adds a field with its length, so that different lists of fields are different bytes.
