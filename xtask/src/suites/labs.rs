@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 use super::{Counts, counts::add_result};
 use crate::{
-    image,
+    builds, image,
     kernels::{KERNELS, boot},
     kubernetes, programs, setup,
 };
@@ -43,6 +43,16 @@ pub(super) fn kernels(counts: &mut Counts) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Upgrades and rollbacks between builds.
+pub(super) fn upgrade(counts: &mut Counts) -> Result<(), String> {
+    let mut builds = vec![("LOTA_BIN_NEXT", builds::next_formats()?)];
+    match builds::released()? {
+        Ok(released) => builds.push(("LOTA_BIN_RELEASED", released)),
+        Err(reason) => eprintln!("    the released build is NOT tested, since it is not to be had: {reason}"),
+    }
+    tests(counts, "upgrade", lab(setup::client()?, builds))
 }
 
 /// The image as pods, on real kubelets.
