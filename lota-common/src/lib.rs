@@ -30,9 +30,13 @@ pub use layout::{
 pub use source::Source;
 pub use verdict::Verdict;
 
+/// Whether this build has the next version of the peer protocol, of the maps and of the cache on disk. It differs in nothing
+/// else, and exists for the suite `upgrade`, which upgrades to it and rolls back.
+pub const HAS_NEXT_FORMATS: bool = cfg!(feature = "next-formats");
+
 /// Version of the layouts in this crate. It is part of the name of the pin directory, so that a daemon never reads maps
 /// of another layout.
-pub const LAYOUT: u32 = 7;
+pub const LAYOUT: u32 = if HAS_NEXT_FORMATS { 8 } else { 7 };
 
 /// Names of the maps as `bpftool map` shows them (the kernel keeps 15 characters).
 pub mod map {

@@ -204,7 +204,7 @@ pub(crate) fn browser() -> Result<PathBuf, String> {
 pub(crate) fn faketime() -> Result<PathBuf, String> {
     let place = Path::new(ROOT).join("target/faketime");
     unpacked(&["libfaketime"], &place)?;
-    let folder = format!("usr/lib/{}-linux-gnu/faketime", std::env::consts::ARCH);
+    let folder = format!("usr/lib/{}-linux-gnu/faketime", env::consts::ARCH);
     Ok(place.join(folder).join("libfaketimeMT.so.1"))
 }
 

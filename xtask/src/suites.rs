@@ -78,7 +78,7 @@ enum Place {
 }
 
 /// In the order in which they begin: the longest early, and `kubernetes`, whose server is built meanwhile, late.
-const SUITES: [Suite; 19] = [
+const SUITES: [Suite; 20] = [
     suite("lint", Place::First, setup::to_build, code::lint),
     suite("unit", Place::First, setup::to_build, code::unit),
     tests("packet", labs::none),
@@ -88,6 +88,8 @@ const SUITES: [Suite; 19] = [
     tests("parity", labs::gateways),
     tests("consistency", labs::gateways),
     tests("chaos", labs::clocks),
+    // Not ahead of the other suites, since their builds would wait for its own.
+    suite("upgrade", Place::Lane, || setup::client().map(drop), labs::upgrade),
     tests("clients", labs::other_clients),
     tests("storage", labs::none),
     tests("deploy", labs::renderers),

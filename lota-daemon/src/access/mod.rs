@@ -11,6 +11,7 @@ use std::{
 };
 
 use lota_common::Source;
+use serde::{Deserialize, Serialize};
 
 pub use config::{AccessConfig, ConfiguredPod, DefaultAccess, IdentityConfig};
 
@@ -34,6 +35,15 @@ pub struct Access {
     pub kubernetes: Pods,
     /// Their cgroups.
     pub identities: Identities,
+}
+
+/// Operator's entry that applies at any interface.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct OperatorEntry {
+    /// Whose entry it is.
+    pub subject: Subject,
+    /// Whether the subject has access.
+    pub allow: bool,
 }
 
 /// Entry of `lota access`.
@@ -95,6 +105,20 @@ impl Access {
             let entry = CommandEntry { allow: entry.allow, link: None };
             self.command.insert(Subject::Prefix(*prefix), entry);
         }
+    }
+
+    /// Takes over what [`Access::unbound_entries`] returns in the previous daemon, whose maps may have another layout.
+    pub fn adopt_unbound(&mut self, entries: &[OperatorEntry]) {
+        let entry = |entry: &OperatorEntry| (entry.subject, CommandEntry { allow: entry.allow, link: None });
+        self.command.extend(entries.iter().map(entry));
+    }
+
+    /// Returns the entries of operators that are not bound to an interface: all that deny, and prefixes. Another interface may have the
+    /// index of one that is gone, which only the maps and links of one layout tell.
+    #[must_use]
+    pub fn unbound_entries(&self) -> Vec<OperatorEntry> {
+        let unbound = self.command.iter().filter(|(_, entry)| entry.link.is_none());
+        unbound.map(|(subject, entry)| OperatorEntry { subject: *subject, allow: entry.allow }).collect()
     }
 
     /// Allows a subject on behalf of an operator. An address is bound to an interface and loses its entry with it;

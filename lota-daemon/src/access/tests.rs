@@ -209,6 +209,25 @@ fn entries_keep_their_ports_across_a_restart() {
     assert_eq!(adopted(&[], &there), AccessTable::default());
 }
 
+#[test]
+fn a_daemon_with_other_maps_denies_whom_an_operator_has_denied() {
+    let there = interfaces(&[(2, "veth1")]);
+    let mut before = access(AccessConfig::default());
+    let subject = |text: &str| text.parse::<Subject>().unwrap();
+    before.deny(subject("10.0.0.2"));
+    before.allow(subject("10.1.0.0/16"), None);
+    before.allow(subject("10.0.0.3"), there.pod_link(2));
+    let mut after = access(AccessConfig::default());
+    after.adopt_unbound(&before.unbound_entries());
+    let (mut table, before) = (after.table(&there), before.table(&there));
+    assert_eq!(
+        table.addresses.remove(&address("10.0.0.2")),
+        before.addresses.get(&address("10.0.0.2")).copied()
+    );
+    assert_eq!(table.prefixes, before.prefixes);
+    assert!(table.addresses.is_empty() && before.addresses.contains_key(&address("10.0.0.3")), "{table:?}");
+}
+
 proptest! {
     /// Verifies that what is accepted names one subject, in the form that operators see.
     #[test]

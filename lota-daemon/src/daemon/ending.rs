@@ -14,6 +14,7 @@ use tokio::{net::UnixStream, sync::watch};
 use super::{
     Daemon, LOOKUP_INTERVAL, VERIFY_INTERVAL,
     handover::Taker,
+    operators_entries::EntriesFile,
     seen_messages::SeenFile,
     sockets::{CACHE_LOCK, PINS_LOCK},
 };
@@ -71,6 +72,8 @@ impl Daemon {
         given.extend(of_disks.map(|(disk, lock)| (format!("{CACHE_LOCK}{disk}"), lock.as_fd())));
         let seen = SeenFile::new()?;
         given.push(seen.named());
+        let entries = EntriesFile::new(&self.control.unbound_entries())?;
+        given.push(entries.named());
         let peers = self.listeners.proxy.peers.clone();
         let seal = || peers.iter().for_each(|peers| seen.seal(peers));
         let given = {

@@ -5,6 +5,7 @@ mod descriptors;
 mod ending;
 pub mod handover;
 mod listeners;
+mod operators_entries;
 mod peer_port;
 mod pod_stream;
 mod secret_files;
@@ -41,7 +42,7 @@ use crate::{
     config::{Config, Reload, Reloaded},
     daemon::{
         handover::Inherited,
-        sockets::{CACHE_LOCK, PINS_LOCK, SEEN_MESSAGES, Sockets},
+        sockets::{CACHE_LOCK, OPERATORS_ENTRIES, PINS_LOCK, SEEN_MESSAGES, Sockets},
     },
     dns::{Responder, SHORT_TTL},
     http::{
@@ -200,7 +201,8 @@ impl Daemon {
         }
         let metrics = Metrics::default();
         let lock = inherited.take(PINS_LOCK).map(File::from);
-        let mut control = Control::start(control_config(&config)?, lock.as_ref(), loaded).await?;
+        let entries = operators_entries::read(inherited.take(OPERATORS_ENTRIES))?;
+        let mut control = Control::start(control_config(&config)?, lock.as_ref(), loaded, &entries).await?;
         let locks: Vec<File> = inherited.take_all(CACHE_LOCK).into_iter().map(File::from).collect();
         let secrets = Arc::new(SecretFiles::new(metrics.clone()));
         let proxy = Arc::new(proxy(&config, &secrets, metrics.clone(), &locks)?);
@@ -313,7 +315,9 @@ impl Daemon {
             seen_messages::adopt(peers, seen)?;
         }
         node.open_doors()?;
+        // Until here, the daemon before could have resumed serving with them.
         node.control.datapath().retire_other_layouts()?;
+        node.listeners.proxy.cache.remove_other_formats();
         Ok(node)
     }
 

@@ -29,6 +29,8 @@ pub const PINS_LOCK: &str = "lock/pins";
 pub const CACHE_LOCK: &str = "lock/cache/";
 /// Handover name of the file with the recently verified peer messages.
 pub const SEEN_MESSAGES: &str = "memory/seen-messages";
+/// Handover name of the file with operators' access entries.
+pub const OPERATORS_ENTRIES: &str = "memory/operators-entries";
 /// Maximum number of connections that wait to be accepted; the kernel limits it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     cluster::peer::{
-        ForwardedCall, MessageMac, PeerCall, PeerRequest, Peers,
+        ForwardedCall, MessageMac, PeerCall, PeerRequest, Peers, WireVersion,
         headers::{BodyDigest, PeerHints, Skipped, StripedSize},
         raw, read_pins, write_pins,
     },
@@ -45,8 +45,12 @@ impl Proxy {
         let (parts, body) = request.into_parts();
         let call = PeerCall::decode(parts, self.stores.endpoints()).ok_or(NoAnswer)?;
         // The load does not include this response.
-        let mut hints =
-            PeerHints { load: self.load.bytes(), capacity: Some(self.cluster.capacity()), owners: None };
+        let mut hints = PeerHints {
+            load: self.load.bytes(),
+            capacity: Some(self.cluster.capacity()),
+            owners: None,
+            wire: Some(WireVersion::NEWEST),
+        };
         let (mut answer, accepts_raw) = match call {
             PeerCall::Ping => (acknowledgment(), false),
             PeerCall::Pins(digest) => (self.exchange_pins(body, digest, &connection).await?, false),

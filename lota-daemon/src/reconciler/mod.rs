@@ -25,7 +25,7 @@ use lota_datapath::{
 use tokio::sync::watch;
 
 use crate::{
-    access::{Access, AccessConfig, IdentityConfig},
+    access::{Access, AccessConfig, IdentityConfig, OperatorEntry},
     dns::EndpointConfig,
     kubernetes::PodUpdate,
 };
@@ -98,13 +98,18 @@ pub struct Control {
 
 impl Control {
     /// Loads the kernel side and brings it in line with configuration and interfaces. The order ensures that nothing
-    /// is reachable before its protection is in place. `lock` comes from the previous daemon; `loaded` holds programs
-    /// that were loaded in advance.
+    /// is reachable before its protection is in place. `lock` and `entries` come from the previous daemon; `loaded` holds
+    /// programs that were loaded in advance.
     ///
     /// # Errors
     /// If the kernel refuses to load or configure something. A program that cannot be attached to an interface is
     /// only logged.
-    pub async fn start(config: ControlConfig, lock: Option<&File>, loaded: Option<Loaded>) -> Result<Self> {
+    pub async fn start(
+        config: ControlConfig,
+        lock: Option<&File>,
+        loaded: Option<Loaded>,
+        entries: &[OperatorEntry],
+    ) -> Result<Self> {
         let cgroups = CgroupSource::open(&config.access, config.has_kubernetes)?;
         cgroups.log();
         let netlink = Netlink::connect()?;
@@ -121,6 +126,7 @@ impl Control {
         let interfaces = netlink.interfaces().await?;
         let found = datapath.access()?;
         access.adopt(&found, &interfaces, now);
+        access.adopt_unbound(entries);
         access.forget_interfaces(&datapath.replaced_interfaces(&netlink, &found).await?);
         let (table, _) = watch::channel(Arc::default());
         let peers = config.peers.clone();
@@ -174,6 +180,12 @@ impl Control {
     /// If the kernel refuses.
     pub fn set_listeners(&mut self, listeners: &[TcpListener]) -> Result<()> {
         listeners.iter().try_for_each(|listener| self.datapath.set_listener(listener))
+    }
+
+    /// Returns operators' entries that do not depend on an interface, for the next daemon.
+    #[must_use]
+    pub fn unbound_entries(&self) -> Vec<OperatorEntry> {
+        self.access.unbound_entries()
     }
 
     /// Writes the heartbeat, so that the datapath answers for names that need the daemon. Logs a failure.

@@ -121,6 +121,11 @@ impl Node {
         self.kubernetes.is_some()
     }
 
+    /// Sets the build of the daemon and of the commands, from the next start on.
+    pub fn set_program(&mut self, program: &Program) {
+        self.program = program.clone();
+    }
+
     /// Sets a command that starts the daemon from now on.
     pub fn set_wrapper(&mut self, wrapper: Vec<&'static str>) {
         self.wrapper = wrapper;

@@ -4,7 +4,7 @@ use std::{env, ffi::OsString, path::PathBuf};
 
 use super::{Counts, Tests, counts::add_result};
 use crate::{
-    image,
+    builds, image,
     kernels::{KERNELS, boot},
     kubernetes, programs, setup,
 };
@@ -18,16 +18,23 @@ const NEVER_REPEATED: [&str; 5] = ["chaos", "consistency", "deploy", "packet", "
 /// Variable that limits the gateways of suites that run with several.
 const GATEWAYS: &str = "LOTA_GATEWAYS";
 
-/// Runs a suite's tests, with the daemon and their tools.
+/// Runs a suite's tests.
 pub(super) fn tests(counts: &mut Counts, name: &str, with: Tests) -> Result<(), String> {
-    let (program, lota) = programs::test(with.program)?;
+    let gateways = with.gateways.filter(|_| env::var_os(GATEWAYS).is_none());
+    let gateways = gateways.map(|gateways| (GATEWAYS, gateways.into()));
+    run(counts, name, with.program, (with.tools)()?.into_iter().chain(gateways))
+}
+
+/// Runs a program of tests, with the daemon and these environment variables.
+fn run(
+    counts: &mut Counts,
+    name: &str,
+    program: &str,
+    variables: impl IntoIterator<Item = (&'static str, OsString)>,
+) -> Result<(), String> {
+    let (program, lota) = programs::test(program)?;
     let mut tests = programs::run(&program);
-    tests.env("LOTA_BIN", lota).envs((with.tools)()?);
-    if let Some(gateways) = with.gateways
-        && env::var_os(GATEWAYS).is_none()
-    {
-        tests.env(GATEWAYS, gateways);
-    }
+    tests.env("LOTA_BIN", lota).envs(variables);
     if !NEVER_REPEATED.contains(&name) {
         tests.env("LOTA_TEST_ATTEMPTS", "2");
     }
@@ -53,12 +60,21 @@ pub(super) fn kernels(counts: &mut Counts) -> Result<(), String> {
     Ok(())
 }
 
+/// Upgrades and rollbacks between builds.
+pub(super) fn upgrade(counts: &mut Counts) -> Result<(), String> {
+    let mut builds = vec![("LOTA_BIN_NEXT", builds::next_formats()?)];
+    match builds::released()? {
+        Ok(released) => builds.push(("LOTA_BIN_RELEASED", released)),
+        Err(reason) => eprintln!("    the released build is NOT tested, since it is not to be had: {reason}"),
+    }
+    run(counts, "upgrade", "upgrade", lab(setup::client()?, builds)?)
+}
+
 /// The image as pods, on real kubelets.
 pub(super) fn cluster(counts: &mut Counts) -> Result<(), String> {
     let mut tools = node()?;
     tools.push(("LOTA_IMAGE", image::for_tests()?.into()));
-    let (program, lota) = programs::test("cluster")?;
-    counts.tests("suite cluster", programs::run(&program).env("LOTA_BIN", lota).envs(tools))
+    run(counts, "cluster", "cluster", tools)
 }
 
 /// Tools for tests that only need root.

@@ -241,6 +241,12 @@ impl Cache {
         self.disks.iter().any(|disk| disk.is_handed_over())
     }
 
+    /// Removes what builds with other formats have left in the folders, in the background. Until the daemon before has ended,
+    /// it may need its files.
+    pub fn remove_other_formats(&self) {
+        self.disks.iter().for_each(|disk| disk.store.remove_others());
+    }
+
     /// Marks a clean shutdown, so that the next daemon trusts the cached objects.
     pub fn close(&self) {
         self.disks.iter().for_each(|disk| disk.close());

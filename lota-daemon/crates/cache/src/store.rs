@@ -16,7 +16,7 @@ use std::{
     time::SystemTime,
 };
 
-use lota_common::lockfile;
+use lota_common::{HAS_NEXT_FORMATS, lockfile};
 use lota_s3::ObjectMeta;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -32,7 +32,7 @@ use super::{
 use crate::BodyFile;
 
 /// Folder of objects in this format, inside LOTA's own folder.
-const FORMAT: &str = "v4";
+const FORMAT: &str = if HAS_NEXT_FORMATS { "v5" } else { "v4" };
 const OBJECT: &str = "object";
 const STRIPE: &str = "stripe";
 /// Folder of partial files.
@@ -132,7 +132,6 @@ impl Store {
         }
         File::create(in_use)?;
         File::open(&objects)?.sync_all()?;
-        sweep_old(folder);
         let store = Self {
             folder: objects.into(),
             min_free,
@@ -354,6 +353,19 @@ impl Store {
             .filter_map(|id| Some(<[u8; VersionId::LENGTH]>::try_from(id).ok()?.into()))
             .collect()
     }
+
+    /// Removes folders of other formats and unreadable ones in the background.
+    pub(super) fn remove_others(&self) {
+        let Some(Ok(found)) = self.folder.parent().map(fs::read_dir) else { return };
+        let is_folder = |found: &fs::DirEntry| found.file_type().is_ok_and(|kind| kind.is_dir());
+        for other in found.flatten().filter(|found| is_folder(found) && found.file_name() != FORMAT) {
+            thread::spawn(move || {
+                if let Err(error) = fs::remove_dir_all(other.path()) {
+                    tracing::warn!(folder = %other.path().display(), %error, "cannot remove another build's cache");
+                }
+            });
+        }
+    }
 }
 
 pub(super) fn read_record(mut file: &File, size: u64) -> io::Result<Record> {
@@ -361,19 +373,6 @@ pub(super) fn read_record(mut file: &File, size: u64) -> io::Result<Record> {
     let mut record = Vec::new();
     file.read_to_end(&mut record)?;
     Record::decode(&record)
-}
-
-/// Removes folders of other formats and unreadable ones in the background. `folder` is LOTA's own folder.
-fn sweep_old(folder: &Path) {
-    let Ok(found) = fs::read_dir(folder) else { return };
-    let is_folder = |found: &fs::DirEntry| found.file_type().is_ok_and(|kind| kind.is_dir());
-    for old in found.flatten().filter(|found| is_folder(found) && found.file_name() != FORMAT) {
-        thread::spawn(move || {
-            if let Err(error) = fs::remove_dir_all(old.path()) {
-                tracing::warn!(folder = %old.path().display(), %error, "cannot remove an old cache");
-            }
-        });
-    }
 }
 
 /// Lists every complete object in a cache folder, which a daemon may be using.

@@ -240,6 +240,8 @@ pub struct PeerStatus {
     pub load_bytes: Option<u64>,
     /// Time in seconds since it last answered.
     pub heard_seconds: Option<f64>,
+    /// Version of the peer protocol in which this node sends to it.
+    pub wire_version: Option<u64>,
 }
 
 /// Traffic since the daemon started.

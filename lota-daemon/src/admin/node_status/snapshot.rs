@@ -186,9 +186,10 @@ impl Reporter {
     fn peers(&self) -> Option<Vec<PeerStatus>> {
         let members = self.proxy.cluster.members();
         let configured = |name: &NodeName| members.get(name).and_then(|member| member.capacity);
-        let peers = self.proxy.peers.as_ref()?.each();
+        let peers = self.proxy.peers.as_ref()?;
         let seconds = |since: Instant| since.elapsed().as_secs_f64();
-        let peers = peers.into_iter().map(|(name, address, state)| PeerStatus {
+        let each = peers.each().into_iter().map(|(name, address, state)| PeerStatus {
+            wire_version: Some(peers.version_with(&name).0),
             capacity: state.capacity.or_else(|| configured(&name)),
             name: name.0,
             address,
@@ -196,7 +197,7 @@ impl Reporter {
             load_bytes: state.load.map(|(bytes, _)| bytes),
             heard_seconds: state.load.map(|(_, when)| seconds(when)),
         });
-        let mut peers: Vec<_> = peers.collect();
+        let mut peers: Vec<_> = each.collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         Some(peers)
     }

@@ -10,6 +10,8 @@ use lota_cache::{Stripe, StripeLength};
 use lota_s3::{ByteRange, GatewayId, Learned, NormalEtag, ObjectMeta, RangeRequest};
 use sha2::{Digest as _, Sha256};
 
+use super::version::WireVersion;
+
 /// Address of the pod whose request it is, and whose quota fills use.
 const CLIENT: HeaderName = HeaderName::from_static("lota-client");
 /// Gateway that the requesting node has configured for the host.
@@ -28,6 +30,7 @@ const CHECKSUMS: HeaderName = HeaderName::from_static("lota-checksums");
 const LOAD: HeaderName = HeaderName::from_static("lota-load");
 const CAPACITY: HeaderName = HeaderName::from_static("lota-capacity");
 const OWNERS: HeaderName = HeaderName::from_static("lota-owners");
+const WIRE: HeaderName = HeaderName::from_static("lota-wire");
 
 /// Part of the response to a client's GET that a node asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -334,6 +337,8 @@ pub struct PeerHints {
     pub capacity: Option<u64>,
     /// Number of owners that the requested object should have; only its first owner reports it.
     pub owners: Option<usize>,
+    /// Newest version of the peer protocol that it speaks. Builds that speak the first one only do not report it.
+    pub wire: Option<WireVersion>,
 }
 
 impl PeerHints {
@@ -346,6 +351,9 @@ impl PeerHints {
         if let Some(owners) = self.owners {
             headers.insert(OWNERS, HeaderValue::from(owners));
         }
+        if let Some(WireVersion(wire)) = self.wire {
+            headers.insert(WIRE, HeaderValue::from(wire));
+        }
     }
 
     /// Returns the hints of a verified response.
@@ -353,7 +361,8 @@ impl PeerHints {
     pub fn of(headers: &HeaderMap) -> Self {
         let owners = number(headers, &OWNERS).and_then(|owners| usize::try_from(owners).ok());
         let load = number(headers, &LOAD).unwrap_or_default();
-        Self { load, capacity: number(headers, &CAPACITY), owners }
+        let wire = number(headers, &WIRE).map(WireVersion);
+        Self { load, capacity: number(headers, &CAPACITY), owners, wire }
     }
 }
 
@@ -384,7 +393,8 @@ mod tests {
             method.write(&mut headers);
             assert_eq!(PeerMethod::of(&headers), Some(method));
         }
-        let hints = PeerHints { load: 9, capacity: Some(1 << 40), owners: Some(3) };
+        let hints =
+            PeerHints { load: 9, capacity: Some(1 << 40), owners: Some(3), wire: Some(WireVersion(2)) };
         let mut headers = HeaderMap::new();
         hints.write(&mut headers);
         assert_eq!(PeerHints::of(&headers), hints);

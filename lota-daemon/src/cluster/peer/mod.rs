@@ -8,6 +8,7 @@ mod pins;
 pub mod raw;
 mod replay;
 mod request;
+mod version;
 mod wire;
 
 use std::{
@@ -28,6 +29,7 @@ use tokio::time::MissedTickBehavior;
 
 pub use pins::{read_pins, write_pins};
 pub use request::{ForwardedCall, PeerCall, PeerRequest};
+pub use version::WireVersion;
 pub use wire::{MessageMac, RejectedMessage};
 
 use self::{
@@ -83,6 +85,9 @@ pub struct PeerState {
     pub load: Option<(u64, Instant)>,
     /// Capacity of its cache in bytes that it reported last.
     pub capacity: Option<u64>,
+    /// Newest version of the peer protocol that it speaks, if it reported one with its last response. `None` after a connection
+    /// was lost, because another build may have replaced it.
+    pub wire: Option<WireVersion>,
 }
 
 /// Reason why a request could not be sent to an owner. The caller tries another node.
@@ -136,6 +141,12 @@ impl Peers {
             upstream,
             owner_timeout: OWNER_TIMEOUT,
         }
+    }
+
+    /// Sets the versions that this node speaks.
+    #[cfg(test)]
+    fn speaking(self, versions: version::SpokenVersions) -> Self {
+        Self { wire: self.wire.speaking(versions), ..self }
     }
 
     /// Sets the timeout for an owner that responds to pings.
@@ -232,11 +243,16 @@ impl Peers {
         (head, body): (&RequestHead, Body),
         method: PeerMethod,
     ) -> Result<Response<Incoming>, PeerError> {
-        let mut answer = self.send_once(owner, origin, client, (head, body), &method).await?;
-        let is_read = matches!(method, PeerMethod::Get { .. } | PeerMethod::Part(..));
-        if is_read && answer.as_ref().is_err_and(is_lost) {
-            // The owner may have closed an idle connection, for example because another daemon replaces its own.
-            answer = self.send_once(owner, origin, client, (head, empty()), &method).await?;
+        let version = self.version_with(owner);
+        let mut answer = self.send_once(owner, origin, client, (head, body), &method, version).await?;
+        if answer.as_ref().is_err_and(is_lost) {
+            // The owner may have closed an idle connection, for example because another daemon replaces its own. That one may be
+            // of an older build, which closes the connection of a message in a newer version.
+            self.forget_version(owner);
+            if matches!(method, PeerMethod::Get { .. } | PeerMethod::Part(..) | PeerMethod::Written(_)) {
+                let oldest = self.wire.versions().oldest;
+                answer = self.send_once(owner, origin, client, (head, empty()), &method, oldest).await?;
+            }
         }
         answer.map_err(PeerError::from)
     }
@@ -249,6 +265,7 @@ impl Peers {
         client: IpAddr,
         (head, body): (&RequestHead, Body),
         method: &PeerMethod,
+        version: WireVersion,
     ) -> Result<Result<Response<Incoming>, UpstreamError>, PeerError> {
         let mut request =
             head.request(origin, body).map_err(|error| PeerError::NoAnswer(error.to_string()))?;
@@ -260,7 +277,7 @@ impl Peers {
         if let PeerMethod::Get { .. } = method {
             raw::accept(request.headers_mut());
         }
-        let nonce = self.wire.sign_request(owner, &mut request, SystemTime::now());
+        let nonce = self.wire.sign_request(owner, version, &mut request, SystemTime::now());
         let mut answer = match self.while_alive(owner, self.upstream.send(request)).await? {
             Ok(answer) => answer,
             lost => return Ok(lost),
@@ -312,7 +329,9 @@ impl Peers {
             ping.headers_mut().insert(header::HOST, host);
         }
         PeerMethod::Ping.write(ping.headers_mut());
-        let nonce = self.wire.sign_request(owner, &mut ping, SystemTime::now());
+        // So that the peer is alive whatever build replaces another meanwhile.
+        let oldest = self.wire.versions().oldest;
+        let nonce = self.wire.sign_request(owner, oldest, &mut ping, SystemTime::now());
         match tokio::time::timeout(PING_TIMEOUT, self.upstream.send(ping)).await {
             Ok(Ok(answer)) => {
                 let is_its = self.wire.verify_answer(&nonce, answer.status(), answer.headers()).is_ok();
@@ -454,12 +473,27 @@ impl Peers {
             None => states.entry(peer.clone()).or_default(),
         };
         let capacity = hints.capacity.or(state.capacity);
-        *state = PeerState { lost: None, load: Some((hints.load, Instant::now())), capacity };
+        let (load, wire) = (Some((hints.load, Instant::now())), hints.wire);
+        *state = PeerState { lost: None, load, capacity, wire };
     }
 
     fn lose(&self, peer: &NodeName) {
         let mut states = self.states();
-        states.entry(peer.clone()).or_default().lost.get_or_insert_with(Instant::now);
+        let state = states.entry(peer.clone()).or_default();
+        state.lost.get_or_insert_with(Instant::now);
+        state.wire = None;
+    }
+
+    fn forget_version(&self, peer: &NodeName) {
+        if let Some(state) = self.states().get_mut(peer) {
+            state.wire = None;
+        }
+    }
+
+    /// Returns the version in which messages are sent to a peer.
+    #[must_use]
+    pub fn version_with(&self, peer: &NodeName) -> WireVersion {
+        self.wire.versions().with(self.states().get(peer).and_then(|state| state.wire))
     }
 
     fn window(&self) -> MutexGuard<'_, Window> {
@@ -475,3 +509,5 @@ impl Peers {
 mod rotation_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod version_tests;

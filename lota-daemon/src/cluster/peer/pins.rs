@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     cluster::pins::{MAX_ENCODED, PinState},
-    http::full,
+    http::{full, upstream::is_lost},
 };
 use lota_cache::placement::NodeName;
 use lota_s3::Origin;
@@ -80,11 +80,23 @@ impl Peers {
         if let Ok(host) = HeaderValue::from_str(origin.authority.as_str()) {
             headers.insert(header::HOST, host);
         }
-        let request = Request::builder().method(Method::POST).uri(format!("{origin}/")).body(full(body));
-        let mut request = request.map_err(|error| PeerError::NoAnswer(error.to_string()))?;
-        *request.headers_mut() = headers;
-        let nonce = self.wire.sign_request(peer, &mut request, SystemTime::now());
-        let answer = self.upstream.send(request).await?;
+        let request = |version| {
+            let body = full(body.clone());
+            let request = Request::builder().method(Method::POST).uri(format!("{origin}/")).body(body);
+            let mut request = request.map_err(|error| PeerError::NoAnswer(error.to_string()))?;
+            *request.headers_mut() = headers.clone();
+            let nonce = self.wire.sign_request(peer, version, &mut request, SystemTime::now());
+            Ok::<_, PeerError>((request, nonce))
+        };
+        let (message, mut nonce) = request(self.version_with(peer))?;
+        let mut answer = self.upstream.send(message).await;
+        if answer.as_ref().is_err_and(is_lost) {
+            // As for reads: a second merge changes nothing.
+            self.forget_version(peer);
+            let (message, again) = request(self.wire.versions().oldest)?;
+            (answer, nonce) = (self.upstream.send(message).await, again);
+        }
+        let answer = answer?;
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
         self.is_here(peer, PeerHints::of(answer.headers()));
         let digest = BodyDigest::of(answer.headers()).ok_or(PeerError::OtherVersion)?;

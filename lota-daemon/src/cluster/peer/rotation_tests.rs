@@ -20,7 +20,8 @@ fn wire(me: &str, text: &str) -> Wire {
 /// Returns a request of `from` to n2 as it arrives.
 fn sent(from: &Wire) -> (Request<()>, MessageMac) {
     let mut request = Request::builder().uri("/b/k").header("host", "cwlota.com").body(()).unwrap();
-    let signature = from.sign_request(&NodeName("n2".into()), &mut request, SystemTime::now());
+    let signature =
+        from.sign_request(&NodeName("n2".into()), WireVersion(1), &mut request, SystemTime::now());
     (request, signature)
 }
 

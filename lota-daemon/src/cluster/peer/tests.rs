@@ -20,7 +20,12 @@ fn signed() -> (Request<()>, MessageMac) {
         .header("range", "bytes=0-1")
         .body(())
         .unwrap();
-    let signature = wire("n1", SECRET).sign_request(&NodeName("n2".into()), &mut request, SystemTime::now());
+    let signature = wire("n1", SECRET).sign_request(
+        &NodeName("n2".into()),
+        WireVersion(1),
+        &mut request,
+        SystemTime::now(),
+    );
     // The receiver sees the target in origin form.
     *request.uri_mut() = "/b/k?x=1".parse().unwrap();
     (request, signature)

@@ -1,6 +1,7 @@
 //! The `Lota-Peer` header and its MACs.
 //!
-//! In a request: `v=1;from=n1;to=n2;time=<unix seconds>;nonce=<hex>;mac=<hex>`. In a response: `v=1;mac=<hex>`.
+//! In a request: `v=1;from=n1;to=n2;time=<unix seconds>;nonce=<hex>;mac=<hex>`. In a response: `v=1;mac=<hex>`, with the
+//! version of the request.
 //!
 //! A request has a `mac` for each of the sender's keys, and one that is right under any of the receiver's suffices. The
 //! response is signed with that key. During a rotation, two nodes therefore understand each other as long as they have one key
@@ -23,10 +24,10 @@ use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq as _};
 use thiserror::Error;
 
+use super::version::{SpokenVersions, WireVersion};
 use crate::{cluster::ClusterKeys, settings::Reloadable};
 
 const LOTA_PEER: HeaderName = HeaderName::from_static("lota-peer");
-const VERSION: &str = "1";
 
 type HmacSha256 = Hmac<Sha256>;
 /// A MAC as in a message.
@@ -38,7 +39,7 @@ pub enum RejectedMessage {
     /// The `Lota-Peer` header is missing or malformed.
     #[error("no peer header")]
     NoHeader,
-    /// The message has another wire version. All nodes of a cluster must have the same.
+    /// This build does not speak the message's wire version, or a response has another one than its request.
     #[error("another wire version")]
     Version,
     /// The message is for another node.
@@ -58,10 +59,11 @@ pub enum RejectedMessage {
     Replay,
 }
 
-/// Nonce of a request, to which the MAC of its response is bound, and the keys for that MAC. They stay the same if the node's
-/// keys are replaced meanwhile.
+/// Version and nonce of a request, to which the MAC of its response is bound, and the keys for that MAC. They stay the same if the
+/// node's keys are replaced meanwhile.
 #[derive(Clone, Debug)]
 pub struct MessageMac {
+    version: WireVersion,
     nonce: String,
     keys: Arc<ClusterKeys>,
     /// Index of the receiver's key that matched.
@@ -69,6 +71,11 @@ pub struct MessageMac {
 }
 
 impl MessageMac {
+    #[cfg(test)]
+    pub(super) fn version(&self) -> WireVersion {
+        self.version
+    }
+
     pub(super) fn nonce(&self) -> &str {
         &self.nonce
     }
@@ -78,11 +85,22 @@ impl MessageMac {
 pub(super) struct Wire {
     me: NodeName,
     keys: Reloadable<ClusterKeys>,
+    versions: SpokenVersions,
 }
 
 impl Wire {
     pub(super) fn new(me: NodeName, keys: Reloadable<ClusterKeys>) -> Self {
-        Self { me, keys }
+        Self { me, keys, versions: SpokenVersions::OWN }
+    }
+
+    /// Sets the versions that this node speaks.
+    #[cfg(test)]
+    pub(super) fn speaking(self, versions: SpokenVersions) -> Self {
+        Self { versions, ..self }
+    }
+
+    pub(super) fn versions(&self) -> SpokenVersions {
+        self.versions
     }
 
     /// Returns the number of keys that are accepted now.
@@ -90,18 +108,19 @@ impl Wire {
         self.keys.get().count()
     }
 
-    /// Signs a request to `to` with every key, and returns what its response must be bound to.
+    /// Signs a request to `to` in `version` with every key, and returns what its response must be bound to.
     pub(super) fn sign_request<B>(
         &self,
         to: &NodeName,
+        version: WireVersion,
         request: &mut Request<B>,
         now: SystemTime,
     ) -> MessageMac {
         let time = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).to_string();
         let nonce = hex::encode(rand::random::<[u8; 16]>());
-        let claims = Claims { from: &self.me.0, to: &to.0, time: &time, nonce: &nonce };
-        let Claims { from, to, .. } = claims;
-        let mut value = format!("v={VERSION};from={from};to={to};time={time};nonce={nonce}");
+        let claims = Claims { version, from: &self.me.0, to: &to.0, time: &time, nonce: &nonce };
+        let Claims { version: WireVersion(number), from, to, .. } = claims;
+        let mut value = format!("v={number};from={from};to={to};time={time};nonce={nonce}");
         let keys = self.keys.get();
         for key in keys.each() {
             // Writing to a String cannot fail.
@@ -110,7 +129,7 @@ impl Wire {
         if let Ok(value) = HeaderValue::from_str(&value) {
             request.headers_mut().insert(LOTA_PEER, value);
         }
-        MessageMac { nonce, keys, matched: 0 }
+        MessageMac { version, nonce, keys, matched: 0 }
     }
 
     /// Verifies a request's MACs and destination, and returns the time at which it was sent for the caller to check.
@@ -120,11 +139,17 @@ impl Wire {
     ) -> Result<(MessageMac, SystemTime), RejectedMessage> {
         let value = peer_header(request.headers())?;
         let field = |name| field(value, name);
-        if field("v")? != VERSION {
+        let version = version(value)?;
+        if !self.versions.contain(version) {
             return Err(RejectedMessage::Version);
         }
-        let claims =
-            Claims { from: field("from")?, to: field("to")?, time: field("time")?, nonce: field("nonce")? };
+        let claims = Claims {
+            version,
+            from: field("from")?,
+            to: field("to")?,
+            time: field("time")?,
+            nonce: field("nonce")?,
+        };
         let macs = macs(value)?;
         let keys = self.keys.get();
         let is_right = |key| contains(&macs, &bytes_of(request_mac(key, &claims, request)));
@@ -134,13 +159,14 @@ impl Wire {
         }
         let time: u32 = claims.time.parse().map_err(|_| RejectedMessage::NoHeader)?;
         let sent = UNIX_EPOCH + Duration::from_secs(time.into());
-        Ok((MessageMac { nonce: claims.nonce.to_owned(), keys, matched }, sent))
+        Ok((MessageMac { version, nonce: claims.nonce.to_owned(), keys, matched }, sent))
     }
 
     pub(super) fn sign_answer<B>(&self, signature: &MessageMac, answer: &mut Response<B>) {
         let Some(key) = signature.keys.each().nth(signature.matched) else { return };
         let mac = bytes_of(answer_mac(key, signature, answer.status(), answer.headers()));
-        if let Ok(value) = HeaderValue::from_str(&format!("v={VERSION};mac={}", hex::encode(mac))) {
+        let WireVersion(number) = signature.version;
+        if let Ok(value) = HeaderValue::from_str(&format!("v={number};mac={}", hex::encode(mac))) {
             answer.headers_mut().insert(LOTA_PEER, value);
         }
     }
@@ -152,7 +178,7 @@ impl Wire {
         headers: &HeaderMap,
     ) -> Result<(), RejectedMessage> {
         let value = peer_header(headers)?;
-        if field(value, "v")? != VERSION {
+        if version(value)? != signature.version {
             return Err(RejectedMessage::Version);
         }
         let macs = macs(value)?;
@@ -162,7 +188,7 @@ impl Wire {
 }
 
 fn request_mac<B>(key: &Secret, claims: &Claims<'_>, request: &Request<B>) -> HmacSha256 {
-    let mut mac = mac_for(key, "lota-peer-request");
+    let mut mac = mac_for(key, "lota-peer-request", claims.version);
     let target = request.uri().path_and_query().map_or("", |target| target.as_str());
     for text in [claims.from, claims.to, claims.time, claims.nonce, request.method().as_str(), target] {
         feed(&mut mac, text.as_bytes());
@@ -172,18 +198,18 @@ fn request_mac<B>(key: &Secret, claims: &Claims<'_>, request: &Request<B>) -> Hm
 }
 
 fn answer_mac(key: &Secret, signature: &MessageMac, status: StatusCode, headers: &HeaderMap) -> HmacSha256 {
-    let mut mac = mac_for(key, "lota-peer-answer");
+    let mut mac = mac_for(key, "lota-peer-answer", signature.version);
     feed(&mut mac, signature.nonce.as_bytes());
     feed(&mut mac, status.as_str().as_bytes());
     feed_headers(&mut mac, headers);
     mac
 }
 
-fn mac_for(key: &Secret, purpose: &str) -> HmacSha256 {
+fn mac_for(key: &Secret, purpose: &str, WireVersion(version): WireVersion) -> HmacSha256 {
     let mut mac = HmacSha256::new_from_slice(key.expose().as_bytes())
         .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
     feed(&mut mac, purpose.as_bytes());
-    feed(&mut mac, VERSION.as_bytes());
+    feed(&mut mac, version.to_string().as_bytes());
     mac
 }
 
@@ -192,6 +218,7 @@ fn bytes_of(mac: HmacSha256) -> MacBytes {
 }
 
 struct Claims<'a> {
+    version: WireVersion,
     from: &'a str,
     to: &'a str,
     time: &'a str,
@@ -207,6 +234,11 @@ fn field<'a>(value: &'a str, name: &str) -> Result<&'a str, RejectedMessage> {
         .split(';')
         .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
         .ok_or(RejectedMessage::NoHeader)
+}
+
+/// Returns the version that a header states.
+fn version(value: &str) -> Result<WireVersion, RejectedMessage> {
+    field(value, "v")?.parse().map(WireVersion).map_err(|_| RejectedMessage::Version)
 }
 
 /// Returns the MACs of a message; further ones than a node can have keys are not read.
