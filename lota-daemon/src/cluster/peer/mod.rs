@@ -43,6 +43,7 @@ use crate::{
         Body, RequestHead, Slices, empty,
         upstream::{Upstream, UpstreamError, chain, is_from_body, is_lost},
     },
+    process::log_limit::LogLimit,
     settings::Reloadable,
 };
 use lota_cache::placement::NodeName;
@@ -63,6 +64,8 @@ const OWNER_TIMEOUT: Duration = Duration::from_secs(3600);
 const PING_AFTER: Duration = Duration::from_secs(3);
 /// Timeout for the response to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+static UNAVAILABLE: LogLimit = LogLimit::every_ten_seconds();
 
 /// The other nodes, and the keys shared with them.
 #[derive(Debug)]
@@ -172,8 +175,13 @@ impl Peers {
     }
 
     /// Returns the origin of a peer that is not lost.
-    fn reachable(&self, peer: &NodeName) -> Result<Origin, PeerError> {
+    async fn reachable(&self, peer: &NodeName) -> Result<Origin, PeerError> {
         let origin = self.origin(peer).ok_or(PeerError::Unknown)?;
+        let is_new = !self.states().contains_key(peer);
+        // Whoever has the address gets no client's request before an authentic response.
+        if is_new && !self.is_alive(peer).await {
+            self.lose(peer);
+        }
         if self.is_lost(peer) { Err(PeerError::Lost) } else { Ok(origin) }
     }
 
@@ -203,15 +211,22 @@ impl Peers {
         method: PeerMethod,
         body: Body,
     ) -> Result<Response<Incoming>, PeerError> {
-        let origin = self.reachable(owner)?;
+        let origin = self.reachable(owner).await?;
         let answer = self.send(owner, &origin, client, (head, body), method).await;
         match &answer {
             Ok(answer) => self.is_here(owner, PeerHints::of(answer.headers())),
             Err(PeerError::NoBody) => {}
             Err(error) => {
-                tracing::warn!(peer = %owner.0, %error, "peer unavailable");
-                // Other errors may concern this request only.
-                if let PeerError::NoConnection(_) = error {
+                if let Some(left_out) = UNAVAILABLE.admit() {
+                    tracing::warn!(peer = %owner.0, %error, left_out, "peer unavailable");
+                }
+                let is_lost = match error {
+                    PeerError::NoConnection(_) => true,
+                    // It may concern this request only, or another host may have the address.
+                    PeerError::NoAnswer(_) | PeerError::NotAuthentic(_) => !self.is_alive(owner).await,
+                    _ => false,
+                };
+                if is_lost {
                     self.lose(owner);
                 }
             }
@@ -505,6 +520,8 @@ impl Peers {
     }
 }
 
+#[cfg(test)]
+mod imposter_tests;
 #[cfg(test)]
 mod rotation_tests;
 #[cfg(test)]

@@ -60,7 +60,7 @@ impl Peers {
     /// # Errors
     /// [`PeerError`]; [`PeerError::OtherVersion`] if the peer is alive, but does not know the message.
     pub async fn exchange_pins(&self, peer: &NodeName, pins: &PinState) -> Result<PinState, PeerError> {
-        let origin = self.reachable(peer)?;
+        let origin = self.reachable(peer).await?;
         let exchanged = timeout(EXCHANGE_TIMEOUT, self.send_pins(peer, &origin, pins)).await;
         let exchanged = exchanged.unwrap_or_else(|_| Err(PeerError::NoAnswer("timeout".to_owned())));
         if let Err(PeerError::NoConnection(_)) = exchanged {
