@@ -37,6 +37,8 @@ use crate::{
 const MAX_PAGE: usize = 16 << 20;
 /// Timeout for one response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for which a stripe is requested that its owner cannot fetch yet, for example because others are being filled.
+const STRIPE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Number of attempts for each request.
 const ATTEMPTS: u32 = 3;
 
@@ -252,10 +254,26 @@ impl ListClient<'_> {
             if let (Some(turn), Some(rate)) = (turn, self.options.rate) {
                 sleep_until((turn + time_for(start, rate)).into()).await;
             }
-            first.was_there &= self.stage_at(&target, start).await?.was_there;
+            first.was_there &= self.stage_stripe(&target, start).await?;
             start = start.saturating_add(length.get());
         }
         Ok(first.was_there)
+    }
+
+    /// Requests the stripe with this byte until its owner has or fetches it. Returns whether it was cached already.
+    async fn stage_stripe(&self, target: &str, byte: u64) -> Result<bool> {
+        let began = Instant::now();
+        loop {
+            let staged = self.stage_at(target, byte).await?;
+            if staged.stripe.is_some() {
+                return Ok(staged.was_there);
+            }
+            ensure!(
+                began.elapsed() < STRIPE_TIMEOUT,
+                "the stripe with byte {byte} is not fetched; see limits.fills and limits.fill_overread, and lota_uncached_total"
+            );
+            tokio::time::sleep(Duration::from_millis(rand::random_range(200..1000))).await;
+        }
     }
 
     /// Requests the object or the stripe with this byte.

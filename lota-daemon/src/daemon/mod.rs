@@ -63,8 +63,8 @@ const VERIFY_INTERVAL: Duration = Duration::from_secs(2);
 const LOOKUP_INTERVAL: Duration = Duration::from_millis(250);
 /// Interval at which files with secrets are read again.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(10);
-/// Timeout for reading them, for example from a file system that hangs.
-const SECRETS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout for reading them, for example from a file system that hangs. The heartbeat waits meanwhile.
+const SECRETS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval of the heartbeat that the daemon writes for the datapath.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of commands that wait for the control thread.
@@ -480,17 +480,20 @@ impl Daemon {
 
 /// Reads files with secrets again, on a thread for blocking calls of `worker`.
 async fn refresh(worker: &Handle, secrets: &Arc<SecretFiles>, proxy: &Arc<Proxy>) -> RefreshedSecrets {
-    let secrets = secrets.clone();
-    let reading = worker.spawn_blocking(move || secrets.refresh());
-    let refreshed = match tokio::time::timeout(SECRETS_TIMEOUT, reading).await {
+    let (secrets, proxy) = (secrets.clone(), proxy.clone());
+    let reading = worker.spawn_blocking(move || {
+        let refreshed = secrets.refresh();
+        // Also if nobody waits any more.
+        if refreshed.applied.contains(&SecretKind::Credential) {
+            proxy.stores.each().for_each(|store| store.gateway.own_credential_changed());
+        }
+        refreshed
+    });
+    match tokio::time::timeout(SECRETS_TIMEOUT, reading).await {
         Ok(Ok(refreshed)) => refreshed,
         Ok(Err(error)) => RefreshedSecrets::failed(&error),
         Err(late) => RefreshedSecrets::failed(&late),
-    };
-    if refreshed.applied.contains(&SecretKind::Credential) {
-        proxy.stores.each().for_each(|store| store.gateway.own_credential_changed());
     }
-    refreshed
 }
 
 /// Changes the value every second.

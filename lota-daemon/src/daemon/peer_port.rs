@@ -53,7 +53,7 @@ impl PeerPort {
         Self {
             members,
             vouched: Arc::default(),
-            known: ConnectionLimiter::new(connections, connections.div_ceil(2)),
+            known: ConnectionLimiter::of_nodes(connections, connections.div_ceil(2)),
             strangers: Slots::new(STRANGERS, STRANGERS_OF_ONE),
             heads: HeadBudget::new(HEAD_MEMORY.0, HEAD_MEMORY.1),
             life,

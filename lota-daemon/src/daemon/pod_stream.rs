@@ -235,7 +235,7 @@ mod tests {
 
     use super::*;
 
-    const IDLE: Duration = Duration::from_millis(400);
+    const IDLE: Duration = Duration::from_millis(1500);
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -259,11 +259,11 @@ mod tests {
         // Traffic in one direction suffices, whichever it is.
         for _ in 0..4 {
             client.write_all(b"a").await.unwrap();
-            sleep(IDLE * 2 / 3).await;
+            sleep(IDLE / 3).await;
         }
         for _ in 0..4 {
             server.write_all(b"b").await.unwrap();
-            sleep(IDLE * 2 / 3).await;
+            sleep(IDLE / 3).await;
         }
         assert!(!passing.is_finished(), "it was not idle");
         let ended = timeout(IDLE * 10, passing).await.expect("it is kept").unwrap();

@@ -49,22 +49,44 @@ impl Gateway {
             return Ok(Authorization::Relay(self.replay(head, PLAIN).await?));
         }
         let asker =
-            key_groups::asker(head, name, |client| self.re_sign.as_ref()?.access_key_at_gateway(client));
-        if let Some(held) = held.filter(|held| self.can_prove(held, asker))
-            && let Some(answer) = self.prove(head, name, held, asker).await?
-        {
-            return Ok(answer);
+            || key_groups::asker(head, name, |client| self.re_sign.as_ref()?.access_key_at_gateway(client));
+        for _ in 0..2 {
+            let asked_by = asker();
+            let answer = self.authorize_as(asked_by, head, name, held).await?;
+            // If the client's credential was replaced meanwhile, the answer may be that to either.
+            if asker() == asked_by {
+                self.join_groups(asked_by, held, &answer);
+                return Ok(answer);
+            }
         }
-        let answer = self.ask_in_full(head, name, asker).await?;
+        Err(S3Error::unavailable("The client's credential is being replaced; retry later"))
+    }
+
+    /// Notes that two access keys get the same description of an object, if the answer shows it.
+    fn join_groups(&self, asker: u64, held: Option<&Arc<ObjectMeta>>, answer: &Authorization) {
         if let (Some(held), Authorization::Arriving(_, meta, _) | Authorization::Direct(_, meta, _)) =
-            (held, &answer)
+            (held, answer)
             // Otherwise, the gateway has not described it.
             && held.learned().at.is_some()
             && held.agrees_with(meta)
         {
             self.key_groups.join(held.learned().by, asker);
         }
-        Ok(answer)
+    }
+
+    async fn authorize_as(
+        &self,
+        asker: u64,
+        head: &RequestHead,
+        name: &ObjectName,
+        held: Option<&Arc<ObjectMeta>>,
+    ) -> Result<Authorization, S3Error> {
+        if let Some(held) = held.filter(|held| self.can_prove(held, asker))
+            && let Some(answer) = self.prove(head, name, held, asker).await?
+        {
+            return Ok(answer);
+        }
+        self.ask_in_full(head, name, asker).await
     }
 
     /// Returns whether a 304 for this access key can prove that the stored headers are current.

@@ -19,6 +19,8 @@ pub struct ConnectionLimiter(Arc<LimiterState>);
 struct LimiterState {
     max: usize,
     max_per_pod: usize,
+    /// Number of connections that are kept for pods without one; `None` without the rule of shares.
+    kept: Option<usize>,
     taken: Mutex<TakenPermits>,
 }
 
@@ -39,7 +41,15 @@ impl ConnectionLimiter {
     /// Limits connections to `max` in total and `max_per_pod` for each pod.
     #[must_use]
     pub fn new(max: usize, max_per_pod: usize) -> Self {
-        Self(Arc::new(LimiterState { max, max_per_pod, taken: Mutex::default() }))
+        let kept = Some(max / KEPT);
+        Self(Arc::new(LimiterState { max, max_per_pod, kept, taken: Mutex::default() }))
+    }
+
+    /// Limits connections to `max` in total and `max_per_node` for each node, which may all be taken.
+    #[must_use]
+    pub fn of_nodes(max: usize, max_per_node: usize) -> Self {
+        let taken = Mutex::default();
+        Self(Arc::new(LimiterState { max, max_per_pod: max_per_node, kept: None, taken }))
     }
 
     /// Takes a permit for a connection of `pod`. Returns `None` if the node has too many connections, or the pod beside those of
@@ -49,8 +59,8 @@ impl ConnectionLimiter {
         let mut taken = self.taken();
         let of_pod = taken.by_pod.get(&pod).copied().unwrap_or_default();
         let free = self.0.max - taken.all;
-        let shared = free.saturating_sub(self.0.max / KEPT);
-        if free == 0 || of_pod >= self.0.max_per_pod || (of_pod > 0 && of_pod + 1 > shared) {
+        let is_beyond_share = |kept| of_pod > 0 && of_pod + 1 > free.saturating_sub(kept);
+        if free == 0 || of_pod >= self.0.max_per_pod || self.0.kept.is_some_and(is_beyond_share) {
             return None;
         }
         taken.all += 1;
@@ -98,6 +108,15 @@ mod tests {
         drop(first);
         assert!(limiter.take(pod(4)).is_some());
         assert_eq!(limiter.taken().all, 3);
+    }
+
+    #[test]
+    fn nodes_may_take_all() {
+        let (limiter, one, other) = (ConnectionLimiter::of_nodes(4, 2), pod(1), pod(2));
+        let held = [one, one, other, other].map(|node| limiter.take(node).unwrap());
+        assert!(limiter.take(pod(3)).is_none());
+        drop(held);
+        assert!(limiter.take(one).is_some());
     }
 
     #[test]

@@ -182,5 +182,8 @@ async fn bodies_from_files_and_memory_arrive_over_tls() {
         assert!(body == content, "other bytes arrived");
     }
     client.shutdown().await.unwrap();
-    assert_eq!(client.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    // A server may close without a last record once the client has closed.
+    let mut rest = Vec::new();
+    let _ = client.read_to_end(&mut rest).await;
+    assert!(rest.is_empty(), "{} more bytes", rest.len());
 }

@@ -149,8 +149,12 @@ impl Upstream {
     }
 
     async fn send_once(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
+        // The response to a write may have begun long before the gateway has completed it.
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let mut answer = self.send_watching(request).await?;
-        answer.extensions_mut().insert(BodyTimeout(self.idle_timeout));
+        if is_read {
+            answer.extensions_mut().insert(BodyTimeout(self.idle_timeout));
+        }
         Ok(answer)
     }
 

@@ -80,11 +80,22 @@ impl Proxy {
                 if let Some(reason) = uncached {
                     self.uncached(reason);
                 }
-                relay(answer, outcome)
+                let mut relayed = response::relay(answer, outcome, &self.node);
+                // A HEAD of a stripe that is cached, or being filled.
+                if is_stripe && matches!(outcome, Outcome::Hit | Outcome::Fill) {
+                    relayed.extensions_mut().insert(StripedSize(meta.size));
+                }
+                Ok(relayed)
             }
             ArrivingPlan::Stage(authority) => {
                 let fill = self.fill_from(&get, &meta, authority, None).await;
-                relay(answer, fill.map_or(Outcome::Miss, |(_, outcome)| outcome))
+                let is_filled = fill.is_some();
+                let mut staged =
+                    response::relay(answer, fill.map_or(Outcome::Miss, |(_, outcome)| outcome), &self.node);
+                if is_stripe && is_filled {
+                    staged.extensions_mut().insert(StripedSize(meta.size));
+                }
+                Ok(staged)
             }
             ArrivingPlan::FillFromThisStream => match self.join(&get, &meta).await {
                 Some((Join::Lead(fill), reservation)) => {

@@ -7,7 +7,7 @@ use lota_s3::{ByteRange, ObjectMeta, S3Error, headers::LOTA_STRIPE_LENGTH};
 
 use super::{Proxy, get::Get, response, stripe_body::joined, striped_get::StripedGet};
 use crate::{
-    cluster::peer::headers::GetScope,
+    cluster::peer::headers::{GetScope, StripedSize},
     gateway::{Authorization, FillAuthority, Grant},
     http::{Body, empty},
     metrics::Outcome,
@@ -45,7 +45,7 @@ impl Proxy {
     }
 
     /// If the response to a HEAD shows that the object is in stripes, has the owner of the stripe with the first requested byte
-    /// bring it into its cache. Returns the response to relay, which states the length of stripes if that was done.
+    /// bring it into its cache. Returns the response to relay, which states the length of stripes if that has begun.
     pub(super) async fn stage_stripe(
         self: &Arc<Self>,
         get: Get<'_>,
@@ -56,12 +56,19 @@ impl Proxy {
         // Some gateways ignore the range of a HEAD.
         let Some((stripe, size)) = stripe.filter(|_| answer.status().is_success()) else { return Ok(answer) };
         let owners = self.stripe_candidates(&get.object.name, stripe, size);
-        let mut staged = self.serve_from(get.of(GetScope::Stripe(stripe)), &owners).await?;
-        if !staged.status().is_success() || staged.status() == StatusCode::NO_CONTENT {
-            return Ok(answer);
+        match self.serve_from(get.of(GetScope::Stripe(stripe)), &owners).await {
+            Ok(mut staged)
+                if staged.status().is_success() && StripedSize::of(&staged) == Some(StripedSize(size)) =>
+            {
+                if staged.status() == StatusCode::NO_CONTENT {
+                    return Ok(answer);
+                }
+                staged.headers_mut().insert(LOTA_STRIPE_LENGTH, self.striping.length().bytes().into());
+                Ok(staged)
+            }
+            // The owner has not begun to fetch it.
+            _ => Ok(answer),
         }
-        staged.headers_mut().insert(LOTA_STRIPE_LENGTH, self.striping.length().bytes().into());
-        Ok(staged)
     }
 
     /// Makes the response from those of the stripes' owners.

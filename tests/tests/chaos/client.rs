@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hyper::{Method, StatusCode};
 use lota_tests::{
     history::{Event, Object, What},
@@ -24,6 +24,10 @@ pub(crate) const BUCKET: &str = "chaos";
 const KEYS: u32 = 12;
 /// Keys below this have large objects, in stripes.
 const LARGE_KEYS: u32 = 3;
+/// Number of blocks of large objects.
+const LARGE_BLOCKS: usize = 140_000;
+/// Length of a block in bytes.
+const BLOCK: usize = 16;
 /// One of this number of operations is a write.
 const OPERATIONS_PER_WRITE: u32 = 6;
 /// Time after which a request counts as failed.
@@ -70,7 +74,8 @@ pub(crate) struct Client<'a> {
 #[derive(Clone, Copy, Debug)]
 enum Action {
     Get,
-    GetRange,
+    /// Of blocks, beginning with the first number, as many as the second.
+    GetRange(usize, usize),
     Head,
     Put,
     Delete,
@@ -114,7 +119,11 @@ impl<'a> Client<'a> {
             true => Action::Put,
             false => match self.random.random_range(0..6) {
                 0 => Action::Head,
-                1 | 2 => Action::GetRange,
+                1 | 2 if key < LARGE_KEYS => {
+                    let first = self.random.random_range(0..LARGE_BLOCKS);
+                    Action::GetRange(first, self.random.random_range(1..=LARGE_BLOCKS - first))
+                }
+                1 | 2 => Action::GetRange(0, 1),
                 _ => Action::Get,
             },
         };
@@ -153,18 +162,19 @@ impl<'a> Client<'a> {
         let request = |method| Request::new(method, "cwlota.com", &target);
         let (request, written) = match action {
             Action::Get => (request(Method::GET), None),
-            Action::GetRange => (request(Method::GET).header("range", "bytes=0-15"), None),
+            Action::GetRange(first, count) => {
+                let range = format!("bytes={}-{}", first * BLOCK, (first + count) * BLOCK - 1);
+                (request(Method::GET).header("range", &range), None)
+            }
             Action::Head => (request(Method::HEAD), None),
             Action::Delete => (request(Method::DELETE), Some(Object::default())),
             Action::Put => {
                 // Each attempt writes another value, since an earlier one may take effect at any time.
                 let value = self.common.values.fetch_add(1, Ordering::Relaxed);
-                let times =
-                    if key < LARGE_KEYS { 140_000 } else { usize::try_from(value * 7919 % 4000)? + 1 };
                 let put = request(Method::PUT)
                     .header("content-type", &format!("text/x-{value}"))
                     .header("x-amz-meta-value", &value.to_string())
-                    .body(format!("{value:016}").repeat(times));
+                    .body((0..blocks(key, value)).flat_map(|index| block(value, index)).collect::<Vec<u8>>());
                 (put, Some(Object { bytes: value, metadata: value, version: 1 }))
             }
         };
@@ -189,9 +199,8 @@ impl<'a> Client<'a> {
             (None, Err(error)) => return Ok(Err(error)),
             (None, Ok(reply)) => {
                 self.hits += usize::from(reply.cache() == "hit");
-                let is_head = matches!(action, Action::Head);
-                let object = seen(&reply, is_head).with_context(|| format!("{action:?} of key {key}"))?;
-                if is_head { What::Head(object) } else { What::Get(object) }
+                let object = seen(&reply, action, key).with_context(|| format!("{action:?} of key {key}"))?;
+                if matches!(action, Action::Head) { What::Head(object) } else { What::Get(object) }
             }
         };
         self.events.push(Event { key, start, end, what });
@@ -199,19 +208,42 @@ impl<'a> Client<'a> {
     }
 }
 
+/// Returns the number of blocks of an object with this value.
+fn blocks(key: u32, value: u64) -> usize {
+    if key < LARGE_KEYS { LARGE_BLOCKS } else { usize::try_from(value * 7919 % 4000).unwrap_or(0) + 1 }
+}
+
+/// Returns a block of an object: its value and the number of the block, so that no block can be taken for another.
+fn block(value: u64, index: usize) -> [u8; BLOCK] {
+    let mut block = [b'0'; BLOCK];
+    let (mut value, mut index) = (value, index);
+    for place in (0..BLOCK / 2).rev() {
+        block[place] += u8::try_from(value % 10).unwrap_or_default();
+        block[place + BLOCK / 2] += u8::try_from(index % 10).unwrap_or_default();
+        (value, index) = (value / 10, index / 10);
+    }
+    block
+}
+
 /// Returns the object that a response shows.
-fn seen(reply: &Reply, is_head: bool) -> Result<Object> {
+fn seen(reply: &Reply, action: Action, key: u32) -> Result<Object> {
     if reply.status == StatusCode::NOT_FOUND {
         return Ok(Object::default());
     }
     let metadata = reply.header("x-amz-meta-value").parse().context("no value in the metadata")?;
     let kind = reply.header("content-type");
     ensure!(kind == format!("text/x-{metadata}"), "metadata of several writes: {metadata} and {kind}");
-    if is_head {
-        return Ok(Object { bytes: 0, metadata, version: 1 });
-    }
-    let Some(first) = reply.body.get(..16) else { bail!("only {} bytes", reply.body.len()) };
-    ensure!(reply.body.chunks(16).all(|piece| piece == first), "bytes of several values");
-    let bytes = std::str::from_utf8(first)?.parse()?;
+    let (first, count) = match action {
+        Action::Head => return Ok(Object { bytes: 0, metadata, version: 1 }),
+        Action::GetRange(first, count) => {
+            ensure!(reply.status == StatusCode::PARTIAL_CONTENT, "a range was answered {}", reply.status);
+            (first, count)
+        }
+        _ => (0, blocks(key, metadata)),
+    };
+    ensure!(reply.body.len() == count * BLOCK, "{} bytes instead of {}", reply.body.len(), count * BLOCK);
+    let bytes = std::str::from_utf8(&reply.body[..BLOCK / 2])?.parse()?;
+    let is_right = |(index, found): (usize, &[u8])| *found == block(bytes, first + index);
+    ensure!(reply.body.chunks(BLOCK).enumerate().all(is_right), "other bytes than those of {bytes}");
     Ok(Object { bytes, metadata, version: 1 })
 }

@@ -102,6 +102,11 @@ impl Faults {
         counts.collect::<Vec<_>>().join(", ")
     }
 
+    /// Returns whether each fault has happened.
+    pub(crate) fn are_complete(&self) -> bool {
+        self.counts.len() == ALL.len()
+    }
+
     /// Causes a fault, or two at different nodes, and ends them.
     pub(crate) fn cause_next(&mut self, tour: &mut Tour, outages: &Outages) -> Result<()> {
         let mut nodes: Vec<usize> = (0..usize::from(NODES)).collect();
@@ -110,7 +115,12 @@ impl Faults {
         let mut begun = Vec::new();
         for node in nodes.into_iter().take(count) {
             let fault = self.take();
-            let node = if fault == Fault::FullDisk { 0 } else { node };
+            let node = match fault {
+                Fault::FullDisk => 0,
+                // The last pod of the last node has no access.
+                Fault::NewPod => node.min(usize::from(NODES) - 2),
+                _ => node,
+            };
             if begun.iter().any(|(_, other)| *other == node) {
                 self.next.push(fault);
                 continue;
@@ -191,8 +201,7 @@ impl Fault {
                 let jump = ["+20", "+40", "-20", "-40"][random.random_range(0..4)];
                 Ok(fs::write(clock_file(&tour.nodes[node]), jump)?)
             }
-            // The last pod of the last node has no access.
-            Self::NewPod => replace_pod(tour, Pod(number.min(NODES - 1), 2)),
+            Self::NewPod => replace_pod(tour, Pod(number, 2)),
         }
     }
 

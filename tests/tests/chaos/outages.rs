@@ -31,6 +31,11 @@ impl Outages {
         self.ends[node].store(now, Ordering::Relaxed);
     }
 
+    /// Ends all outages, whatever became of them.
+    pub(crate) fn end_all(&self) {
+        (0..self.ends.len()).for_each(|node| self.end(node));
+    }
+
     /// Returns the time since the end of a node's last outage, or since `instant` if that is later. Zero in an outage.
     pub(crate) fn fine_since(&self, node: usize, instant: Instant) -> Duration {
         match self.ends[node].load(Ordering::Relaxed) {

@@ -20,9 +20,19 @@ const GATEWAYS: &str = "LOTA_GATEWAYS";
 
 /// Runs a suite's tests.
 pub(super) fn tests(counts: &mut Counts, name: &str, with: Tests) -> Result<(), String> {
-    let gateways = with.gateways.filter(|_| env::var_os(GATEWAYS).is_none());
-    let gateways = gateways.map(|gateways| (GATEWAYS, gateways.into()));
-    run(counts, name, with.program, (with.tools)()?.into_iter().chain(gateways))
+    let Some(all) = with.gateways else {
+        return run(counts, name, with.program, (with.tools)()?);
+    };
+    let named = env::var(GATEWAYS).ok();
+    let named: Option<Vec<&str>> = named.as_deref().map(|named| named.split(',').map(str::trim).collect());
+    let is_named = |gateway: &&str| named.as_ref().is_none_or(|named| named.contains(gateway));
+    let gateways: Vec<&str> = all.split(',').filter(is_named).collect();
+    if gateways.is_empty() {
+        eprintln!("    {GATEWAYS} names no gateway of this suite ({all})");
+        return Ok(());
+    }
+    let gateways = (GATEWAYS, gateways.join(",").into());
+    run(counts, name, with.program, (with.tools)()?.into_iter().chain([gateways]))
 }
 
 /// Runs a program of tests, with the daemon and these environment variables.

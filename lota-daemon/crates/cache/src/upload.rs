@@ -135,7 +135,7 @@ impl Upload {
             ChunkError::Source(reason) => FillError::SourceFailed { after: chunker.received(), size, reason },
             ChunkError::TooLong => FillError::TooLong(size),
         };
-        let md5 = UploadMd5::begin(self.part.file())?;
+        let mut md5 = UploadMd5::begin(self.part.file())?;
         let (mut start, mut chunks) = (0, Vec::new());
         let mut writing: Option<JoinHandle<io::Result<u32>>> = None;
         while start < size {
@@ -145,7 +145,7 @@ impl Upload {
             // One chunk is written while the next one arrives.
             if let Some(writing) = writing.take() {
                 chunks.push(written(writing).await.inspect_err(|error| disk.notice(error))?);
-                md5.written(start);
+                md5.written(start).await;
             }
             let (part, is_last) = (self.part.clone(), end == size);
             writing = Some(tokio::task::spawn_blocking(move || write(&part, start, pieces, is_last)));
@@ -154,7 +154,7 @@ impl Upload {
         chunker.end().await.map_err(|error| failed(&chunker, error))?;
         if let Some(writing) = writing {
             chunks.push(written(writing).await.inspect_err(|error| disk.notice(error))?);
-            md5.written(size);
+            md5.written(size).await;
         }
         Ok(StoredUpload { upload: self, md5, chunks })
     }

@@ -57,9 +57,19 @@ async fn an_imposter_gets_no_requests() {
     assert!(has(&received, "GET / HTTP/1.1") > 0, "a ping");
 
     // One that takes the address later gets one request.
-    peers.is_here(&name, PeerHints::default());
+    let origin = peers.origin(&name).unwrap();
+    peers.is_here(&name, &origin, PeerHints::default());
     assert!(matches!(ask().await, Err(PeerError::NotAuthentic(_))));
     assert!(peers.is_lost(&name));
+    assert!(matches!(ask().await, Err(PeerError::Lost)));
+    assert_eq!(has(&received, SIGNATURE), 1);
+
+    // A node at another address is as unknown as a new one.
+    let elsewhere = Ipv4Addr::new(127, 0, 0, 9).into();
+    peers.set_nodes([(&name, elsewhere)]);
+    peers.is_here(&name, &peers.origin(&name).unwrap(), PeerHints::default());
+    peers.set_nodes([(&name, Ipv4Addr::LOCALHOST.into())]);
+    peers.is_here(&name, &Origin::parse("http://127.0.0.9:1").unwrap(), PeerHints::default());
     assert!(matches!(ask().await, Err(PeerError::Lost)));
     assert_eq!(has(&received, SIGNATURE), 1);
 }

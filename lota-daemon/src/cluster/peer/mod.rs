@@ -158,7 +158,7 @@ impl Peers {
         Self { owner_timeout, ..self }
     }
 
-    /// Replaces the set of the cluster's other nodes.
+    /// Replaces the set of the cluster's other nodes. Nothing is known of a node at another address.
     pub fn set_nodes<'a>(&self, nodes: impl IntoIterator<Item = (&'a NodeName, IpAddr)>) {
         let origin = |address| {
             let authority = SocketAddr::new(address, self.port).to_string();
@@ -166,8 +166,9 @@ impl Peers {
         };
         let nodes: HashMap<NodeName, Origin> =
             nodes.into_iter().filter_map(|(name, address)| Some((name.clone(), origin(address)?))).collect();
-        self.states().retain(|name, _| nodes.contains_key(name));
-        *self.nodes.write() = nodes;
+        let mut known = self.nodes.write();
+        self.states().retain(|name, _| nodes.contains_key(name) && nodes.get(name) == known.get(name));
+        *known = nodes;
     }
 
     fn origin(&self, peer: &NodeName) -> Option<Origin> {
@@ -179,7 +180,7 @@ impl Peers {
         let origin = self.origin(peer).ok_or(PeerError::Unknown)?;
         let is_new = !self.states().contains_key(peer);
         // Whoever has the address gets no client's request before an authentic response.
-        if is_new && !self.is_alive(peer).await {
+        if is_new && !self.is_alive(peer).await && !self.states().contains_key(peer) {
             self.lose(peer);
         }
         if self.is_lost(peer) { Err(PeerError::Lost) } else { Ok(origin) }
@@ -214,24 +215,29 @@ impl Peers {
         let origin = self.reachable(owner).await?;
         let answer = self.send(owner, &origin, client, (head, body), method).await;
         match &answer {
-            Ok(answer) => self.is_here(owner, PeerHints::of(answer.headers())),
+            Ok(answer) => self.is_here(owner, &origin, PeerHints::of(answer.headers())),
             Err(PeerError::NoBody) => {}
             Err(error) => {
                 if let Some(left_out) = UNAVAILABLE.admit() {
                     tracing::warn!(peer = %owner.0, %error, left_out, "peer unavailable");
                 }
-                let is_lost = match error {
-                    PeerError::NoConnection(_) => true,
-                    // It may concern this request only, or another host may have the address.
-                    PeerError::NoAnswer(_) | PeerError::NotAuthentic(_) => !self.is_alive(owner).await,
-                    _ => false,
-                };
-                if is_lost {
-                    self.lose(owner);
-                }
+                self.lose_after(owner, error).await;
             }
         }
         answer
+    }
+
+    /// Marks a peer as lost if an error of a message shows that it is.
+    async fn lose_after(&self, peer: &NodeName, error: &PeerError) {
+        let is_lost = match error {
+            PeerError::NoConnection(_) => true,
+            // It may concern this message only, or another host may have the address.
+            PeerError::NoAnswer(_) | PeerError::NotAuthentic(_) => !self.is_alive(peer).await,
+            _ => false,
+        };
+        if is_lost {
+            self.lose(peer);
+        }
     }
 
     /// Sends a request like [`Peers::ask`]. The response's body is relayed over a connection with these `slices`.
@@ -351,7 +357,7 @@ impl Peers {
             Ok(Ok(answer)) => {
                 let is_its = self.wire.verify_answer(&nonce, answer.status(), answer.headers()).is_ok();
                 if is_its {
-                    self.is_here(owner, PeerHints::of(answer.headers()));
+                    self.is_here(owner, &origin, PeerHints::of(answer.headers()));
                 }
                 is_its
             }
@@ -481,7 +487,12 @@ impl Peers {
         nodes.iter().map(|(name, origin)| (name.clone(), origin.authority.to_string(), state(name))).collect()
     }
 
-    fn is_here(&self, peer: &NodeName, hints: PeerHints) {
+    /// Notes an authentic response of a peer, unless it has another address by now.
+    fn is_here(&self, peer: &NodeName, origin: &Origin, hints: PeerHints) {
+        let nodes = self.nodes.read();
+        if nodes.get(peer) != Some(origin) {
+            return;
+        }
         let mut states = self.states();
         let state = match states.get_mut(peer) {
             Some(state) => state,
@@ -493,6 +504,10 @@ impl Peers {
     }
 
     fn lose(&self, peer: &NodeName) {
+        let nodes = self.nodes.read();
+        if !nodes.contains_key(peer) {
+            return;
+        }
         let mut states = self.states();
         let state = states.entry(peer.clone()).or_default();
         state.lost.get_or_insert_with(Instant::now);

@@ -63,8 +63,8 @@ impl Peers {
         let origin = self.reachable(peer).await?;
         let exchanged = timeout(EXCHANGE_TIMEOUT, self.send_pins(peer, &origin, pins)).await;
         let exchanged = exchanged.unwrap_or_else(|_| Err(PeerError::NoAnswer("timeout".to_owned())));
-        if let Err(PeerError::NoConnection(_)) = exchanged {
-            self.lose(peer);
+        if let Err(error) = &exchanged {
+            self.lose_after(peer, error).await;
         }
         exchanged
     }
@@ -98,7 +98,7 @@ impl Peers {
         }
         let answer = answer?;
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
-        self.is_here(peer, PeerHints::of(answer.headers()));
+        self.is_here(peer, origin, PeerHints::of(answer.headers()));
         let digest = BodyDigest::of(answer.headers()).ok_or(PeerError::OtherVersion)?;
         read_pins(answer.into_body(), digest).await.map_err(PeerError::NoAnswer)
     }
