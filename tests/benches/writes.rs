@@ -88,6 +88,8 @@ fn measure() -> Result<bool> {
 /// Restarts the nodes in a mode, and measures one round of uploads.
 fn upload(tour: &mut Tour, round: usize, mode: &str) -> Result<Took> {
     let cache = format!("[cache]\nafter_write = \"{mode}\"\n");
+    // Uploads in progress may reserve only a small part of the capacity.
+    tour.nodes.iter_mut().for_each(|node| node.edit("capacity = \"4GiB\"", "capacity = \"32GiB\""));
     tour.restart_with(Mode::OwnCredential, "[cache]\n", &cache)?;
     let mut took = Took::default();
     let mut written = 0.0;
@@ -112,8 +114,10 @@ fn upload(tour: &mut Tour, round: usize, mode: &str) -> Result<Took> {
         }
     }
     if mode == "keep" {
-        let (kept, slow) = (results(tour, &["kept"])?, results(tour, &["keep-too-slow"])?);
-        eprintln!("{kept} of {written} kept, {slow} too slow");
+        let why_not = ["keep-too-slow", "keep-no-room", "keep-differs", "keep-refused", "keep-unavailable"];
+        let why_not = why_not.map(|why| Ok((why, results(tour, &[why])?)));
+        let why_not = why_not.into_iter().collect::<Result<Vec<_>>>()?;
+        eprintln!("{} of {written} kept; {why_not:?}", results(tour, &["kept"])?);
     }
     Ok(took)
 }
