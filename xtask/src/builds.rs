@@ -1,5 +1,5 @@
 //! Other builds of the daemon, for the suite `upgrade`. Each program has a folder of its own, so that it does not replace
-//! the checkout's. The compiled dependencies are shared with the checkout's build.
+//! the checkout's. The compiled dependencies are those of the checkout's build, since profile and features are the same.
 
 use std::{
     fs, io,
@@ -16,6 +16,9 @@ use crate::{
 /// The last release point, or the last commit that may become one. Replace it whenever one is released.
 const RELEASED: &str = "7b7f3148d2d503bcfb8aa97ae8278259272eae66";
 
+/// A test that every build has and that takes little time to compile.
+const SMALL_TEST: &str = "page";
+
 /// Builds the checkout with the next version of each format. Returns the path of the program.
 pub(crate) fn next_formats() -> Result<PathBuf, String> {
     setup::to_build()?;
@@ -29,7 +32,7 @@ pub(crate) fn next_formats() -> Result<PathBuf, String> {
 /// Builds the released commit, unless that was done before. Returns the path of the program.
 ///
 /// # Errors
-/// If it does not build. A commit that is not to be had, for example without git, is `Ok(Err(reason))`.
+/// If it does not build. A commit that is unavailable, for example without git, is `Ok(Err(reason))`.
 pub(crate) fn released() -> Result<Result<PathBuf, String>, String> {
     let place = folder()?;
     let program = place.join(format!("lota-{RELEASED}"));
@@ -77,9 +80,8 @@ fn build_released(place: &Path, program: &Path, lock: &Lock) -> Result<(), Strin
 /// Returns the command that builds the daemon of a checkout, at a low priority, since suites run meanwhile.
 fn build(checkout: &Path, place: &Path, more: &[&str]) -> Command {
     let mut build = cargo(&["build", "--quiet", "--workspace", "--bin", "lota"]);
-    build.args(more).current_dir(checkout).env("CARGO_TARGET_DIR", place);
-    // Compiling without it takes less time, and nobody debugs these.
-    build.env("CARGO_PROFILE_DEV_DEBUG", "0");
+    // A test, without which dependencies would have other features and be compiled again: one that is small.
+    build.args(["--test", SMALL_TEST]).args(more).current_dir(checkout).env("CARGO_TARGET_DIR", place);
     build.env("CARGO_BUILD_BUILD_DIR", fs::canonicalize(demo::target()).unwrap_or_else(|_| demo::target()));
     at_low_priority(&build)
 }

@@ -75,7 +75,7 @@ pub(super) fn upgrade(counts: &mut Counts) -> Result<(), String> {
     let mut builds = vec![("LOTA_BIN_NEXT", builds::next_formats()?)];
     match builds::released()? {
         Ok(released) => builds.push(("LOTA_BIN_RELEASED", released)),
-        Err(reason) => eprintln!("    the released build is NOT tested, since it is not to be had: {reason}"),
+        Err(reason) => eprintln!("    the released build is NOT tested, since it is unavailable: {reason}"),
     }
     run(counts, "upgrade", "upgrade", lab(setup::client()?, builds)?)
 }
