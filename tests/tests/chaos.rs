@@ -75,7 +75,7 @@ fn make() -> Result<Tour> {
     Ok(tour)
 }
 
-/// What a daemon uses. Files are not counted: those of cached objects may be open.
+/// Resources that a daemon uses. Files are not counted: those of cached objects may be open.
 #[derive(Clone, Copy, Debug)]
 struct Level {
     /// Sockets and pipes.

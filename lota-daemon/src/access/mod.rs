@@ -40,7 +40,7 @@ pub struct Access {
 /// Operator's entry that applies at any interface.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct OperatorEntry {
-    /// Whose entry it is.
+    /// Subject that the entry applies to.
     pub subject: Subject,
     /// Whether the subject has access.
     pub allow: bool,

@@ -19,7 +19,7 @@ const CLIENTS: [u32; NODES as usize] = [17, 17, 16];
 /// Object of a size for which nodes leave HTTP between them.
 const LARGE: (&str, u64) = ("busy/large", 8 << 20);
 
-/// What was served and refused under load; no request failed.
+/// Numbers of requests that were served and refused under load; none failed.
 #[derive(Debug)]
 pub(crate) struct Load {
     small: u64,

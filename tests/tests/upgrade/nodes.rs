@@ -1,4 +1,4 @@
-//! What a node has and says, by commands of its own build.
+//! State of a node, read by commands of its own build.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

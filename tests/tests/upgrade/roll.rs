@@ -35,7 +35,7 @@ struct Build {
     has_status: bool,
 }
 
-/// What must be the same after each step.
+/// State that must be the same after each step.
 struct Before {
     /// For each node, an object that it owns.
     objects: Vec<String>,

@@ -1,8 +1,7 @@
 //! MD5 hash of an upload, from its file while it is being written.
 //!
 //! MD5 takes more CPU time than everything else that is done with the bytes. It is computed at the lowest priority, so that uploads
-//! and reads come first if the CPUs are busy. The owner takes no more of
-//! an upload whose hash is far behind.
+//! and reads come first if the CPUs are busy. The owner takes no more of an upload whose hash is far behind.
 
 use std::{
     io,

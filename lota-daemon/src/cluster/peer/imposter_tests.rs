@@ -14,7 +14,7 @@ use super::*;
 
 const SIGNATURE: &str = "AWS4-HMAC-SHA256 Signature=secret";
 
-/// What the host has received.
+/// Bytes that the host has received.
 type Received = Arc<Mutex<Vec<u8>>>;
 
 /// Starts a host that answers every request at once.

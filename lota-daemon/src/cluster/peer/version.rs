@@ -20,7 +20,7 @@ pub(super) struct SpokenVersions {
 }
 
 impl SpokenVersions {
-    /// Those of this build. A minor version that raises the newest one keeps the oldest one (docs/adr/0023).
+    /// Versions that this build speaks. A minor version that raises the newest one keeps the oldest one (docs/adr/0023).
     pub(super) const OWN: Self = Self { oldest: WireVersion(1), newest: WireVersion::NEWEST };
 
     pub(super) fn contain(self, version: WireVersion) -> bool {
