@@ -14,7 +14,7 @@ use tokio::{net::UnixStream, sync::watch};
 use super::{
     Daemon, LOOKUP_INTERVAL, VERIFY_INTERVAL,
     handover::Taker,
-    operators_entries::EntriesFile,
+    operators_entries,
     seen_messages::SeenFile,
     sockets::{CACHE_LOCK, PINS_LOCK},
 };
@@ -72,7 +72,7 @@ impl Daemon {
         given.extend(of_disks.map(|(disk, lock)| (format!("{CACHE_LOCK}{disk}"), lock.as_fd())));
         let seen = SeenFile::new()?;
         given.push(seen.named());
-        let entries = EntriesFile::new(&self.control.unbound_entries())?;
+        let entries = operators_entries::file_of(&self.control.unbound_entries())?;
         given.push(entries.named());
         let peers = self.listeners.proxy.peers.clone();
         let seal = || peers.iter().for_each(|peers| seen.seal(peers));

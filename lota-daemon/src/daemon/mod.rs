@@ -5,6 +5,7 @@ mod descriptors;
 mod ending;
 pub mod handover;
 mod listeners;
+mod memory_file;
 mod operators_entries;
 mod peer_port;
 mod pod_stream;
