@@ -16,7 +16,6 @@ use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{HeaderMap, Method, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
-use lota_common::ByteSize;
 use lota_s3::{
     Credential, Secret,
     canonical::{QUERY, path},
@@ -153,16 +152,10 @@ pub async fn run(options: &Prefetch) -> Result<Summary> {
     )?);
     let (began, mut before) = (Instant::now(), 0u64);
     let paced = objects.iter().map(|object| {
-        // Time at which the rate limit allows this object.
-        let turn = options.rate.map(|rate| time_for(before, rate));
-        before += object.size;
         let client = &client;
-        async move {
-            if let Some(turn) = turn {
-                sleep_until((began + turn).into()).await;
-            }
-            (object, client.stage(object, turn.map(|turn| began + turn)).await)
-        }
+        let staging = client.stage(object, began, before);
+        before += object.size;
+        async move { (object, staging.await) }
     });
     let mut requests = stream::iter(paced).buffer_unordered(options.jobs.max(1));
     while let Some((object, staged)) = requests.next().await {
@@ -189,12 +182,6 @@ pub async fn run(options: &Prefetch) -> Result<Summary> {
 /// Describes a failure in one line. Keys and servers' texts may contain control characters.
 fn failure(key: &str, error: &anyhow::Error) -> String {
     plain(&format!("{key}: {error:#}"))
-}
-
-/// Returns the time for which these bytes take up a rate in bytes per second.
-fn time_for(bytes: u64, rate: ByteSize) -> Duration {
-    let milliseconds = u128::from(bytes) * 1000 / u128::from(rate.0.max(1));
-    Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX))
 }
 
 /// Result of one request.
@@ -243,21 +230,29 @@ impl ListClient<'_> {
         }
     }
 
-    /// Requests one object, or each stripe of it. Returns whether all of it was cached already. With a rate limit, its turn came
-    /// at `turn`.
-    async fn stage(&self, object: &ListedKey, turn: Option<Instant>) -> Result<bool> {
+    /// Requests one object, or each stripe of it, after `before` bytes of others since `began`. Returns whether all of it was
+    /// cached already.
+    async fn stage(&self, object: &ListedKey, began: Instant, before: u64) -> Result<bool> {
+        self.wait_turn(began, before).await;
         let target = path(&self.options.objects.bucket, &object.key);
-        let mut first = self.stage_at(&target, 0).await?;
-        let Some(length) = first.stripe else { return Ok(first.was_there) };
+        let Staged { mut was_there, stripe } = self.stage_at(&target, 0).await?;
+        let Some(length) = stripe else { return Ok(was_there) };
         let mut start = length.get();
         while start < object.size {
-            if let (Some(turn), Some(rate)) = (turn, self.options.rate) {
-                sleep_until((turn + time_for(start, rate)).into()).await;
-            }
-            first.was_there &= self.stage_stripe(&target, start).await?;
+            self.wait_turn(began, before.saturating_add(start)).await;
+            was_there &= self.stage_stripe(&target, start).await?;
             start = start.saturating_add(length.get());
         }
-        Ok(first.was_there)
+        Ok(was_there)
+    }
+
+    /// Waits until the rate limit allows what follows `before` bytes since `began`.
+    async fn wait_turn(&self, began: Instant, before: u64) {
+        if let Some(rate) = self.options.rate {
+            let milliseconds = u128::from(before) * 1000 / u128::from(rate.0.max(1));
+            let turn = Duration::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX));
+            sleep_until((began + turn).into()).await;
+        }
     }
 
     /// Requests the stripe with this byte until its owner has or fetches it. Returns whether it was cached already.
