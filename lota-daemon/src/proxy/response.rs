@@ -174,6 +174,13 @@ pub(super) fn striped(size: u64) -> Response<Body> {
     answer
 }
 
+/// Returns whether an owner's response is about a stripe of an object of `size` bytes.
+pub(super) fn is_of_stripe<B>(answer: &Response<B>, size: u64) -> bool {
+    answer.status().is_success()
+        && answer.status() != StatusCode::NO_CONTENT
+        && StripedSize::of(answer) == Some(StripedSize(size))
+}
+
 /// Makes the response to a granted request for a range outside of the object.
 pub(super) fn unsatisfiable(meta: &ObjectMeta, resource: &str) -> Response<Body> {
     let mut answer = error(&S3Error::invalid_range(meta.size), resource);

@@ -48,6 +48,14 @@ impl Proxy {
         let range = get.object.range.resolve(meta.size).ok().flatten();
         let is_range = range.is_some_and(|range| is_range(answer.headers(), range, meta.size));
         let is_stripe = get.stripe().is_some();
+        // The response to a HEAD states that a stripe is held here, or being fetched.
+        let relay_held = |answer, outcome, is_held| {
+            let mut relayed = response::relay(answer, outcome, &self.node);
+            if is_stripe && is_held {
+                relayed.extensions_mut().insert(StripedSize(meta.size));
+            }
+            Ok(relayed)
+        };
         if get.is_bodiless() && cached.is_none() && !is_stripe && self.striping.applies(meta.size) {
             // The node that received the request has the stripe fetched.
             return relay(answer, Outcome::Miss);
@@ -80,22 +88,12 @@ impl Proxy {
                 if let Some(reason) = uncached {
                     self.uncached(reason);
                 }
-                let mut relayed = response::relay(answer, outcome, &self.node);
-                // A HEAD of a stripe that is cached, or being filled.
-                if is_stripe && matches!(outcome, Outcome::Hit | Outcome::Fill) {
-                    relayed.extensions_mut().insert(StripedSize(meta.size));
-                }
-                Ok(relayed)
+                relay_held(answer, outcome, matches!(outcome, Outcome::Hit | Outcome::Fill))
             }
             ArrivingPlan::Stage(authority) => {
                 let fill = self.fill_from(&get, &meta, authority, None).await;
-                let is_filled = fill.is_some();
-                let mut staged =
-                    response::relay(answer, fill.map_or(Outcome::Miss, |(_, outcome)| outcome), &self.node);
-                if is_stripe && is_filled {
-                    staged.extensions_mut().insert(StripedSize(meta.size));
-                }
-                Ok(staged)
+                let is_held = fill.is_some();
+                relay_held(answer, fill.map_or(Outcome::Miss, |(_, outcome)| outcome), is_held)
             }
             ArrivingPlan::FillFromThisStream => match self.join(&get, &meta).await {
                 Some((Join::Lead(fill), reservation)) => {

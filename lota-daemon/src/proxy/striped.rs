@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use hyper::{Response, StatusCode};
+use hyper::Response;
 use lota_s3::{ByteRange, ObjectMeta, S3Error, headers::LOTA_STRIPE_LENGTH};
 
 use super::{Proxy, get::Get, response, stripe_body::joined, striped_get::StripedGet};
 use crate::{
-    cluster::peer::headers::{GetScope, StripedSize},
+    cluster::peer::headers::GetScope,
     gateway::{Authorization, FillAuthority, Grant},
     http::{Body, empty},
     metrics::Outcome,
@@ -57,12 +57,7 @@ impl Proxy {
         let Some((stripe, size)) = stripe.filter(|_| answer.status().is_success()) else { return Ok(answer) };
         let owners = self.stripe_candidates(&get.object.name, stripe, size);
         match self.serve_from(get.of(GetScope::Stripe(stripe)), &owners).await {
-            Ok(mut staged)
-                if staged.status().is_success() && StripedSize::of(&staged) == Some(StripedSize(size)) =>
-            {
-                if staged.status() == StatusCode::NO_CONTENT {
-                    return Ok(answer);
-                }
+            Ok(mut staged) if response::is_of_stripe(&staged, size) => {
                 staged.headers_mut().insert(LOTA_STRIPE_LENGTH, self.striping.length().bytes().into());
                 Ok(staged)
             }

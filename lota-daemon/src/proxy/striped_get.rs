@@ -6,7 +6,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use hyper::{Response, StatusCode};
+use hyper::Response;
 use lota_cache::{Reader, Stripe};
 use lota_s3::{ByteRange, GetObject, ObjectMeta};
 use thiserror::Error;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::{Proxy, S3Store, get::Get, response, resume::Version, serve::FIRST_BYTE_WAIT};
 use crate::{
-    cluster::peer::headers::{GetScope, StripedSize},
+    cluster::peer::headers::GetScope,
     gateway::{FillAuthority, Grant, StripeGrant},
     http::{Body, RequestHead, Slices, relayed},
     metrics::Outcome,
@@ -148,9 +148,7 @@ impl StripedGet {
 
     /// Returns whether a response contains exactly these bytes of this version.
     fn is_part(&self, answer: &Response<Body>, bytes: ByteRange) -> bool {
-        answer.status().is_success()
-            && answer.status() != StatusCode::NO_CONTENT
-            && StripedSize::of(answer) == Some(StripedSize(self.meta.size))
+        response::is_of_stripe(answer, self.meta.size)
             && Version::of(answer.headers()) == self.version
             && response::length(answer) == bytes.length()
     }

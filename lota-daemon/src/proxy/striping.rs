@@ -47,22 +47,16 @@ impl Striping {
 
     /// Returns whether a request could be for an object in stripes: an ordinary GET.
     pub(super) fn may_apply(&self, get: &Get<'_>) -> bool {
-        let object = get.object;
-        self.above < u64::MAX
-            && !get.is_bodiless()
-            && object.cache_control == CacheControl::Use
-            && object.overrides.is_empty()
+        self.above < u64::MAX && !get.is_bodiless() && is_ordinary(get)
     }
 
     /// Returns the stripe that a HEAD brings into the cache, of an object of `size` bytes: that of its first requested byte.
     pub(super) fn staged_by(&self, get: &Get<'_>, size: u64) -> Option<Stripe> {
-        let object = get.object;
         let is_staged = get.is_bodiless()
             && get.store.backend.has_own_credential()
-            && object.cache_control == CacheControl::Use
-            && object.overrides.is_empty()
+            && is_ordinary(get)
             && self.applies(size);
-        let range = object.range.resolve(size).ok()?.filter(|_| is_staged)?;
+        let range = get.object.range.resolve(size).ok()?.filter(|_| is_staged)?;
         Some(self.length.containing(range.start))
     }
 
@@ -87,6 +81,11 @@ impl Striping {
             known.insert(name.clone(), (meta.clone(), Instant::now()));
         }
     }
+}
+
+/// Returns whether a request uses the cache and gets the object's own headers.
+fn is_ordinary(get: &Get<'_>) -> bool {
+    get.object.cache_control == CacheControl::Use && get.object.overrides.is_empty()
 }
 
 #[cfg(test)]
