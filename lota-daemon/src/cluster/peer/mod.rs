@@ -8,11 +8,12 @@ mod pins;
 pub mod raw;
 mod replay;
 mod request;
+mod states;
 mod version;
 mod wire;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant, SystemTime},
 };
@@ -29,6 +30,7 @@ use tokio::time::MissedTickBehavior;
 
 pub use pins::{read_pins, write_pins};
 pub use request::{ForwardedCall, PeerCall, PeerRequest};
+pub use states::PeerState;
 pub use version::WireVersion;
 pub use wire::{MessageMac, RejectedMessage};
 
@@ -53,8 +55,6 @@ use lota_s3::Origin;
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Time after which a lost peer has no share of the objects.
 pub const LOST_NODE_GRACE: Duration = Duration::from_secs(60);
-/// Time for which a peer's reported load is valid.
-const LOAD_TTL: Duration = Duration::from_secs(1);
 /// Maximum number of lost peers that are probed concurrently.
 const MAX_PROBES: usize = 32;
 /// Default timeout for an owner that responds to pings. It is longer than any timeout of the owner, so that the owner's own
@@ -77,20 +77,6 @@ pub struct Peers {
     states: Mutex<HashMap<NodeName, PeerState>>,
     upstream: Upstream,
     owner_timeout: Duration,
-}
-
-/// Last known state of a peer.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PeerState {
-    /// Time of the first failed attempt since its last response.
-    pub lost: Option<Instant>,
-    /// Load in bytes that it reported last, and the time of the report.
-    pub load: Option<(u64, Instant)>,
-    /// Capacity of its cache in bytes that it reported last.
-    pub capacity: Option<u64>,
-    /// Newest version of the peer protocol that it speaks, if it reported one with its last response. `None` after a connection
-    /// was lost, because another build may have replaced it.
-    pub wire: Option<WireVersion>,
 }
 
 /// Reason why a request could not be sent to an owner. The caller tries another node.
@@ -431,107 +417,14 @@ impl Peers {
         self.nodes.read().keys().cloned().collect()
     }
 
-    /// Returns the cache capacity of each peer that has reported it, in bytes.
-    #[must_use]
-    pub fn capacities(&self) -> BTreeMap<NodeName, u64> {
-        let states = self.states();
-        states.iter().filter_map(|(name, state)| Some((name.clone(), state.capacity?))).collect()
-    }
-
-    /// Returns whether a peer has not responded since its last failure.
-    #[must_use]
-    pub fn is_lost(&self, peer: &NodeName) -> bool {
-        self.states().get(peer).is_some_and(|state| state.lost.is_some())
-    }
-
     /// Returns the number of cluster keys that are accepted now: two during a rotation.
     #[must_use]
     pub fn keys(&self) -> usize {
         self.wire.keys()
     }
 
-    /// Returns the number of peers.
-    #[must_use]
-    pub fn known(&self) -> usize {
-        self.names().len()
-    }
-
-    /// Returns the number of peers that are not lost.
-    #[must_use]
-    pub fn active(&self) -> usize {
-        self.names().iter().filter(|peer| !self.is_lost(peer)).count()
-    }
-
-    /// Returns the peers that have been lost for so long that they have no share of the objects.
-    #[must_use]
-    pub fn gone(&self) -> Vec<NodeName> {
-        let is_gone = |state: &PeerState| state.lost.is_some_and(|since| since.elapsed() > LOST_NODE_GRACE);
-        let states = self.states();
-        states.iter().filter(|(_, state)| is_gone(state)).map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Returns the load that a peer reported recently, in bytes; 0 without a recent report, so that it is tried again.
-    #[must_use]
-    pub fn load(&self, peer: &NodeName) -> u64 {
-        match self.states().get(peer).and_then(|state| state.load) {
-            Some((load, reported)) if reported.elapsed() < LOAD_TTL => load,
-            _ => 0,
-        }
-    }
-
-    /// Returns each peer's name, address and last known state.
-    #[must_use]
-    pub fn each(&self) -> Vec<(NodeName, String, PeerState)> {
-        let (nodes, states) = (self.nodes.read(), self.states());
-        let state = |name| states.get(name).copied().unwrap_or_default();
-        nodes.iter().map(|(name, origin)| (name.clone(), origin.authority.to_string(), state(name))).collect()
-    }
-
-    /// Notes an authentic response of a peer, unless it has another address by now.
-    fn is_here(&self, peer: &NodeName, origin: &Origin, hints: PeerHints) {
-        let nodes = self.nodes.read();
-        if nodes.get(peer) != Some(origin) {
-            return;
-        }
-        let mut states = self.states();
-        let state = match states.get_mut(peer) {
-            Some(state) => state,
-            None => states.entry(peer.clone()).or_default(),
-        };
-        let capacity = hints.capacity.or(state.capacity);
-        let (load, wire) = (Some((hints.load, Instant::now())), hints.wire);
-        *state = PeerState { lost: None, load, capacity, wire };
-    }
-
-    fn lose(&self, peer: &NodeName) {
-        let nodes = self.nodes.read();
-        if !nodes.contains_key(peer) {
-            return;
-        }
-        let mut states = self.states();
-        let state = states.entry(peer.clone()).or_default();
-        state.lost.get_or_insert_with(Instant::now);
-        state.wire = None;
-    }
-
-    fn forget_version(&self, peer: &NodeName) {
-        if let Some(state) = self.states().get_mut(peer) {
-            state.wire = None;
-        }
-    }
-
-    /// Returns the version in which messages are sent to a peer.
-    #[must_use]
-    pub fn version_with(&self, peer: &NodeName) -> WireVersion {
-        self.wire.versions().with(self.states().get(peer).and_then(|state| state.wire))
-    }
-
     fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock()
-    }
-
-    fn states(&self) -> MutexGuard<'_, HashMap<NodeName, PeerState>> {
-        self.states.lock()
     }
 }
 
