@@ -35,7 +35,7 @@ use self::{
     listeners::{PodListeners, TURNED_AWAY},
     peer_port::PeerPort,
     pod_stream::PodStreams,
-    secret_files::{RefreshedSecrets, SecretFiles, SecretKind},
+    secret_files::SecretFiles,
 };
 use crate::{
     admin::{self, Admin, Exposition, Ready, node_status::Reporter},
@@ -53,7 +53,6 @@ use crate::{
     kubernetes::{Kubernetes, PodUpdate},
     metrics::{Fault, Metrics},
     process::workers::Workers,
-    proxy::Proxy,
     reconciler::{Control, ControlCommand, ControlError},
 };
 
@@ -64,8 +63,6 @@ const VERIFY_INTERVAL: Duration = Duration::from_secs(2);
 const LOOKUP_INTERVAL: Duration = Duration::from_millis(250);
 /// Interval at which files with secrets are read again.
 const SECRETS_INTERVAL: Duration = Duration::from_secs(10);
-/// Timeout for reading them, for example from a file system that hangs. The heartbeat waits meanwhile.
-const SECRETS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval of the heartbeat that the daemon writes for the datapath.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of commands that wait for the control thread.
@@ -345,7 +342,7 @@ impl Daemon {
             async move {
                 loop {
                     tokio::time::sleep(SECRETS_INTERVAL).await;
-                    refresh(&Handle::current(), &secrets, &proxy).await;
+                    secrets.refresh_on(&Handle::current(), &proxy).await;
                 }
             },
             first,
@@ -403,7 +400,7 @@ impl Daemon {
     /// If the configuration cannot be read, in which case nothing of it has changed; if the kernel refuses; or if a file with
     /// secrets cannot be used, after everything else has been applied.
     async fn reload(&mut self, reload: &Reload) -> Result<Vec<String>, ControlError> {
-        let secrets = refresh(self.listeners.workers.first(), &self.secrets, &self.listeners.proxy).await;
+        let secrets = self.secrets.refresh_on(self.listeners.workers.first(), &self.listeners.proxy).await;
         self.listeners.proxy.stores.each().for_each(|store| store.gateway.try_again());
         let Reloaded { access, later } = reload.read().map_err(|error| {
             tracing::error!(%error, "cannot reload the configuration; keeping the previous one");
@@ -476,24 +473,6 @@ impl Daemon {
     /// Records the time from when the node learned of a change until now, when the kernel enforces it.
     fn enforced_since(&self, received: Instant) {
         self.listeners.proxy.metrics.access_lag.observe(received.elapsed());
-    }
-}
-
-/// Reads files with secrets again, on a thread for blocking calls of `worker`.
-async fn refresh(worker: &Handle, secrets: &Arc<SecretFiles>, proxy: &Arc<Proxy>) -> RefreshedSecrets {
-    let (secrets, proxy) = (secrets.clone(), proxy.clone());
-    let reading = worker.spawn_blocking(move || {
-        let refreshed = secrets.refresh();
-        // Also if nobody waits any more.
-        if refreshed.applied.contains(&SecretKind::Credential) {
-            proxy.stores.each().for_each(|store| store.gateway.own_credential_changed());
-        }
-        refreshed
-    });
-    match tokio::time::timeout(SECRETS_TIMEOUT, reading).await {
-        Ok(Ok(refreshed)) => refreshed,
-        Ok(Err(error)) => RefreshedSecrets::failed(&error),
-        Err(late) => RefreshedSecrets::failed(&late),
     }
 }
 

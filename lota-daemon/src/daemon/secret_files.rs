@@ -3,17 +3,21 @@
 //! Contents are compared, not times: a projected volume of Kubernetes replaces all of its files at once by switching a symbolic
 //! link, which shows in no time of the files.
 
-use std::{fmt::Display, fs, path::PathBuf, time::Duration};
+use std::{fmt::Display, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
+use tokio::runtime::Handle;
 
 use crate::{
     metrics::{Metrics, SecretReloadLabels},
+    proxy::Proxy,
     settings::Reloadable,
 };
 
+/// Timeout for reading the files, for example from a file system that hangs. The heartbeat waits meanwhile.
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum time that one refresh waits for another.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -119,6 +123,28 @@ impl SecretFiles {
             let text = contents.first().map(|content| str::from_utf8(content)).transpose();
             parse(text.with_context(|| format!("{name}: not a text"))?.unwrap_or_default())
         })
+    }
+
+    /// Reads all files again like [`SecretFiles::refresh`], on a thread for blocking calls of `worker`.
+    pub(super) async fn refresh_on(
+        self: &Arc<Self>,
+        worker: &Handle,
+        proxy: &Arc<Proxy>,
+    ) -> RefreshedSecrets {
+        let (secrets, proxy) = (self.clone(), proxy.clone());
+        let reading = worker.spawn_blocking(move || {
+            let refreshed = secrets.refresh();
+            // Also if nobody waits any more.
+            if refreshed.applied.contains(&SecretKind::Credential) {
+                proxy.stores.each().for_each(|store| store.gateway.own_credential_changed());
+            }
+            refreshed
+        });
+        match tokio::time::timeout(TIMEOUT, reading).await {
+            Ok(Ok(refreshed)) => refreshed,
+            Ok(Err(error)) => RefreshedSecrets::failed(&error),
+            Err(late) => RefreshedSecrets::failed(&late),
+        }
     }
 
     /// Reads all files again, and applies those that have changed. A file that cannot be used is reported once, and what was read
