@@ -39,7 +39,7 @@ pub use lota_scripted as scripted;
 pub use cgroup::{CgroupRoot, PodClass};
 pub use claim::claim;
 pub use client::{Client, Credential, Got, Style};
-pub use knock::{AT_ONCE, LONG_ENOUGH, Reached, knock};
+pub use knock::{AT_ONCE, LONG_ENOUGH, Reached, knock, knock_in_vain};
 pub use namespace::Namespace;
 pub use node::{ADMIN_PORT, Mode, Node, PEER_PORT, Program};
 pub use origin::{ADMIN, NOBODY, Origin, POD_ONLY, READER};

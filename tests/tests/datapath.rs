@@ -132,11 +132,6 @@ fn make() -> Result<Tour> {
     Ok(tour)
 }
 
-/// Runs a `lota` command on a node with its configuration; returns its output.
-fn lota(node: &Node, words: &[&str]) -> Result<String> {
-    run(node.command().args(words).arg("--config").arg(node.config()))
-}
-
 /// Runs a `lota` command with `--json`; returns the lines of its output.
 fn lota_json(node: &Node, words: &[&str]) -> Result<Vec<Value>> {
     let output = run(node.command().args(words).arg("--json").arg("--config").arg(node.config()))?;

@@ -323,6 +323,14 @@ impl Node {
         self.namespace.command(&self.program.0)
     }
 
+    /// Runs a `lota` command with this node's configuration; returns its output.
+    ///
+    /// # Errors
+    /// If it fails, with its standard error.
+    pub fn lota(&self, words: &[&str]) -> Result<String> {
+        run(self.command().args(words).arg("--config").arg(self.config()))
+    }
+
     /// Sends a signal to the daemon.
     ///
     /// # Errors
@@ -394,7 +402,7 @@ impl Node {
     /// # Errors
     /// If `lota cache ls` fails.
     pub fn cached(&self) -> Result<HashMap<String, u64>> {
-        let list = run(self.command().args(["cache", "ls", "--json", "--config"]).arg(self.config()))?;
+        let list = self.lota(&["cache", "ls", "--json"])?;
         list.lines()
             .map(|line| {
                 let object: Value = serde_json::from_str(line)?;
@@ -425,7 +433,7 @@ impl Node {
     /// # Errors
     /// If it fails, for example because a file cannot be used.
     pub fn reload(&self) -> Result<String> {
-        run(self.command().args(["reload", "--config"]).arg(self.config()))
+        self.lota(&["reload"])
     }
 
     /// Returns the path of the log file.

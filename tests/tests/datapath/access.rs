@@ -15,7 +15,7 @@ use lota_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::{dump, lota, lota_json};
+use super::{dump, lota_json};
 
 /// Limit for the end of a connection after its access is revoked.
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,19 +31,19 @@ pub(crate) fn commands(tour: &mut Tour) -> Result<()> {
         Ok(entry.map(|entry| format!("{} {} {}", entry["source"], entry["allow"], entry["interface"])))
     };
     ensure!(reached()? == Reached::Refused && source(&address)?.is_none(), "initially");
-    lota(node, &["access", "allow", &address])?;
+    node.lota(&["access", "allow", &address])?;
     ensure!(reached()? == Reached::Open, "allowed, with the interface of its route");
     let expected = format!("\"command\" true \"{}\"", DENIED.interface());
     ensure!(source(&address)? == Some(expected.clone()), "listed as {:?}", source(&address)?);
-    lota(node, &["access", "allow", &address, "--interface", "veth-p1"])?;
+    node.lota(&["access", "allow", &address, "--interface", "veth-p1"])?;
     ensure!(reached()? == Reached::Refused, "bound to its neighbor's interface");
-    lota(node, &["access", "forget", &address])?;
+    node.lota(&["access", "forget", &address])?;
     ensure!(source(&address)?.is_none(), "forgotten");
-    lota(node, &["access", "allow", "10.77.13.0/24"])?;
+    node.lota(&["access", "allow", "10.77.13.0/24"])?;
     ensure!(reached()? == Reached::Open, "allowed by its prefix");
-    lota(node, &["access", "deny", &address])?;
+    node.lota(&["access", "deny", &address])?;
     ensure!(reached()? == Reached::Refused, "denied, in an allowed prefix");
-    let table = lota(node, &["access", "list"])?;
+    let table = node.lota(&["access", "list"])?;
     for word in ["10.77.13.0/24", "deny", "(all others)", "veth-p1", "config", "command"] {
         ensure!(table.contains(word), "no `{word}` in\n{table}");
     }
@@ -52,8 +52,8 @@ pub(crate) fn commands(tour: &mut Tour) -> Result<()> {
     tour.nodes[2].start()?;
     let node = &tour.nodes[2];
     ensure!(reached()? == Reached::Refused && dump(node, map::RULES4)?.len() == 1, "after a restart");
-    lota(node, &["access", "forget", &address])?;
-    lota(node, &["access", "forget", "10.77.13.0/24"])?;
+    node.lota(&["access", "forget", &address])?;
+    node.lota(&["access", "forget", "10.77.13.0/24"])?;
     ensure!(reached()? == Reached::Refused, "after all entries were removed");
     for (words, expected) in [
         (&["access", "allow", "10.1.2.3/16"][..], "10.1.0.0/16"),
@@ -85,12 +85,12 @@ pub(crate) fn revocation(tour: &mut Tour) -> Result<()> {
             })??;
             std::thread::sleep(Duration::from_millis(100));
             let started = Instant::now();
-            lota(node, &["access", "deny", &address.to_string()])?;
+            node.lota(&["access", "deny", &address.to_string()])?;
             let mut rest = Vec::new();
             let ended = stream.read_to_end(&mut rest).map_err(|error| error.kind());
             let after = started.elapsed();
             let (reached, _) = knock(&place, vip, 80)?;
-            lota(node, &["access", "forget", &address.to_string()])?;
+            node.lota(&["access", "forget", &address.to_string()])?;
             ensure!(
                 ended == Err(ErrorKind::ConnectionReset) && after < SECOND,
                 "{address}: the connection ended by {ended:?} after {after:?}"
@@ -126,7 +126,7 @@ pub(crate) fn denied(tour: &mut Tour) -> Result<()> {
         let dumped = dump(node, map)?;
         ensure!(dumped.iter().any(|entry| entry["value"]["count"] == after["packets"]), "{dumped:?}");
     }
-    let table = lota(node, &["access", "denied"])?;
+    let table = node.lota(&["access", "denied"])?;
     ensure!(table.contains(&DENIED.address().to_string()) && table.contains("s ago"), "{table}");
     Ok(())
 }
@@ -153,7 +153,7 @@ pub(crate) fn reload(tour: &mut Tour) -> Result<()> {
     let (still, _) = knock(&place, VIP, 80)?;
     node.forget_edits();
     node.configure(Mode::OwnCredential)?;
-    let output = lota(node, &["reload"])?;
+    let output = node.lota(&["reload"])?;
     ensure!(output == "[access] and files with secrets reloaded\n", "{output}");
     let (refused, _) = knock(&place, VIP, 80)?;
     ensure!(open == Reached::Open && still == Reached::Open, "allowed, it got {open:?}, then {still:?}");
@@ -170,7 +170,7 @@ pub(crate) fn default_allow(tour: &mut Tour) -> Result<()> {
     let place = tour.lab.pod(DENIED);
     let (open, _) = knock(&place, VIP, 80)?;
     let (refused, after) = knock(&place, VIP6, 80)?;
-    let listed = lota(node, &["access", "list"])?;
+    let listed = node.lota(&["access", "list"])?;
     node.forget_edits();
     node.configure(Mode::OwnCredential)?;
     node.start()?;

@@ -18,7 +18,7 @@ use lota_tests::{
     tour::{Tour, wait_until},
 };
 
-use super::{dump, forge, lota, lota_json};
+use super::{dump, forge, lota_json};
 
 pub(super) const CGROUP: &str = "lotapath";
 pub(super) const CLASS: PodClass = PodClass::Burstable;
@@ -93,7 +93,7 @@ impl<'a> Cluster<'a> {
     /// Applies another configuration to the running daemon.
     pub(super) fn reload(&mut self, access: &str) -> Result<()> {
         self.configure(access)?;
-        lota(self.node(), &["reload"]).map(drop)
+        self.node().lota(&["reload"]).map(drop)
     }
 
     /// Reports the two pods with these labels, and waits until the kernel knows them.

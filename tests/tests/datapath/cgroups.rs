@@ -14,7 +14,7 @@ use lota_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::{cgroup_cluster::*, dump, forge, lota, lota_json};
+use super::{cgroup_cluster::*, dump, forge, lota_json};
 
 /// All packets were refused as spoofed.
 fn all_refused(seen: &[(bool, bool)]) -> bool {
@@ -226,9 +226,9 @@ pub(crate) fn host_network(tour: &mut Tour) -> Result<()> {
     ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);
     bypass(&cluster, &place)?;
     // An operator's entry for the VIP overrides rules.
-    lota(cluster.node(), &["access", "deny", &VIP.to_string()])?;
+    cluster.node().lota(&["access", "deny", &VIP.to_string()])?;
     becomes(&cluster, [Refused; 3], "an operator's denial")?;
-    lota(cluster.node(), &["access", "forget", &VIP.to_string()])?;
+    cluster.node().lota(&["access", "forget", &VIP.to_string()])?;
     becomes(&cluster, [Open, Refused, Refused], "access again")?;
     cluster.reload("identity = \"cgroup+address\"\nhost_network = true")?;
     becomes(&cluster, [Open, Refused, Open], "processes outside of pods to have access")?;
@@ -290,7 +290,7 @@ pub(crate) fn configured(tour: &mut Tour) -> Result<()> {
             cluster.node().command().args(["status", "--config"]).arg(cluster.node().config()).output()?;
         let short = String::from_utf8_lossy(&short.stdout).into_owned();
         let access = short.lines().find(|line| line.contains("  access")).context("no access")?.to_owned();
-        Ok((access, lota(cluster.node(), &["datapath", "status"])?))
+        Ok((access, cluster.node().lota(&["datapath", "status"])?))
     };
     let (short, long) = status(&cluster)?;
     ensure!(short.contains("identified by address and cgroup"), "{short}");

@@ -12,13 +12,13 @@ use lota_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::{lota, lota_json};
+use super::lota_json;
 
 /// Another XDP program is attached to the uplink.
 pub(crate) fn taken(tour: &mut Tour) -> Result<()> {
     let node = &mut tour.nodes[1];
     node.stop(Signal::SIGTERM)?;
-    lota(node, &["datapath", "detach"])?;
+    node.lota(&["datapath", "detach"])?;
     // The other program is LOTA's own, which passes everything without settings.
     let theirs = tour.lab.node(2).run(|| -> Result<aya::Ebpf> {
         let mut theirs = EbpfLoader::new().load(lota_datapath::OBJECT)?;
@@ -38,7 +38,7 @@ pub(crate) fn taken(tour: &mut Tour) -> Result<()> {
     drop(theirs);
     let node = &mut tour.nodes[1];
     node.stop(Signal::SIGTERM)?;
-    lota(node, &["datapath", "detach"])?;
+    node.lota(&["datapath", "detach"])?;
     node.configure(Mode::OwnCredential)?;
     node.start()?;
     holds(tour, "native")
@@ -48,7 +48,7 @@ pub(crate) fn taken(tour: &mut Tour) -> Result<()> {
 pub(crate) fn generic(tour: &mut Tour) -> Result<()> {
     let place = tour.lab.node(2);
     tour.nodes[1].stop(Signal::SIGTERM)?;
-    lota(&tour.nodes[1], &["datapath", "detach"])?;
+    tour.nodes[1].lota(&["datapath", "detach"])?;
     place.ip("link add br-up type bridge")?;
     place.ip("link set br-up up")?;
     place.ip("link set uplink master br-up")?;

@@ -19,7 +19,7 @@ use lota_tests::{
 };
 use sha2::Sha256;
 
-use super::{intercepted::Pulse, lota};
+use super::intercepted::Pulse;
 
 const RESTARTS: usize = 10;
 /// Connections from a pod of the restarted node, and the same number through another node.
@@ -73,7 +73,7 @@ pub(crate) fn restarts(tour: &mut Tour) -> Result<()> {
             let before = node.pid();
             restarted = node.start().and_then(|()| {
                 ensure!(node.pid() != before, "it is the same process");
-                lota(node, &["datapath", "status"]).map(|_| ())
+                node.lota(&["datapath", "status"]).map(|_| ())
             });
             if restarted.is_err() {
                 break;
@@ -175,7 +175,7 @@ pub(crate) fn stranger(tour: &mut Tour) -> Result<()> {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(stderr.contains("PermissionError"), "another user could connect: {stderr}");
     ensure!(node.admin("/readyz")?.starts_with("ready"), "the daemon is not ready");
-    lota(node, &["datapath", "status"]).map(|_| ())
+    node.lota(&["datapath", "status"]).map(|_| ())
 }
 
 /// A message of a peer that the first daemon has accepted is a replay for the next one.

@@ -7,7 +7,7 @@ use lota_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::{lota, lota_json};
+use super::lota_json;
 
 /// Routes to pods as Cilium makes them by default: one prefix for all pods, toward another interface. Replies of this
 /// node go to the pod by a table of their own.
@@ -51,9 +51,9 @@ pub(crate) fn covering_route(tour: &mut Tour) -> Result<()> {
     let _route = CoveringRoute::make(tour)?;
     let (node, pod) = (&tour.nodes[2], tour.lab.pod(DENIED));
     let address = DENIED.address().to_string();
-    let output = lota(node, &["access", "allow", &address])?;
+    let output = node.lota(&["access", "allow", &address])?;
     let reached = knock(&pod, VIP, 80)?.0;
-    lota(node, &["access", "forget", &address])?;
+    node.lota(&["access", "forget", &address])?;
     ensure!(output.contains(&DENIED.interface()), "it was bound to another interface: {output}");
     ensure!(reached == Reached::Open, "{output}, but it reached {reached:?}");
     Ok(())
@@ -80,7 +80,7 @@ pub(crate) fn claimed_twice(tour: &mut Tour) -> Result<()> {
     let entries = lota_json(node, &["access", "list"]);
     let reached = knock(&tour.lab.pod(DENIED), VIP, 80);
     other.ip(&format!("addr del {address}/32 dev eth0"))?;
-    lota(node, &["access", "forget", &address])?;
+    node.lota(&["access", "forget", &address])?;
     let entry = entries?.into_iter().find(|entry| entry["subject"] == *address).context("no entry")?;
     ensure!(entry["interface"] == DENIED.interface(), "a later claim changed the binding: {entry}");
     ensure!(reached?.0 == Reached::Open);
@@ -99,7 +99,7 @@ pub(crate) fn reused_index(tour: &mut Tour) -> Result<()> {
     let address = DENIED.address().to_string();
     let reached = |tour: &Tour| -> Result<Reached> { Ok(knock(&tour.lab.pod(DENIED), VIP, 80)?.0) };
     for daemon in [Daemon::Runs, Daemon::IsPaused, Daemon::IsDown] {
-        lota(&tour.nodes[2], &["access", "allow", &address])?;
+        tour.nodes[2].lota(&["access", "allow", &address])?;
         let before = reached(tour)?;
         match daemon {
             Daemon::Runs => {}
@@ -136,7 +136,7 @@ pub(crate) fn many_removed(tour: &mut Tour) -> Result<()> {
         }
         place.ip("link del group 77")?;
         // Removed and added again: the daemon must answer and still see changes.
-        lota(node, &["access", "allow", &address]).with_context(|| format!("round {round}"))?;
+        node.lota(&["access", "allow", &address]).with_context(|| format!("round {round}"))?;
         let reached = knock(&tour.lab.pod(DENIED), VIP, 80)?.0;
         ensure!(reached == Reached::Open, "round {round}: allowed, it reached {reached:?}");
         tour.lab.replace_pod(DENIED)?;

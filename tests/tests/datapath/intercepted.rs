@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{
-    dump, lota, lota_json,
+    dump, lota_json,
     names::{ELSEWHERE, cluster, glibc},
     redirection::with_bridge,
 };
@@ -64,12 +64,12 @@ pub(crate) fn daemon(tour: &mut Tour) -> Result<()> {
             pod.set_resolver(GATEWAY, "")?;
         }
         let address = Pod(1, 2).address().to_string();
-        lota(&tour.nodes[0], &["access", "deny", &address])?;
+        tour.nodes[0].lota(&["access", "deny", &address])?;
         let states = states(&mut tour.nodes[0], &pod, &stranger);
         if tour.nodes[0].pid().is_none() {
             tour.nodes[0].start()?;
         }
-        lota(&tour.nodes[0], &["access", "forget", &address])?;
+        tour.nodes[0].lota(&["access", "forget", &address])?;
         for pod in [&pod, &stranger] {
             pod.set_resolver(VIP, "")?;
         }
@@ -151,7 +151,7 @@ pub(crate) fn shown(tour: &mut Tour) -> Result<()> {
         );
         let age = status["heartbeat_age_ms"].as_u64().context("no heartbeat")?;
         ensure!(age < 3000, "the last heartbeat is {age} ms old");
-        let text = lota(node, &["datapath", "status"])?;
+        let text = node.lota(&["datapath", "status"])?;
         let lines = ["name     s3.lab (intercepted)", "ports    80, 443, 9000\n"];
         ensure!(lines.iter().all(|line| text.contains(line)), "{text}");
         Ok(())
@@ -186,9 +186,9 @@ pub(crate) fn by_address(tour: &mut Tour) -> Result<()> {
         ensure!(shown[0]["key"]["port"] == GATEWAY_PORT, "bpftool shows {}", json!(shown));
 
         let denied = Pod(1, 2).address().to_string();
-        lota(node, &["access", "deny", &denied])?;
+        node.lota(&["access", "deny", &denied])?;
         let without_access = by(&stranger);
-        lota(node, &["access", "forget", &denied])?;
+        node.lota(&["access", "forget", &denied])?;
         ensure!(without_access?.is_empty(), "LOTA answered a pod without access");
 
         node.stop(Signal::SIGKILL)?;

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::Value;
 
-use super::{dump, lota, lota_json};
+use super::{dump, lota_json};
 
 const STEPS: usize = 60;
 const INTERFACES: [&str; 3] = ["veth-x0", "veth-x1", "veth-x2"];
@@ -72,7 +72,7 @@ pub(crate) fn random(tour: &mut Tour) -> Result<()> {
         let _ = place.ip(&format!("link del {interface}"));
     }
     for subject in ADDRESSES.iter().chain(&PREFIXES) {
-        let _ = lota(node, &["access", "forget", subject]);
+        let _ = node.lota(&["access", "forget", subject]);
     }
     node.forget_edits();
     node.configure(Mode::OwnCredential)?;
@@ -112,23 +112,23 @@ fn walk(node: &mut Node, place: &lota_tests::lab::Namespace, seed: u64) -> Resul
                 done.push(format!("allow {address} {interface}"));
                 // The daemon may not have seen a new interface yet.
                 wait_until("the command to be taken", || {
-                    Ok(lota(node, &["access", "allow", address, "--interface", interface]).is_ok())
+                    Ok(node.lota(&["access", "allow", address, "--interface", interface]).is_ok())
                 })?;
                 model.entries.insert(address, (true, Some(interface)));
             }
             5 => {
                 done.push(format!("allow {prefix}"));
-                lota(node, &["access", "allow", prefix])?;
+                node.lota(&["access", "allow", prefix])?;
                 model.entries.insert(prefix, (true, None));
             }
             6 => {
                 done.push(format!("deny {subject}"));
-                lota(node, &["access", "deny", subject])?;
+                node.lota(&["access", "deny", subject])?;
                 model.entries.insert(subject, (false, None));
             }
             7 => {
                 done.push(format!("forget {subject}"));
-                let forgot = lota(node, &["access", "forget", subject]).is_ok();
+                let forgot = node.lota(&["access", "forget", subject]).is_ok();
                 let known = model.entries.remove(subject).is_some();
                 ensure!(forgot == known, "{done:?}: forgotten {forgot}, entries {known}");
             }

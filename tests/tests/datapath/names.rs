@@ -22,7 +22,7 @@ use lota_tests::{
     tour::{Tour, wait_until},
 };
 
-use super::{lota, redirection::with_bridge, tool};
+use super::{redirection::with_bridge, tool};
 
 /// Answer of the cluster's DNS for names outside the zone.
 pub(super) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
@@ -230,7 +230,7 @@ pub(crate) fn cluster_answers(tour: &mut Tour) -> Result<()> {
     ensure!(find()? == VIP.to_string(), "at the VIP it is {}", find()?);
     pod.set_resolver(GATEWAY, "")?;
     node.stop(nix::sys::signal::Signal::SIGTERM)?;
-    lota(node, &["datapath", "detach"])?;
+    node.lota(&["datapath", "detach"])?;
     ensure!(find()? == gateway, "on a node without LOTA it is {}", find()?);
     let listed = tour.lab.pod(Pod(1, 1));
     node.configure(Mode::OwnCredential)?;

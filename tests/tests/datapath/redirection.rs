@@ -18,7 +18,7 @@ use lota_tests::{
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{lota, lota_json};
+use super::lota_json;
 
 const DENIALS: &str = "lota_datapath_packets_total{verdict=\"denied\"}";
 
@@ -48,7 +48,7 @@ pub(crate) fn hidden_listener(tour: &mut Tour) -> Result<()> {
 /// Stops the daemon of a node and removes LOTA from the kernel.
 fn detach(node: &mut Node) -> Result<()> {
     node.stop(Signal::SIGTERM)?;
-    run(node.command().args(["datapath", "detach", "--config"]).arg(node.config())).map(drop)
+    node.lota(&["datapath", "detach"]).map(drop)
 }
 
 pub(crate) fn clsact(tour: &mut Tour) -> Result<()> {
@@ -77,7 +77,7 @@ pub(crate) fn clsact(tour: &mut Tour) -> Result<()> {
     let others = node.cache_folder().join("of-others");
     std::fs::write(&others, "kept")?;
     for _ in 0..2 {
-        run(node.command().args(["uninstall", "--config"]).arg(node.config()))?;
+        node.lota(&["uninstall"])?;
     }
     let filters = run(tour.lab.node(1).command("tc").args(["filter", "show", "dev", "veth-p1", "ingress"]))?;
     ensure!(!filters.contains("lota_pod"), "uninstall left the filter:\n{filters}");
@@ -269,9 +269,9 @@ fn through_bridge(tour: &mut Tour) -> Result<()> {
     let put = tour.client.put(&tour.pod(2, 1), key, 122, MIB)?;
     let got = tour.client.get(&tour.pod(2, 2), key, Style::Path)?;
     ensure!(got.sha256 == put.sha256, "{} {}", got.status, got.code);
-    lota(&tour.nodes[1], &["access", "deny", &Pod(2, 2).address().to_string()])?;
+    tour.nodes[1].lota(&["access", "deny", &Pod(2, 2).address().to_string()])?;
     let (reached, after) = knock(&tour.pod(2, 2), VIP, 80)?;
-    lota(&tour.nodes[1], &["access", "forget", &Pod(2, 2).address().to_string()])?;
+    tour.nodes[1].lota(&["access", "forget", &Pod(2, 2).address().to_string()])?;
     ensure!(reached == Reached::Refused && after < AT_ONCE, "denied, it got {reached:?} after {after:?}");
     let (reached, _) = knock(&tour.pod(2, 1), node_address(2), PEER_PORT)?;
     ensure!(reached == Reached::Nothing, "a pod got {reached:?} at the peer port");
@@ -354,7 +354,7 @@ pub(crate) fn status(tour: &mut Tour) -> Result<()> {
     ensure!(status["addresses"] == 4 && status["prefixes"] == 0, "{status}");
     let verdicts = status["verdicts"].as_array().context("no verdicts")?;
     ensure!(verdicts.len() == lota_common::Verdict::COUNT, "{} verdicts", verdicts.len());
-    let table = lota(node, &["datapath", "status"])?;
+    let table = node.lota(&["datapath", "status"])?;
     for word in ["veth-p1", "first program", "native at uplink", "redirected", "4 addresses"] {
         ensure!(table.contains(word), "no `{word}` in\n{table}");
     }

@@ -10,10 +10,7 @@ use lota_tests::{
 };
 use serde_json::Value;
 
-use super::{
-    host_rules::{check, finding, has},
-    lota,
-};
+use super::host_rules::{check, finding, has};
 
 /// Node that is changed.
 const NODE: u8 = 3;
@@ -169,9 +166,9 @@ pub(crate) fn interface_names(tour: &mut Tour) -> Result<()> {
     for name in ["azv4f1c2d", "vlan9b3e7a", "nomatch0"] {
         rename(&before, name)?;
         before = name.to_owned();
-        let output = lota(node, &["access", "allow", &address.to_string()])?;
+        let output = node.lota(&["access", "allow", &address.to_string()])?;
         let put = tour.client.put(&pod, "names/object", 141, MIB);
-        lota(node, &["access", "forget", &address.to_string()])?;
+        node.lota(&["access", "forget", &address.to_string()])?;
         ensure!(output.contains(name), "it was bound to another interface: {output}");
         let got = put?;
         ensure!(got.status == 200, "{name}: {} {}", got.status, got.code);

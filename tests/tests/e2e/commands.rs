@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, process::Output};
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
-    lab::{ADMIN, Node, READER, Style, run},
+    lab::{ADMIN, Node, READER, Style},
     tour::{MIB, Tour, wait_until},
 };
 use serde_json::Value;
@@ -119,7 +119,7 @@ pub(crate) fn cache(tour: &mut Tour) -> Result<()> {
     // An evicted object is fetched again unchanged.
     let got = client.get(&pod, "evict/one", Style::Path)?;
     ensure!(got.sha256 == puts[0].sha256 && got.cache() == "miss", "{} {}", got.status, got.cache());
-    let shown = run(tour.nodes[0].command().args(["cache", "stat", "--config"]).arg(tour.nodes[0].config()))?;
+    let shown = tour.nodes[0].lota(&["cache", "stat"])?;
     ensure!(shown.contains("hits since start:") && shown.contains("CAPACITY"), "{shown}");
     verify(tour, "keep/one", &puts[2].sha256)
 }
@@ -134,7 +134,7 @@ fn verify(tour: &Tour, key: &str, sha256: &str) -> Result<()> {
     ensure!(last["bytes"].as_u64() >= Some(2 * MIB), "{last}");
 
     // Corrupts a file of a running daemon.
-    let list = run(node.command().args(["cache", "ls", "--json", "--config"]).arg(node.config()))?;
+    let list = node.lota(&["cache", "ls", "--json"])?;
     let objects = list.lines().map(serde_json::from_str::<Value>).collect::<Result<Vec<_>, _>>()?;
     let object = objects.iter().find(|object| object["key"] == *key).context("not in the list")?;
     let path = object["file"].as_str().context("no file")?;

@@ -65,7 +65,7 @@ fn stripes(tour: &Tour) -> Result<f64> {
 /// Removes all objects from the caches.
 fn empty(tour: &Tour) -> Result<()> {
     for node in &tour.nodes {
-        run(node.command().args(["cache", "evict", "--all", "--config"]).arg(node.config()))?;
+        node.lota(&["cache", "evict", "--all"])?;
     }
     Ok(())
 }
@@ -194,7 +194,7 @@ fn evicted(tour: &Tour) -> Result<()> {
     let before = stripes(tour)?;
     let name = format!("s3://{}", tour.client.name("striped/evicted"));
     for node in &tour.nodes {
-        run(node.command().args(["cache", "evict", &name, "--config"]).arg(node.config()))?;
+        node.lota(&["cache", "evict", &name])?;
     }
     let gone = before - stripes(tour)?;
     ensure!(gone == STRIPES, "{gone} of {STRIPES} stripes were evicted");

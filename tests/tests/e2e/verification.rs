@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
-    lab::{GATEWAY, Mode, NOBODY, Origin, Style, run},
+    lab::{GATEWAY, Mode, NOBODY, Origin, Style},
     tour::{MIB, Tour, wait_settled, wait_until},
 };
 use tokio::{
@@ -44,7 +44,7 @@ pub(crate) fn cache_in_front(tour: &mut Tour) -> Result<()> {
     let log = node.map(|node| std::fs::read_to_string(node.log())).transpose()?.unwrap_or_default();
     ensure!(log.contains("failed verification"), "the owner's log does not report it");
     let node = node.context("no such owner")?;
-    let status = run(node.command().args(["gateway", "status", "--config"]).arg(node.config()))?;
+    let status = node.lota(&["gateway", "status"])?;
     ensure!(status.contains(" no ") && status.contains("to a broken signature"), "the status is {status}");
     tour.restart(Mode::OwnCredential)
 }
@@ -63,7 +63,7 @@ pub(crate) fn proves_by(tour: &mut Tour) -> Result<()> {
     client.get(&pod, key, Style::Path)?;
     let owner = tour.wait_cached(key)?;
     let node = tour.nodes.iter().find(|node| node.name() == owner).context("no such owner")?;
-    let status = || run(node.command().args(["gateway", "status", "--config"]).arg(node.config()));
+    let status = || node.lota(&["gateway", "status"]);
     let mut shown = String::new();
     let proved = wait_until("the gateway's 304 to prove something", || {
         ensure!(client.get(&pod, key, Style::Path)?.status == 200, "a read failed");

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lota_tests::{
-    lab::{Mode, Namespace, Node, kubernetes::ApiServer, run},
+    lab::{Mode, Namespace, Node, kubernetes::ApiServer},
     tour::Tour,
 };
 use nix::sys::signal::Signal;
@@ -326,7 +326,7 @@ fn agree(node: &Node, model: &Model) -> Result<Duration> {
 }
 
 fn list(node: &Node) -> Result<Vec<Value>> {
-    let listed = run(node.command().args(["access", "list", "--json", "--config"]).arg(node.config()))?;
+    let listed = node.lota(&["access", "list", "--json"])?;
     listed.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 

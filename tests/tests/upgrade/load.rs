@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, anyhow, ensure};
 use lota_tests::{
-    lab::{Client, NODES, Namespace, Pod, Reached, VIP, knock},
+    lab::{Client, NODES, Namespace, Pod, knock_in_vain},
     tour::Tour,
 };
 use serde_json::json;
@@ -95,18 +95,4 @@ fn read_large(client: &Client, pods: &[Namespace], sha256: &str, is_over: &Atomi
         reads += 1;
     }
     Ok(reads)
-}
-
-/// Tries to connect from pods without access. Returns the number of attempts.
-fn knock_in_vain(pods: &[Namespace], is_over: &AtomicBool) -> Result<u64> {
-    let mut attempts = 0;
-    while !is_over.load(Ordering::Relaxed) {
-        for pod in pods {
-            let (reached, _) = knock(pod, VIP, 80)?;
-            ensure!(reached != Reached::Open, "attempt {attempts} from {} got in", pod.name());
-            attempts += 1;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(attempts)
 }

@@ -8,15 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
-    lab::{Node, Program, run},
+    lab::{Node, Program},
     tour::Tour,
 };
 use serde_json::Value;
-
-/// Runs a `lota` command on a node; returns its output.
-pub(crate) fn lota(node: &Node, words: &[&str]) -> Result<String> {
-    run(node.command().args(words).arg("--config").arg(node.config()))
-}
 
 /// Has every node run this build. They take over from those that run.
 pub(crate) fn set_all(tour: &mut Tour, program: &Program) -> Result<()> {
@@ -29,7 +24,7 @@ pub(crate) fn set_all(tour: &mut Tour, program: &Program) -> Result<()> {
 
 /// Returns the access entries of operators on a node.
 pub(crate) fn operators_entries(node: &Node) -> Result<BTreeSet<String>> {
-    let listed = lota(node, &["access", "list", "--json"])?;
+    let listed = node.lota(&["access", "list", "--json"])?;
     let entries = listed.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
     let of_operators = entries.iter().filter(|entry| entry["source"] == "command");
     Ok(of_operators

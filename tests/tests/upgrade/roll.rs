@@ -14,7 +14,7 @@ use lota_tests::{
 
 use super::{
     load::under_load,
-    nodes::{lota, one_object_per_node, operators_entries, set_all, version_folders, wire_versions},
+    nodes::{one_object_per_node, operators_entries, set_all, version_folders, wire_versions},
 };
 
 /// Pod that the configuration allows and an operator denies.
@@ -46,7 +46,7 @@ struct Before {
 /// Both builds have the same formats: nothing is lost.
 pub(crate) fn released(tour: &mut Tour) -> Result<()> {
     let Ok(program) = tool("LOTA_BIN_RELEASED") else {
-        println!("    NOT TESTED: the build of the release point is not to be had");
+        println!("    NOT TESTED: the build of the release point is unavailable");
         return Ok(());
     };
     let released = Build { program: Program(program), wire: 1, cache: "v4", has_status: false };
@@ -83,7 +83,7 @@ fn forward_and_back(tour: &mut Tour, old: &Build, new: &Build) -> Result<()> {
     println!("    {load}; {:.1} s", began.elapsed().as_secs_f64());
     for node in &tour.nodes {
         for entry in operators_entries(node)? {
-            lota(node, &["access", "forget", subject(&entry)])?;
+            node.lota(&["access", "forget", subject(&entry)])?;
         }
     }
     Ok(())
@@ -95,11 +95,11 @@ fn subject(entry: &str) -> &str {
 
 fn prepare(tour: &Tour) -> Result<Before> {
     for node in &tour.nodes {
-        lota(node, &["access", "allow", ALLOWED_BY_OPERATOR])?;
+        node.lota(&["access", "allow", ALLOWED_BY_OPERATOR])?;
     }
     for (verb, pod) in [("deny", DENIED_BY_OPERATOR), ("allow", ALLOWED_AT_INTERFACE)] {
         let node = &tour.nodes[usize::from(pod.0) - 1];
-        lota(node, &["access", verb, &pod.address().to_string()])?;
+        node.lota(&["access", verb, &pod.address().to_string()])?;
     }
     let entries = tour.nodes.iter().map(operators_entries).collect::<Result<Vec<_>>>()?;
     ensure!(entries.iter().map(BTreeSet::len).eq([2, 2, 1]), "{entries:?}");
@@ -112,7 +112,7 @@ fn step(tour: &mut Tour, builds: &[&Build], index: usize, before: &Before) -> Re
     let has_same_formats = formats(node)? == [builds[index].cache];
     node.set_program(&builds[index].program);
     node.start()?;
-    lota(node, &["datapath", "status"])?;
+    node.lota(&["datapath", "status"])?;
     // What is bound to an interface is lost with the maps, for good.
     let expected: BTreeSet<String> = match has_same_formats {
         true => before.entries[index].clone(),
