@@ -9,7 +9,6 @@ use std::{
 
 use lota_common::FIRST_STAND_IN;
 use lota_s3::{Endpoints, GatewayId};
-use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -19,12 +18,12 @@ use tokio::{
     },
     sync::Semaphore,
     task::spawn_blocking,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 
 use crate::{
     http::{
-        ConnectionLimiter, ConnectionPermit, ServerStream,
+        ConnectionLimiter, ConnectionPermit, LastProgress, ServerStream,
         tls::{FirstBytes, HANDSHAKE_TIMEOUT, TlsServer},
     },
     metrics::{Metrics, TlsHandling},
@@ -192,28 +191,19 @@ async fn pass_on(mut client: TcpStream, mut server: TcpStream, idle_timeout: Dur
         side.set_nodelay(true)?;
         SockRef::from(side).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     }
-    let last = Mutex::new(Instant::now());
+    let last = LastProgress::default();
     let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
     let copying = async {
         tokio::try_join!(copy(from_client, to_server, &last), copy(from_server, to_client, &last)).map(drop)
     };
-    let idle = async {
-        loop {
-            let end = *last.lock() + idle_timeout;
-            if end <= Instant::now() {
-                return;
-            }
-            sleep_until(end).await;
-        }
-    };
     tokio::select! {
         copied = copying => copied,
-        () = idle => Err(io::ErrorKind::TimedOut.into()),
+        () = last.stalled(idle_timeout) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
 /// Copies bytes of one direction until its end, and notes when some have passed.
-async fn copy(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, last: &Mutex<Instant>) -> io::Result<()> {
+async fn copy(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, last: &LastProgress) -> io::Result<()> {
     let mut buffer = vec![0; PASS_BUFFER];
     loop {
         let read = from.read(&mut buffer).await?;
@@ -223,7 +213,7 @@ async fn copy(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, last: &Mutex<Instan
         let mut left = &buffer[..read];
         while !left.is_empty() {
             let written = to.write(left).await?;
-            *last.lock() = Instant::now();
+            last.note();
             left = &left[written..];
         }
     }

@@ -7,13 +7,12 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use http_body_util::BodyExt as _;
 use hyper::{Request, body::Body as _};
-use parking_lot::Mutex;
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep},
 };
 
-use crate::http::{Body, ReachabilityProbe};
+use crate::http::{Body, LastProgress, ReachabilityProbe};
 
 /// Silence after which the gateway is probed, and the interval between probes.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
@@ -76,7 +75,7 @@ pub(super) async fn while_alive<T>(
 pub(super) struct SendingBody {
     sent: oneshot::Receiver<()>,
     /// When a part of it was taken last.
-    last: Arc<Mutex<Instant>>,
+    last: Arc<LastProgress>,
     longest_pause: Duration,
 }
 
@@ -84,14 +83,14 @@ impl SendingBody {
     /// Watches the body of `request`, of which a part must be taken within each `longest_pause`.
     pub(super) fn of(request: &mut Request<Body>, longest_pause: Duration) -> Self {
         let (is_sent, sent) = oneshot::channel::<()>();
-        let last = Arc::new(Mutex::new(Instant::now()));
+        let last = Arc::<LastProgress>::default();
         if !request.body().is_end_stream() {
             let (body, passed) = (std::mem::take(request.body_mut()), last.clone());
             // The sender is dropped with the body.
             *request.body_mut() = body
                 .map_frame(move |frame| {
                     let _ = &is_sent;
-                    *passed.lock() = Instant::now();
+                    passed.note();
                     frame
                 })
                 .boxed_unsync();
@@ -104,14 +103,10 @@ impl SendingBody {
     /// # Errors
     /// The longest pause, if the gateway takes nothing for that long; a client that sends nothing has a timeout of its own.
     async fn sent(mut self) -> Result<(), Duration> {
-        loop {
-            let end = *self.last.lock() + self.longest_pause;
-            if end <= Instant::now() {
-                return Err(self.longest_pause);
-            }
-            if timeout_at(end, &mut self.sent).await.is_ok() {
-                return Ok(());
-            }
+        tokio::select! {
+            biased;
+            _ = &mut self.sent => Ok(()),
+            () = self.last.stalled(self.longest_pause) => Err(self.longest_pause),
         }
     }
 }
