@@ -1,6 +1,7 @@
 //! The lab: a cluster on one machine. Nodes and pods are network namespaces, a bridge connects the nodes, and counting
 //! relays lead to the gateway. The machine's own network is not touched.
 
+mod bad_link;
 mod boto3;
 mod cgroup;
 pub mod chunked;
@@ -36,6 +37,7 @@ use serde_json::Value;
 
 pub use lota_scripted as scripted;
 
+pub use bad_link::{BadLink, Harm};
 pub use cgroup::{CgroupRoot, PodClass};
 pub use claim::claim;
 pub use client::{Client, Credential, Got, Style};
@@ -58,6 +60,8 @@ pub const VIP: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 80);
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0xface, 0, 0, 0, 0, 0, 0x80);
 /// Address of the gateway and its backend, as seen by the nodes.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+/// MAC address of the bridge, which has [`GATEWAY`].
+const SWITCH_MAC: &str = "02:00:00:4d:00:64";
 /// Port of the gateway at [`GATEWAY`].
 pub const GATEWAY_PORT: u16 = 9000;
 /// Port of the backend at [`GATEWAY`].
@@ -261,7 +265,8 @@ impl Lab {
     fn make_switch(&self) -> Result<()> {
         let switch = self.switch();
         switch.create()?;
-        switch.ip("link add br0 type bridge")?;
+        // By default, it would be that of a port, and change when that port leaves.
+        switch.ip(&format!("link add br0 address {SWITCH_MAC} type bridge"))?;
         switch.ip(&format!("addr add {GATEWAY}/24 dev br0"))?;
         switch.ip("link set br0 up")
     }
