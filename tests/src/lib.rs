@@ -6,6 +6,7 @@ pub mod bench;
 pub mod gateway;
 pub mod history;
 pub mod lab;
+pub mod load;
 pub mod strace;
 pub mod suite;
 pub mod tour;

@@ -1,10 +1,9 @@
-//! Faults at random while clients read and write: nodes are killed, paused and restarted, links lose, slow down and
-//! break, disks fill, clocks jump, pods come and go. Every read must return a state that was current during it, and a
+//! Faults at random while clients read and write: nodes are killed, paused and restarted, links lose, delay, reorder,
+//! duplicate and corrupt frames, slow down and break, disks fill and fail, clocks jump, pods come and go. Every read must return a state that was current during it, and a
 //! request that fails must succeed within [`CURE`]. `LOTA_SEED` repeats a schedule; `LOTA_CHAOS_MINUTES` sets its length.
 
 use std::{
     env, fs,
-    net::SocketAddr,
     process::ExitCode,
     sync::atomic::Ordering,
     thread,
@@ -12,29 +11,22 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use hyper::Method;
 use lota_tests::{
     history,
-    lab::{
-        ADMIN, DENIED, GATEWAY, GATEWAY_PORT, Mode, NODES, Node, knock_in_vain,
-        raw::{Request, Signing},
-    },
+    lab::{DENIED, Mode, NODES, knock_in_vain},
+    load::{Footprint, Load, LoadClient, Workload},
     suite::{Suite, lab_with},
     tour::{Tour, wait_within},
 };
 use rand::{SeedableRng as _, rngs::StdRng};
 
-#[path = "chaos/client.rs"]
-mod client;
 #[path = "chaos/disk.rs"]
 mod disk;
 #[path = "chaos/fault.rs"]
 mod fault;
-#[path = "chaos/outages.rs"]
-mod outages;
 
-use client::{BUCKET, Client, Common};
-use fault::Faults;
+use disk::FailingDisk;
+use fault::{FAILING, Faults};
 
 /// Name of the suite's lab.
 const NAME: &str = "lota-chaos";
@@ -48,8 +40,11 @@ const CURE: Duration = Duration::from_secs(10);
 const CALM: Duration = Duration::from_secs(3);
 /// Time after which sockets, threads and memory must be back at their level.
 const SETTLE: Duration = Duration::from_secs(40);
-/// Growth that counts as the same level.
-const GROWTH: Level = Level { sockets: 80, threads: 40, memory: 160 << 10 };
+/// Growth that counts as the same level. Not all descriptors are counted: those of cached objects may be open.
+const SOCKETS: usize = 80;
+const THREADS: u64 = 40;
+/// In KiB.
+const MEMORY: u64 = 160 << 10;
 /// Objects in stripes, and uploads that are kept, so that both meet faults.
 const CONFIG: &str =
     "[placement]\nstripe_above = \"1MiB\"\nstripe = \"1MiB\"\n[cache]\nafter_write = \"keep\"\n";
@@ -75,105 +70,81 @@ fn make() -> Result<Tour> {
     Ok(tour)
 }
 
-/// Resources that a daemon uses. Files are not counted: those of cached objects may be open.
-#[derive(Clone, Copy, Debug)]
-struct Level {
-    /// Sockets and pipes.
-    sockets: usize,
-    threads: u64,
-    /// In KiB.
-    memory: u64,
+/// Returns the load: few keys, so that clients meet at each of them.
+fn workload() -> Workload {
+    Workload {
+        bucket: "chaos",
+        clients: CLIENTS,
+        keys: 12,
+        keys_per_large: 4,
+        draws: 1,
+        pause: 5..60,
+        cure: CURE,
+        writes_first: false,
+        reads_last: true,
+    }
 }
 
-impl Level {
-    fn of(node: &Node) -> Result<Self> {
-        let process = format!("/proc/{}", node.pid().context("it does not run")?);
-        let status = fs::read_to_string(format!("{process}/status"))?;
-        let value = |name: &str| -> Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            Ok(line.and_then(|line| line.split_whitespace().next()).context("no value")?.parse()?)
-        };
-        let targets =
-            fs::read_dir(format!("{process}/fd"))?.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
-        let sockets = targets.filter(|target| !target.has_root()).count();
-        Ok(Self { sockets, threads: value("Threads:")?, memory: value("VmRSS:")? })
-    }
-
-    /// Returns whether this is at most [`GROWTH`] above another level.
-    fn is_level(self, before: Self) -> bool {
-        self.sockets <= before.sockets + GROWTH.sockets
-            && self.threads <= before.threads + GROWTH.threads
-            && self.memory <= before.memory + GROWTH.memory
-    }
+/// Returns whether a daemon's resources are at most as much above an earlier level as counts as the same.
+fn is_level(now: Footprint, before: Footprint) -> bool {
+    now.sockets <= before.sockets + SOCKETS
+        && now.threads <= before.threads + THREADS
+        && now.memory <= before.memory + MEMORY
 }
 
 fn test(tour: &mut Tour) -> Result<()> {
     let seed = env::var("LOTA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     let minutes = env::var("LOTA_CHAOS_MINUTES").ok().and_then(|minutes| minutes.parse::<u64>().ok());
     let length = minutes.map_or(LENGTH, |minutes| Duration::from_secs(60 * minutes));
+    disk::own_mounts()?;
     let _disk = disk::give_small_disk(&tour.nodes[0])?;
+    let disk = FailingDisk::give(&tour.nodes[FAILING])?;
     tour.restart_with(Mode::OwnCredential, "[cache]\n", CONFIG)?;
-    let bucket = Request::new(Method::PUT, "cwlota.com", &format!("/{BUCKET}"));
-    let bucket = bucket.sign(&ADMIN, Signing::Header)?;
-    let made = tour.lab.switch().send_all(SocketAddr::from((GATEWAY, GATEWAY_PORT)), vec![bucket])?;
-    ensure!(made[0].status.is_success(), "making the bucket was answered {}", made[0].status);
-    let common = Common::new(seed);
-    run(tour, &common, length).map_err(|wrong| anyhow!("LOTA_SEED={seed}: {wrong:#}"))
+    let load = Load::new(workload(), seed);
+    load.make_bucket(&tour.lab)?;
+    let faults = Faults::new(StdRng::seed_from_u64(seed), disk);
+    run(tour, &load, faults, length).map_err(|wrong| anyhow!("LOTA_SEED={seed}: {wrong:#}"))
 }
 
-fn run(tour: &mut Tour, common: &Common, length: Duration) -> Result<()> {
-    let pods: Vec<_> = tour.one_pod_per_node().collect();
+fn run(tour: &mut Tour, load: &Load, faults: Faults, length: Duration) -> Result<()> {
     let denied = [tour.lab.pod(DENIED)];
     thread::scope(|scope| {
-        let mut running = Vec::new();
-        for (node, pod) in &pods {
-            for number in 0..CLIENTS {
-                let client = Client::new(common, *node, u64::from(*node) * CLIENTS + number);
-                running.push(scope.spawn(move || client.run(pod)));
-            }
-        }
-        let knocking = scope.spawn(|| knock_in_vain(&denied, &common.is_over).map(drop));
-        let caused = cause(tour, common, length);
-        // Whatever has happened, no client waits for the end of an outage.
-        common.outages.end_all();
-        common.is_over.store(true, Ordering::Relaxed);
-        let joined =
-            running.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
-        let clients = joined.collect::<Result<Vec<_>>>();
+        let knocking = scope.spawn(|| knock_in_vain(&denied, &load.is_over).map(drop));
+        let ran = load.run(tour, |tour| cause(tour, load, faults, length));
+        load.is_over.store(true, Ordering::Relaxed);
         let kept_out = knocking.join().map_err(|_| anyhow!("the denied pod panicked"))?;
         // What clients saw says more than what became of the nodes.
-        clients.and_then(|clients| check(&clients, length)).and(caused).and(kept_out)
+        ran.and_then(|(clients, caused)| check(load, &clients, length).and(caused)).and(kept_out)
     })
 }
 
 /// Causes faults for this time. Verifies that the daemons are back at their level afterwards.
-fn cause(tour: &mut Tour, common: &Common, length: Duration) -> Result<()> {
+fn cause(tour: &mut Tour, load: &Load, mut faults: Faults, length: Duration) -> Result<()> {
     thread::sleep(CALM);
-    let before = tour.nodes.iter().map(Level::of).collect::<Result<Vec<_>>>()?;
-    let mut faults = Faults::new(StdRng::seed_from_u64(common.seed));
+    let before = tour.nodes.iter().map(Footprint::of).collect::<Result<Vec<_>>>()?;
     let ends = Instant::now() + length;
-    while (Instant::now() < ends || !faults.are_complete()) && !common.is_over.load(Ordering::Relaxed) {
-        faults.cause_next(tour, &common.outages)?;
+    while (Instant::now() < ends || !faults.are_complete()) && !load.is_over.load(Ordering::Relaxed) {
+        faults.cause_next(tour, load)?;
     }
     tour.revive()?;
     thread::sleep(CALM);
-    common.is_over.store(true, Ordering::Relaxed);
+    load.is_over.store(true, Ordering::Relaxed);
     println!("{}", faults.summary());
     wait_within(SETTLE, "the daemons to be back at their level", || {
-        let now = tour.nodes.iter().map(Level::of).collect::<Result<Vec<_>>>()?;
-        Ok(now.iter().zip(&before).all(|(now, before)| now.is_level(*before)))
+        let now = tour.nodes.iter().map(Footprint::of).collect::<Result<Vec<_>>>()?;
+        Ok(now.iter().zip(&before).all(|(now, before)| is_level(*now, *before)))
     })
     .with_context(|| {
-        let now = tour.nodes.iter().map(Level::of);
+        let now = tour.nodes.iter().map(Footprint::of);
         format!("{before:?} before, now {:?}", now.collect::<Vec<_>>())
     })
 }
 
 /// Checks the history of all clients.
-fn check(clients: &[Client<'_>], length: Duration) -> Result<()> {
+fn check(load: &Load, clients: &[LoadClient<'_>], length: Duration) -> Result<()> {
     let events: Vec<_> = clients.iter().flat_map(|client| client.events.iter().copied()).collect();
-    let sum = |count: fn(&Client<'_>) -> usize| clients.iter().map(count).sum::<usize>();
-    let (hits, failed) = (sum(|client| client.hits), sum(|client| client.failed));
+    let hits = clients.iter().map(|client| client.hits).sum::<usize>();
+    let failed = load.retries.load(Ordering::Relaxed);
     let longest = clients.iter().map(|client| client.longest).max().unwrap_or_default();
     println!(
         "{} operations, {hits} of them hits; {failed} failed at first, the longest for {longest:.1?}",
