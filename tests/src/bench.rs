@@ -3,6 +3,8 @@
 pub mod nginx;
 mod objects;
 mod plot;
+mod series;
+mod steady;
 
 use std::{fmt, fs, path::Path, process::ExitCode};
 
@@ -10,6 +12,8 @@ use anyhow::{Context as _, Result};
 use serde::{Serialize, Serializer};
 
 pub use objects::{BUCKET, Objects, name_objects};
+pub use series::{Panel, series};
+pub use steady::{MAX_RATIO, Windows, quarters};
 
 /// Results of a benchmark.
 #[derive(Debug, Serialize)]
@@ -17,6 +21,12 @@ pub struct Report {
     bench: &'static str,
     machine: Machine,
     rows: Vec<Row>,
+    /// Measurements over time, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    samples: Option<serde_json::Value>,
+    /// Whether JSON is printed instead of the table.
+    #[serde(skip)]
+    prints_json: bool,
 }
 
 /// Machine on which it ran.
@@ -117,7 +127,26 @@ impl Report {
             cpu: model.map_or("?", |(_, model)| model).to_owned(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
         };
-        Self { bench, machine, rows: Vec::new() }
+        Self { bench, machine, rows: Vec::new(), samples: None, prints_json: false }
+    }
+
+    /// Prints the report as JSON at its end, and no table.
+    pub fn print_json(&mut self) {
+        self.prints_json = true;
+    }
+
+    /// Adds measurements over time, with a plot of them: `target/bench/<name>-over-time.svg`.
+    ///
+    /// # Errors
+    /// If the plot cannot be written.
+    pub fn add_series(&mut self, samples: &impl Serialize, minutes: &[f64], panels: &[Panel]) -> Result<()> {
+        self.samples = Some(serde_json::to_value(samples)?);
+        let path = folder()?.join(format!("{}-over-time.svg", self.bench));
+        Ok(fs::write(path, series(&self.title(), minutes, panels))?)
+    }
+
+    fn title(&self) -> String {
+        format!("{}, {} CPUs, Linux {}", self.bench, self.machine.cpus, self.machine.kernel)
     }
 
     /// Adds the median and the spread of measurements, and prints them.
@@ -132,7 +161,12 @@ impl Report {
         let interval = [at(outside), at(measured.len().wrapping_sub(outside + 1))];
         let (what, holds) = (what.into(), goal.holds(median));
         let mark = if holds { "" } else { "  MISSED" };
-        println!("{what:<58} {median:>10.2} {unit:<6} [{:.2} … {:.2}]  {goal}{mark}", spread[0], spread[1]);
+        if !self.prints_json {
+            println!(
+                "{what:<58} {median:>10.2} {unit:<6} [{:.2} … {:.2}]  {goal}{mark}",
+                spread[0], spread[1]
+            );
+        }
         self.rows.push(Row { what, goal, value: median, unit, spread, interval, holds });
     }
 
@@ -141,14 +175,21 @@ impl Report {
     /// # Errors
     /// If the file cannot be written.
     pub fn write(&self) -> Result<bool> {
-        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench"));
-        fs::create_dir_all(folder)?;
-        let path = folder.join(format!("{}.json", self.bench));
-        fs::write(&path, serde_json::to_vec_pretty(self)?)
-            .with_context(|| format!("writing {}", path.display()))?;
-        let about = format!("{}, {} CPUs, Linux {}", self.bench, self.machine.cpus, self.machine.kernel);
-        fs::write(path.with_extension("svg"), plot::svg(&about, &self.rows))?;
-        println!("\n{}, and a plot beside it", path.canonicalize()?.display());
+        let path = folder()?.join(format!("{}.json", self.bench));
+        let json = serde_json::to_string_pretty(self)?;
+        fs::write(&path, &json).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(path.with_extension("svg"), plot::svg(&self.title(), &self.rows))?;
+        match self.prints_json {
+            true => println!("{json}"),
+            false => println!("\n{}, and a plot beside it", path.canonicalize()?.display()),
+        }
         Ok(self.rows.iter().all(|row| row.holds))
     }
+}
+
+/// Returns the folder of the results, which it creates.
+fn folder() -> Result<&'static Path> {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bench"));
+    fs::create_dir_all(folder)?;
+    Ok(folder)
 }

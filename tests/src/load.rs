@@ -11,7 +11,10 @@ mod outages;
 use std::{
     net::SocketAddr,
     ops::Range,
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -31,6 +34,9 @@ use crate::{
     },
     tour::{Tour, wait_within},
 };
+
+/// Number of errors that are kept.
+const KEPT_FAILURES: usize = 10;
 
 /// Properties of a load.
 #[derive(Clone, Debug)]
@@ -70,6 +76,8 @@ pub struct Load {
     pub latencies: Latencies,
     /// Number of attempts that failed.
     pub retries: AtomicU64,
+    /// Errors of the first of them.
+    failures: Mutex<Vec<String>>,
     began: Instant,
     values: AtomicU64,
     /// Number of clients that have written their keys.
@@ -91,6 +99,7 @@ impl Load {
             is_over: AtomicBool::default(),
             latencies: Latencies::default(),
             retries: AtomicU64::default(),
+            failures: Mutex::default(),
             began,
             values: AtomicU64::new(1),
             ready: AtomicUsize::default(),
@@ -137,6 +146,20 @@ impl Load {
                 running.into_iter().map(|client| client.join().map_err(|_| anyhow!("a client panicked"))?);
             Ok((joined.collect::<Result<Vec<_>>>()?, result))
         })
+    }
+
+    /// Returns the errors of the first attempts that failed.
+    #[must_use]
+    pub fn failures(&self) -> Vec<String> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn failed(&self, error: String) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() < KEPT_FAILURES {
+            failures.push(error);
+        }
     }
 
     /// Returns whether every client has written its keys.

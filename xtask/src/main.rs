@@ -21,8 +21,11 @@ cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, e2e
                                consistency, chaos, upgrade, clients, kernels, storage, deploy, monitoring, page,
                                kubernetes, image, fuzz), or all of them; cluster runs only if it is named; lab suites
                                run in parallel (LOTA_LANES, default 2) and print their output when done
-cargo xtask bench [NAME…]      run benchmarks (datapath, placement, serving, cold, memory, storage, writes); results are
-                               in target/bench/NAME.json
+cargo xtask bench [NAME…]      run benchmarks (datapath, placement, serving, cold, memory, storage, writes, objects);
+                               results are in target/bench/NAME.json
+cargo xtask bench soak [--minutes N] [--json]
+                               run a mixed load for a long time, by default 20 minutes; fails if latency, memory, descriptors,
+                               threads or disk space grow
 cargo xtask lab up [--gateway URL] [--release] | down | exec PLACE COMMAND…
                                start, stop or enter the lab without the demo
 cargo xtask docs               generate docs/metrics.md and docs/configuration.md from the code
@@ -38,7 +41,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["demo", rest @ ..] => demo::demo(rest),
         ["lab", rest @ ..] => demo::lab(rest),
-        ["bench", names @ ..] => suites::bench(names),
+        ["bench", arguments @ ..] => suites::bench(arguments),
         ["test", suites @ ..] => suites::test(suites),
         ["docs"] => suites::docs(),
         ["deploy-render"] => deploy::render(),

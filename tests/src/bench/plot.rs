@@ -59,6 +59,6 @@ pub(super) fn svg(title: &str, rows: &[Row]) -> String {
     svg
 }
 
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -107,8 +107,13 @@ impl<'a> LoadClient<'a> {
         let (load, began) = (self.load, Instant::now());
         let mut first_failure = None;
         loop {
+            let began = load.began.elapsed();
             let Err(error) = self.attempt(action, key).await? else { break };
-            load.retries.fetch_add(1, Ordering::Relaxed);
+            load.failed(format!(
+                "{action:?} of key {key} at node {} after {began:.1?}, for {:.1?}: {error:#}",
+                self.node + 1,
+                load.began.elapsed() - began
+            ));
             let first = *first_failure.get_or_insert_with(Instant::now);
             let fails_for = load.outages.fine_since(self.node, first);
             if fails_for > load.workload.cure {

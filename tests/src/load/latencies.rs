@@ -26,7 +26,7 @@ impl Default for Latencies {
 pub struct LatencyCounts([u64; BUCKETS]);
 
 impl Latencies {
-    pub(super) fn add(&self, latency: Duration) {
+    pub(crate) fn add(&self, latency: Duration) {
         self.0[bucket(latency)].fetch_add(1, Ordering::Relaxed);
     }
 
