@@ -43,7 +43,7 @@ const CONFIG: &str =
 
 /// Runs a mixed load for a long time.
 #[derive(Debug, Parser)]
-struct Arguments {
+struct SoakArguments {
     /// Length of the run, in minutes.
     #[arg(long, default_value_t = 20)]
     minutes: u32,
@@ -57,7 +57,7 @@ struct Arguments {
 
 /// Measurements at one time.
 #[derive(Debug, Serialize)]
-struct Sample {
+struct SoakSample {
     /// Minutes since the beginning.
     minute: f64,
     /// Requests per second since the sample before.
@@ -69,7 +69,7 @@ struct Sample {
 }
 
 fn main() -> ExitCode {
-    bench::ended("soak", measure(&Arguments::parse()))
+    bench::ended("soak", measure(&SoakArguments::parse()))
 }
 
 /// Returns the load: about 300 requests per second at most, of 500 MB of data, of which some is used more often.
@@ -87,7 +87,7 @@ fn workload() -> Workload {
     }
 }
 
-fn measure(arguments: &Arguments) -> Result<bool> {
+fn measure(arguments: &SoakArguments) -> Result<bool> {
     claim(NAME)?;
     let mut tour = lab_with(NAME, "embedded")?;
     tour.nodes.iter_mut().for_each(|node| node.edit("4GiB", &format!("{CAPACITY}MiB")));
@@ -117,7 +117,7 @@ fn watch(
     tour: &Tour,
     load: &Load,
     length: Duration,
-    samples: &mut Vec<Sample>,
+    samples: &mut Vec<SoakSample>,
     windows: &mut Windows,
 ) -> Result<()> {
     wait_within(WRITTEN, "each object to be written", || {
@@ -137,7 +137,7 @@ fn watch(
         let counts = load.latencies.counts();
         let (requests, seconds) = (counts.since(&before), last.elapsed().as_secs_f64());
         last = Instant::now();
-        let sample = Sample {
+        let sample = SoakSample {
             minute: began.elapsed().as_secs_f64() / 60.0,
             rate: requests.total() as f64 / seconds,
             p50: requests.percentile(0.5) * 1e3,
@@ -171,10 +171,10 @@ fn summarize(
     report: &mut Report,
     tour: &Tour,
     load: &Load,
-    samples: &[Sample],
+    samples: &[SoakSample],
     windows: &Windows,
 ) -> Result<()> {
-    let each = |figure: fn(&Sample) -> f64| samples.iter().map(figure).collect::<Vec<_>>();
+    let each = |figure: fn(&SoakSample) -> f64| samples.iter().map(figure).collect::<Vec<_>>();
     report.add("requests per second", "/s", Goal::None, each(|sample| sample.rate));
     report.add("p50 of five seconds", "ms", Goal::None, each(|sample| sample.p50));
     report.add("p99 of five seconds", "ms", Goal::None, each(|sample| sample.p99));
@@ -190,7 +190,7 @@ fn summarize(
     let evictions = tour.metric("lota_cache_evictions_total").unwrap_or(f64::NAN);
     report.add("evicted objects", "", Goal::AtLeast(1.0), vec![evictions]);
     for figure in &FIGURES {
-        let of = |sample: &Sample, node: usize| (figure.of)(&sample.nodes[node]);
+        let of = |sample: &SoakSample, node: usize| (figure.of)(&sample.nodes[node]);
         let all = samples.iter().flat_map(|sample| (0..sample.nodes.len()).map(|node| of(sample, node)));
         let largest = all.fold(0.0, f64::max);
         report.add(
@@ -218,8 +218,8 @@ fn summarize(
 }
 
 /// Returns the panels of the plot.
-fn panels(samples: &[Sample]) -> Vec<Panel> {
-    let each = |figure: fn(&Sample) -> f64| samples.iter().map(figure).collect::<Vec<_>>();
+fn panels(samples: &[SoakSample]) -> Vec<Panel> {
+    let each = |figure: fn(&SoakSample) -> f64| samples.iter().map(figure).collect::<Vec<_>>();
     let latency = Panel {
         title: "latency in ms".to_owned(),
         lines: vec![

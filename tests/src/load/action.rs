@@ -11,7 +11,7 @@ const WRITES_PER_DELETION: u32 = 6;
 
 /// A request that is repeated with the same meaning.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Action {
+pub(super) enum LoadAction {
     Get,
     /// Of blocks, beginning with the first number, as many as the second.
     GetRange(usize, usize),
@@ -20,7 +20,7 @@ pub(super) enum Action {
     Delete,
 }
 
-impl Action {
+impl LoadAction {
     /// Selects one at random.
     pub(super) fn any(random: &mut StdRng, is_large: bool) -> Self {
         match random.random_ratio(1, OPERATIONS_PER_WRITE) {

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     Load,
-    action::Action,
+    action::LoadAction,
     content::{BLOCK, body, seen},
 };
 use crate::{
@@ -71,7 +71,7 @@ impl<'a> LoadClient<'a> {
         if workload.writes_first {
             let first = u32::try_from(self.number)?;
             for key in (first..workload.keys).step_by(load.completed.len()) {
-                self.repeat(Action::Put, key).await?;
+                self.repeat(LoadAction::Put, key).await?;
             }
         }
         load.ready.fetch_add(1, Ordering::Relaxed);
@@ -83,7 +83,7 @@ impl<'a> LoadClient<'a> {
         if workload.reads_last {
             // Now that no fault is left, every key can be read.
             for key in 0..workload.keys {
-                self.repeat(Action::Get, key).await?;
+                self.repeat(LoadAction::Get, key).await?;
             }
         }
         Ok(())
@@ -94,7 +94,7 @@ impl<'a> LoadClient<'a> {
         let draws = (0..workload.draws).map(|_| self.random.random_range(0..workload.keys));
         let key = draws.min().unwrap_or_default();
         let is_large = self.is_large(key);
-        let action = Action::any(&mut self.random, is_large);
+        let action = LoadAction::any(&mut self.random, is_large);
         self.repeat(action, key).await
     }
 
@@ -103,7 +103,7 @@ impl<'a> LoadClient<'a> {
     }
 
     /// Repeats an action until it succeeds.
-    async fn repeat(&mut self, action: Action, key: u32) -> Result<()> {
+    async fn repeat(&mut self, action: LoadAction, key: u32) -> Result<()> {
         let (load, began) = (self.load, Instant::now());
         let mut first_failure = None;
         loop {
@@ -136,18 +136,18 @@ impl<'a> LoadClient<'a> {
     }
 
     /// Attempts an action once. The inner error may pass; the outer one is a violation.
-    async fn attempt(&mut self, action: Action, key: u32) -> Result<Result<()>> {
+    async fn attempt(&mut self, action: LoadAction, key: u32) -> Result<Result<()>> {
         let target = format!("/{}/key-{key}", self.load.workload.bucket);
         let request = |method| Request::new(method, "cwlota.com", &target);
         let (request, written) = match action {
-            Action::Get => (request(Method::GET), None),
-            Action::GetRange(first, count) => {
+            LoadAction::Get => (request(Method::GET), None),
+            LoadAction::GetRange(first, count) => {
                 let range = format!("bytes={}-{}", first * BLOCK, (first + count) * BLOCK - 1);
                 (request(Method::GET).header("range", &range), None)
             }
-            Action::Head => (request(Method::HEAD), None),
-            Action::Delete => (request(Method::DELETE), Some(Object::default())),
-            Action::Put => {
+            LoadAction::Head => (request(Method::HEAD), None),
+            LoadAction::Delete => (request(Method::DELETE), Some(Object::default())),
+            LoadAction::Put => {
                 // Each attempt writes another value, since an earlier one may take effect at any time.
                 let value = self.load.values.fetch_add(1, Ordering::Relaxed);
                 let put = request(Method::PUT)
@@ -180,7 +180,7 @@ impl<'a> LoadClient<'a> {
                 self.hits += usize::from(reply.cache() == "hit");
                 let object = seen(&reply, action, self.is_large(key))
                     .with_context(|| format!("{action:?} of key {key}"))?;
-                if matches!(action, Action::Head) { What::Head(object) } else { What::Get(object) }
+                if matches!(action, LoadAction::Head) { What::Head(object) } else { What::Get(object) }
             }
         };
         self.events.push(Event { key, start, end, what });

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use hyper::StatusCode;
 
-use super::action::Action;
+use super::action::LoadAction;
 use crate::{history::Object, lab::raw::Reply};
 
 /// Length of a block in bytes.
@@ -36,7 +36,7 @@ pub(super) fn body(is_large: bool, value: u64) -> Vec<u8> {
 }
 
 /// Returns the object that a response shows.
-pub(super) fn seen(reply: &Reply, action: Action, is_large: bool) -> Result<Object> {
+pub(super) fn seen(reply: &Reply, action: LoadAction, is_large: bool) -> Result<Object> {
     if reply.status == StatusCode::NOT_FOUND {
         return Ok(Object::default());
     }
@@ -44,8 +44,8 @@ pub(super) fn seen(reply: &Reply, action: Action, is_large: bool) -> Result<Obje
     let kind = reply.header("content-type");
     ensure!(kind == format!("text/x-{metadata}"), "metadata of several writes: {metadata} and {kind}");
     let (first, count) = match action {
-        Action::Head => return Ok(Object { bytes: 0, metadata, version: 1 }),
-        Action::GetRange(first, count) => {
+        LoadAction::Head => return Ok(Object { bytes: 0, metadata, version: 1 }),
+        LoadAction::GetRange(first, count) => {
             ensure!(reply.status == StatusCode::PARTIAL_CONTENT, "a range was answered {}", reply.status);
             (first, count)
         }

@@ -31,13 +31,16 @@ pub enum Harm {
     Corrupt(u32),
 }
 
+/// The time at which a frame is due, its number, its destination, and its bytes.
+type LateFrame = (Instant, u64, usize, Vec<u8>);
+
 /// Frames on their way.
 #[derive(Debug)]
 pub(super) struct LateFrames {
     harm: Harm,
     random: StdRng,
-    /// Time at which a frame is due, its number, its destination, and its bytes.
-    frames: BinaryHeap<Reverse<(Instant, u64, usize, Vec<u8>)>>,
+    /// The next one first.
+    frames: BinaryHeap<Reverse<LateFrame>>,
     count: u64,
 }
 
