@@ -20,7 +20,7 @@ use lota_tests::{
     bench::{self, Goal, MAX_RATIO, Panel, Report, Windows},
     history,
     lab::{Mode, NODES, Pod, claim},
-    load::{Load, LoadClient, Workload},
+    load::{LoadClient, LoadState, Workload},
     suite::lab_with,
     tour::{Tour, wait_within},
 };
@@ -92,7 +92,7 @@ fn measure(arguments: &SoakArguments) -> Result<bool> {
     let mut tour = lab_with(NAME, "embedded")?;
     tour.nodes.iter_mut().for_each(|node| node.edit("4GiB", &format!("{CAPACITY}MiB")));
     tour.restart_with(Mode::OwnCredential, "[cache]\n", CONFIG)?;
-    let load = Load::new(workload(), rand::random());
+    let load = LoadState::new(workload(), rand::random());
     load.make_bucket(&tour.lab)?;
     let length = Duration::from_secs(60) * arguments.minutes;
     let (mut samples, mut windows) = (Vec::new(), Windows::of(length));
@@ -115,7 +115,7 @@ fn measure(arguments: &SoakArguments) -> Result<bool> {
 /// Takes samples for this time, and replaces pods.
 fn watch(
     tour: &Tour,
-    load: &Load,
+    load: &LoadState,
     length: Duration,
     samples: &mut Vec<SoakSample>,
     windows: &mut Windows,
@@ -170,7 +170,7 @@ fn watch(
 fn summarize(
     report: &mut Report,
     tour: &Tour,
-    load: &Load,
+    load: &LoadState,
     samples: &[SoakSample],
     windows: &Windows,
 ) -> Result<()> {

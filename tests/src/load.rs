@@ -63,7 +63,7 @@ pub struct Workload {
 
 /// State that all clients share.
 #[derive(Debug)]
-pub struct Load {
+pub struct LoadState {
     /// Properties.
     pub workload: Workload,
     /// Seed of everything that is random.
@@ -86,7 +86,7 @@ pub struct Load {
     completed: Vec<AtomicU64>,
 }
 
-impl Load {
+impl LoadState {
     /// Creates the state of clients that do not run yet.
     #[must_use]
     pub fn new(workload: Workload, seed: u64) -> Self {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use lota_tests::{
     history,
     lab::{DENIED, Mode, NODES, knock_in_vain},
-    load::{Footprint, Load, LoadClient, Workload},
+    load::{Footprint, LoadClient, LoadState, Workload},
     suite::{Suite, lab_with},
     tour::{Tour, wait_within},
 };
@@ -100,13 +100,13 @@ fn test(tour: &mut Tour) -> Result<()> {
     let _disk = disk::give_small_disk(&tour.nodes[0])?;
     let disk = FailingDisk::give(&tour.nodes[FAILING])?;
     tour.restart_with(Mode::OwnCredential, "[cache]\n", CONFIG)?;
-    let load = Load::new(workload(), seed);
+    let load = LoadState::new(workload(), seed);
     load.make_bucket(&tour.lab)?;
     let faults = Faults::new(StdRng::seed_from_u64(seed), disk);
     run(tour, &load, faults, length).map_err(|wrong| anyhow!("LOTA_SEED={seed}: {wrong:#}"))
 }
 
-fn run(tour: &mut Tour, load: &Load, faults: Faults, length: Duration) -> Result<()> {
+fn run(tour: &mut Tour, load: &LoadState, faults: Faults, length: Duration) -> Result<()> {
     let denied = [tour.lab.pod(DENIED)];
     thread::scope(|scope| {
         let knocking = scope.spawn(|| knock_in_vain(&denied, &load.is_over).map(drop));
@@ -119,7 +119,7 @@ fn run(tour: &mut Tour, load: &Load, faults: Faults, length: Duration) -> Result
 }
 
 /// Causes faults for this time. Verifies that the daemons are back at their level afterwards.
-fn cause(tour: &mut Tour, load: &Load, mut faults: Faults, length: Duration) -> Result<()> {
+fn cause(tour: &mut Tour, load: &LoadState, mut faults: Faults, length: Duration) -> Result<()> {
     thread::sleep(CALM);
     let before = tour.nodes.iter().map(Footprint::of).collect::<Result<Vec<_>>>()?;
     let ends = Instant::now() + length;
@@ -141,7 +141,7 @@ fn cause(tour: &mut Tour, load: &Load, mut faults: Faults, length: Duration) -> 
 }
 
 /// Checks the history of all clients.
-fn check(load: &Load, clients: &[LoadClient<'_>], length: Duration) -> Result<()> {
+fn check(load: &LoadState, clients: &[LoadClient<'_>], length: Duration) -> Result<()> {
     let events: Vec<_> = clients.iter().flat_map(|client| client.events.iter().copied()).collect();
     let hits = clients.iter().map(|client| client.hits).sum::<usize>();
     let failed = load.retries.load(Ordering::Relaxed);

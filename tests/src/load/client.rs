@@ -11,7 +11,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::time::{sleep, timeout};
 
 use super::{
-    Load,
+    LoadState,
     action::LoadAction,
     content::{BLOCK, body, seen},
 };
@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// A client in a pod.
 #[derive(Debug)]
 pub struct LoadClient<'a> {
-    load: &'a Load,
+    load: &'a LoadState,
     /// Position of its node.
     node: usize,
     /// Its own number.
@@ -48,7 +48,7 @@ pub struct LoadClient<'a> {
 
 impl<'a> LoadClient<'a> {
     /// Creates a client on a node. Nodes are numbered from 1, clients from 0.
-    pub(super) fn new(load: &'a Load, node: u8, number: u64) -> Self {
+    pub(super) fn new(load: &'a LoadState, node: u8, number: u64) -> Self {
         let random = StdRng::seed_from_u64(load.seed ^ (number + 1) << 32);
         let (node, wire) = (usize::from(node) - 1, Wire::to((VIP, 80).into()));
         Self { load, node, number, random, wire, events: Vec::new(), hits: 0, longest: Duration::ZERO }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, thread, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
     lab::{BadLink, GATEWAY, Harm, NODES, Node, PEER_PORT, Pod, node_address, run},
-    load::Load,
+    load::LoadState,
     tour::{Tour, wait_within},
 };
 use nix::sys::signal::Signal;
@@ -133,7 +133,7 @@ impl Faults {
     }
 
     /// Causes a fault, or two at different nodes, and ends them.
-    pub(crate) fn cause_next(&mut self, tour: &mut Tour, load: &Load) -> Result<()> {
+    pub(crate) fn cause_next(&mut self, tour: &mut Tour, load: &LoadState) -> Result<()> {
         let mut nodes: Vec<usize> = (0..usize::from(NODES)).collect();
         nodes.shuffle(&mut self.random);
         let count = self.random.random_range(1..=2);
@@ -171,7 +171,7 @@ impl Faults {
         self.next.pop().unwrap_or(Fault::Kill)
     }
 
-    fn begin(&mut self, fault: Fault, tour: &mut Tour, node: usize, load: &Load) -> Result<()> {
+    fn begin(&mut self, fault: Fault, tour: &mut Tour, node: usize, load: &LoadState) -> Result<()> {
         if fault.is_outage() {
             load.outages.begin(node);
         }
@@ -229,7 +229,7 @@ impl Faults {
         }
     }
 
-    fn end(&mut self, fault: Fault, tour: &mut Tour, node: usize, load: &Load) -> Result<()> {
+    fn end(&mut self, fault: Fault, tour: &mut Tour, node: usize, load: &LoadState) -> Result<()> {
         let number = u8::try_from(node + 1)?;
         match fault {
             Fault::Kill => tour.nodes[node].start()?,
@@ -271,7 +271,7 @@ impl Faults {
     }
 
     /// Mounts a new disk, and has it used by a new daemon: one that takes over, or one that starts after the end of the other.
-    fn replace_disk(&mut self, tour: &mut Tour, node: usize, load: &Load) -> Result<()> {
+    fn replace_disk(&mut self, tour: &mut Tour, node: usize, load: &LoadState) -> Result<()> {
         let name = format!("lota_cache_disk_up{{folder=\"{}\"}}", tour.nodes[node].cache_folder().display());
         wait_within(NOTICED, "the daemon to notice that its disk fails", || {
             Ok(tour.nodes[node].metric(&name)? == 0.0)
