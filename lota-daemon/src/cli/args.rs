@@ -73,6 +73,19 @@ pub enum Command {
     /// Inspect the verification of the gateway's servers.
     #[command(subcommand)]
     Gateway(GatewayCommand),
+    /// Print the public key of this node, for `peers.nodes` in the configuration of all nodes.
+    NodeKey(NodeKeyArgs),
+}
+
+/// Arguments of `lota node-key`.
+#[derive(Args, Debug)]
+pub struct NodeKeyArgs {
+    /// File with the private key; default: `peers.node_key_file` of the configuration.
+    #[arg(long)]
+    pub file: Option<PathBuf>,
+    /// Make the file if it does not exist.
+    #[arg(long)]
+    pub create: bool,
 }
 
 /// Arguments of `lota check`.
