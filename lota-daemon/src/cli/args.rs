@@ -40,8 +40,8 @@ pub enum Command {
     /// Readiness probe. Exit status: 0 ready, 1 not ready, 2 no daemon answers. If the environment variable LOTA_INSTANCE
     /// is set, only a daemon with the same value counts as ready.
     Ready,
-    /// Reload the configuration, like SIGHUP. Changes to [access] apply at once; other changed keys are listed and apply
-    /// after a restart. Gateway servers that failed verification are verified again.
+    /// Reload the configuration, like SIGHUP. Changes to [access] and public keys of nodes apply at once; other changed keys are
+    /// listed and apply after a restart. Gateway servers that failed verification are verified again.
     Reload,
     /// Show live activity: requests, hits, throughput, busiest objects and pods.
     Top(TopArgs),

@@ -90,9 +90,9 @@ pub struct PeersConfig {
 pub enum PeerAuthentication {
     /// Cluster keys, the same on every node.
     Shared,
-    /// Cluster keys and keys of nodes; one that both nodes have suffices. For the time of a migration.
+    /// Cluster keys and keys of nodes, of which one that both nodes have suffices, during a migration.
     Both,
-    /// Keys of nodes only. Each node proves which node it is.
+    /// Keys of nodes only, so that each node proves which one it is.
     Node,
 }
 
@@ -132,7 +132,8 @@ struct PeersSection {
     /// Port for traffic between nodes, the same on every node.
     #[serde(default = "default_peer_port")]
     port: u16,
-    /// Keys that authenticate messages between nodes. Default: by the files that are set.
+    /// Keys that authenticate messages between nodes. Default: `"node"` with `node_key_file` only, `"both"` with both files,
+    /// otherwise `"shared"`.
     authentication: Option<PeerAuthentication>,
     /// File with the cluster key: at least 32 bytes, the same on every node. During a rotation, it contains two or three keys,
     /// one per line, all of which are accepted. It is read again when it changes. Required unless `authentication` is `"node"`.

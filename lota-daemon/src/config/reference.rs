@@ -84,7 +84,7 @@ fn document() -> String {
     text.push_str("\n### `gateway.re_sign.clients_file`\n\nOne `[[client]]` table for each access key that clients use:\n\n");
     types.table(&mut text, "", types.fields("ClientCredential"));
     text.push_str("\n### `peers.secret_file`\n\nThe file contains the cluster key only: at least 32 bytes, the same on every node. `openssl rand -hex 32` makes one. During a\n[rotation](install.md#rotate-the-cluster-key), it contains two or three different ones, one per line. White space around a key and\nempty lines are ignored.\n");
-    text.push_str("\n### `peers.node_key_file`\n\nThe file contains an Ed25519 key in PKCS#8 PEM. `lota node-key --create` makes it, or `openssl genpkey -algorithm ed25519`; `lota\nnode-key` prints the public key. [Keys of nodes](install.md#keys-of-nodes) describes how to begin with them and how to replace one.\n");
+    text.push_str("\n### `peers.node_key_file`\n\nThe file contains an Ed25519 key in PKCS#8 PEM. `lota node-key --create` makes it, or `openssl genpkey -algorithm ed25519`;\n`lota node-key` prints the public key. [Keys of nodes](install.md#keys-of-nodes) describes how to begin with them and how to replace one.\n");
     text
 }
 
