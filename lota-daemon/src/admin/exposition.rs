@@ -169,7 +169,7 @@ impl Collector for Scraped {
             value_of(metric, u64::from(up), describe(metric, &mut encoder)?)?;
         }
         let mode = self.peers.as_ref().map(|peers| ([("mode", peers.keys().authentication().name())], 1));
-        encode_each(&catalog::PEER_AUTHENTICATION, mode.into_iter(), &mut encoder)?;
+        encode_each(&catalog::PEER_AUTHENTICATION, mode, &mut encoder)?;
         let trusted = self.gateways.iter().map(|(name, gateway)| {
             ([("gateway", name.as_str())], u64::from(gateway.trust() == GatewayTrust::Trusted))
         });

@@ -18,6 +18,8 @@ use crate::secrets::{OBJECTS, ReadCounts, expect_no_secret, get, next_hits, put,
 
 /// Kinds of keys in the order of a migration.
 const MODES: [&str; 3] = ["shared", "both", "node"];
+/// Reads from the cache of another node, on each node, after which the next step begins.
+const REMOTE_HITS: u64 = 8;
 /// Reasons in the log for refusing messages that a migration and a rotation must not cause.
 const REASONS: [&str; 3] = ["a wrong MAC", "no public key of its sender", "no peer header"];
 
@@ -76,7 +78,7 @@ fn migrate(tour: &mut Tour) -> Result<()> {
 
 /// Migrates from cluster keys to keys of nodes, node by node, and replaces the key of one node.
 fn steps(nodes: &mut [Node], reads: &[ReadCounts; 3]) -> Result<()> {
-    next_hits(reads).context("before the migration")?;
+    next_hits(reads, REMOTE_HITS).context("before the migration")?;
     let before = refusals(nodes)?;
     let first = nodes.iter().map(|node| fs::read_to_string(node.config())).collect::<Result<Vec<_>, _>>()?;
     let mut keys = Keys::default();
@@ -94,7 +96,13 @@ fn steps(nodes: &mut [Node], reads: &[ReadCounts; 3]) -> Result<()> {
                 "{}",
                 node.name()
             );
-            next_hits(reads).with_context(|| format!("n{} has mode {}", at + 1, MODES[mode]))?;
+            next_hits(reads, REMOTE_HITS).with_context(|| format!("n{} has mode {}", at + 1, MODES[mode]))?;
+        }
+        if MODES[mode] == "both" {
+            let shown = nodes[0].command().arg("check").arg(nodes[0].config()).output()?;
+            let shown = String::from_utf8(shown.stdout)?;
+            let is_done = shown.contains("2 of 2 other nodes answer, with the keys of both nodes");
+            ensure!(is_done && shown.contains("a stolen cluster key still counts"), "{shown}");
         }
     }
     for node in &*nodes {
@@ -109,13 +117,13 @@ fn steps(nodes: &mut [Node], reads: &[ReadCounts; 3]) -> Result<()> {
     let file = nodes[1].folder().join("next-key.pem");
     keys[1].push(public_key(&nodes[1], &file)?);
     publish(nodes, &first, &keys)?;
-    next_hits(reads).context("the next key is known")?;
+    next_hits(reads, REMOTE_HITS).context("the next key is known")?;
     fs::rename(file, nodes[1].folder().join("node-key.pem"))?;
     nodes[1].reload()?;
-    next_hits(reads).context("n2 has the next key")?;
+    next_hits(reads, REMOTE_HITS).context("n2 has the next key")?;
     keys[1].remove(0);
     publish(nodes, &first, &keys)?;
-    next_hits(reads).context("the first key is forgotten")?;
+    next_hits(reads, REMOTE_HITS).context("the first key is forgotten")?;
     let after = refusals(nodes)?;
     ensure!(after == before, "messages were refused: {before:?}, then {after:?}");
     Ok(())
