@@ -142,7 +142,8 @@ impl Collector for Scraped {
         let sum = |of: fn(&DiskStatus) -> u64| disks.iter().map(of).sum::<u64>();
         let capacity = disks.iter().filter(|disk| disk.works).map(|disk| disk.capacity).sum();
         let (known, active) = self.peers.as_ref().map_or((0, 0), |peers| (peers.known(), peers.active()));
-        let keys = self.peers.as_ref().map_or(0, |peers| peers.keys());
+        let keys = self.peers.as_ref().map_or(0, |peers| peers.keys().shared());
+        let public_keys = self.peers.as_ref().map_or(0, |peers| peers.known_with_key());
         let sent = &self.metrics.sent;
         for (metric, value) in [
             (&catalog::CACHE_OBJECTS, usage.objects as u64),
@@ -154,6 +155,7 @@ impl Collector for Scraped {
             (&catalog::NODES_ACTIVE, 1 + active as u64),
             (&catalog::NODES_KNOWN, 1 + known as u64),
             (&catalog::CLUSTER_KEYS, keys as u64),
+            (&catalog::NODE_KEYS, public_keys as u64),
             (&catalog::CACHE_EVICTIONS, sum(|disk| disk.evictions)),
             (&catalog::CACHE_CORRUPT, sum(|disk| disk.corrupt)),
             (&catalog::CACHE_VERIFIED, sum(|disk| disk.verified)),
@@ -166,6 +168,8 @@ impl Collector for Scraped {
             let metric = &catalog::KUBERNETES_UP;
             value_of(metric, u64::from(up), describe(metric, &mut encoder)?)?;
         }
+        let mode = self.peers.as_ref().map(|peers| ([("mode", peers.keys().authentication().name())], 1));
+        encode_each(&catalog::PEER_AUTHENTICATION, mode, &mut encoder)?;
         let trusted = self.gateways.iter().map(|(name, gateway)| {
             ([("gateway", name.as_str())], u64::from(gateway.trust() == GatewayTrust::Trusted))
         });

@@ -40,8 +40,8 @@ pub enum Command {
     /// Readiness probe. Exit status: 0 ready, 1 not ready, 2 no daemon answers. If the environment variable LOTA_INSTANCE
     /// is set, only a daemon with the same value counts as ready.
     Ready,
-    /// Reload the configuration, like SIGHUP. Changes to [access] apply at once; other changed keys are listed and apply
-    /// after a restart. Gateway servers that failed verification are verified again.
+    /// Reload the configuration, like SIGHUP. Changes to [access] and public keys of nodes apply at once; other changed keys are
+    /// listed and apply after a restart. Gateway servers that failed verification are verified again.
     Reload,
     /// Show live activity: requests, hits, throughput, busiest objects and pods.
     Top(TopArgs),
@@ -73,6 +73,19 @@ pub enum Command {
     /// Inspect the verification of the gateway's servers.
     #[command(subcommand)]
     Gateway(GatewayCommand),
+    /// Print the public key of this node, for `peers.nodes` in the configuration of all nodes.
+    NodeKey(NodeKeyArgs),
+}
+
+/// Arguments of `lota node-key`.
+#[derive(Args, Debug)]
+pub struct NodeKeyArgs {
+    /// File with the private key; default: `peers.node_key_file` of the configuration.
+    #[arg(long)]
+    pub file: Option<PathBuf>,
+    /// Make the file if it does not exist.
+    #[arg(long)]
+    pub create: bool,
 }
 
 /// Arguments of `lota check`.

@@ -3,6 +3,7 @@
 pub mod args;
 mod cache;
 pub mod check;
+mod node_key;
 mod output;
 mod pins;
 pub mod prefetch;
@@ -58,6 +59,7 @@ pub fn run(Cli { config, command }: Cli) -> ExitCode {
                 failures => Err(anyhow::anyhow!("{failures} checks failed")),
             })
         }
+        Command::NodeKey(options) => node_key::show(options, &config).map(|public| print!("{public}")),
         Command::Wait => block_on(until_stopped()).and_then(|waited| Ok(waited?)),
         // These have their own exit codes.
         Command::Status(OutputArgs { json }) => return status::status(&config, json),
@@ -81,6 +83,7 @@ fn dispatch(command: Command, config: &Config, path: &Path) -> Result<()> {
         Command::Run
         | Command::Prefetch(_)
         | Command::Check(_)
+        | Command::NodeKey(_)
         | Command::Wait
         | Command::Status(_)
         | Command::Ready => {
@@ -207,7 +210,10 @@ fn access(config: &Config, verb: Verb, subject: Subject, interface: Option<Strin
 fn reload(config: &Config) -> Result<String> {
     let later = block_on(socket::request_reload(&config.admin.socket))??;
     let named = later.iter().map(|key| format!("{key} changed: restart the daemon to apply it (lota run)\n"));
-    Ok(named.fold("[access] and files with secrets reloaded\n".to_owned(), |text, line| text + &line))
+    Ok(named
+        .fold("[access], public keys of nodes and files with secrets reloaded\n".to_owned(), |text, line| {
+            text + &line
+        }))
 }
 
 fn remove_all(config: &Config, wait: bool) -> Result<()> {

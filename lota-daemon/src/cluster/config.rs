@@ -1,12 +1,16 @@
 //! `[peers]` of the configuration.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
+use lota_cache::placement::NodeName;
 use lota_common::ByteSize;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::ClusterKeys;
-use crate::settings::{ConfigError, read};
+use super::{NodePublicKey, PublicKeys, peer_keys::MAX_PUBLIC_KEYS};
 
 /// Identity of this node.
 #[derive(Clone, Debug, Deserialize)]
@@ -66,25 +70,175 @@ impl TryFrom<NodeSection> for NodeConfig {
 
 /// Other nodes of the cluster.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "PeersSection")]
 pub struct PeersConfig {
     /// Port for traffic between nodes, the same on every node.
-    #[serde(default = "default_peer_port")]
     pub port: u16,
+    /// Files with the keys that authenticate messages between nodes.
+    pub keys: PeerKeyFiles,
+    /// Maximum number of owners of a hot object.
+    pub max_owners: usize,
+    /// Request rate, in requests per second for one object, up to which a single owner serves it.
+    pub hot_request_rate: u32,
+    /// All nodes of the cluster; empty if the API server lists them.
+    pub nodes: Vec<PeerConfig>,
+}
+
+/// Kind of keys that authenticate messages between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerAuthentication {
+    /// Cluster keys, the same on every node.
+    Shared,
+    /// Cluster keys and keys of nodes, of which one that both nodes have suffices, during a migration.
+    Both,
+    /// Keys of nodes only, so that each node proves which one it is.
+    Node,
+}
+
+impl PeerAuthentication {
+    /// Returns the name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Both => "both",
+            Self::Node => "node",
+        }
+    }
+
+    /// Returns whether keys of nodes are used.
+    #[must_use]
+    pub fn has_node_keys(self) -> bool {
+        self != Self::Shared
+    }
+}
+
+/// Files with the keys that authenticate messages between nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerKeyFiles {
+    /// Cluster keys.
+    Shared(PathBuf),
+    /// Cluster keys, and the key of this node.
+    Both(PathBuf, PathBuf),
+    /// Key of this node.
+    Node(PathBuf),
+}
+
+/// `[peers]` as written in the file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeersSection {
+    /// Port for traffic between nodes, the same on every node.
+    #[serde(default = "default_peer_port")]
+    port: u16,
+    /// Keys that authenticate messages between nodes. Default: `"node"` with `node_key_file` only, `"both"` with both files,
+    /// otherwise `"shared"`.
+    authentication: Option<PeerAuthentication>,
     /// File with the cluster key: at least 32 bytes, the same on every node. During a rotation, it contains two or three keys,
-    /// one per line, all of which are accepted. It is read again when it changes.
-    pub secret_file: PathBuf,
+    /// one per line, all of which are accepted. It is read again when it changes. Required unless `authentication` is `"node"`.
+    secret_file: Option<PathBuf>,
+    /// File with the private key of this node: an Ed25519 key in PKCS#8 PEM. The daemon makes it if it does not exist, and reads it
+    /// again when it changes. Required if `authentication` is `"both"` or `"node"`.
+    node_key_file: Option<PathBuf>,
     /// Maximum number of owners of a hot object.
     #[serde(default = "default_max_owners")]
-    pub max_owners: usize,
+    max_owners: usize,
     /// Request rate, in requests per second for one object, up to which a single owner serves it. At a higher rate
     /// LOTA adds owners.
     #[serde(default = "default_hot_request_rate")]
-    pub hot_request_rate: u32,
+    hot_request_rate: u32,
     /// All nodes of the cluster; this node may be included. With `[kubernetes]`, leave it out: the endpoints of
     /// `kubernetes.service` are used.
     #[serde(default)]
-    pub nodes: Vec<PeerConfig>,
+    nodes: Vec<PeerConfig>,
+}
+
+impl TryFrom<PeersSection> for PeersConfig {
+    type Error = String;
+
+    fn try_from(section: PeersSection) -> Result<Self, String> {
+        let PeersSection {
+            port,
+            authentication,
+            secret_file,
+            node_key_file,
+            max_owners,
+            hot_request_rate,
+            nodes,
+        } = section;
+        let keys = PeerKeyFiles::new(authentication, secret_file, node_key_file)?;
+        let mut owners: HashMap<NodePublicKey, &str> = HashMap::new();
+        for node in &nodes {
+            let PeerConfig { name, public_keys, .. } = node;
+            if public_keys.len() > MAX_PUBLIC_KEYS {
+                return Err(format!(
+                    "peers.nodes.public_keys: more than {MAX_PUBLIC_KEYS} keys of `{name}`; remove those that it has replaced"
+                ));
+            }
+            for key in public_keys {
+                if let Some(other) = owners.insert(*key, name) {
+                    return Err(format!(
+                        "peers.nodes.public_keys: `{name}` has a key of `{other}`; each node needs a key of its own"
+                    ));
+                }
+            }
+        }
+        Ok(Self { port, keys, max_owners, hot_request_rate, nodes })
+    }
+}
+
+impl PeerKeyFiles {
+    fn new(
+        authentication: Option<PeerAuthentication>,
+        secret_file: Option<PathBuf>,
+        node_key_file: Option<PathBuf>,
+    ) -> Result<Self, String> {
+        let missing = |key: &str, authentication: PeerAuthentication| {
+            format!("peers.{key}: missing; authentication = \"{}\" needs it", authentication.name())
+        };
+        let by_files = match (&secret_file, &node_key_file) {
+            (_, None) => PeerAuthentication::Shared,
+            (Some(_), Some(_)) => PeerAuthentication::Both,
+            (None, Some(_)) => PeerAuthentication::Node,
+        };
+        let authentication = authentication.unwrap_or(by_files);
+        let secret_file = secret_file.ok_or_else(|| missing("secret_file", authentication));
+        let node_key_file = node_key_file.ok_or_else(|| missing("node_key_file", authentication));
+        Ok(match authentication {
+            PeerAuthentication::Shared => Self::Shared(secret_file?),
+            PeerAuthentication::Both => Self::Both(secret_file?, node_key_file?),
+            PeerAuthentication::Node => Self::Node(node_key_file?),
+        })
+    }
+
+    /// Returns the kind of keys.
+    #[must_use]
+    pub fn authentication(&self) -> PeerAuthentication {
+        match self {
+            Self::Shared(_) => PeerAuthentication::Shared,
+            Self::Both(..) => PeerAuthentication::Both,
+            Self::Node(_) => PeerAuthentication::Node,
+        }
+    }
+
+    /// Returns the file with the cluster keys, if they are used.
+    #[must_use]
+    pub fn shared(&self) -> Option<&Path> {
+        match self {
+            Self::Shared(shared) | Self::Both(shared, _) => Some(shared),
+            Self::Node(_) => None,
+        }
+    }
+
+    /// Returns the file with the key of this node, if it is used.
+    #[must_use]
+    pub fn node(&self) -> Option<&Path> {
+        match self {
+            Self::Shared(_) => None,
+            Self::Both(_, node) | Self::Node(node) => Some(node),
+        }
+    }
 }
 
 fn default_max_owners() -> usize {
@@ -114,22 +268,15 @@ pub struct PeerConfig {
     /// Zone of the node, as in its own `node.zone`. Default: unknown.
     #[serde(default)]
     pub zone: String,
+    /// Public keys of the node, as `lota node-key` prints them there: one, and during the rotation of its key two.
+    #[serde(default)]
+    pub public_keys: Vec<NodePublicKey>,
 }
 
 impl PeersConfig {
-    /// Reads the cluster keys.
-    ///
-    /// # Errors
-    /// [`ConfigError`] if the file is missing or invalid, never with a key.
-    pub fn keys(&self) -> Result<ClusterKeys, ConfigError> {
-        self.parse_keys(&read(&self.secret_file)?)
-    }
-
-    /// Parses the contents of the file with the cluster keys.
-    ///
-    /// # Errors
-    /// [`ConfigError`], never with a key.
-    pub fn parse_keys(&self, text: &str) -> Result<ClusterKeys, ConfigError> {
-        ClusterKeys::parse(text).map_err(|message| ConfigError::invalid(&self.secret_file, message))
+    /// Returns the public keys of all nodes.
+    #[must_use]
+    pub fn public_keys(&self) -> PublicKeys {
+        self.nodes.iter().map(|node| (NodeName(node.name.clone()), node.public_keys.clone())).collect()
     }
 }

@@ -1,6 +1,10 @@
 //! The cluster keys that a node signs and verifies messages with: one, and during a rotation two.
 
+use std::path::Path;
+
 use lota_s3::Secret;
+
+use crate::settings::{ConfigError, read};
 
 /// Minimum length of a cluster key in bytes.
 const MIN_KEY_LENGTH: usize = 32;
@@ -10,7 +14,7 @@ const MIN_KEY_LENGTH: usize = 32;
 pub struct ClusterKeys(Vec<Secret>);
 
 impl ClusterKeys {
-    /// Maximum number of keys, and so of MACs in a message.
+    /// Maximum number of keys.
     pub const MAX: usize = 3;
 
     /// Parses the contents of the file: a key on each line, without white space around it. Empty lines are ignored.
@@ -44,6 +48,22 @@ impl ClusterKeys {
             );
         }
         Ok(Self(keys.into_iter().map(|(_, key)| Secret::from(key.to_owned())).collect()))
+    }
+
+    /// Parses the contents of a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], never with a key.
+    pub fn of_file(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::parse(text).map_err(|message| ConfigError::invalid(path, message))
+    }
+
+    /// Reads the keys in a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the file is missing or invalid, never with a key.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::of_file(path, &read(path)?)
     }
 
     /// Returns the keys.

@@ -4,13 +4,17 @@
 
 mod config;
 mod keys;
+mod node_key;
 pub mod peer;
+mod peer_keys;
 mod pin_file;
 mod pins;
 mod zones;
 
-pub use config::{NodeConfig, PeerConfig, PeersConfig, default_peer_port};
+pub use config::{NodeConfig, PeerAuthentication, PeerConfig, PeerKeyFiles, PeersConfig, default_peer_port};
 pub use keys::ClusterKeys;
+pub use node_key::{NodeKey, NodePublicKey};
+pub use peer_keys::{PeerKeys, PublicKeys};
 pub use pin_file::PinFile;
 pub use pins::{PinState, TooManyPins, UnreadablePins};
 

@@ -96,6 +96,16 @@ impl Config {
         if !self.access.forwarders.iter().all(Rule::is_about_pods) {
             return Err("access.forwarders: `ipBlock` is not supported; use selectors of pods".into());
         }
+        if let Some(peers) = &self.peers
+            && peers.nodes.is_empty()
+            && self.kubernetes.is_some()
+            && peers.keys.authentication().has_node_keys()
+        {
+            return Err(format!(
+                "peers.authentication: \"{}\" needs the public keys of all nodes, which the API server does not list; list the nodes in peers.nodes, or use \"shared\"",
+                peers.keys.authentication().name()
+            ));
+        }
         if self.kubernetes.is_none() {
             if self.access.identity == IdentityConfig::CgroupAndAddress {
                 return Err(

@@ -78,12 +78,13 @@ fn document() -> String {
     for field in types.fields("Config") {
         types.section(&mut text, &field.name, field, 2);
     }
-    text.push_str("\n## Files with secrets\n\nMake these files readable by root only. All but `peers.secret_file` are TOML. They are read again within ten seconds of a change, and\nby `lota reload`. If one is missing or invalid then, what it contained before is still used. Replace them by renaming: a file that\nis half-written may be valid.\n");
+    text.push_str("\n## Files with secrets\n\nMake these files readable by root only. All but those of `[peers]` are TOML. They are read again within ten seconds of a change, and\nby `lota reload`. If one is missing or invalid then, what it contained before is still used. Replace them by renaming: a file that\nis half-written may be valid.\n");
     text.push_str("\n### `backend.credential_file`\n\n");
     types.table(&mut text, "", types.fields("Credential"));
     text.push_str("\n### `gateway.re_sign.clients_file`\n\nOne `[[client]]` table for each access key that clients use:\n\n");
     types.table(&mut text, "", types.fields("ClientCredential"));
     text.push_str("\n### `peers.secret_file`\n\nThe file contains the cluster key only: at least 32 bytes, the same on every node. `openssl rand -hex 32` makes one. During a\n[rotation](install.md#rotate-the-cluster-key), it contains two or three different ones, one per line. White space around a key and\nempty lines are ignored.\n");
+    text.push_str("\n### `peers.node_key_file`\n\nThe file contains an Ed25519 key in PKCS#8 PEM. `lota node-key --create` makes it, or `openssl genpkey -algorithm ed25519`;\n`lota node-key` prints the public key. [Keys of nodes](install.md#keys-of-nodes) describes how to begin with them and how to replace one.\n");
     text
 }
 
@@ -233,6 +234,7 @@ impl Types {
         let name = name(ty);
         match name.as_str() {
             "String" | "Secret" => "string".into(),
+            "NodePublicKey" => "public key".into(),
             "bool" => "`true` or `false`".into(),
             "PathBuf" => "path".into(),
             "ByteSize" | "StripeLength" => "size".into(),

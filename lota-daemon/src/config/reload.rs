@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use toml::{Table, Value};
 
 use super::{Config, ConfigError};
-use crate::access::AccessConfig;
+use crate::{access::AccessConfig, cluster::PublicKeys};
 
 /// Prefix of the keys that a running daemon can change.
 const AT_ONCE: &str = "access.";
@@ -27,6 +27,8 @@ pub struct Reload {
 pub struct Reloaded {
     /// Section `[access]`, which is applied at once.
     pub access: AccessConfig,
+    /// Public keys of nodes, which are applied at once.
+    pub public_keys: PublicKeys,
     /// Other keys that have changed since the daemon started. They take effect after a restart.
     pub later: Vec<String>,
 }
@@ -60,10 +62,22 @@ impl Reload {
             Config::parse(&text).map_err(|message| ConfigError::Invalid { path: path(), message })?;
         let now: Table = text.parse().unwrap_or_default();
         let mut later = Vec::new();
-        differences("", &self.table, &now, &mut later);
+        let tables = [&self.table, &now].map(|table| without_public_keys(table.clone()));
+        differences("", &tables[0], &tables[1], &mut later);
         later.retain(|key| !key.starts_with(AT_ONCE) && key != "access");
-        Ok(Reloaded { access: config.access, later })
+        let public_keys = config.peers.map(|peers| peers.public_keys()).unwrap_or_default();
+        Ok(Reloaded { access: config.access, public_keys, later })
     }
+}
+
+/// Removes the public keys of nodes.
+fn without_public_keys(mut table: Table) -> Table {
+    let peers = table.get_mut("peers").and_then(Value::as_table_mut);
+    let nodes = peers.and_then(|peers| peers.get_mut("nodes")?.as_array_mut());
+    for node in nodes.into_iter().flatten().filter_map(Value::as_table_mut) {
+        node.remove("public_keys");
+    }
+    table
 }
 
 /// Adds the keys that differ between both tables.
@@ -84,6 +98,24 @@ fn differences(prefix: &str, before: &Table, now: &Table, found: &mut Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn public_keys_of_nodes_need_no_restart() {
+        let nodes = |of_n1: &str| -> Table {
+            format!("[peers]\nport = 1\nnodes = [{{ {of_n1} name = 'n1' }}, {{ name = 'n2' }}]")
+                .parse()
+                .unwrap()
+        };
+        let changed = |before: &str, now: &str| {
+            let mut found = Vec::new();
+            let [before, now] = [before, now].map(|of_n1| without_public_keys(nodes(of_n1)));
+            differences("", &before, &now, &mut found);
+            found
+        };
+        assert!(changed("public_keys = ['a'],", "public_keys = ['b', 'a'],").is_empty());
+        assert!(changed("public_keys = ['a'],", "").is_empty());
+        assert_eq!(changed("public_keys = ['a'],", "public_keys = ['a'], zone = 'z',"), ["peers.nodes"]);
+    }
 
     #[test]
     fn changed_keys_are_listed() {

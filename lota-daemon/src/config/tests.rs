@@ -210,3 +210,91 @@ proptest! {
         prop_assert_eq!(origin.to_string(), shown);
     }
 }
+
+/// Returns a configuration with these keys of `[peers]`, and two nodes with these of theirs.
+fn with_peers(keys: &str, nodes: [&str; 2]) -> String {
+    let [n1, n2] = nodes;
+    format!(
+        "{SMALLEST}\n[peers]\n{keys}\nnodes = [\n\
+         {{ {n1} name = 'n1', address = '10.0.0.1', capacity = '1GiB' }},\n\
+         {{ {n2} name = 'n2', address = '10.0.0.2', capacity = '1GiB' }}]"
+    )
+}
+
+#[test]
+fn the_files_of_a_kind_of_keys_must_be_set() {
+    let (shared, node) = ("secret_file = '/s'", "node_key_file = '/n'");
+    let kind = |keys: &str| {
+        let config = Config::parse(&with_peers(keys, ["", ""])).map_err(|error| error.to_string())?;
+        let keys = config.peers.unwrap().keys;
+        let files = [keys.shared(), keys.node()].map(|file| file.map(|file| file.display().to_string()));
+        Ok::<_, String>((keys.authentication().name(), files.map(Option::unwrap_or_default)))
+    };
+    let of = |name, files: [&str; 2]| Ok((name, files.map(str::to_owned)));
+    assert_eq!(kind(shared), of("shared", ["/s", ""]));
+    assert_eq!(kind(&format!("{shared}\n{node}")), of("both", ["/s", "/n"]));
+    assert_eq!(kind(node), of("node", ["", "/n"]));
+    for (authentication, files) in [("shared", ["/s", ""]), ("both", ["/s", "/n"]), ("node", ["", "/n"])] {
+        let all = format!("authentication = '{authentication}'\n{shared}\n{node}");
+        assert_eq!(kind(&all), of(authentication, files));
+    }
+    for (keys, missing) in [
+        ("", "peers.secret_file: missing; authentication = \"shared\" needs it"),
+        ("authentication = 'shared'\nnode_key_file = '/n'", "peers.secret_file: missing"),
+        (
+            "authentication = 'both'\nnode_key_file = '/n'",
+            "peers.secret_file: missing; authentication = \"both\"",
+        ),
+        (
+            "authentication = 'both'\nsecret_file = '/s'",
+            "peers.node_key_file: missing; authentication = \"both\"",
+        ),
+        (
+            "authentication = 'node'\nsecret_file = '/s'",
+            "peers.node_key_file: missing; authentication = \"node\"",
+        ),
+        ("authentication = 'nodes'\nsecret_file = '/s'", "did you mean `node`?"),
+        ("secret_fil = '/s'", "did you mean `secret_file`?"),
+    ] {
+        let error = kind(keys).unwrap_err();
+        assert!(error.contains(missing), "{keys}: {error}");
+    }
+}
+
+#[test]
+fn public_keys_are_unique_and_few() {
+    const KEYS: [&str; 3] = [
+        "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=",
+        "DyI0AaJkyq1lWsoVvyU8eJ7dz0HYIw0h+Lg5p2+uZrk=",
+        "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
+    ];
+    let parse = |of_n1: &[&str], of_n2: &[&str]| {
+        let nodes = [of_n1, of_n2].map(|keys| format!("public_keys = {keys:?},"));
+        Config::parse(&with_peers("node_key_file = '/n'", [&nodes[0], &nodes[1]]))
+    };
+    let known = parse(&KEYS[..2], &KEYS[2..]).unwrap().peers.unwrap().public_keys();
+    let of_n1 = &known[&lota_cache::placement::NodeName("n1".to_owned())];
+    assert_eq!(of_n1.iter().map(ToString::to_string).collect::<Vec<_>>(), &KEYS[..2]);
+    for (of_n1, of_n2, hint) in [
+        (&KEYS[..], &[][..], "more than 2 keys of `n1`"),
+        (&KEYS[..1], &KEYS[..1], "`n2` has a key of `n1`"),
+        (&["x"], &[], "`x` is not a public key"),
+    ] {
+        let error = parse(of_n1, of_n2).unwrap_err();
+        assert!(error.contains(hint), "{error}");
+    }
+}
+
+#[test]
+fn keys_of_nodes_need_a_list_of_nodes() {
+    for (authentication, is_known) in [("shared", true), ("both", false), ("node", false)] {
+        let keys = format!(
+            "{SMALLEST}\n[kubernetes]\n[peers]\nsecret_file = '/s'\nnode_key_file = '/n'\nauthentication = '{authentication}'"
+        );
+        let parsed = Config::parse(&keys);
+        assert_eq!(parsed.is_ok(), is_known, "{authentication}");
+        assert!(parsed.is_ok() || parsed.unwrap_err().contains("list the nodes in peers.nodes"));
+    }
+    let listed = with_peers("node_key_file = '/n'", ["", ""]).replace("[peers]", "[kubernetes]\n[peers]");
+    Config::parse(&listed).unwrap();
+}

@@ -1,6 +1,6 @@
 //! Builds the request path from the configuration.
 
-use std::{collections::BTreeMap, fs::File, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, fs::File, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use lota_cache::{Cache, CachePlan, objects_by_memory, placement::NodeName};
@@ -13,7 +13,9 @@ use super::{
 };
 use crate::{
     access::AccessConfig,
-    cluster::{Cluster, ClusterMember, Members, PeerConfig, peer::Peers},
+    cluster::{
+        Cluster, ClusterKeys, ClusterMember, Members, NodeKey, PeerConfig, PeerKeys, PeersConfig, peer::Peers,
+    },
     config::{Config, ConfiguredGateway},
     gateway::{Gateway, TlsConfig},
     http::{
@@ -100,9 +102,7 @@ pub(super) fn proxy(
 
     let (mut peers, mut hot_objects) = (None, HotObjects::new(u32::MAX, 1));
     if let Some(configured) = &config.peers {
-        let (of_peers, path) = (configured.clone(), configured.secret_file.clone());
-        let parse = move |text: &str| Ok(of_peers.parse_keys(text)?);
-        let keys = secrets.follow_text(SecretKind::ClusterKey, path, parse)?;
+        let keys = peer_keys(configured, secrets)?;
         let made = Peers::new(me.clone(), keys, configured.port, upstream.without_retries());
         peers = Some(Arc::new(made.waiting(config.owner_timeout())));
         hot_objects = HotObjects::new(configured.hot_request_rate, configured.max_owners);
@@ -128,6 +128,38 @@ pub(super) fn proxy(
         metrics,
         top: HeavyHitterCounter::default(),
     })
+}
+
+/// Reads the keys for messages between nodes.
+fn peer_keys(configured: &PeersConfig, secrets: &SecretFiles) -> Result<PeerKeys> {
+    let shared = configured.keys.shared().map(|file| {
+        let path = file.to_owned();
+        let parse = move |text: &str| Ok(ClusterKeys::of_file(&path, text)?);
+        secrets.follow_text(SecretKind::ClusterKey, file.to_owned(), parse)
+    });
+    let own = configured.keys.node().map(|file| node_key(file, secrets));
+    let keys = PeerKeys::new(shared.transpose()?, own.transpose()?);
+    keys.publish(configured.public_keys());
+    Ok(keys)
+}
+
+/// Reads the key of this node, and makes it if there is none.
+fn node_key(file: &Path, secrets: &SecretFiles) -> Result<Reloadable<NodeKey>> {
+    let made = NodeKey::create_file(file).with_context(|| {
+        let file = file.display();
+        format!("cannot make the key of this node, {file}; make its folder, or correct peers.node_key_file")
+    })?;
+    let path = file.to_owned();
+    let parse = move |text: &str| Ok(NodeKey::of_file(&path, text)?);
+    let key = secrets.follow_text(SecretKind::NodeKey, file.to_owned(), parse)?;
+    let public_key = key.get().public();
+    match made {
+        true => {
+            tracing::warn!(%public_key, "made a key of this node; add its public key to peers.nodes on all nodes");
+        }
+        false => tracing::info!(%public_key, "read the key of this node"),
+    }
+    Ok(key)
 }
 
 fn upstream(config: &Config) -> Result<Upstream> {

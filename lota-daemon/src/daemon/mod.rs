@@ -402,7 +402,7 @@ impl Daemon {
     async fn reload(&mut self, reload: &Reload) -> Result<Vec<String>, ControlError> {
         let secrets = self.secrets.refresh_on(self.listeners.workers.first(), &self.listeners.proxy).await;
         self.listeners.proxy.stores.each().for_each(|store| store.gateway.try_again());
-        let Reloaded { access, later } = reload.read().map_err(|error| {
+        let Reloaded { access, public_keys, later } = reload.read().map_err(|error| {
             tracing::error!(%error, "cannot reload the configuration; keeping the previous one");
             ControlError::Conflict(error.to_string())
         })?;
@@ -410,6 +410,9 @@ impl Daemon {
             tracing::error!(error = format!("{error:#}"), "cannot reload [access]; keeping the previous one");
             ControlError::Conflict(format!("{error:#}"))
         })?;
+        if let Some(peers) = &self.listeners.proxy.peers {
+            peers.publish(public_keys);
+        }
         if let Some(kubernetes) = &self.kubernetes {
             kubernetes.set_rules(pod_rules(&access));
         }
@@ -417,7 +420,7 @@ impl Daemon {
             tracing::error!(error = format!("{error:#}"), "cannot apply all of [access]");
             ControlError::Failed(error)
         })?;
-        tracing::info!("configuration reloaded; [access] applies now");
+        tracing::info!("configuration reloaded; [access] and public keys of nodes apply now");
         for key in &later {
             tracing::warn!(
                 key,

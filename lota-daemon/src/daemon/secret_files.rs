@@ -25,6 +25,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SecretKind {
     ClusterKey,
+    NodeKey,
     Clients,
     Credential,
     Tls,
@@ -34,6 +35,7 @@ impl SecretKind {
     fn name(self) -> &'static str {
         match self {
             Self::ClusterKey => "cluster-key",
+            Self::NodeKey => "node-key",
             Self::Clients => "clients",
             Self::Credential => "credential",
             Self::Tls => "tls",

@@ -181,9 +181,14 @@ catalog! {
                    `unavailable`: the owner could not answer; `refused`: the sender is not a peer"
         } "Requests between nodes";
         CLUSTER_KEYS = Gauge "lota_cluster_keys" {
-        } "Cluster keys that this node accepts: 2 during a rotation; 0 without [peers]";
+        } "Cluster keys that this node accepts: 2 during a rotation; 0 without [peers] or with peers.authentication = `node`";
+        NODE_KEYS = Gauge "lota_node_keys" {
+        } "Other nodes whose public key this node knows";
+        PEER_AUTHENTICATION = Gauge "lota_peer_authentication" {
+            mode: "peers.authentication: `shared`, `both` or `node`"
+        } "Always 1; absent without [peers]";
         SECRET_RELOADS = Counter "lota_secret_reloads_total" {
-            file: "`cluster-key`: peers.secret_file; `clients`: gateway.re_sign.clients_file; `credential`: \
+            file: "`cluster-key`: peers.secret_file; `node-key`: peers.node_key_file; `clients`: gateway.re_sign.clients_file; `credential`: \
                    backend.credential_file; `tls`: certificate and key of gateway.tls",
             result: "`applied`; or `failed`: it cannot be read or is invalid, and the previous content is still used"
         } "Changes of files with secrets while the daemon runs";

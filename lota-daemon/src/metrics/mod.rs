@@ -274,7 +274,7 @@ pub struct PeerLabels {
 /// Labels of `lota_secret_reloads_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct SecretReloadLabels {
-    /// `cluster-key`, `clients`, `credential` or `tls`.
+    /// `cluster-key`, `node-key`, `clients`, `credential` or `tls`.
     pub file: &'static str,
     /// `applied` or `failed`.
     pub result: &'static str,

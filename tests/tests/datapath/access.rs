@@ -154,7 +154,7 @@ pub(crate) fn reload(tour: &mut Tour) -> Result<()> {
     node.forget_edits();
     node.configure(Mode::OwnCredential)?;
     let output = node.lota(&["reload"])?;
-    ensure!(output == "[access] and files with secrets reloaded\n", "{output}");
+    ensure!(output == "[access], public keys of nodes and files with secrets reloaded\n", "{output}");
     let (refused, _) = knock(&place, VIP, 80)?;
     ensure!(open == Reached::Open && still == Reached::Open, "allowed, it got {open:?}, then {still:?}");
     ensure!(refused == Reached::Refused, "no longer allowed, it got {refused:?}");

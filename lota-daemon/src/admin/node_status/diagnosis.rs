@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use lota_datapath::{ConnectionsStatus, DatapathStatus, IdentityStatus};
 
+use crate::cluster::PeerAuthentication;
+
 use super::{
     AccessStatus, BackendStatus, CacheStatus, Finding, GatewayStatus, KubernetesStatus, Level, NodeReport,
     NodeStatus, PeerStatus, PinsStatus, TrafficStatus,
@@ -27,7 +29,7 @@ pub(super) fn diagnose(report: &NodeReport) -> Vec<Finding> {
         ("access", access(report.access.as_ref(), identity(report))),
         ("kubernetes", kubernetes(report.kubernetes)),
         ("cache", cache(&report.cache)),
-        ("peers", peers(report.peers.as_deref())),
+        ("peers", peers(report.peers.as_deref(), report.peer_authentication)),
         ("traffic", traffic(&report.traffic)),
     ];
     let others = others.map(|(part, diagnosis)| (part.to_owned(), diagnosis));
@@ -328,17 +330,37 @@ fn pinned(pins: &PinsStatus) -> String {
     }
 }
 
-fn peers(peers: Option<&[PeerStatus]>) -> Diagnosis {
+fn peers(peers: Option<&[PeerStatus]>, authentication: Option<PeerAuthentication>) -> Diagnosis {
     let Some(peers) = peers else { return ok("none: this is the only node") };
+    let authentication = authentication.unwrap_or(PeerAuthentication::Shared);
+    let keyless = peers.iter().filter(|peer| authentication.has_node_keys() && !peer.has_public_key);
+    let keyless: Vec<_> = keyless.map(|peer| &*peer.name).collect();
+    let without = match &*keyless {
+        [] => String::new(),
+        nodes => format!("; no public key of {}", nodes.join(", ")),
+    };
     let lost = peers.iter().filter_map(|peer| Some((peer, peer.lost_seconds?)));
     let lost: Vec<_> = lost.map(|(peer, since)| format!("{} for {}", peer.name, duration(since))).collect();
-    if lost.is_empty() {
-        return ok(format!("{}, none lost", count(peers.len(), "peer")));
+    let all = count(peers.len(), "peer");
+    if authentication == PeerAuthentication::Node && !keyless.is_empty() {
+        let lost = if lost.is_empty() { String::new() } else { format!(", lost: {}", lost.join(", ")) };
+        return warn(
+            format!("{} of {all} cannot be sent to or answered{lost}{without}", keyless.len()),
+            "add their public keys (`lota node-key` there) to peers.nodes on all nodes, then run `lota reload`",
+        );
     }
-    warn(
-        format!("{} of {} lost: {}", lost.len(), count(peers.len(), "peer"), lost.join(", ")),
-        "other nodes take over their objects after a minute; run `lota status` there, and compare the secrets",
-    )
+    if !lost.is_empty() {
+        return warn(
+            format!("{} of {all} lost: {}{without}", lost.len(), lost.join(", ")),
+            "other nodes take over their objects after a minute; run `lota status` there, and compare the secrets",
+        );
+    }
+    let keys = match authentication {
+        PeerAuthentication::Shared => "",
+        PeerAuthentication::Both => ", cluster keys and keys of nodes are accepted",
+        PeerAuthentication::Node => ", each with a key of its own",
+    };
+    ok(format!("{all}, none lost{keys}{without}"))
 }
 
 fn traffic(traffic: &TrafficStatus) -> Diagnosis {

@@ -41,9 +41,10 @@ pub(crate) fn healthy() -> Value {
                 "capacity": 1u64 << 40, "evictions": 9, "corrupt": 0,
             }],
         },
+        "peer_authentication": "shared",
         "peers": [
             {"name": "n2", "address": "http://10.0.0.2:7480", "capacity": 1, "lost_seconds": null,
-             "load_bytes": 0, "heard_seconds": 1.0},
+             "load_bytes": 0, "heard_seconds": 1.0, "has_public_key": false},
         ],
         "traffic": {
             "requests": [
@@ -199,4 +200,17 @@ fn problems_are_reported() {
         "1 of 1 peer lost: n2 for 3 min",
     );
     assert_finding("peers", &[("/peers", json!(null))], Level::Ok, "only node");
+    let mode = |mode: &str| ("/peer_authentication", json!(mode));
+    let known = ("/peers/0/has_public_key", json!(true));
+    assert_finding("peers", &[mode("both")], Level::Ok, "are accepted; no public key of n2");
+    assert_finding("peers", &[mode("node"), known.clone()], Level::Ok, "none lost, each with a key");
+    assert_finding("peers", &[mode("node")], Level::Warn, "1 of 1 peer cannot be sent to or answered; no");
+    let lost = ("/peers/0/lost_seconds", json!(200.0));
+    assert_finding(
+        "peers",
+        &[mode("node"), lost.clone()],
+        Level::Warn,
+        "lost: n2 for 3 min; no public key of n2",
+    );
+    assert_finding("peers", &[mode("node"), lost, known], Level::Warn, "1 of 1 peer lost: n2 for 3 min");
 }

@@ -16,6 +16,7 @@ pub use snapshot::{INSTANCE, Reporter};
 pub(crate) use diagnosis::healthy;
 
 use crate::{
+    cluster::PeerAuthentication,
     gateway::{GatewayServer, Protocol},
     metrics::heavy_hitters::Ranked,
 };
@@ -38,6 +39,9 @@ pub struct NodeReport {
     pub cache: CacheStatus,
     /// The other nodes, if configured.
     pub peers: Option<Vec<PeerStatus>>,
+    /// Keys that authenticate messages between nodes, if there are other nodes.
+    #[serde(default)]
+    pub peer_authentication: Option<PeerAuthentication>,
     /// Traffic since the daemon started.
     pub traffic: TrafficStatus,
     /// The busiest objects and pods.
@@ -242,6 +246,9 @@ pub struct PeerStatus {
     pub heard_seconds: Option<f64>,
     /// Version of the peer protocol in which this node sends to it.
     pub wire_version: Option<u64>,
+    /// Whether this node knows a public key of it.
+    #[serde(default)]
+    pub has_public_key: bool,
 }
 
 /// Traffic since the daemon started.

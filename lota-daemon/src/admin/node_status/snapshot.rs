@@ -119,6 +119,7 @@ impl Reporter {
             kubernetes: self.proxy.metrics.kubernetes.get().map(|up| KubernetesStatus { up }),
             cache: self.cache(),
             peers: self.peers(),
+            peer_authentication: self.proxy.peers.as_ref().map(|peers| peers.keys().authentication()),
             traffic: traffic(&self.proxy.metrics),
             top: HeavyHitters {
                 objects: with_objects.then(|| top.objects(MAX_RANKED)),
@@ -191,6 +192,7 @@ impl Reporter {
         let each = peers.each().into_iter().map(|(name, address, state)| PeerStatus {
             wire_version: Some(peers.version_with(&name).0),
             capacity: state.capacity.or_else(|| configured(&name)),
+            has_public_key: peers.keys().has_key_of(&name),
             name: name.0,
             address,
             lost_seconds: state.lost.map(seconds),

@@ -3,7 +3,12 @@
 use std::{fmt::Display, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::CheckReport;
-use crate::{config::Config, gateway::TlsConfig, http::tls::CertificateFiles};
+use crate::{
+    cluster::{ClusterKeys, NodeKey, PeersConfig},
+    config::Config,
+    gateway::TlsConfig,
+    http::tls::CertificateFiles,
+};
 
 pub(super) fn check(report: &mut CheckReport<'_>, config: &Config) {
     for configured in config.all_gateways() {
@@ -22,12 +27,43 @@ pub(super) fn check(report: &mut CheckReport<'_>, config: &Config) {
         }
     }
     if let Some(peers) = &config.peers {
-        let read = peers.keys().map(|keys| match keys.count() {
+        peer_keys(report, peers, &config.node.name);
+    }
+}
+
+fn peer_keys(report: &mut CheckReport<'_>, peers: &PeersConfig, me: &str) {
+    if let Some(file) = peers.keys.shared() {
+        let read = ClusterKeys::read(file).map(|keys| match keys.count() {
             1 => "the cluster key".to_owned(),
             keys => format!("{keys} cluster keys, during a rotation"),
         });
-        secret(report, "peers", &peers.secret_file, read);
+        secret(report, "peers", file, read);
     }
+    let Some(file) = peers.keys.node() else { return };
+    if !file.exists() && file.parent().is_some_and(Path::is_dir) {
+        return report.warn(
+            "peers",
+            format!("{}: there is no key of this node yet", file.display()),
+            "the daemon makes it at its start; `lota node-key --create` makes it now, and prints the public key",
+        );
+    }
+    let key = NodeKey::read(file);
+    let listed = peers.nodes.iter().find(|node| node.name == me);
+    if let (Ok(key), Some(listed)) = (&key, listed)
+        && !listed.public_keys.contains(&key.public())
+    {
+        report.warn(
+            "peers",
+            format!("peers.nodes has not the public key of this node: {}", key.public()),
+            "add it to peers.nodes on all nodes: the others refuse messages of a node whose key they do not know",
+        );
+    }
+    secret(
+        report,
+        "peers",
+        file,
+        key.map(|key| format!("the key of this node, with public key {}", key.public())),
+    );
 }
 
 /// Checks that a file with secrets can be read, and only by its owner.

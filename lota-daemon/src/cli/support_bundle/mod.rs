@@ -24,7 +24,7 @@ use lota_s3::Secret;
 use tokio::{net::TcpStream, time::timeout};
 
 use self::mask::{MASK, mask, mask_names};
-use crate::{admin::socket, config::Config};
+use crate::{admin::socket, cluster::ClusterKeys, config::Config};
 
 /// Timeout for collecting each part.
 const PART_TIMEOUT: Duration = Duration::from_secs(5);
@@ -124,8 +124,11 @@ fn copy_error<T>(of: &Result<T>) -> Result<&T> {
 /// Returns every secret that the configuration names and that can be read.
 fn secrets(config: &Config) -> Vec<String> {
     let mut secrets: Vec<Secret> = Vec::new();
-    let keys = config.peers.iter().filter_map(|peers| peers.keys().ok());
-    secrets.extend(keys.flat_map(|keys| keys.each().cloned().collect::<Vec<_>>()));
+    let shared = config.peers.iter().filter_map(|peers| ClusterKeys::read(peers.keys.shared()?).ok());
+    secrets.extend(shared.flat_map(|keys| keys.each().cloned().collect::<Vec<_>>()));
+    let own = config.peers.iter().filter_map(|peers| fs::read_to_string(peers.keys.node()?).ok());
+    let lines = own.flat_map(|pem| pem.lines().map(str::to_owned).collect::<Vec<_>>());
+    secrets.extend(lines.filter(|line| !line.starts_with('-')).map(Secret::from));
     let backends = config.all_gateways().filter_map(|configured| configured.backend?.credential().ok());
     let clients =
         config.all_gateways().filter_map(|configured| configured.gateway.re_sign.as_ref()?.clients().ok());

@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::{cluster::ClusterKeys, settings::Reloadable};
 
 const SIGNATURE: &str = "AWS4-HMAC-SHA256 Signature=secret";
 

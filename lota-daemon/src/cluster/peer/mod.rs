@@ -1,6 +1,6 @@
 //! Protocol between nodes. The entry node forwards the client's whole request, and the owner has the gateway authorize it.
 //!
-//! HTTP/1.1 on a port of its own. Every request has a MAC under the cluster key over sender, receiver, time and its head;
+//! HTTP/1.1 on a port of its own. Every request has a MAC under a key of both nodes over sender, receiver, time and its head;
 //! every response has one over its head and the request's nonce. Grants are never sent.
 
 pub mod headers;
@@ -40,13 +40,12 @@ use self::{
     wire::Wire,
 };
 use crate::{
-    cluster::ClusterKeys,
+    cluster::{PeerKeys, PublicKeys},
     http::{
         Body, RequestHead, Slices, empty,
         upstream::{Upstream, UpstreamError, chain, is_from_body, is_lost},
     },
     process::log_limit::LogLimit,
-    settings::Reloadable,
 };
 use lota_cache::placement::NodeName;
 use lota_s3::Origin;
@@ -67,7 +66,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 static UNAVAILABLE: LogLimit = LogLimit::every_ten_seconds();
 
-/// The other nodes, and the keys shared with them.
+/// The other nodes, and the keys for messages with them.
 #[derive(Debug)]
 pub struct Peers {
     wire: Wire,
@@ -88,6 +87,9 @@ pub enum PeerError {
     /// No such node is configured.
     #[error("its address is not known")]
     Unknown,
+    /// There is no key for messages with it.
+    #[error("its public key is not known; see peers.nodes.public_keys")]
+    NoKey,
     /// The connection failed.
     #[error("no connection: {0}")]
     NoConnection(String),
@@ -120,7 +122,7 @@ impl From<UpstreamError> for PeerError {
 
 impl Peers {
     /// Makes the peers of node `me`, none at first.
-    pub fn new(me: NodeName, keys: Reloadable<ClusterKeys>, port: u16, upstream: Upstream) -> Self {
+    pub fn new(me: NodeName, keys: impl Into<PeerKeys>, port: u16, upstream: Upstream) -> Self {
         Self {
             wire: Wire::new(me, keys),
             window: Mutex::new(Window::starting(SystemTime::now())),
@@ -216,7 +218,7 @@ impl Peers {
     /// Marks a peer as lost if an error of a message shows that it is.
     async fn lose_after(&self, peer: &NodeName, error: &PeerError) {
         let is_lost = match error {
-            PeerError::NoConnection(_) => true,
+            PeerError::NoConnection(_) | PeerError::NoKey => true,
             // It may concern this message only, or another host may have the address.
             PeerError::NoAnswer(_) | PeerError::NotAuthentic(_) => !self.is_alive(peer).await,
             _ => false,
@@ -285,6 +287,7 @@ impl Peers {
             raw::accept(request.headers_mut());
         }
         let nonce = self.wire.sign_request(owner, version, &mut request, SystemTime::now());
+        let nonce = nonce.ok_or(PeerError::NoKey)?;
         let mut answer = match self.while_alive(owner, self.upstream.send(request)).await? {
             Ok(answer) => answer,
             lost => return Ok(lost),
@@ -339,6 +342,7 @@ impl Peers {
         // So that the peer is alive whatever build replaces another meanwhile.
         let oldest = self.wire.versions().oldest;
         let nonce = self.wire.sign_request(owner, oldest, &mut ping, SystemTime::now());
+        let Some(nonce) = nonce else { return false };
         match tokio::time::timeout(PING_TIMEOUT, self.upstream.send(ping)).await {
             Ok(Ok(answer)) => {
                 let is_its = self.wire.verify_answer(&nonce, answer.status(), answer.headers()).is_ok();
@@ -417,10 +421,15 @@ impl Peers {
         self.nodes.read().keys().cloned().collect()
     }
 
-    /// Returns the number of cluster keys that are accepted now: two during a rotation.
+    /// Returns the keys for messages.
     #[must_use]
-    pub fn keys(&self) -> usize {
+    pub fn keys(&self) -> &PeerKeys {
         self.wire.keys()
+    }
+
+    /// Replaces the public keys of all nodes.
+    pub fn publish(&self, keys: PublicKeys) {
+        self.keys().publish(keys);
     }
 
     fn window(&self) -> MutexGuard<'_, Window> {
@@ -430,6 +439,8 @@ impl Peers {
 
 #[cfg(test)]
 mod imposter_tests;
+#[cfg(test)]
+mod node_keys_tests;
 #[cfg(test)]
 mod rotation_tests;
 #[cfg(test)]

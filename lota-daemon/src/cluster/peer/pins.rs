@@ -86,6 +86,7 @@ impl Peers {
             let mut request = request.map_err(|error| PeerError::NoAnswer(error.to_string()))?;
             *request.headers_mut() = headers.clone();
             let nonce = self.wire.sign_request(peer, version, &mut request, SystemTime::now());
+            let nonce = nonce.ok_or(PeerError::NoKey)?;
             Ok::<_, PeerError>((request, nonce))
         };
         let (message, mut nonce) = request(self.version_with(peer))?;

@@ -48,6 +48,12 @@ impl Peers {
         self.names().len()
     }
 
+    /// Returns the number of peers whose public key is known.
+    #[must_use]
+    pub fn known_with_key(&self) -> usize {
+        self.names().iter().filter(|peer| self.keys().has_key_of(peer)).count()
+    }
+
     /// Returns the number of peers that are not lost.
     #[must_use]
     pub fn active(&self) -> usize {

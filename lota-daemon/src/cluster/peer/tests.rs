@@ -2,6 +2,7 @@ use hyper::{StatusCode, header::HeaderValue};
 use proptest::prelude::*;
 
 use super::*;
+use crate::{cluster::ClusterKeys, settings::Reloadable};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -26,6 +27,7 @@ fn signed() -> (Request<()>, MessageMac) {
         &mut request,
         SystemTime::now(),
     );
+    let signature = signature.unwrap();
     // The receiver sees the target in origin form.
     *request.uri_mut() = "/b/k?x=1".parse().unwrap();
     (request, signature)

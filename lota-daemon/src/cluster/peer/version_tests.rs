@@ -5,6 +5,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
 use super::{version::SpokenVersions, *};
+use crate::{cluster::ClusterKeys, settings::Reloadable};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -20,7 +21,7 @@ fn request(version: u64) -> (Request<()>, MessageMac) {
     let mut request = Request::builder().uri("/b/k").header("host", "cwlota.com").body(()).unwrap();
     let (from, to) = (wire("n1", versions(1, 9)), NodeName("n2".into()));
     let mac = from.sign_request(&to, WireVersion(version), &mut request, SystemTime::now());
-    (request, mac)
+    (request, mac.unwrap())
 }
 
 #[test]

@@ -3,13 +3,13 @@
 //! In a request: `v=1;from=n1;to=n2;time=<unix seconds>;nonce=<hex>;mac=<hex>`. In a response: `v=1;mac=<hex>`, with the
 //! version of the request.
 //!
-//! A request has a `mac` for each of the sender's keys, and one that is right under any of the receiver's suffices. The
-//! response is signed with that key. During a rotation, two nodes therefore understand each other as long as they have one key
-//! in common.
+//! A request has a `mac` for each of the sender's keys for the receiver, and one that is right under any of the receiver's keys
+//! for the sender suffices. The response is signed with that key. During a rotation, two nodes therefore understand each other as
+//! long as they have one key in common. The receiver selects its keys by the `from` claim, so that with keys of pairs of nodes
+//! only, no node can send as another one.
 
 use std::{
     fmt::Write as _,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,13 +19,12 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 use lota_cache::placement::NodeName;
-use lota_s3::Secret;
 use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq as _};
 use thiserror::Error;
 
 use super::version::{SpokenVersions, WireVersion};
-use crate::{cluster::ClusterKeys, settings::Reloadable};
+use crate::cluster::peer_keys::{MessageKeys, PeerKeys};
 
 const LOTA_PEER: HeaderName = HeaderName::from_static("lota-peer");
 
@@ -45,9 +44,12 @@ pub enum RejectedMessage {
     /// The message is for another node.
     #[error("meant for another node")]
     Destination,
-    /// No MAC matches a cluster key.
+    /// No MAC matches a key for messages with the sender.
     #[error("a wrong MAC")]
     Mac,
+    /// No public key of the node that the message names as its sender is known, and there is no cluster key.
+    #[error("no public key of its sender is known; see peers.nodes.public_keys")]
+    UnknownSender,
     /// The time is too far in the past or future, or before the first time for which nonces are known.
     #[error("a stale time; compare the nodes' clocks")]
     Stale,
@@ -65,7 +67,7 @@ pub enum RejectedMessage {
 pub struct MessageMac {
     version: WireVersion,
     nonce: String,
-    keys: Arc<ClusterKeys>,
+    keys: MessageKeys,
     /// Index of the receiver's key that matched.
     matched: usize,
 }
@@ -76,6 +78,12 @@ impl MessageMac {
         self.version
     }
 
+    /// Returns the same with other keys.
+    #[cfg(test)]
+    pub(super) fn under(self, keys: MessageKeys) -> Self {
+        Self { keys, ..self }
+    }
+
     pub(super) fn nonce(&self) -> &str {
         &self.nonce
     }
@@ -84,13 +92,13 @@ impl MessageMac {
 #[derive(Debug)]
 pub(super) struct Wire {
     me: NodeName,
-    keys: Reloadable<ClusterKeys>,
+    keys: PeerKeys,
     versions: SpokenVersions,
 }
 
 impl Wire {
-    pub(super) fn new(me: NodeName, keys: Reloadable<ClusterKeys>) -> Self {
-        Self { me, keys, versions: SpokenVersions::OWN }
+    pub(super) fn new(me: NodeName, keys: impl Into<PeerKeys>) -> Self {
+        Self { me, keys: keys.into(), versions: SpokenVersions::OWN }
     }
 
     /// Sets the versions that this node speaks.
@@ -103,25 +111,28 @@ impl Wire {
         self.versions
     }
 
-    /// Returns the number of keys that are accepted now.
-    pub(super) fn keys(&self) -> usize {
-        self.keys.get().count()
+    pub(super) fn keys(&self) -> &PeerKeys {
+        &self.keys
     }
 
-    /// Signs a request to `to` in `version` with every key, and returns what its response must be bound to.
+    /// Signs a request to `to` in `version` with every key, and returns what its response must be bound to. Returns `None` if there
+    /// is no key for messages with `to`.
     pub(super) fn sign_request<B>(
         &self,
         to: &NodeName,
         version: WireVersion,
         request: &mut Request<B>,
         now: SystemTime,
-    ) -> MessageMac {
+    ) -> Option<MessageMac> {
+        let keys = self.keys.with(&to.0);
+        if keys.each().is_empty() {
+            return None;
+        }
         let time = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).to_string();
         let nonce = hex::encode(rand::random::<[u8; 16]>());
         let claims = Claims { version, from: &self.me.0, to: &to.0, time: &time, nonce: &nonce };
         let Claims { version: WireVersion(number), from, to, .. } = claims;
         let mut value = format!("v={number};from={from};to={to};time={time};nonce={nonce}");
-        let keys = self.keys.get();
         for key in keys.each() {
             // Writing to a String cannot fail.
             let _ = write!(value, ";mac={}", hex::encode(bytes_of(request_mac(key, &claims, request))));
@@ -129,7 +140,7 @@ impl Wire {
         if let Ok(value) = HeaderValue::from_str(&value) {
             request.headers_mut().insert(LOTA_PEER, value);
         }
-        MessageMac { version, nonce, keys, matched: 0 }
+        Some(MessageMac { version, nonce, keys, matched: 0 })
     }
 
     /// Verifies a request's MACs and destination, and returns the time at which it was sent for the caller to check.
@@ -151,9 +162,14 @@ impl Wire {
             nonce: field("nonce")?,
         };
         let macs = macs(value)?;
-        let keys = self.keys.get();
-        let is_right = |key| contains(&macs, &bytes_of(request_mac(key, &claims, request)));
-        let matched = keys.each().position(is_right).ok_or(RejectedMessage::Mac)?;
+        let keys = self.keys.with(claims.from);
+        let all = keys.each();
+        if all.is_empty() {
+            return Err(RejectedMessage::UnknownSender);
+        }
+        let is_right = |key: &[u8]| contains(&macs, &bytes_of(request_mac(key, &claims, request)));
+        // Keys of the two nodes come last; they are proof of more.
+        let matched = all.into_iter().rposition(is_right).ok_or(RejectedMessage::Mac)?;
         if claims.to != self.me.0 {
             return Err(RejectedMessage::Destination);
         }
@@ -163,7 +179,7 @@ impl Wire {
     }
 
     pub(super) fn sign_answer<B>(&self, signature: &MessageMac, answer: &mut Response<B>) {
-        let Some(key) = signature.keys.each().nth(signature.matched) else { return };
+        let Some(key) = signature.keys.each().get(signature.matched).copied() else { return };
         let mac = bytes_of(answer_mac(key, signature, answer.status(), answer.headers()));
         let WireVersion(number) = signature.version;
         if let Ok(value) = HeaderValue::from_str(&format!("v={number};mac={}", hex::encode(mac))) {
@@ -183,11 +199,11 @@ impl Wire {
         }
         let macs = macs(value)?;
         let is_right = |key| contains(&macs, &bytes_of(answer_mac(key, signature, status, headers)));
-        if signature.keys.each().any(is_right) { Ok(()) } else { Err(RejectedMessage::Mac) }
+        if signature.keys.each().into_iter().any(is_right) { Ok(()) } else { Err(RejectedMessage::Mac) }
     }
 }
 
-fn request_mac<B>(key: &Secret, claims: &Claims<'_>, request: &Request<B>) -> HmacSha256 {
+fn request_mac<B>(key: &[u8], claims: &Claims<'_>, request: &Request<B>) -> HmacSha256 {
     let mut mac = mac_for(key, "lota-peer-request", claims.version);
     let target = request.uri().path_and_query().map_or("", |target| target.as_str());
     for text in [claims.from, claims.to, claims.time, claims.nonce, request.method().as_str(), target] {
@@ -197,7 +213,7 @@ fn request_mac<B>(key: &Secret, claims: &Claims<'_>, request: &Request<B>) -> Hm
     mac
 }
 
-fn answer_mac(key: &Secret, signature: &MessageMac, status: StatusCode, headers: &HeaderMap) -> HmacSha256 {
+fn answer_mac(key: &[u8], signature: &MessageMac, status: StatusCode, headers: &HeaderMap) -> HmacSha256 {
     let mut mac = mac_for(key, "lota-peer-answer", signature.version);
     feed(&mut mac, signature.nonce.as_bytes());
     feed(&mut mac, status.as_str().as_bytes());
@@ -205,9 +221,9 @@ fn answer_mac(key: &Secret, signature: &MessageMac, status: StatusCode, headers:
     mac
 }
 
-fn mac_for(key: &Secret, purpose: &str, WireVersion(version): WireVersion) -> HmacSha256 {
-    let mut mac = HmacSha256::new_from_slice(key.expose().as_bytes())
-        .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+fn mac_for(key: &[u8], purpose: &str, WireVersion(version): WireVersion) -> HmacSha256 {
+    let mut mac =
+        HmacSha256::new_from_slice(key).unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
     feed(&mut mac, purpose.as_bytes());
     feed(&mut mac, version.to_string().as_bytes());
     mac
@@ -241,9 +257,9 @@ fn version(value: &str) -> Result<WireVersion, RejectedMessage> {
     field(value, "v")?.parse().map(WireVersion).map_err(|_| RejectedMessage::Version)
 }
 
-/// Returns the MACs of a message; further ones than a node can have keys are not read.
+/// Returns the MACs of a message; further ones than a node can have keys for another are not read.
 fn macs(value: &str) -> Result<Vec<MacBytes>, RejectedMessage> {
-    let fields = value.split(';').filter_map(|part| part.strip_prefix("mac=")).take(ClusterKeys::MAX);
+    let fields = value.split(';').filter_map(|part| part.strip_prefix("mac=")).take(PeerKeys::MAX_MACS);
     let decode = |mac: &str| {
         let mut bytes = MacBytes::default();
         hex::decode_to_slice(mac, &mut bytes).map(|()| bytes)
