@@ -10,12 +10,13 @@ use super::sources;
 type Definitions = BTreeMap<String, Vec<String>>;
 
 /// Folders with the workspace's own code.
-const FOLDERS: [&str; 6] = [
+const FOLDERS: [&str; 7] = [
     "lota-common/src",
     "lota-ebpf/src",
     "lota-daemon/src",
     "lota-daemon/crates/cache/src",
     "lota-daemon/crates/datapath/src",
+    "lota-daemon/crates/fence/src",
     "lota-daemon/crates/s3/src",
 ];
 
