@@ -35,6 +35,8 @@ mod kept;
 mod logs;
 #[path = "e2e/misbehaviour.rs"]
 mod misbehaviour;
+#[path = "e2e/peer_tls.rs"]
+mod peer_tls;
 #[path = "e2e/per_zone.rs"]
 mod per_zone;
 #[path = "e2e/pins.rs"]
@@ -107,7 +109,7 @@ const MORE: [(&str, TestFn); 14] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 44] = [
+const OWN: [(&str, TestFn); 46] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
@@ -148,6 +150,11 @@ const OWN: [(&str, TestFn); 44] = [
     ("with owners per zone, hits do not cross zones, and the storage is read once", per_zone::zones),
     ("pinned objects are hits on all nodes after scans, restarts and failures", pins::survive_scans),
     ("the cluster key is replaced under load, and no node refuses another", secrets::cluster_key),
+    (
+        "TLS between nodes is introduced under load, and then nothing is readable on the way",
+        peer_tls::introduced,
+    ),
+    ("a node with a revoked certificate is refused, and serves by the gateway", peer_tls::revoked),
     ("clients are added and removed without a restart", secrets::clients),
     ("fills go on with a new credential after the old one was revoked", secrets::backend),
     ("check reports every problem of a configuration", commands::check),

@@ -9,7 +9,9 @@ mod pin_file;
 mod pins;
 mod zones;
 
-pub use config::{NodeConfig, PeerConfig, PeersConfig, default_peer_port};
+pub use config::{
+    NodeConfig, PeerConfig, PeerServerName, PeerTlsConfig, PeerTlsMode, PeersConfig, default_peer_port,
+};
 pub use keys::ClusterKeys;
 pub use pin_file::PinFile;
 pub use pins::{PinState, TooManyPins, UnreadablePins};

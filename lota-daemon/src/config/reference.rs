@@ -237,7 +237,7 @@ impl Types {
             "PathBuf" => "path".into(),
             "ByteSize" | "StripeLength" => "size".into(),
             "Origin" => "server".into(),
-            "Zone" => "DNS name".into(),
+            "Zone" | "PeerServerName" => "DNS name".into(),
             "IpAddr" => "IP address".into(),
             "Ipv4Addr" => "IPv4 address".into(),
             "Ipv6Addr" => "IPv6 address".into(),

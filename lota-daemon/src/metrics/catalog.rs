@@ -182,9 +182,11 @@ catalog! {
         } "Requests between nodes";
         CLUSTER_KEYS = Gauge "lota_cluster_keys" {
         } "Cluster keys that this node accepts: 2 during a rotation; 0 without [peers]";
+        PEER_CERTIFICATE_EXPIRY = Gauge "lota_peer_certificate_expiry_timestamp_seconds" {
+        } "Time at which this node's certificate of [peers.tls] expires, in seconds since 1970; 0 without one";
         SECRET_RELOADS = Counter "lota_secret_reloads_total" {
             file: "`cluster-key`: peers.secret_file; `clients`: gateway.re_sign.clients_file; `credential`: \
-                   backend.credential_file; `tls`: certificate and key of gateway.tls",
+                   backend.credential_file; `tls`: certificate and key of gateway.tls; `peer-tls`: the files of peers.tls",
             result: "`applied`; or `failed`: it cannot be read or is invalid, and the previous content is still used"
         } "Changes of files with secrets while the daemon runs";
         KUBERNETES_UP = Gauge "lota_kubernetes_up" {

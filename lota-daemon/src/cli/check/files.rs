@@ -27,6 +27,10 @@ pub(super) fn check(report: &mut CheckReport<'_>, config: &Config) {
             keys => format!("{keys} cluster keys, during a rotation"),
         });
         secret(report, "peers", &peers.secret_file, read);
+        if let Some(tls) = &peers.tls {
+            let read = tls.files().read().map(|_| "the key of this node's certificate".to_owned());
+            secret(report, "peers.tls", &tls.key, read);
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! Checks that the other nodes can be reached and have a cluster key in common with this one.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::{StreamExt as _, stream};
 use lota_cache::placement::NodeName;
@@ -8,7 +11,11 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::CheckReport;
 use crate::{
-    cluster::{PeerConfig, peer::Peers},
+    admin::node_status::{self, Finding, PeerTlsStatus},
+    cluster::{
+        PeerConfig,
+        peer::{PeerError, PeerTls, Peers},
+    },
     config::Config,
     http::upstream::Upstream,
     settings::Reloadable,
@@ -22,7 +29,7 @@ const MAX_CONCURRENT_CHECKS: usize = 32;
 /// Result of checking one node.
 enum PeerProbe {
     Peer,
-    Stranger,
+    Stranger(PeerError),
     Unreachable(String),
 }
 
@@ -33,16 +40,24 @@ pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
     let me = NodeName(config.node.name.clone());
     let others: Vec<&PeerConfig> = configured.nodes.iter().filter(|node| node.name != me.0).collect();
     let names: Vec<NodeName> = others.iter().map(|node| NodeName(node.name.clone())).collect();
-    let peers = Peers::new(me, Reloadable::new(keys), configured.port, upstream.without_retries());
+    let mut peers = Peers::new(me, Reloadable::new(keys), configured.port, upstream.without_retries());
+    if let Some(tls) = &configured.tls {
+        let Ok(current) = tls.files().read() else { return };
+        let tls = PeerTls::new(tls.mode, Reloadable::new(current), config.node.address);
+        let Finding { part, level, what, fix } =
+            node_status::peer_certificate(&PeerTlsStatus::of(&tls, SystemTime::now()));
+        report.add(level, &part, what, fix);
+        peers = peers.with_tls(tls);
+    }
     peers.set_nodes(names.iter().zip(others.iter().map(|node| node.address)));
     let found = stream::iter(others).map(async |node| {
         let address = SocketAddr::new(node.address, configured.port);
         let found = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
             Err(_) => PeerProbe::Unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
             Ok(Err(error)) => PeerProbe::Unreachable(error.to_string()),
-            Ok(Ok(_)) => match peers.is_alive(&NodeName(node.name.clone())).await {
-                true => PeerProbe::Peer,
-                false => PeerProbe::Stranger,
+            Ok(Ok(_)) => match peers.ping(&NodeName(node.name.clone())).await {
+                Ok(()) => PeerProbe::Peer,
+                Err(error) => PeerProbe::Stranger(error),
             },
         };
         (node, address, found)
@@ -58,9 +73,9 @@ pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
     for (node, address, found) in found {
         match found {
             PeerProbe::Peer => {}
-            PeerProbe::Stranger => report.fail(
+            PeerProbe::Stranger(why) => report.fail(
                 "peers",
-                format!("{} at {address} does not answer as a peer", node.name),
+                format!("{} at {address} does not answer as a peer: {why}", node.name),
                 "check the cluster key, name and clock of that node; see its log",
             ),
             PeerProbe::Unreachable(why) => report.warn(
