@@ -85,7 +85,8 @@ pub struct PeersConfig {
     /// LOTA adds owners.
     #[serde(default = "default_hot_request_rate")]
     pub hot_request_rate: u32,
-    /// Encryption of the traffic between nodes.
+    /// Mutual TLS 1.3 between nodes ([how to introduce it](install.md#encrypt-the-traffic-between-nodes)). The files are in PEM
+    /// format, and are one group that is read again when one of them changes.
     pub tls: Option<PeerTlsConfig>,
     /// All nodes of the cluster; this node may be included. With `[kubernetes]`, leave it out: the endpoints of
     /// `kubernetes.service` are used.
@@ -93,8 +94,7 @@ pub struct PeersConfig {
     pub nodes: Vec<PeerConfig>,
 }
 
-/// Mutual TLS 1.3 between nodes. The files are in PEM format, and are read again when they change. Then, connections between nodes
-/// end after their current request.
+/// Mutual TLS between nodes. When the files change, connections between nodes end after their current request.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerTlsConfig {
