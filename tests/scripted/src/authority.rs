@@ -70,12 +70,13 @@ impl Authority {
     /// # Errors
     /// If a name is invalid.
     pub fn issue(&self, names: &[&str], plan: CertificatePlan) -> Result<IssuedCertificate, Error> {
+        let CertificatePlan { serial, valid, is_client } = plan;
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names)?;
-        (params.not_before, params.not_after) = (at(plan.valid.start).into(), at(plan.valid.end).into());
-        params.serial_number = Some(SerialNumber::from(plan.serial));
+        (params.not_before, params.not_after) = (at(valid.start).into(), at(valid.end).into());
+        params.serial_number = Some(SerialNumber::from(serial));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        if plan.is_client {
+        if is_client {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         }
         let key = KeyPair::generate()?;

@@ -26,6 +26,8 @@ use crate::secrets::{OBJECTS, ReadCounts, SIZE, UNASKED, get, next_hits, put, re
 /// Larger objects are cached in stripes.
 const STRIPED: &str = "[placement]\nstripe_above = \"65MiB\"\nstripe = \"16MiB\"\n[cache]\n";
 const REFUSED: &str = "lota_peer_requests_total{role=\"refused\"}";
+/// Reads from another node, on each node, after which the next node changes.
+const REMOTE_HITS: u64 = 5;
 /// Bytes of a capture after which no more is kept.
 const CAPTURED: usize = 1 << 20;
 
@@ -152,7 +154,7 @@ fn introduce(tour: &mut Tour) -> Result<()> {
 
 fn modes(tour: &mut Tour, reads: &[ReadCounts; 3], needles: &[(&'static str, Vec<u8>)]) -> Result<()> {
     let mut capture = Capture::start(tour, 2)?;
-    next_hits(reads).context("before")?;
+    next_hits(reads, REMOTE_HITS).context("before")?;
     let seen = capture.seen(needles)?;
     ensure!(seen == ["body", "header", "key", "signature"], "without TLS, only {seen:?} can be read");
     for mode in ["accept", "send", "require"] {
@@ -162,11 +164,11 @@ fn modes(tour: &mut Tour, reads: &[ReadCounts; 3], needles: &[(&'static str, Vec
             let node = &mut tour.nodes[number];
             configure(node, Some(mode))?;
             node.start()?;
-            next_hits(reads).with_context(|| format!("n{} is in mode {mode}", number + 1))?;
+            next_hits(reads, REMOTE_HITS).with_context(|| format!("n{} is in mode {mode}", number + 1))?;
         }
     }
     capture = Capture::start(tour, 2)?;
-    next_hits(reads).context("with TLS")?;
+    next_hits(reads, REMOTE_HITS).context("with TLS")?;
     let seen = capture.seen(needles)?;
     ensure!(seen.is_empty(), "with TLS, {seen:?} can be read");
     ensure!(tour.metric(REFUSED)? == 0.0, "refused");
@@ -224,6 +226,8 @@ fn revoke(tour: &mut Tour, certificates: &Certificates) -> Result<()> {
     }
     for node in &tour.nodes[..2] {
         wait_within(UNASKED + Duration::from_secs(2), "a refusal of the revoked node", || {
+            // Requests show it, and get their bytes.
+            read_all(tour, &keys)?;
             Ok(node.metric(REFUSED)? > 0.0 && node.metric("lota_nodes_active")? == 2.0)
         })?;
     }

@@ -100,14 +100,14 @@ fn rotate(tour: &mut Tour) -> Result<()> {
 /// Replaces the key in two steps, node by node, in another order each time.
 fn steps(tour: &Tour, reads: &[ReadCounts; 3]) -> Result<()> {
     let both = [format!("{OLD}\n{NEW}\n"), format!("{NEW}\n{OLD}\n"), format!("\n{OLD}\n\n{NEW}")];
-    next_hits(reads).context("before the rotation")?;
+    next_hits(reads, REMOTE_HITS).context("before the rotation")?;
     for (node, text) in [(0, &both[0]), (2, &both[1]), (1, &both[2])] {
         replace_key(tour, node, text, 2, node == 0)?;
-        next_hits(reads).with_context(|| format!("n{} has both keys", node + 1))?;
+        next_hits(reads, REMOTE_HITS).with_context(|| format!("n{} has both keys", node + 1))?;
     }
     for node in [1, 0, 2] {
         replace_key(tour, node, NEW, 1, node == 2)?;
-        next_hits(reads).with_context(|| format!("n{} has the new key only", node + 1))?;
+        next_hits(reads, REMOTE_HITS).with_context(|| format!("n{} has the new key only", node + 1))?;
     }
     Ok(())
 }
@@ -125,12 +125,12 @@ fn replace_key(tour: &Tour, node: usize, text: &str, keys: u32, unasked: bool) -
     Ok(())
 }
 
-/// Waits until each node's pod has read some more objects from the cache of another node.
-pub(crate) fn next_hits(reads: &[ReadCounts; 3]) -> Result<()> {
+/// Waits until each node's pod has read so many more objects from the cache of another node.
+pub(crate) fn next_hits(reads: &[ReadCounts; 3], hits: u64) -> Result<()> {
     let seen = |reads: &ReadCounts| reads.remote_hits.load(Ordering::Relaxed);
     let before: Vec<u64> = reads.iter().map(seen).collect();
     wait_until("hits of other nodes", || {
-        Ok(reads.iter().zip(&before).all(|(reads, before)| seen(reads) >= before + REMOTE_HITS))
+        Ok(reads.iter().zip(&before).all(|(reads, before)| seen(reads) >= before + hits))
     })
 }
 
