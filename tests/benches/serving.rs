@@ -25,6 +25,8 @@ mod bare;
 mod fairness;
 #[path = "serving/open.rs"]
 mod open;
+#[path = "serving/tls.rs"]
+mod tls;
 
 use bare::Bare;
 
@@ -169,13 +171,16 @@ fn before() -> SocketAddr {
 
 fn measure() -> Result<bool> {
     claim(NAME)?;
-    let stage = Stage::set("")?;
+    let mut stage = Stage::set("")?;
     let mut report = Report::new("serving");
     // `cargo bench … -- small latency` runs only these parts.
     let named: Vec<String> = std::env::args().skip(1).filter(|name| !name.starts_with('-')).collect();
     let is_wanted = |name: &str| named.is_empty() || named.iter().any(|named| named == name);
     for (_, part) in PARTS.iter().filter(|(name, _)| is_wanted(name)) {
         part(&stage, &mut report)?;
+    }
+    if is_wanted("tls") {
+        tls::between_nodes(&mut stage, &mut report)?;
     }
     drop(stage);
     if is_wanted("fairness") {

@@ -37,6 +37,8 @@ mod logs;
 mod misbehaviour;
 #[path = "e2e/node_keys.rs"]
 mod node_keys;
+#[path = "e2e/peer_tls.rs"]
+mod peer_tls;
 #[path = "e2e/per_zone.rs"]
 mod per_zone;
 #[path = "e2e/pins.rs"]
@@ -109,7 +111,7 @@ const MORE: [(&str, TestFn); 14] = [
 ];
 
 /// Tests that do not depend on the gateway. Run with one gateway.
-const OWN: [(&str, TestFn); 45] = [
+const OWN: [(&str, TestFn); 47] = [
     ("100-continue comes from the gateway", requests::expectations),
     ("an early error reaches a client that is still sending", requests::early_errors),
     ("stalled connections time out, slow ones do not", connection::slow),
@@ -151,6 +153,11 @@ const OWN: [(&str, TestFn); 45] = [
     ("pinned objects are hits on all nodes after scans, restarts and failures", pins::survive_scans),
     ("the cluster key is replaced under load, and no node refuses another", secrets::cluster_key),
     ("keys of nodes replace the cluster key and each other under load", node_keys::migration),
+    (
+        "TLS between nodes is introduced under load, and then nothing is readable on the way",
+        peer_tls::introduced,
+    ),
+    ("a node with a revoked certificate is refused, and serves by the gateway", peer_tls::revoked),
     ("clients are added and removed without a restart", secrets::clients),
     ("fills go on with a new credential after the old one was revoked", secrets::backend),
     ("check reports every problem of a configuration", commands::check),

@@ -102,6 +102,24 @@ privileged: true
             - key: clients.toml
               path: clients.toml
       {{- end }}
+      {{- with .Values.peerTls.existingSecret }}
+      - secret:
+          name: {{ . }}
+          items:
+            - key: tls.crt
+              path: peers-tls/tls.crt
+            - key: tls.key
+              path: peers-tls/tls.key
+            - key: ca.crt
+              path: peers-tls/ca.crt
+      {{- end }}
+      {{- with .Values.peerTls.crlConfigMap }}
+      - configMap:
+          name: {{ . }}
+          items:
+            - key: ca.crl
+              path: peers-tls/ca.crl
+      {{- end }}
 - name: run
   hostPath:
     path: /run/lota

@@ -69,6 +69,12 @@
 {{- if ne (empty ($config.gateway).re_sign) (empty .Values.reSignClients.existingSecret) }}
 {{- fail "\n\nconfig.gateway.re_sign and reSignClients.existingSecret must be set together\n" }}
 {{- end }}
+{{- if and ($config.peers).tls (not .Values.peerTls.existingSecret) }}
+{{- fail "\n\nconfig.peers.tls needs peerTls.existingSecret, the Secret with the certificates of the nodes\n" }}
+{{- end }}
+{{- if and .Values.peerTls.crlConfigMap (not .Values.peerTls.existingSecret) }}
+{{- fail "\n\npeerTls.crlConfigMap needs peerTls.existingSecret, the Secret with the certificates of the nodes\n" }}
+{{- end }}
 {{- if $config.backend }}
 {{- $_ := set $config.backend "credential_file" "/etc/lota/credential.toml" }}
 {{- end }}
@@ -84,6 +90,17 @@
 {{- $_ := set $config "access" $access }}
 {{- $peers := $config.peers | default dict }}
 {{- $_ := set $peers "secret_file" "/etc/lota/cluster-secret" }}
+{{- if .Values.peerTls.existingSecret }}
+{{- $tls := $peers.tls | default dict }}
+{{- $_ := set $tls "server_name" ($tls.server_name | default "lota-peers") }}
+{{- $_ := set $tls "certificate" "/etc/lota/peers-tls/tls.crt" }}
+{{- $_ := set $tls "key" "/etc/lota/peers-tls/tls.key" }}
+{{- $_ := set $tls "ca" "/etc/lota/peers-tls/ca.crt" }}
+{{- if .Values.peerTls.crlConfigMap }}
+{{- $_ := set $tls "crl" "/etc/lota/peers-tls/ca.crl" }}
+{{- end }}
+{{- $_ := set $peers "tls" $tls }}
+{{- end }}
 {{- $_ := set $config "peers" $peers }}
 {{- $kubernetes := dict "namespace" .Release.Namespace "service" (include "lota.name" .) }}
 {{- if .Values.nodeTaint.enabled }}

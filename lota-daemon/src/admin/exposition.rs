@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::{self, Write as _},
     sync::{Arc, atomic::Ordering},
+    time::SystemTime,
 };
 
 use lota_cache::{Cache, DiskStatus};
@@ -135,6 +136,16 @@ struct Scraped {
     metrics: Metrics,
 }
 
+impl Scraped {
+    /// Returns the time at which the certificate for TLS between nodes expires, in seconds since 1970.
+    fn certificate_expiry(&self) -> u64 {
+        let tls = self.peers.as_ref().and_then(|peers| peers.tls());
+        let expiry = tls.and_then(|tls| tls.current().get().validity()).map(|(_, until)| until);
+        let since_1970 = expiry.and_then(|expiry| expiry.duration_since(SystemTime::UNIX_EPOCH).ok());
+        since_1970.unwrap_or_default().as_secs()
+    }
+}
+
 impl Collector for Scraped {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let usage = self.cache.usage();
@@ -156,6 +167,7 @@ impl Collector for Scraped {
             (&catalog::NODES_KNOWN, 1 + known as u64),
             (&catalog::CLUSTER_KEYS, keys as u64),
             (&catalog::NODE_KEYS, public_keys as u64),
+            (&catalog::PEER_CERTIFICATE_EXPIRY, self.certificate_expiry()),
             (&catalog::CACHE_EVICTIONS, sum(|disk| disk.evictions)),
             (&catalog::CACHE_CORRUPT, sum(|disk| disk.corrupt)),
             (&catalog::CACHE_VERIFIED, sum(|disk| disk.verified)),

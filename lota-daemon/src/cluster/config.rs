@@ -8,9 +8,11 @@ use std::{
 
 use lota_cache::placement::NodeName;
 use lota_common::ByteSize;
+use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 
 use super::{NodePublicKey, PublicKeys, peer_keys::MAX_PUBLIC_KEYS};
+use crate::http::{MutualTlsFiles, tls::CertificateFiles};
 
 /// Identity of this node.
 #[derive(Clone, Debug, Deserialize)]
@@ -80,6 +82,8 @@ pub struct PeersConfig {
     pub max_owners: usize,
     /// Request rate, in requests per second for one object, up to which a single owner serves it.
     pub hot_request_rate: u32,
+    /// Mutual TLS between nodes.
+    pub tls: Option<PeerTlsConfig>,
     /// All nodes of the cluster; empty if the API server lists them.
     pub nodes: Vec<PeerConfig>,
 }
@@ -148,6 +152,9 @@ struct PeersSection {
     /// LOTA adds owners.
     #[serde(default = "default_hot_request_rate")]
     hot_request_rate: u32,
+    /// Mutual TLS 1.3 between nodes ([how to introduce it](install.md#encrypt-the-traffic-between-nodes)). The files are in PEM
+    /// format, and are one group that is read again when one of them changes.
+    tls: Option<PeerTlsConfig>,
     /// All nodes of the cluster; this node may be included. With `[kubernetes]`, leave it out: the endpoints of
     /// `kubernetes.service` are used.
     #[serde(default)]
@@ -165,6 +172,7 @@ impl TryFrom<PeersSection> for PeersConfig {
             node_key_file,
             max_owners,
             hot_request_rate,
+            tls,
             nodes,
         } = section;
         let keys = PeerKeyFiles::new(authentication, secret_file, node_key_file)?;
@@ -184,7 +192,7 @@ impl TryFrom<PeersSection> for PeersConfig {
                 }
             }
         }
-        Ok(Self { port, keys, max_owners, hot_request_rate, nodes })
+        Ok(Self { port, keys, max_owners, hot_request_rate, tls, nodes })
     }
 }
 
@@ -237,6 +245,79 @@ impl PeerKeyFiles {
         match self {
             Self::Shared(_) => None,
             Self::Both(_, node) | Self::Node(node) => Some(node),
+        }
+    }
+}
+
+/// Mutual TLS between nodes. When the files change, connections between nodes end after their current request.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerTlsConfig {
+    /// Certificate of this node, followed by intermediate certificates. It must be valid for servers and for clients.
+    pub certificate: PathBuf,
+    /// Private key of the certificate.
+    pub key: PathBuf,
+    /// Certificates of the authorities that issue the nodes' certificates.
+    pub ca: PathBuf,
+    /// Certificate revocation lists (CRL) of these authorities. What no list covers is not revoked, and lists do not expire.
+    pub crl: Option<PathBuf>,
+    /// DNS name that the certificates of all nodes have. Default: each node's certificate has its address.
+    pub server_name: Option<PeerServerName>,
+    /// Use of TLS. To introduce it without an interruption, set one mode after the other on all nodes.
+    #[serde(default)]
+    pub mode: PeerTlsMode,
+}
+
+/// Use of TLS between nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerTlsMode {
+    /// Accept connections with and without TLS, and make them without.
+    Accept,
+    /// Accept connections with and without TLS, and make them with TLS.
+    Send,
+    /// Refuse connections without TLS.
+    #[default]
+    Require,
+}
+
+impl PeerTlsMode {
+    /// Returns the name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Send => "send",
+            Self::Require => "require",
+        }
+    }
+}
+
+/// DNS name in the certificates of all nodes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PeerServerName(ServerName<'static>);
+
+impl TryFrom<String> for PeerServerName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match ServerName::try_from(name.clone()) {
+            Ok(parsed @ ServerName::DnsName(_)) => Ok(Self(parsed)),
+            _ => Err(format!("`{name}` is not a DNS name; leave it out to use the nodes' addresses")),
+        }
+    }
+}
+
+impl PeerTlsConfig {
+    /// Returns the files.
+    #[must_use]
+    pub fn files(&self) -> MutualTlsFiles {
+        MutualTlsFiles {
+            own: CertificateFiles { certificate: self.certificate.clone(), key: self.key.clone() },
+            ca: self.ca.clone(),
+            crl: self.crl.clone(),
+            server_name: self.server_name.clone().map(|PeerServerName(name)| name),
         }
     }
 }

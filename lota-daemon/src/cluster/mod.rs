@@ -11,7 +11,10 @@ mod pin_file;
 mod pins;
 mod zones;
 
-pub use config::{NodeConfig, PeerAuthentication, PeerConfig, PeerKeyFiles, PeersConfig, default_peer_port};
+pub use config::{
+    NodeConfig, PeerAuthentication, PeerConfig, PeerKeyFiles, PeerServerName, PeerTlsConfig, PeerTlsMode,
+    PeersConfig, default_peer_port,
+};
 pub use keys::ClusterKeys;
 pub use node_key::{NodeKey, NodePublicKey};
 pub use peer_keys::{PeerKeys, PublicKeys};

@@ -78,7 +78,7 @@ fn document() -> String {
     for field in types.fields("Config") {
         types.section(&mut text, &field.name, field, 2);
     }
-    text.push_str("\n## Files with secrets\n\nMake these files readable by root only. All but those of `[peers]` are TOML. They are read again within ten seconds of a change, and\nby `lota reload`. If one is missing or invalid then, what it contained before is still used. Replace them by renaming: a file that\nis half-written may be valid.\n");
+    text.push_str("\n## Files with secrets\n\nMake these files readable by root only. `peers.secret_file` is text, the key of a node, certificates and\ntheir keys are PEM, the others TOML. They are read again within ten seconds of a change, and\nby `lota reload`. If one is missing or invalid then, what it contained before is still used. Replace them by renaming: a file that\nis half-written may be valid.\n");
     text.push_str("\n### `backend.credential_file`\n\n");
     types.table(&mut text, "", types.fields("Credential"));
     text.push_str("\n### `gateway.re_sign.clients_file`\n\nOne `[[client]]` table for each access key that clients use:\n\n");
@@ -239,7 +239,7 @@ impl Types {
             "PathBuf" => "path".into(),
             "ByteSize" | "StripeLength" => "size".into(),
             "Origin" => "server".into(),
-            "Zone" => "DNS name".into(),
+            "Zone" | "PeerServerName" => "DNS name".into(),
             "IpAddr" => "IP address".into(),
             "Ipv4Addr" => "IPv4 address".into(),
             "Ipv6Addr" => "IPv6 address".into(),

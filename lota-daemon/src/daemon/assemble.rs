@@ -14,7 +14,9 @@ use super::{
 use crate::{
     access::AccessConfig,
     cluster::{
-        Cluster, ClusterKeys, ClusterMember, Members, NodeKey, PeerConfig, PeerKeys, PeersConfig, peer::Peers,
+        Cluster, ClusterKeys, ClusterMember, Members, NodeKey, PeerConfig, PeerKeys, PeerTlsConfig,
+        PeersConfig,
+        peer::{PeerTls, Peers},
     },
     config::{Config, ConfiguredGateway},
     gateway::{Gateway, TlsConfig},
@@ -103,7 +105,10 @@ pub(super) fn proxy(
     let (mut peers, mut hot_objects) = (None, HotObjects::new(u32::MAX, 1));
     if let Some(configured) = &config.peers {
         let keys = peer_keys(configured, secrets)?;
-        let made = Peers::new(me.clone(), keys, configured.port, upstream.without_retries());
+        let mut made = Peers::new(me.clone(), keys, configured.port, upstream.without_retries());
+        if let Some(tls) = &configured.tls {
+            made = made.with_tls(peer_tls(tls, config, secrets)?);
+        }
         peers = Some(Arc::new(made.waiting(config.owner_timeout())));
         hot_objects = HotObjects::new(configured.hot_request_rate, configured.max_owners);
     }
@@ -214,6 +219,17 @@ fn own_signer(backend: &BackendConfig, secrets: &SecretFiles) -> Result<Reloadab
     secrets.follow_text(SecretKind::Credential, path, move |text| {
         Ok(Signer::new(&backend.parse_credential(text)?, &backend.region))
     })
+}
+
+/// Reads the certificates for TLS between nodes.
+fn peer_tls(tls: &PeerTlsConfig, config: &Config, secrets: &SecretFiles) -> Result<PeerTls> {
+    let files = tls.files();
+    let paths = files.paths();
+    let parse = move |contents: &[Vec<u8>]| files.parse(contents).map_err(anyhow::Error::msg);
+    let current = secrets.follow(SecretKind::PeerTls, paths, parse);
+    let current =
+        current.context("cannot use the files of [peers.tls]; correct them, or remove the section")?;
+    Ok(PeerTls::new(tls.mode, current, config.node.address))
 }
 
 /// Reads the certificates of all gateways.

@@ -141,7 +141,7 @@ impl Daemon {
             // New connections are refused instead of waiting.
             drop(sockets);
             life.send_replace(Life::Ending);
-            peer_life.send_replace(Life::Ending);
+            peer_life.end();
             let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained.recv()).await;
             cache.close();
             return;
@@ -150,7 +150,7 @@ impl Daemon {
         drop(sockets);
         life.send_replace(Life::Draining);
         // The successor verifies all further messages of peers.
-        peer_life.send_replace(Life::Ending);
+        peer_life.end();
         // The successor writes the maps now.
         let follow = async {
             let mut lookup = tokio::time::interval(LOOKUP_INTERVAL);

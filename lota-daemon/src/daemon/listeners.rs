@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::Arc,
@@ -18,10 +19,10 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
-use super::pod_stream::PodStreams;
+use super::{peer_stream::PeerStreams, pod_stream::PodStreams};
 use crate::{
     http::{
-        Body, ConnectionLimiter, HeadBudget, HeadCharge, PodBandwidth, Reject, Sending,
+        Body, ConnectionLimiter, HeadBudget, HeadCharge, PodBandwidth, Reject, Sending, ServerStream,
         server::{self, Connection, ConnectionLimits, Life, NoAnswer},
     },
     process::workers::Workers,
@@ -63,8 +64,33 @@ pub(super) struct PodListeners {
     pub(super) bandwidth: Option<PodBandwidth>,
     /// Workers that serve the connections.
     pub(super) workers: Workers,
-    /// Handles TLS; `None` on ports without TLS.
-    pub(super) streams: Option<PodStreams>,
+    /// Handles what precedes HTTP.
+    pub(super) streams: Streams,
+}
+
+/// Handles what precedes HTTP on a connection.
+#[derive(Clone)]
+pub(super) enum Streams {
+    Pods(PodStreams),
+    Peers(PeerStreams),
+}
+
+impl Streams {
+    /// Returns the same without passing on, for connections that only receive an error.
+    fn without_passing_on(&self) -> Self {
+        match self {
+            Self::Pods(streams) => Self::Pods(streams.without_passing_on()),
+            Self::Peers(streams) => Self::Peers(streams.clone()),
+        }
+    }
+
+    /// Returns the connection for HTTP, or `None` if it was passed on and has ended.
+    async fn open(&self, stream: TcpStream, client: SocketAddr) -> io::Result<Option<ServerStream>> {
+        match self {
+            Self::Pods(streams) => streams.open(stream, client.ip().to_canonical()).await,
+            Self::Peers(streams) => streams.open(stream, client).await.map(Some),
+        }
+    }
 }
 
 impl PodListeners {
@@ -138,7 +164,7 @@ impl PodListeners {
             }
         };
         let terms = (self.limits, self.heads.charge(client.ip().to_canonical()));
-        let streams = self.streams.as_ref().map(PodStreams::without_passing_on);
+        let streams = self.streams.without_passing_on();
         Self { streams, ..self.clone() }.serve(worker, (stream, client), terms, permit, cut, service);
     }
 
@@ -163,10 +189,7 @@ impl PodListeners {
             let mut cut = pin!(cut);
             let opened = async {
                 let stream = stream.and_then(TcpStream::from_std)?;
-                match streams {
-                    Some(streams) => streams.open(stream, client.ip().to_canonical()).await,
-                    None => Ok(Some(stream.into())),
-                }
+                streams.open(stream, client).await
             };
             let opened = tokio::select! {
                 opened = opened => opened,

@@ -8,6 +8,7 @@ mod listeners;
 mod memory_file;
 mod operators_entries;
 mod peer_port;
+mod peer_stream;
 mod pod_stream;
 mod secret_files;
 mod seen_messages;
@@ -32,8 +33,9 @@ use tokio::{
 use self::{
     assemble::{configured_members, control_config, pass_targets, pod_rules, proxy, targets, tls_server},
     descriptors::DescriptorBudget,
-    listeners::{PodListeners, TURNED_AWAY},
+    listeners::{PodListeners, Streams, TURNED_AWAY},
     peer_port::PeerPort,
+    peer_stream::{PeerLife, PeerStreams},
     pod_stream::PodStreams,
     secret_files::SecretFiles,
 };
@@ -177,7 +179,7 @@ struct Daemon {
     peers: watch::Receiver<Vec<IpAddr>>,
     life: watch::Sender<Life>,
     /// State of the connections from peers.
-    peer_life: watch::Sender<Life>,
+    peer_life: PeerLife,
     /// Changes every second while the worker that accepts connections lives.
     beat: watch::Sender<()>,
     /// Closes with the last connection.
@@ -240,8 +242,10 @@ impl Daemon {
         let targets = Arc::new(targets(&config, control.datapath().targets()));
         let tls = tls_server(&config, &secrets)?;
         let peers = proxy.cluster.addresses();
-        let (peer_life, peer_lives) = watch::channel(Life::Serving);
-        let peer_port = PeerPort::new(budget.peers, peers.clone(), peer_lives);
+        let peer_life = PeerLife::new();
+        let peer_tls = proxy.peers.as_ref().and_then(|peers| peers.tls().cloned());
+        let streams = PeerStreams::new(peer_tls, metrics.clone());
+        let peer_port = PeerPort::new(budget.peers, peers.clone(), peer_life.clone(), streams);
         let ready = Ready::default();
         let reporter = Reporter::new(
             config.node.clone(),
@@ -273,7 +277,7 @@ impl Daemon {
                 heads: PodListeners::heads(),
                 bandwidth: Some(PodBandwidth::new(config.limits.pod_bandwidth.map(|limit| limit.0))),
                 workers,
-                streams: Some(PodStreams::new(
+                streams: Streams::Pods(PodStreams::new(
                     tls,
                     config.named_endpoints().collect(),
                     pass_targets(&config),
@@ -338,11 +342,12 @@ impl Daemon {
             self.tasks.spawn_on(async move { responder.serve_tcp(listener, alive).await }, first);
         }
         let (secrets, proxy) = (self.secrets.clone(), self.listeners.proxy.clone());
+        let peer_life = self.peer_life.clone();
         self.tasks.spawn_on(
             async move {
                 loop {
                     tokio::time::sleep(SECRETS_INTERVAL).await;
-                    secrets.refresh_on(&Handle::current(), &proxy).await;
+                    secrets.refresh_on(&Handle::current(), &proxy, &peer_life).await;
                 }
             },
             first,
@@ -400,7 +405,8 @@ impl Daemon {
     /// If the configuration cannot be read, in which case nothing of it has changed; if the kernel refuses; or if a file with
     /// secrets cannot be used, after everything else has been applied.
     async fn reload(&mut self, reload: &Reload) -> Result<Vec<String>, ControlError> {
-        let secrets = self.secrets.refresh_on(self.listeners.workers.first(), &self.listeners.proxy).await;
+        let (worker, proxy) = (self.listeners.workers.first(), &self.listeners.proxy);
+        let secrets = self.secrets.refresh_on(worker, proxy, &self.peer_life).await;
         self.listeners.proxy.stores.each().for_each(|store| store.gateway.try_again());
         let Reloaded { access, public_keys, later } = reload.read().map_err(|error| {
             tracing::error!(%error, "cannot reload the configuration; keeping the previous one");

@@ -14,10 +14,13 @@ use hyper::{
 use parking_lot::Mutex;
 use tokio::{net::TcpListener, sync::watch};
 
-use super::listeners::PodListeners;
+use super::{
+    listeners::{PodListeners, Streams},
+    peer_stream::{PeerLife, PeerStreams},
+};
 use crate::http::{
     ConnectionLimiter, HeadBudget, Slots,
-    server::{self, ConnectionLimits, Life},
+    server::{self, ConnectionLimits},
 };
 
 /// Maximum number of connections from unknown addresses.
@@ -40,7 +43,8 @@ pub(super) struct PeerPort {
     known: ConnectionLimiter,
     strangers: Slots,
     heads: HeadBudget,
-    life: watch::Receiver<Life>,
+    life: PeerLife,
+    streams: PeerStreams,
 }
 
 impl PeerPort {
@@ -48,7 +52,8 @@ impl PeerPort {
     pub(super) fn new(
         connections: usize,
         members: watch::Receiver<Vec<IpAddr>>,
-        life: watch::Receiver<Life>,
+        life: PeerLife,
+        streams: PeerStreams,
     ) -> Self {
         Self {
             members,
@@ -57,17 +62,18 @@ impl PeerPort {
             strangers: Slots::new(STRANGERS, STRANGERS_OF_ONE),
             heads: HeadBudget::new(HEAD_MEMORY.0, HEAD_MEMORY.1),
             life,
+            streams,
         }
     }
 
     /// Serves peers until the future is dropped.
     pub(super) async fn serve(self, listener: TcpListener, mut listeners: PodListeners) {
-        listeners.life = self.life.clone();
-        listeners.streams = None;
+        listeners.streams = Streams::Peers(self.streams.clone());
         listeners.bandwidth = None;
         // A separate rotation, since relaying a long response opens a connection on both ports.
         for worker in listeners.workers.turns() {
             let accepted = server::accept(&listener).await;
+            listeners.life = self.life.of_new();
             let client = accepted.1.ip().to_canonical();
             let heads = self.heads.charge(client);
             let proxy = listeners.proxy.clone();

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 
+use super::peer_stream::PeerLife;
 use crate::{
     metrics::{Metrics, SecretReloadLabels},
     proxy::Proxy,
@@ -29,6 +30,7 @@ pub(super) enum SecretKind {
     Clients,
     Credential,
     Tls,
+    PeerTls,
 }
 
 impl SecretKind {
@@ -39,6 +41,7 @@ impl SecretKind {
             Self::Clients => "clients",
             Self::Credential => "credential",
             Self::Tls => "tls",
+            Self::PeerTls => "peer-tls",
         }
     }
 }
@@ -132,13 +135,19 @@ impl SecretFiles {
         self: &Arc<Self>,
         worker: &Handle,
         proxy: &Arc<Proxy>,
+        peer_life: &PeerLife,
     ) -> RefreshedSecrets {
-        let (secrets, proxy) = (self.clone(), proxy.clone());
+        let (secrets, proxy, peer_life) = (self.clone(), proxy.clone(), peer_life.clone());
         let reading = worker.spawn_blocking(move || {
             let refreshed = secrets.refresh();
             // Also if nobody waits any more.
             if refreshed.applied.contains(&SecretKind::Credential) {
                 proxy.stores.each().for_each(|store| store.gateway.own_credential_changed());
+            }
+            if refreshed.applied.contains(&SecretKind::PeerTls) {
+                // A certificate may be refused now with which a connection was made.
+                peer_life.renew();
+                proxy.peers.iter().for_each(|peers| peers.renew_connections());
             }
             refreshed
         });

@@ -28,9 +28,11 @@ use tokio::{net::TcpStream, runtime::Handle, time::timeout};
 use tower_service::Service;
 
 use super::{
+    MutualTls, TlsRefusal,
     idle::{IdleConnections, Reuse},
     stray::{Bodyless, StrayBytes},
 };
+use crate::{process::log_limit::LogLimit, settings::Reloadable};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -56,6 +58,8 @@ pub struct UpstreamServer {
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     inner: HttpsConnector<HttpConnector>,
+    /// What HTTPS is spoken with, instead of the configuration of `inner`.
+    mutual: Option<Reloadable<MutualTls>>,
     attempts: u32,
     stray: StrayBytes,
     idle: IdleConnections,
@@ -89,7 +93,13 @@ impl Retired {
 
 impl Connector {
     pub(super) fn new(inner: HttpsConnector<HttpConnector>) -> Self {
-        Self { inner, attempts: ATTEMPTS, stray: StrayBytes::default(), idle: IdleConnections::default() }
+        let (stray, idle) = (StrayBytes::default(), IdleConnections::default());
+        Self { inner, mutual: None, attempts: ATTEMPTS, stray, idle }
+    }
+
+    /// Returns a connector that speaks mutual TLS with servers of HTTPS, which are addresses.
+    pub(super) fn with_mutual_tls(self, tls: Reloadable<MutualTls>) -> Self {
+        Self { mutual: Some(tls), ..self }
     }
 
     /// Returns what is known about stray bytes of each server.
@@ -113,7 +123,7 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Self { mut inner, attempts, stray, idle } = self.clone();
+        let Self { mut inner, mutual, attempts, stray, idle } = self.clone();
         Box::pin(async move {
             if let Some(stream) = address(&uri).and_then(|server| idle.take(server)) {
                 return Ok(Stream::new(MaybeHttpsStream::Http(TokioIo::new(stream)), stray, idle));
@@ -121,7 +131,7 @@ impl Service<Uri> for Connector {
             let began = Instant::now();
             let mut attempt = 1;
             loop {
-                let connected = timeout(HANDSHAKE_TIMEOUT, inner.call(uri.clone())).await;
+                let connected = timeout(HANDSHAKE_TIMEOUT, dial(&mut inner, mutual.as_ref(), &uri)).await;
                 let connected =
                     connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
                 match connected {
@@ -135,6 +145,35 @@ impl Service<Uri> for Connector {
             }
         })
     }
+}
+
+/// Makes a connection.
+async fn dial(
+    inner: &mut HttpsConnector<HttpConnector>,
+    mutual: Option<&Reloadable<MutualTls>>,
+    uri: &Uri,
+) -> Result<Io, Error> {
+    static REFUSED: LogLimit = LogLimit::every_ten_seconds();
+
+    let Some(tls) = mutual.filter(|_| uri.scheme() == Some(&Scheme::HTTPS)) else {
+        return inner.call(uri.clone()).await;
+    };
+    let mut plain = uri.clone().into_parts();
+    plain.scheme = Some(Scheme::HTTP);
+    let tcp = match inner.call(Uri::from_parts(plain)?).await? {
+        MaybeHttpsStream::Http(tcp) => tcp,
+        https @ MaybeHttpsStream::Https(_) => return Ok(https),
+    };
+    let server = tcp.inner().peer_addr()?;
+    // Certificates are taken after the connection is made, when they are needed.
+    let connected = tls.get().connect(server.ip(), TokioIo::new(tcp)).await;
+    if let Err(error) = &connected
+        && let Some(refusal @ TlsRefusal::Here(_)) = TlsRefusal::of(error)
+        && let Some(left_out) = REFUSED.admit()
+    {
+        tracing::warn!(peer = %server, %refusal, left_out, "refused a TLS connection to a node");
+    }
+    Ok(connected?.into())
 }
 
 /// Returns the address in a URI for plain TCP, as those of peers are.

@@ -74,6 +74,18 @@ impl FirstBytes {
         timeout(HANDSHAKE_TIMEOUT, look).await?
     }
 
+    /// Returns whether the first byte of a connection begins a TLS handshake, without consuming it.
+    ///
+    /// # Errors
+    /// If it does not arrive in time.
+    pub async fn are_tls(stream: &TcpStream) -> io::Result<bool> {
+        let mut first = [0];
+        match timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await?? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(first == [HANDSHAKE_RECORD]),
+        }
+    }
+
     /// Parses the first bytes. Returns `None` if there are too few.
     ///
     /// # Errors
@@ -131,7 +143,8 @@ impl CertificateFiles {
     }
 }
 
-fn of(path: &Path, error: &dyn fmt::Display) -> String {
+/// Returns an error about a file, in one line.
+pub(super) fn of(path: &Path, error: &dyn fmt::Display) -> String {
     format!("{}: {error}", path.display())
 }
 

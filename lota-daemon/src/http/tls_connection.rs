@@ -33,6 +33,12 @@ impl TlsConnection {
         Self { tls: Box::new(tls), pending: BytesMut::new() }
     }
 
+    /// Returns the stream, of which nothing was written by other means.
+    #[cfg(test)]
+    pub(super) fn into_inner(self) -> TlsStream<TcpStream> {
+        *self.tls
+    }
+
     pub(super) fn tcp(&self) -> &TcpStream {
         self.tls.get_ref().0
     }

@@ -20,12 +20,12 @@ use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tokio::net::TcpStream;
 
 use super::{
-    Body, BodyError, BodyTimeout, Reuse,
+    Body, BodyError, BodyTimeout, MutualTls, Reuse,
     connect::{Connector, Retired, Stream},
     empty,
     stray::Bodyless,
 };
-use crate::process::workers;
+use crate::{process::workers, settings::Reloadable};
 
 pub use super::connect::UpstreamServer;
 /// Error of a request that has no response.
@@ -118,7 +118,15 @@ impl Upstream {
         self.idle_timeout
     }
 
-    /// Returns a client without retries, for callers that can try another server instead.
+    /// Returns a client that speaks mutual TLS with servers of HTTPS, which must be addresses.
+    #[must_use]
+    pub fn with_mutual_tls(&self, tls: Reloadable<MutualTls>) -> Self {
+        Self::with(self.attempts, MAX_HEADERS, self.connector.clone().with_mutual_tls(tls))
+            .with_idle_timeout(self.idle_timeout)
+    }
+
+    /// Returns a client without retries, for callers that can try another server instead. It has none of the connections of this
+    /// client.
     #[must_use]
     pub fn without_retries(&self) -> Self {
         Self::with(1, MAX_HEADERS + PEER_HEADERS, self.connector.clone().once())
@@ -190,12 +198,15 @@ impl Upstream {
 #[must_use]
 pub fn is_lost(error: &Error) -> bool {
     let is_end = |cause: &(dyn std::error::Error + 'static)| {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         let by_us = cause.downcast_ref::<hyper::Error>();
         let by_kernel = cause.downcast_ref::<io::Error>();
         by_us.is_some_and(|error| error.is_incomplete_message() || error.is_closed() || error.is_canceled())
             || by_kernel
-                .is_some_and(|error| matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset))
+                // The last is the end of a TLS connection whose server has died.
+                .is_some_and(|error| {
+                    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+                })
     };
     !error.is_connect() && causes(error).any(is_end)
 }

@@ -187,9 +187,11 @@ catalog! {
         PEER_AUTHENTICATION = Gauge "lota_peer_authentication" {
             mode: "peers.authentication: `shared`, `both` or `node`"
         } "Always 1; absent without [peers]";
+        PEER_CERTIFICATE_EXPIRY = Gauge "lota_peer_certificate_expiry_timestamp_seconds" {
+        } "Time at which this node's certificate of [peers.tls] expires, in seconds since 1970; 0 without one";
         SECRET_RELOADS = Counter "lota_secret_reloads_total" {
             file: "`cluster-key`: peers.secret_file; `node-key`: peers.node_key_file; `clients`: gateway.re_sign.clients_file; `credential`: \
-                   backend.credential_file; `tls`: certificate and key of gateway.tls",
+                   backend.credential_file; `tls`: certificate and key of gateway.tls; `peer-tls`: the files of peers.tls",
             result: "`applied`; or `failed`: it cannot be read or is invalid, and the previous content is still used"
         } "Changes of files with secrets while the daemon runs";
         KUBERNETES_UP = Gauge "lota_kubernetes_up" {

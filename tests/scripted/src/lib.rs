@@ -25,13 +25,16 @@
 //! | [`Answer`] | `status`, `raw`, `silence`; then `header`, `body`, `declared_length`, `delay`, `wait_for`, `extra`, `truncate`, `close`, `reset` |
 //! | [`CorrectGateway`] | Objects with `GET`, `HEAD`, `PUT`, `DELETE`, ranges, conditions, and an access rule |
 //! | [`Misbehaviour`] | Named deviations from a correct gateway |
+//! | [`Authority`] | Certificates and revocation lists, valid or not |
 
 mod answer;
+mod authority;
 mod correct;
 mod misbehaviour;
 mod server;
 
 pub use answer::{Answer, Step};
+pub use authority::{Authority, CertificatePlan, DAY, IssuedCertificate};
 pub use correct::{Access, CorrectGateway, StoredObject};
 pub use misbehaviour::Misbehaviour;
 pub use server::{Script, ScriptedGateway, SeenRequest};

@@ -162,7 +162,7 @@ fn every_value_can_be_changed() {
             "max_objects": 1_000_000,
         },
         "config.fill": { "concurrency": 8, "part_size": "4MiB", "md5_max_size": "0" },
-        "config.peers": { "port": 7000, "max_owners": 2, "hot_request_rate": 1000 },
+        "config.peers": { "port": 7000, "max_owners": 2, "hot_request_rate": 1000, "tls": { "mode": "send", "server_name": "nodes" } },
         "config.placement": { "stripe_above": "1TiB", "stripe": "128MiB", "per_zone": true },
         "config.admin": { "listen": "[::1]:7001", "metrics_listen": "[::]:7002" },
         "config.limits": { "connections": 20_000_000, "connections_per_pod": 5, "header_size": "32KiB", "idle_timeout_seconds": 60, "fills": 9,
@@ -180,6 +180,7 @@ fn every_value_can_be_changed() {
         },
         "backendCredential.existingSecret": "credential",
         "reSignClients.existingSecret": "clients",
+        "peerTls": { "existingSecret": "lota-peers", "crlConfigMap": "revoked" },
         "rollOnConfigChange": false,
         "resources": { "requests": { "cpu": 1 }, "limits": { "memory": "8Gi" } },
         "nodeSelector": { "gpu": "true" },
@@ -205,6 +206,8 @@ fn every_value_can_be_changed() {
     let read = read(&text);
     assert_eq!(read.cache.disks.len(), 2);
     assert_eq!(read.backend.map(|backend| backend.credential_file), Some("/etc/lota/credential.toml".into()));
+    let tls = read.peers.and_then(|peers| peers.tls).unwrap();
+    assert_eq!(tls.crl, Some("/etc/lota/peers-tls/ca.crl".into()));
     let text = json!(objects).to_string();
     for part in [
         "\"path\":\"/mnt/nvme0/lota\",\"type\":\"Directory\"",
@@ -216,6 +219,27 @@ fn every_value_can_be_changed() {
     ] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
+}
+
+#[test]
+fn a_secret_of_cert_manager_encrypts_between_nodes() {
+    let objects = chart(&json!({ "peerTls.existingSecret": "lota-peers-tls" }));
+    let config: toml::Table = lota_toml(&objects).parse().unwrap();
+    let expected = json!({
+        "certificate": "/etc/lota/peers-tls/tls.crt",
+        "key": "/etc/lota/peers-tls/tls.key",
+        "ca": "/etc/lota/peers-tls/ca.crt",
+        "server_name": "lota-peers",
+    });
+    assert_eq!(serde_json::to_value(&config["peers"]["tls"]).unwrap(), expected);
+    // In a volume of whole folders, which kubelet updates.
+    let pod = &one(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    let sources = &pod["volumes"][0]["projected"]["sources"];
+    let files =
+        ["tls.crt", "tls.key", "ca.crt"].map(|key| json!({ "key": key, "path": format!("peers-tls/{key}") }));
+    assert_eq!(sources[2], json!({ "secret": { "name": "lota-peers-tls", "items": files } }));
+    assert!(container(&objects)["volumeMounts"][0]["subPath"].is_null());
+    assert!(!lota_toml(&chart(&json!({}))).contains("[peers.tls]"));
 }
 
 /// null removes a default of the chart.
@@ -280,6 +304,10 @@ fn invalid_values_are_rejected() {
         ("config.peers.port", json!("7480"), "port"),
         ("config.peers.max_owners", json!(17), "max_owners"),
         ("config.peers.secret_file", json!("/x"), "secret_file"),
+        ("config.peers.tls", json!({ "mode": "send" }), "peerTls.existingSecret"),
+        ("config.peers.tls", json!({ "mode": "tls" }), "mode"),
+        ("config.peers.tls", json!({ "key": "/x" }), "key"),
+        ("peerTls.crlConfigMap", json!("revoked"), "peerTls.existingSecret"),
         ("config.admin.listen", json!("0.0.0.0:7481"), "listen"),
         ("config.admin.metrics_listen", json!("7482"), "metrics_listen"),
         ("config.limits.connections", json!(0), "connections"),
@@ -319,7 +347,7 @@ fn invalid_values_are_rejected() {
 /// itself.
 #[test]
 fn the_schema_has_the_daemons_keys() {
-    const THE_CHARTS: [&str; 19] = [
+    const THE_CHARTS: [&str; 23] = [
         "access.cgroup_path",
         "access.pods.address",
         "access.pods.interface",
@@ -339,6 +367,10 @@ fn the_schema_has_the_daemons_keys() {
         "peers.nodes.name",
         "peers.nodes.zone",
         "peers.secret_file",
+        "peers.tls.ca",
+        "peers.tls.certificate",
+        "peers.tls.crl",
+        "peers.tls.key",
     ];
     /// Keys in a comment of `deploy/lota.toml`.
     const COMMENTED: [&str; 2] = ["cache.disks.capacity", "cache.disks.folder"];

@@ -1,20 +1,15 @@
 //! Keys of nodes instead of a cluster key.
 
-use std::{
-    fs, mem,
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-};
+use std::{fs, mem, path::Path, sync::atomic::Ordering};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
     lab::{ADMIN, Mode, Namespace, Node},
     tour::{Tour, wait_settled, wait_until},
 };
 use serde_json::Value;
 
-use crate::secrets::{OBJECTS, ReadCounts, expect_no_secret, get, next_hits, put, read_on};
+use crate::secrets::{OBJECTS, ReadCounts, expect_no_secret, get, next_hits, put, readers, while_reading};
 
 /// Kinds of keys in the order of a migration.
 const MODES: [&str; 3] = ["shared", "both", "node"];
@@ -47,20 +42,8 @@ fn migrate(tour: &mut Tour) -> Result<()> {
         wait_until("a hit", || Ok(get(tour, &pod, key, &ADMIN)?.cache() == "hit"))?;
     }
     let mut nodes = mem::take(&mut tour.nodes);
-    let (is_over, reads) = (AtomicBool::new(false), [(); 3].map(|()| ReadCounts::default()));
-    let done = thread::scope(|scope| {
-        let (tour, objects, is_over) = (&*tour, &objects, &is_over);
-        let readers = (1..).zip(&reads);
-        let readers: Vec<_> = readers
-            .map(|(node, reads)| scope.spawn(move || read_on(tour, node, objects, (reads, false), is_over)))
-            .collect();
-        let done = steps(&mut nodes, &reads);
-        is_over.store(true, Ordering::Relaxed);
-        readers
-            .into_iter()
-            .try_for_each(|reader| reader.join().map_err(|_| anyhow!("a reader panicked"))?)?;
-        done
-    });
+    let (readers, reads) = (readers(tour, &objects)?, [(); 3].map(|()| ReadCounts::default()));
+    let done = while_reading(&readers, &reads, |_| true, || steps(&mut nodes, &reads));
     tour.nodes = nodes;
     done?;
     let all: u64 = reads.iter().map(|reads| reads.all.load(Ordering::Relaxed)).sum();

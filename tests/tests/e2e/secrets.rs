@@ -21,11 +21,11 @@ const OLD: &str = "the lab's cluster key, nothing to protect";
 const NEW: &str = "the next cluster key of the lab, made of words";
 /// Objects that all nodes read during a rotation, so that each node owns some.
 pub(crate) const OBJECTS: usize = 9;
-const SIZE: usize = 100_000;
+pub(crate) const SIZE: usize = 100_000;
 /// Reads from the cache of another node, on each node, after which the next step of a rotation begins.
 const REMOTE_HITS: u64 = 30;
 /// Time within which a daemon reads a changed file without a signal.
-const UNASKED: Duration = Duration::from_secs(13);
+pub(crate) const UNASKED: Duration = Duration::from_secs(13);
 
 const LATER: Credential = Credential::fixed("LOTALABLATER00000001", "secret-of-a-client-that-comes-later");
 const NEXT_READER: Credential = Credential::fixed("LOTALABREADER0000002", "next-secret-of-lotas-own-user");
@@ -85,22 +85,10 @@ fn rotate(tour: &mut Tour) -> Result<()> {
         wait_until("a hit", || Ok(get(tour, &pod, key, &ADMIN)?.cache() == "hit"))?;
     }
     let before = RefusalCounts::count(tour)?;
-    let (is_over, reads) = (AtomicBool::new(false), [(); 3].map(|()| ReadCounts::default()));
+    let reads = [(); 3].map(|()| ReadCounts::default());
     let tour = &*tour;
-    let done = thread::scope(|scope| {
-        let readers = (1..).zip(&reads).map(|(node, reads)| {
-            let (keys, is_over) = (&keys, &is_over);
-            scope.spawn(move || read_on(tour, node, keys, (reads, true), is_over))
-        });
-        let readers: Vec<_> = readers.collect();
-        let done = steps(tour, &reads);
-        is_over.store(true, Ordering::Relaxed);
-        readers
-            .into_iter()
-            .try_for_each(|reader| reader.join().map_err(|_| anyhow!("a reader panicked"))?)?;
-        done
-    });
-    done?;
+    let is_hit = |reply: &Reply| reply.cache() == "hit";
+    while_reading(&readers(tour, &keys)?, &reads, is_hit, || steps(tour, &reads))?;
     let all: u64 = reads.iter().map(|reads| reads.all.load(Ordering::Relaxed)).sum();
     let remote: u64 = reads.iter().map(|reads| reads.remote_hits.load(Ordering::Relaxed)).sum();
     RefusalCounts::count(tour)?.expect(&before).with_context(|| format!("after {all} reads"))?;
@@ -138,40 +126,62 @@ fn replace_key(tour: &Tour, node: usize, text: &str, keys: u32, unasked: bool) -
 }
 
 /// Waits until each node's pod has read so many more objects from the cache of another node.
-pub(crate) fn next_hits(reads: &[ReadCounts; 3], more: u64) -> Result<()> {
+pub(crate) fn next_hits(reads: &[ReadCounts; 3], hits: u64) -> Result<()> {
     let seen = |reads: &ReadCounts| reads.remote_hits.load(Ordering::Relaxed);
     let before: Vec<u64> = reads.iter().map(seen).collect();
     wait_until("hits of other nodes", || {
-        Ok(reads.iter().zip(&before).all(|(reads, before)| seen(reads) >= before + more))
+        Ok(reads.iter().zip(&before).all(|(reads, before)| seen(reads) >= before + hits))
     })
 }
 
-/// Reads all objects from a node's pod again and again. Each read must have the right bytes, and be a hit if `only_hits`.
-pub(crate) fn read_on(
-    tour: &Tour,
-    node: u8,
-    keys: &[String],
-    (reads, only_hits): (&ReadCounts, bool),
+/// A pod, the number of its node, and what it reads.
+pub(crate) type Reader = (Namespace, u8, Vec<Request>);
+
+/// Returns a pod of each node that reads these objects.
+pub(crate) fn readers(tour: &Tour, keys: &[String]) -> Result<Vec<Reader>> {
+    let gets = keys.iter().map(|key| object(tour, key, Method::GET).sign(&ADMIN, Signing::Presigned));
+    let gets: Vec<Request> = gets.collect::<Result<_>>()?;
+    Ok(tour.one_pod_per_node().map(|(node, pod)| (pod, node, gets.clone())).collect())
+}
+
+/// Runs `steps` while pods read. Each read must have the right bytes, and be right.
+pub(crate) fn while_reading(
+    readers: &[Reader],
+    reads: &[ReadCounts; 3],
+    is_right: impl Fn(&Reply) -> bool + Copy + Send,
+    steps: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let readers = readers.iter().zip(reads).map(|(reader, reads)| {
+            let is_over = &is_over;
+            scope.spawn(move || read_on(reader, reads, is_right, is_over))
+        });
+        let readers: Vec<_> = readers.collect();
+        let done = steps();
+        is_over.store(true, Ordering::Relaxed);
+        readers
+            .into_iter()
+            .try_for_each(|reader| reader.join().map_err(|_| anyhow!("a reader panicked"))?)?;
+        done
+    })
+}
+
+/// Reads all objects from a node's pod again and again.
+fn read_on(
+    (pod, node, gets): &Reader,
+    reads: &ReadCounts,
+    is_right: impl Fn(&Reply) -> bool,
     is_over: &AtomicBool,
 ) -> Result<()> {
-    let (pod, here) = (tour.pod(node, 1), format!("node=n{node}"));
-    let gets: Vec<Request> = keys
-        .iter()
-        .map(|key| object(tour, key, Method::GET).sign(&ADMIN, Signing::Presigned))
-        .collect::<Result<_>>()?;
+    let here = format!("node=n{node}");
     while !is_over.load(Ordering::Relaxed) {
         for reply in pod.send_all((VIP, 80).into(), gets.clone())? {
-            let is_hit = reply.cache() == "hit";
-            ensure!(
-                reply.status == 200 && (is_hit || !only_hits),
-                "n{node}: {} {} `{}`",
-                reply.status,
-                reply.code(),
-                reply.header("lota-cache")
-            );
+            let is_right = reply.status == 200 && is_right(&reply);
+            ensure!(is_right, "n{node}: {} {} `{}`", reply.status, reply.code(), reply.header("lota-cache"));
             ensure!(reply.body == content(SIZE), "n{node}: other bytes");
             reads.all.fetch_add(1, Ordering::Relaxed);
-            if is_hit && !reply.header("lota-cache").contains(&here) {
+            if reply.cache() == "hit" && !reply.header("lota-cache").contains(&here) {
                 reads.remote_hits.fetch_add(1, Ordering::Relaxed);
             }
         }

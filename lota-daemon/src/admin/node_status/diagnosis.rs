@@ -8,9 +8,12 @@ use crate::cluster::PeerAuthentication;
 
 use super::{
     AccessStatus, BackendStatus, CacheStatus, Finding, GatewayStatus, KubernetesStatus, Level, NodeReport,
-    NodeStatus, PeerStatus, PinsStatus, TrafficStatus,
+    NodeStatus, PeerStatus, PeerTlsStatus, PinsStatus, TrafficStatus,
     text::{bytes, count, duration},
 };
+
+/// Share of a certificate's life that should be left. cert-manager renews when a third is left.
+const LEAST_REST: f64 = 0.25;
 
 /// Diagnoses every part.
 pub(super) fn diagnose(report: &NodeReport) -> Vec<Finding> {
@@ -34,7 +37,8 @@ pub(super) fn diagnose(report: &NodeReport) -> Vec<Finding> {
     ];
     let others = others.map(|(part, diagnosis)| (part.to_owned(), diagnosis));
     let parts = own.into_iter().chain(gateways).chain(others);
-    parts.map(|(part, Diagnosis(level, what, fix))| Finding { part, level, what, fix }).collect()
+    let parts = parts.map(|(part, Diagnosis(level, what, fix))| Finding { part, level, what, fix });
+    parts.chain(report.peer_tls.as_ref().map(peer_certificate)).collect()
 }
 
 /// A finding before its part is named.
@@ -340,7 +344,11 @@ fn peers(peers: Option<&[PeerStatus]>, authentication: Option<PeerAuthentication
         nodes => format!("; no public key of {}", nodes.join(", ")),
     };
     let lost = peers.iter().filter_map(|peer| Some((peer, peer.lost_seconds?)));
-    let lost: Vec<_> = lost.map(|(peer, since)| format!("{} for {}", peer.name, duration(since))).collect();
+    let lost = lost.map(|(peer, since)| {
+        let why = peer.lost_why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        format!("{} for {}{why}", peer.name, duration(since))
+    });
+    let lost: Vec<_> = lost.collect();
     let all = count(peers.len(), "peer");
     if authentication == PeerAuthentication::Node && !keyless.is_empty() {
         let lost = if lost.is_empty() { String::new() } else { format!(", lost: {}", lost.join(", ")) };
@@ -361,6 +369,28 @@ fn peers(peers: Option<&[PeerStatus]>, authentication: Option<PeerAuthentication
         PeerAuthentication::Node => ", each with a key of its own",
     };
     ok(format!("{all}, none lost{keys}{without}"))
+}
+
+fn peer_tls(tls: &PeerTlsStatus) -> Diagnosis {
+    let mode = &tls.mode;
+    if let Some(problem) = &tls.problem {
+        return fail(
+            format!("mode \"{mode}\"; other nodes refuse this one: {problem}"),
+            "replace the files of [peers.tls]; the daemon reads them within ten seconds",
+        );
+    }
+    let Some(left) = tls.expires_seconds else { return ok(format!("mode \"{mode}\"")) };
+    let what = format!("mode \"{mode}\", this node's certificate expires in {}", duration(left));
+    match tls.life_seconds.is_some_and(|life| left < life * LEAST_REST) {
+        true => warn(what, "find out why it is not renewed: for example, `kubectl describe certificate`"),
+        false => ok(what),
+    }
+}
+
+/// Returns the finding about the certificate for TLS between nodes.
+pub(crate) fn peer_certificate(tls: &PeerTlsStatus) -> Finding {
+    let Diagnosis(level, what, fix) = peer_tls(tls);
+    Finding { part: "peers.tls".to_owned(), level, what, fix }
 }
 
 fn traffic(traffic: &TrafficStatus) -> Diagnosis {

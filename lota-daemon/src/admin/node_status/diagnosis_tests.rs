@@ -43,9 +43,10 @@ pub(crate) fn healthy() -> Value {
         },
         "peer_authentication": "shared",
         "peers": [
-            {"name": "n2", "address": "http://10.0.0.2:7480", "capacity": 1, "lost_seconds": null,
+            {"name": "n2", "address": "http://10.0.0.2:7480", "capacity": 1, "lost_seconds": null, "lost_why": null,
              "load_bytes": 0, "heard_seconds": 1.0, "has_public_key": false},
         ],
+        "peer_tls": null,
         "traffic": {
             "requests": [
                 {"cache": "hit", "status": 200, "count": 3}, {"cache": "miss", "status": 206, "count": 1},
@@ -213,4 +214,19 @@ fn problems_are_reported() {
         "lost: n2 for 3 min; no public key of n2",
     );
     assert_finding("peers", &[mode("node"), lost, known], Level::Warn, "1 of 1 peer lost: n2 for 3 min");
+    let lost = [("/peers/0/lost_seconds", json!(2.0)), ("/peers/0/lost_why", json!("TLS: revoked"))];
+    assert_finding("peers", &lost, Level::Warn, "n2 for 2 s (TLS: revoked)");
+    let certificate = |left: i32, problem: Value| {
+        let days = |days: i32| json!(f64::from(days) * 86_400.0);
+        let (life, left) = (days(90), days(left));
+        json!({"mode": "require", "life_seconds": life, "expires_seconds": left, "problem": problem})
+    };
+    for (left, problem, level, words) in [
+        (30, json!(null), Level::Ok, "mode \"require\", this node's certificate expires in 30 d"),
+        (22, json!(null), Level::Warn, "expires in 22 d"),
+        (30, json!("its certificate is revoked"), Level::Fail, "refuse this one: its certificate is revoked"),
+        (-1, json!("its certificate is expired"), Level::Fail, "certificate is expired"),
+    ] {
+        assert_finding("peers.tls", &[("/peer_tls", certificate(left, problem))], level, words);
+    }
 }

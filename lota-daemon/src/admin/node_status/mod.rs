@@ -5,7 +5,7 @@ mod finding;
 mod snapshot;
 pub mod text;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,9 +14,13 @@ pub use snapshot::{INSTANCE, Reporter};
 
 #[cfg(test)]
 pub(crate) use diagnosis::healthy;
+pub(crate) use diagnosis::peer_certificate;
 
 use crate::{
-    cluster::PeerAuthentication,
+    cluster::{
+        PeerAuthentication,
+        peer::{OwnCertificate, PeerTls},
+    },
     gateway::{GatewayServer, Protocol},
     metrics::heavy_hitters::Ranked,
 };
@@ -42,6 +46,9 @@ pub struct NodeReport {
     /// Keys that authenticate messages between nodes, if there are other nodes.
     #[serde(default)]
     pub peer_authentication: Option<PeerAuthentication>,
+    /// TLS between nodes, if configured.
+    #[serde(default)]
+    pub peer_tls: Option<PeerTlsStatus>,
     /// Traffic since the daemon started.
     pub traffic: TrafficStatus,
     /// The busiest objects and pods.
@@ -240,6 +247,9 @@ pub struct PeerStatus {
     pub capacity: Option<u64>,
     /// Time in seconds for which it has not answered, if it does not.
     pub lost_seconds: Option<f64>,
+    /// Error of the last attempt to reach it, if it does not answer.
+    #[serde(default)]
+    pub lost_why: Option<String>,
     /// Bytes that it had queued to send when it last answered.
     pub load_bytes: Option<u64>,
     /// Time in seconds since it last answered.
@@ -249,6 +259,19 @@ pub struct PeerStatus {
     /// Whether this node knows a public key of it.
     #[serde(default)]
     pub has_public_key: bool,
+}
+
+/// TLS between nodes, and this node's certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerTlsStatus {
+    /// Value of `peers.tls.mode`.
+    pub mode: String,
+    /// Time in seconds for which the certificate is valid altogether.
+    pub life_seconds: Option<f64>,
+    /// Time in seconds until the certificate expires; negative after that.
+    pub expires_seconds: Option<f64>,
+    /// Reason why other nodes with the same files refuse the certificate, if they do.
+    pub problem: Option<String>,
 }
 
 /// Traffic since the daemon started.
@@ -325,6 +348,25 @@ impl NodeReport {
     #[must_use]
     pub fn level(&self) -> Level {
         self.findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+    }
+}
+
+impl PeerTlsStatus {
+    /// Returns the state of TLS between nodes at this time.
+    #[must_use]
+    pub fn of(tls: &PeerTls, now: SystemTime) -> Self {
+        let OwnCertificate { validity, problem } = tls.own_certificate();
+        let life = validity.and_then(|(from, until)| until.duration_since(from).ok());
+        let left = validity.map(|(_, until)| match until.duration_since(now) {
+            Ok(left) => left.as_secs_f64(),
+            Err(since) => -since.duration().as_secs_f64(),
+        });
+        Self {
+            mode: tls.mode().name().to_owned(),
+            life_seconds: life.map(|life| life.as_secs_f64()),
+            expires_seconds: left,
+            problem,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::future::join_all;
@@ -15,8 +15,8 @@ use tokio::{
 
 use super::{
     AccessStatus, BackendStatus, CacheDiskStatus, CacheStatus, EndpointStatus, GatewayStatus, HeavyHitters,
-    KubernetesStatus, NodeReport, NodeStatus, PeerStatus, PinsStatus, Presence, RefusedPod, RequestCount,
-    SentBytesCount, TrafficStatus, diagnosis,
+    KubernetesStatus, NodeReport, NodeStatus, PeerStatus, PeerTlsStatus, PinsStatus, Presence, RefusedPod,
+    RequestCount, SentBytesCount, TrafficStatus, diagnosis,
 };
 use crate::{
     admin::Ready,
@@ -120,6 +120,7 @@ impl Reporter {
             cache: self.cache(),
             peers: self.peers(),
             peer_authentication: self.proxy.peers.as_ref().map(|peers| peers.keys().authentication()),
+            peer_tls: self.peer_tls(),
             traffic: traffic(&self.proxy.metrics),
             top: HeavyHitters {
                 objects: with_objects.then(|| top.objects(MAX_RANKED)),
@@ -196,12 +197,18 @@ impl Reporter {
             name: name.0,
             address,
             lost_seconds: state.lost.map(seconds),
+            lost_why: state.why.map(|why| why.to_string()),
             load_bytes: state.load.map(|(bytes, _)| bytes),
             heard_seconds: state.load.map(|(_, when)| seconds(when)),
         });
         let mut peers: Vec<_> = each.collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         Some(peers)
+    }
+
+    fn peer_tls(&self) -> Option<PeerTlsStatus> {
+        let tls = self.proxy.peers.as_ref()?.tls()?;
+        Some(PeerTlsStatus::of(tls, SystemTime::now()))
     }
 }
 

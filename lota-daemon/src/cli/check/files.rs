@@ -28,6 +28,10 @@ pub(super) fn check(report: &mut CheckReport<'_>, config: &Config) {
     }
     if let Some(peers) = &config.peers {
         peer_keys(report, peers, &config.node.name);
+        if let Some(tls) = &peers.tls {
+            let read = tls.files().read().map(|_| "the key of this node's certificate".to_owned());
+            secret(report, "peers.tls", &tls.key, read);
+        }
     }
 }
 

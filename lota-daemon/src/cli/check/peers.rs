@@ -1,6 +1,9 @@
 //! Checks that the other nodes can be reached and answer messages under this node's keys.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::{StreamExt as _, stream};
 use lota_cache::placement::NodeName;
@@ -8,7 +11,11 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::CheckReport;
 use crate::{
-    cluster::{ClusterKeys, NodeKey, PeerAuthentication, PeerConfig, PeerKeys, peer::Peers},
+    admin::node_status::{self, Finding, PeerTlsStatus},
+    cluster::{
+        ClusterKeys, NodeKey, PeerAuthentication, PeerConfig, PeerKeys,
+        peer::{PeerError, PeerTls, Peers},
+    },
     config::Config,
     http::upstream::Upstream,
     settings::Reloadable,
@@ -25,7 +32,9 @@ enum PeerProbe {
     Peer,
     /// It answers by a cluster key only.
     OnlyShared,
-    Stranger,
+    /// It does not answer as a peer.
+    Stranger(PeerError),
+    /// There is no connection.
     Unreachable(String),
 }
 
@@ -56,10 +65,22 @@ pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
     let (Ok(shared), Ok(own), Ok(upstream)) = (shared, own, Upstream::new(false)) else { return };
     let (shared, own) = (shared.map(Reloadable::new), own.map(Reloadable::new));
     let names: Vec<NodeName> = others.iter().map(|node| NodeName(node.name.clone())).collect();
+    let mut tls = None;
+    if let Some(configured) = &configured.tls {
+        let Ok(current) = configured.files().read() else { return };
+        let current = PeerTls::new(configured.mode, Reloadable::new(current), config.node.address);
+        let Finding { part, level, what, fix } =
+            node_status::peer_certificate(&PeerTlsStatus::of(&current, SystemTime::now()));
+        report.add(level, &part, what, fix);
+        tls = Some(current);
+    }
     let with = |shared, own| {
         let keys = PeerKeys::new(shared, own);
         keys.publish(configured.public_keys());
-        let peers = Peers::new(me.clone(), keys, configured.port, upstream.clone().without_retries());
+        let mut peers = Peers::new(me.clone(), keys, configured.port, upstream.clone().without_retries());
+        if let Some(tls) = tls.clone() {
+            peers = peers.with_tls(tls);
+        }
         peers.set_nodes(names.iter().zip(others.iter().map(|node| node.address)));
         peers
     };
@@ -72,10 +93,10 @@ pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
         let found = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
             Err(_) => PeerProbe::Unreachable(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
             Ok(Err(error)) => PeerProbe::Unreachable(error.to_string()),
-            Ok(Ok(_)) if peers.is_alive(&name).await => PeerProbe::Peer,
-            Ok(Ok(_)) => match &by_shared {
-                Some(peers) if peers.is_alive(&name).await => PeerProbe::OnlyShared,
-                _ => PeerProbe::Stranger,
+            Ok(Ok(_)) => match (peers.ping(&name).await, &by_shared) {
+                (Ok(()), _) => PeerProbe::Peer,
+                (Err(_), Some(peers)) if peers.is_alive(&name).await => PeerProbe::OnlyShared,
+                (Err(error), _) => PeerProbe::Stranger(error),
             },
         };
         (node, address, found)
@@ -97,9 +118,9 @@ pub(super) async fn check(report: &mut CheckReport<'_>, config: &Config) {
                 format!("{} at {address} answers by a cluster key only", node.name),
                 "set peers.authentication to \"both\" there, and compare its public key and this node's in both configurations",
             ),
-            PeerProbe::Stranger => report.fail(
+            PeerProbe::Stranger(why) => report.fail(
                 "peers",
-                format!("{} at {address} does not answer as a peer", node.name),
+                format!("{} at {address} does not answer as a peer: {why}", node.name),
                 "check the keys, name and clock of that node; see its log",
             ),
             PeerProbe::Unreachable(why) => report.warn(

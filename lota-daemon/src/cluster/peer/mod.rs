@@ -9,6 +9,7 @@ pub mod raw;
 mod replay;
 mod request;
 mod states;
+mod tls;
 mod version;
 mod wire;
 
@@ -31,6 +32,7 @@ use tokio::time::MissedTickBehavior;
 pub use pins::{read_pins, write_pins};
 pub use request::{ForwardedCall, PeerCall, PeerRequest};
 pub use states::PeerState;
+pub use tls::{OwnCertificate, PeerTls};
 pub use version::WireVersion;
 pub use wire::{MessageMac, RejectedMessage};
 
@@ -42,10 +44,11 @@ use self::{
 use crate::{
     cluster::{PeerKeys, PublicKeys},
     http::{
-        Body, RequestHead, Slices, empty,
+        Body, RequestHead, Slices, TlsRefusal, empty,
         upstream::{Upstream, UpstreamError, chain, is_from_body, is_lost},
     },
     process::log_limit::LogLimit,
+    settings::Reloadable,
 };
 use lota_cache::placement::NodeName;
 use lota_s3::Origin;
@@ -74,7 +77,8 @@ pub struct Peers {
     port: u16,
     nodes: RwLock<HashMap<NodeName, Origin>>,
     states: Mutex<HashMap<NodeName, PeerState>>,
-    upstream: Upstream,
+    upstream: Reloadable<Upstream>,
+    tls: Option<PeerTls>,
     owner_timeout: Duration,
 }
 
@@ -96,6 +100,9 @@ pub enum PeerError {
     /// It does not respond to pings.
     #[error("no response to pings")]
     Hangs,
+    /// One of the two refuses the other's certificate.
+    #[error("TLS: {0}")]
+    Refused(TlsRefusal),
     /// The request failed.
     #[error("no response: {0}")]
     NoAnswer(String),
@@ -112,6 +119,9 @@ pub enum PeerError {
 
 impl From<UpstreamError> for PeerError {
     fn from(error: UpstreamError) -> Self {
+        if let Some(refusal) = TlsRefusal::of(&error) {
+            return Self::Refused(refusal);
+        }
         match error {
             error if error.is_connect() => Self::NoConnection(chain(&error)),
             error if is_from_body(&error) => Self::NoBody,
@@ -129,7 +139,8 @@ impl Peers {
             port,
             nodes: RwLock::default(),
             states: Mutex::default(),
-            upstream,
+            upstream: Reloadable::new(upstream),
+            tls: None,
             owner_timeout: OWNER_TIMEOUT,
         }
     }
@@ -146,11 +157,32 @@ impl Peers {
         Self { owner_timeout, ..self }
     }
 
+    /// Returns these peers, reached as `tls` states.
+    #[must_use]
+    pub fn with_tls(mut self, tls: PeerTls) -> Self {
+        let upstream = self.upstream.get().with_mutual_tls(tls.current().clone()).without_retries();
+        self.upstream = Reloadable::new(upstream);
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Returns TLS between nodes, if it is configured.
+    #[must_use]
+    pub fn tls(&self) -> Option<&PeerTls> {
+        self.tls.as_ref()
+    }
+
+    /// Makes new connections for further requests, whose certificates are verified anew. The others end after their current request.
+    pub fn renew_connections(&self) {
+        self.upstream.set(self.upstream.get().without_retries());
+    }
+
     /// Replaces the set of the cluster's other nodes. Nothing is known of a node at another address.
     pub fn set_nodes<'a>(&self, nodes: impl IntoIterator<Item = (&'a NodeName, IpAddr)>) {
+        let scheme = if self.tls.as_ref().is_some_and(PeerTls::is_sent) { "https" } else { "http" };
         let origin = |address| {
             let authority = SocketAddr::new(address, self.port).to_string();
-            Origin::parse(&format!("http://{authority}")).ok()
+            Origin::parse(&format!("{scheme}://{authority}")).ok()
         };
         let nodes: HashMap<NodeName, Origin> =
             nodes.into_iter().filter_map(|(name, address)| Some((name.clone(), origin(address)?))).collect();
@@ -168,8 +200,11 @@ impl Peers {
         let origin = self.origin(peer).ok_or(PeerError::Unknown)?;
         let is_new = !self.states().contains_key(peer);
         // Whoever has the address gets no client's request before an authentic response.
-        if is_new && !self.is_alive(peer).await && !self.states().contains_key(peer) {
-            self.lose(peer);
+        if is_new
+            && let Err(error) = self.ping(peer).await
+            && !self.states().contains_key(peer)
+        {
+            self.lose(peer, &error);
         }
         if self.is_lost(peer) { Err(PeerError::Lost) } else { Ok(origin) }
     }
@@ -220,11 +255,13 @@ impl Peers {
         let is_lost = match error {
             PeerError::NoConnection(_) | PeerError::NoKey => true,
             // It may concern this message only, or another host may have the address.
-            PeerError::NoAnswer(_) | PeerError::NotAuthentic(_) => !self.is_alive(peer).await,
+            PeerError::NoAnswer(_) | PeerError::Refused(_) | PeerError::NotAuthentic(_) => {
+                !self.is_alive(peer).await
+            }
             _ => false,
         };
         if is_lost {
-            self.lose(peer);
+            self.lose(peer, error);
         }
     }
 
@@ -283,12 +320,15 @@ impl Peers {
             headers::set_gateway(request.headers_mut(), gateway);
         }
         method.write(request.headers_mut());
-        if let PeerMethod::Get { .. } = method {
+        // Bytes of TLS cannot be spliced.
+        if let PeerMethod::Get { .. } = method
+            && !origin.tls
+        {
             raw::accept(request.headers_mut());
         }
         let nonce = self.wire.sign_request(owner, version, &mut request, SystemTime::now());
         let nonce = nonce.ok_or(PeerError::NoKey)?;
-        let mut answer = match self.while_alive(owner, self.upstream.send(request)).await? {
+        let mut answer = match self.while_alive(owner, self.upstream.get().send(request)).await? {
             Ok(answer) => answer,
             lost => return Ok(lost),
         };
@@ -324,7 +364,7 @@ impl Peers {
             if missed == 2 || Instant::now() > deadline {
                 // An owner that responds to pings is slow, not lost.
                 if !alive {
-                    self.lose(owner);
+                    self.lose(owner, &PeerError::Hangs);
                 }
                 return Err(PeerError::Hangs);
             }
@@ -333,8 +373,17 @@ impl Peers {
 
     /// Pings `owner`, and returns whether it responds authentically.
     pub async fn is_alive(&self, owner: &NodeName) -> bool {
-        let Some(origin) = self.origin(owner) else { return false };
-        let Ok(mut ping) = Request::builder().uri(format!("{origin}/")).body(empty()) else { return false };
+        self.ping(owner).await.is_ok()
+    }
+
+    /// Pings `owner`.
+    ///
+    /// # Errors
+    /// [`PeerError`] without an authentic response in time.
+    pub async fn ping(&self, owner: &NodeName) -> Result<(), PeerError> {
+        let origin = self.origin(owner).ok_or(PeerError::Unknown)?;
+        let ping = Request::builder().uri(format!("{origin}/")).body(empty());
+        let mut ping = ping.map_err(|error| PeerError::NoAnswer(error.to_string()))?;
         if let Ok(host) = HeaderValue::from_str(origin.authority.as_str()) {
             ping.headers_mut().insert(header::HOST, host);
         }
@@ -342,17 +391,12 @@ impl Peers {
         // So that the peer is alive whatever build replaces another meanwhile.
         let oldest = self.wire.versions().oldest;
         let nonce = self.wire.sign_request(owner, oldest, &mut ping, SystemTime::now());
-        let Some(nonce) = nonce else { return false };
-        match tokio::time::timeout(PING_TIMEOUT, self.upstream.send(ping)).await {
-            Ok(Ok(answer)) => {
-                let is_its = self.wire.verify_answer(&nonce, answer.status(), answer.headers()).is_ok();
-                if is_its {
-                    self.is_here(owner, &origin, PeerHints::of(answer.headers()));
-                }
-                is_its
-            }
-            _ => false,
-        }
+        let nonce = nonce.ok_or(PeerError::NoKey)?;
+        let answer = tokio::time::timeout(PING_TIMEOUT, self.upstream.get().send(ping)).await;
+        let answer = answer.map_err(|_| PeerError::Hangs)??;
+        self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;
+        self.is_here(owner, &origin, PeerHints::of(answer.headers()));
+        Ok(())
     }
 
     /// Verifies that a request on the peer port is a peer's, and returns what its response is signed with.
@@ -407,10 +451,10 @@ impl Peers {
             };
             let looked = stream::iter(&sought).for_each_concurrent(MAX_PROBES, async |peer| {
                 let was_lost = self.is_lost(peer);
-                match self.is_alive(peer).await {
-                    true if was_lost => tracing::info!(peer = %peer.0, "peer available again"),
-                    true => {}
-                    false => self.lose(peer),
+                match self.ping(peer).await {
+                    Ok(()) if was_lost => tracing::info!(peer = %peer.0, "peer available again"),
+                    Ok(()) => {}
+                    Err(error) => self.lose(peer, &error),
                 }
             });
             looked.await;

@@ -90,12 +90,12 @@ impl Peers {
             Ok::<_, PeerError>((request, nonce))
         };
         let (message, mut nonce) = request(self.version_with(peer))?;
-        let mut answer = self.upstream.send(message).await;
+        let mut answer = self.upstream.get().send(message).await;
         if answer.as_ref().is_err_and(is_lost) {
             // As for reads: a second merge changes nothing.
             self.forget_version(peer);
             let (message, again) = request(self.wire.versions().oldest)?;
-            (answer, nonce) = (self.upstream.send(message).await, again);
+            (answer, nonce) = (self.upstream.get().send(message).await, again);
         }
         let answer = answer?;
         self.wire.verify_answer(&nonce, answer.status(), answer.headers())?;

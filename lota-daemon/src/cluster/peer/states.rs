@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -9,16 +10,18 @@ use lota_cache::placement::NodeName;
 use lota_s3::Origin;
 use parking_lot::MutexGuard;
 
-use super::{LOST_NODE_GRACE, Peers, WireVersion, headers::PeerHints};
+use super::{LOST_NODE_GRACE, PeerError, Peers, WireVersion, headers::PeerHints};
 
 /// Time for which a peer's reported load is valid.
 const LOAD_TTL: Duration = Duration::from_secs(1);
 
 /// Last known state of a peer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PeerState {
     /// Time of the first failed attempt since its last response.
     pub lost: Option<Instant>,
+    /// Error of the last failed attempt.
+    pub why: Option<Arc<str>>,
     /// Load in bytes that it reported last, and the time of the report.
     pub load: Option<(u64, Instant)>,
     /// Capacity of its cache in bytes that it reported last.
@@ -81,7 +84,7 @@ impl Peers {
     #[must_use]
     pub fn each(&self) -> Vec<(NodeName, String, PeerState)> {
         let (nodes, states) = (self.nodes.read(), self.states());
-        let state = |name| states.get(name).copied().unwrap_or_default();
+        let state = |name| states.get(name).cloned().unwrap_or_default();
         nodes.iter().map(|(name, origin)| (name.clone(), origin.authority.to_string(), state(name))).collect()
     }
 
@@ -98,11 +101,11 @@ impl Peers {
         };
         let capacity = hints.capacity.or(state.capacity);
         let (load, wire) = (Some((hints.load, Instant::now())), hints.wire);
-        *state = PeerState { lost: None, load, capacity, wire };
+        *state = PeerState { lost: None, why: None, load, capacity, wire };
     }
 
-    /// Notes that a peer is lost, unless it has been removed.
-    pub(super) fn lose(&self, peer: &NodeName) {
+    /// Notes that a peer is lost by this error, unless it has been removed.
+    pub(super) fn lose(&self, peer: &NodeName, error: &PeerError) {
         let nodes = self.nodes.read();
         if !nodes.contains_key(peer) {
             return;
@@ -110,6 +113,7 @@ impl Peers {
         let mut states = self.states();
         let state = states.entry(peer.clone()).or_default();
         state.lost.get_or_insert_with(Instant::now);
+        state.why = Some(error.to_string().into());
         state.wire = None;
     }
 

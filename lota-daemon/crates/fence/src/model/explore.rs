@@ -19,11 +19,11 @@ pub(super) struct Explored {
 }
 
 /// Takes every step in every state that can be reached, until there is a violation.
-pub(super) fn explore(first: ModelCluster) -> Explored {
+pub(super) fn explore(first: &ModelCluster) -> Explored {
     // Two hashes of 64 bits stand for a state.
     let hashers = [RandomState::new(), RandomState::new()];
     let identity = |state: &ModelCluster| hashers.each_ref().map(|hasher| hasher.hash_one(state));
-    let mut known = HashSet::from([identity(&first)]);
+    let mut known = HashSet::from([identity(first)]);
     let mut explored = Explored::default();
     let mut path: Vec<(ModelCluster, Vec<Step>, Option<Step>)> = vec![(first.clone(), first.steps(), None)];
     while let Some((state, steps, _)) = path.last_mut() {

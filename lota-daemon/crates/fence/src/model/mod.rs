@@ -26,7 +26,7 @@ const SIZES: [ModelSize; 3] = [THREE_READS, LOST_MESSAGES, TWO_NODES];
 #[test]
 fn no_interleaving_serves_what_the_gateway_would_not() {
     for size in SIZES {
-        let explored = explore(ModelCluster::new(size, None));
+        let explored = explore(&ModelCluster::new(size, None));
         assert_eq!(explored.violation, None, "{size:?}");
         println!("{size:?}: {} states, {} hits", explored.states, explored.hits);
         assert!(explored.hits > 100, "the model does too little: {size:?}: {explored:?}");
@@ -36,7 +36,7 @@ fn no_interleaving_serves_what_the_gateway_would_not() {
 #[test]
 fn each_broken_rule_is_found() {
     for rule in BrokenRule::ALL {
-        let explored = SIZES.iter().find_map(|size| explore(ModelCluster::new(*size, Some(rule))).violation);
+        let explored = SIZES.iter().find_map(|size| explore(&ModelCluster::new(*size, Some(rule))).violation);
         let violation = explored.unwrap_or_else(|| panic!("{rule:?} broken: nothing was found"));
         println!("{rule:?}: {}", violation.join(", "));
     }
