@@ -1,7 +1,7 @@
 //! `[peers]` of the configuration.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -176,9 +176,12 @@ impl TryFrom<PeersSection> for PeersConfig {
             nodes,
         } = section;
         let keys = PeerKeyFiles::new(authentication, secret_file, node_key_file)?;
-        let mut owners: HashMap<NodePublicKey, &str> = HashMap::new();
+        let (mut names, mut owners) = (HashSet::new(), HashMap::<NodePublicKey, &str>::new());
         for node in &nodes {
             let PeerConfig { name, public_keys, .. } = node;
+            if !names.insert(name) {
+                return Err(format!("peers.nodes: two nodes have the name `{name}`; remove one of them"));
+            }
             if public_keys.len() > MAX_PUBLIC_KEYS {
                 return Err(format!(
                     "peers.nodes.public_keys: more than {MAX_PUBLIC_KEYS} keys of `{name}`; remove those that it has replaced"
@@ -355,6 +358,12 @@ pub struct PeerConfig {
 }
 
 impl PeersConfig {
+    /// Returns the public keys of all nodes; `None` if keys of nodes are not used.
+    #[must_use]
+    pub fn published_keys(&self) -> Option<PublicKeys> {
+        self.keys.authentication().has_node_keys().then(|| self.public_keys())
+    }
+
     /// Returns the public keys of all nodes.
     #[must_use]
     pub fn public_keys(&self) -> PublicKeys {

@@ -27,8 +27,8 @@ pub struct Reload {
 pub struct Reloaded {
     /// Section `[access]`, which is applied at once.
     pub access: AccessConfig,
-    /// Public keys of nodes, which are applied at once.
-    pub public_keys: PublicKeys,
+    /// Public keys of nodes, which are applied at once; `None` if the new configuration uses no keys of nodes.
+    pub public_keys: Option<PublicKeys>,
     /// Other keys that have changed since the daemon started. They take effect after a restart.
     pub later: Vec<String>,
 }
@@ -65,7 +65,7 @@ impl Reload {
         let tables = [&self.table, &now].map(|table| without_public_keys(table.clone()));
         differences("", &tables[0], &tables[1], &mut later);
         later.retain(|key| !key.starts_with(AT_ONCE) && key != "access");
-        let public_keys = config.peers.map(|peers| peers.public_keys()).unwrap_or_default();
+        let public_keys = config.peers.and_then(|peers| peers.published_keys());
         Ok(Reloaded { access: config.access, public_keys, later })
     }
 }

@@ -283,6 +283,17 @@ fn public_keys_are_unique_and_few() {
         let error = parse(of_n1, of_n2).unwrap_err();
         assert!(error.contains(hint), "{error}");
     }
+    let twice =
+        with_peers("node_key_file = '/n'", ["", ""]).replace("'n2'", "'n1'").replace("\"n2\"", "\"n1\"");
+    assert!(Config::parse(&twice).unwrap_err().contains("two nodes have the name `n1`"));
+}
+
+#[test]
+fn a_running_daemon_keeps_its_keys_of_nodes_until_it_restarts_without_them() {
+    let published =
+        |keys: &str| Config::parse(&with_peers(keys, ["", ""])).unwrap().peers.unwrap().published_keys();
+    assert_eq!(published("secret_file = '/s'"), None);
+    assert_eq!(published("secret_file = '/s'\nnode_key_file = '/n'").unwrap().len(), 2);
 }
 
 #[test]

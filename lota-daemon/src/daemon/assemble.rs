@@ -14,8 +14,8 @@ use super::{
 use crate::{
     access::AccessConfig,
     cluster::{
-        Cluster, ClusterKeys, ClusterMember, Members, NodeKey, PeerConfig, PeerKeys, PeerTlsConfig,
-        PeersConfig,
+        Cluster, ClusterKeys, ClusterMember, Members, NodeKey, NodePublicKey, PeerConfig, PeerKeys,
+        PeerTlsConfig, PeersConfig,
         peer::{PeerTls, Peers},
     },
     config::{Config, ConfiguredGateway},
@@ -104,7 +104,7 @@ pub(super) fn proxy(
 
     let (mut peers, mut hot_objects) = (None, HotObjects::new(u32::MAX, 1));
     if let Some(configured) = &config.peers {
-        let keys = peer_keys(configured, secrets)?;
+        let keys = peer_keys(configured, &me, secrets)?;
         let mut made = Peers::new(me.clone(), keys, configured.port, upstream.without_retries());
         if let Some(tls) = &configured.tls {
             made = made.with_tls(peer_tls(tls, config, secrets)?);
@@ -136,33 +136,50 @@ pub(super) fn proxy(
 }
 
 /// Reads the keys for messages between nodes.
-fn peer_keys(configured: &PeersConfig, secrets: &SecretFiles) -> Result<PeerKeys> {
+fn peer_keys(configured: &PeersConfig, me: &NodeName, secrets: &SecretFiles) -> Result<PeerKeys> {
     let shared = configured.keys.shared().map(|file| {
         let path = file.to_owned();
         let parse = move |text: &str| Ok(ClusterKeys::of_file(&path, text)?);
         secrets.follow_text(SecretKind::ClusterKey, file.to_owned(), parse)
     });
-    let own = configured.keys.node().map(|file| node_key(file, secrets));
+    let public_keys = configured.public_keys();
+    let listed = public_keys.get(me).map_or(&[][..], Vec::as_slice);
+    let own = configured.keys.node().map(|file| node_key(file, listed, secrets));
     let keys = PeerKeys::new(shared.transpose()?, own.transpose()?);
-    keys.publish(configured.public_keys());
+    keys.publish(public_keys);
     Ok(keys)
 }
 
-/// Reads the key of this node, and makes it if there is none.
-fn node_key(file: &Path, secrets: &SecretFiles) -> Result<Reloadable<NodeKey>> {
-    let made = NodeKey::create_file(file).with_context(|| {
-        let file = file.display();
-        format!("cannot make the key of this node, {file}; make its folder, or correct peers.node_key_file")
-    })?;
+/// Reads the key of this node, of which the configuration lists these public keys. Makes one if there is none and none is listed.
+///
+/// # Errors
+/// If the file is invalid, cannot be made, or does not exist although the other nodes expect its key.
+fn node_key(file: &Path, listed: &[NodePublicKey], secrets: &SecretFiles) -> Result<Reloadable<NodeKey>> {
+    // Another key would be refused by all other nodes.
+    let may_make = listed.is_empty();
+    let made = may_make
+        && NodeKey::create_file(file).with_context(|| {
+            let file = file.display();
+            format!(
+                "cannot make the key of this node, {file}; make its folder, or correct peers.node_key_file"
+            )
+        })?;
     let path = file.to_owned();
     let parse = move |text: &str| Ok(NodeKey::of_file(&path, text)?);
-    let key = secrets.follow_text(SecretKind::NodeKey, file.to_owned(), parse)?;
+    let key = secrets.follow_text(SecretKind::NodeKey, file.to_owned(), parse).context(match may_make {
+        true => "cannot use the key of this node",
+        false => "cannot use the key of this node; restore it, or remove its public keys from peers.nodes to have another one made",
+    })?;
     let public_key = key.get().public();
     match made {
         true => {
             tracing::warn!(%public_key, "made a key of this node; add its public key to peers.nodes on all nodes");
         }
-        false => tracing::info!(%public_key, "read the key of this node"),
+        false if listed.contains(&public_key) => tracing::info!(%public_key, "read the key of this node"),
+        false => tracing::warn!(
+            %public_key,
+            "the key of this node is not in peers.nodes; other nodes that do not list it refuse this one"
+        ),
     }
     Ok(key)
 }

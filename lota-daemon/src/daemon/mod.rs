@@ -215,7 +215,7 @@ impl Daemon {
         });
         let pods = kubernetes.as_ref().map_or_else(|| watch::channel(None).1, |kubernetes| kubernetes.pods());
         if config.datapath.uplink.is_none() {
-            tracing::warn!("datapath.uplink is not set: only the cluster key protects the peer port");
+            tracing::warn!("datapath.uplink is not set: only the keys of [peers] protect the peer port");
         }
         let reserved = [config.peer_port()].into_iter().chain(config.pod_ports());
         if let Err(error) = netlink::reserve_ports(reserved) {
@@ -412,13 +412,15 @@ impl Daemon {
             tracing::error!(%error, "cannot reload the configuration; keeping the previous one");
             ControlError::Conflict(error.to_string())
         })?;
+        // Before anything that can fail: a key that was removed must not count any more. A node that is about to leave keys of nodes
+        // needs its keys until then.
+        if let (Some(peers), Some(public_keys)) = (&self.listeners.proxy.peers, public_keys) {
+            peers.publish(public_keys);
+        }
         self.control.check_identity(&access).map_err(|error| {
             tracing::error!(error = format!("{error:#}"), "cannot reload [access]; keeping the previous one");
             ControlError::Conflict(format!("{error:#}"))
         })?;
-        if let Some(peers) = &self.listeners.proxy.peers {
-            peers.publish(public_keys);
-        }
         if let Some(kubernetes) = &self.kubernetes {
             kubernetes.set_rules(pod_rules(&access));
         }

@@ -1,6 +1,7 @@
 //! Mutual TLS 1.3 between nodes: both sides present a certificate, and verify the other's by the same CA.
 
 use std::{
+    collections::HashSet,
     fmt, fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -26,10 +27,11 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use super::{
     TlsConnection, TlsRefusal,
-    tls::{CertificateFiles, HANDSHAKE_TIMEOUT, of},
+    tls::{CertificateFiles, HANDSHAKE_TIMEOUT, of, of_pem},
 };
 
 /// Time for which a refused client is waited for, so that it receives the reason: closing a socket with unread input would reset
@@ -81,7 +83,9 @@ impl MutualTlsFiles {
         }
         let crls = match (&self.crl, crl) {
             (Some(path), [crl]) => {
-                all::<CertificateRevocationListDer<'static>>(path, crl, "revocation list")?
+                let lists = all::<CertificateRevocationListDer<'static>>(path, crl, "revocation list")?;
+                one_per_issuer(&lists).map_err(|why| of(path, &why))?;
+                lists
             }
             _ => Vec::new(),
         };
@@ -93,11 +97,23 @@ impl MutualTlsFiles {
 /// Parses all objects of a kind in a file, of which there must be one.
 fn all<T: PemObject>(path: &Path, content: &[u8], kind: &str) -> Result<Vec<T>, String> {
     let parsed = T::pem_slice_iter(content).collect::<Result<Vec<T>, pem::Error>>();
-    let parsed = parsed.map_err(|error| of(path, &error))?;
+    let parsed = parsed.map_err(|error| of_pem(path, &error))?;
     match parsed.is_empty() {
         true => Err(of(path, &format!("no {kind} in PEM format"))),
         false => Ok(parsed),
     }
+}
+
+/// Verifies that there is one list of each issuer: of several, only the first would count.
+fn one_per_issuer(lists: &[CertificateRevocationListDer<'static>]) -> Result<(), String> {
+    let mut issuers = HashSet::new();
+    for list in lists {
+        let list = OwnedCertRevocationList::from_der(list).map_err(|error| error.to_string())?;
+        if !issuers.insert(CertRevocationList::from(list).issuer().to_vec()) {
+            return Err("two revocation lists of one issuer; keep the newest only".to_owned());
+        }
+    }
+    Ok(())
 }
 
 /// Keys and certificates of mutual TLS. Sessions are never resumed, since that would skip the verification of certificates.

@@ -167,6 +167,9 @@ fn files_that_do_not_fit_are_refused_by_name() {
     let mixed = IssuedCertificate { key: other.key, ..one.clone() };
     let empty = IssuedCertificate { certificate: String::new(), ..one.clone() };
     let (pem, list) = (ca.pem(), ca.revoke(&[1]).unwrap());
+    let appended = format!("{list}{}", ca.revoke(&[1, 2]).unwrap());
+    let of_two = format!("{list}{}", Authority::new("another CA").unwrap().revoke(&[1]).unwrap());
+    assert!(parse(&one, &pem, Some(&of_two), None).is_ok(), "a list of each issuer");
     let no_list = pem.replace("CERTIFICATE", "X509 CRL");
     for (issued, ca, crl, words) in [
         (&mixed, pem.as_str(), None, "tls.key: "),
@@ -175,6 +178,7 @@ fn files_that_do_not_fit_are_refused_by_name() {
         (&one, &list, None, "ca.crt: no certificate in PEM format"),
         (&one, &pem, Some(""), "ca.crl: no revocation list in PEM format"),
         (&one, &pem, Some(no_list.as_str()), "ca.crl: "),
+        (&one, &pem, Some(&appended), "ca.crl: two revocation lists of one issuer"),
     ] {
         let error = parse(issued, ca, crl, None).map(drop).unwrap_err();
         assert!(error.starts_with(words), "{error}");

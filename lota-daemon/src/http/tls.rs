@@ -11,7 +11,7 @@ use lota_s3::{Endpoints, GatewayId};
 use rustls::{
     ServerConfig,
     crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
     server::{Acceptor, ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
@@ -133,11 +133,11 @@ impl CertificateFiles {
     /// One line with the file and the reason, without its content.
     pub fn parse(&self, certificate: &[u8], key: &[u8]) -> Result<CertifiedKey, String> {
         let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>();
-        let chain = chain.map_err(|error| of(&self.certificate, &error))?;
+        let chain = chain.map_err(|error| of_pem(&self.certificate, &error))?;
         if chain.is_empty() {
             return Err(of(&self.certificate, &"no certificate in PEM format"));
         }
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| of(&self.key, &error))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| of_pem(&self.key, &error))?;
         let certified = CertifiedKey::from_der(chain, key, &ring::default_provider());
         certified.map_err(|error| of(&self.key, &error))
     }
@@ -146,6 +146,20 @@ impl CertificateFiles {
 /// Returns an error about a file, in one line.
 pub(super) fn of(path: &Path, error: &dyn fmt::Display) -> String {
     format!("{}: {error}", path.display())
+}
+
+/// Returns an error about a file that is not PEM, in one line. The library's own texts contain lines of the file, which may be those
+/// of a key.
+pub(super) fn of_pem(path: &Path, error: &pem::Error) -> String {
+    let why = match error {
+        pem::Error::MissingSectionEnd { .. } | pem::Error::IllegalSectionStart { .. } => {
+            "a BEGIN or END of PEM is missing, or not on a line of its own"
+        }
+        pem::Error::Base64Decode(_) => "not base64 between BEGIN and END",
+        pem::Error::NoItemsFound => "nothing of the expected kind in PEM format",
+        _ => "not in PEM format",
+    };
+    of(path, &why)
 }
 
 /// The certificates of the endpoints.

@@ -65,6 +65,9 @@ impl TlsRefusal {
                 "it does not use TLS; set [peers.tls] on that node, with mode = \"accept\" during the introduction"
                     .to_owned(),
             ),
+            rustls::Error::InvalidCertRevocationList(error) => Self::Here(format!(
+                "the list in peers.tls.crl does not fit its CA ({error:?}): replace the list here; a new CA needs another name"
+            )),
             error => Self::Here(format!("{error}; see the log of that node")),
         }
     }

@@ -89,6 +89,16 @@ fn errors_name_the_file_and_show_no_secret() {
     fs::write(&files.key, "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n").unwrap();
     let error = files.read().unwrap_err();
     assert!(error.contains("k.pem") && !error.contains("hunter2"), "{error}");
+    // Mistakes of tools that join lines: errors must not contain the line, in decimal either.
+    for key in [
+        "-----BEGIN PRIVATE KEY----- hunter2 -----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\nhunter2",
+    ] {
+        fs::write(&files.key, key).unwrap();
+        let error = files.read().unwrap_err();
+        assert!(error.contains("on a line of its own"), "{error}");
+        assert!(!error.contains("hunter2") && !error.contains("104, 117"), "{error}");
+    }
     let other = rcgen::generate_simple_self_signed(["s3.internal".to_owned()]).unwrap();
     fs::write(&files.key, other.signing_key.serialize_pem()).unwrap();
     assert!(files.read().unwrap_err().contains("k.pem"), "the key of another certificate");

@@ -125,8 +125,8 @@ impl Upstream {
             .with_idle_timeout(self.idle_timeout)
     }
 
-    /// Returns a client without retries, for callers that can try another server instead. It has none of the connections of this
-    /// client.
+    /// Returns a client without retries, for callers that can try another server instead. It has none of the pooled
+    /// connections of this client.
     #[must_use]
     pub fn without_retries(&self) -> Self {
         Self::with(1, MAX_HEADERS + PEER_HEADERS, self.connector.clone().once())

@@ -173,7 +173,7 @@ fn stranger(node: &Node) -> Result<()> {
     public_key(node, &node.folder().join("other-key.pem"))?;
     let answer = checked("/other-key.pem")?;
     ensure!(answer.matches("does not answer as a peer").count() == 2, "{answer}");
-    ensure!(answer.contains("peers.nodes has not the public key of this node"), "{answer}");
+    ensure!(answer.contains("peers.nodes lacks the public key of this node"), "{answer}");
     Ok(())
 }
 

@@ -192,7 +192,7 @@ impl fmt::Display for DatapathStatus {
             (Some(guard), _) => writeln!(f, "guard    {} at {}", guard.mode, guard.interface)?,
             (None, Some(problem)) => writeln!(f, "guard    NONE: {problem}")?,
             (None, None) => {
-                writeln!(f, "guard    none: only the cluster key protects the peer port")?;
+                writeln!(f, "guard    none: only the keys of [peers] protect the peer port")?;
             }
         }
         match (self.nat_exemption, &self.nat_exemption_problem) {

@@ -14,6 +14,12 @@ pub struct ChangeCells {
     cells: BTreeMap<CellName, Cell>,
 }
 
+/// A change that has begun.
+#[derive(Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(test, derive(Clone))]
+#[must_use = "decisions are not remembered before it ends"]
+pub struct OpenChange(CellName);
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Cell {
     number: ChangeNumber,
@@ -29,15 +35,16 @@ impl ChangeCells {
     }
 
     /// Begins a change: decisions that were computed before do not hold any more.
-    pub fn begin(&mut self, cell: CellName) {
-        let cell = self.cells.entry(cell).or_default();
+    pub fn begin(&mut self, name: CellName) -> OpenChange {
+        let cell = self.cells.entry(name.clone()).or_default();
         cell.number.0 += 1;
         cell.in_progress += 1;
+        OpenChange(name)
     }
 
-    /// Ends a change that has begun, whether it was made or not.
-    pub fn end(&mut self, cell: &CellName) {
-        if let Some(cell) = self.cells.get_mut(cell) {
+    /// Ends a change, whether it was made or not.
+    pub fn end(&mut self, OpenChange(name): OpenChange) {
+        if let Some(cell) = self.cells.get_mut(&name) {
             cell.in_progress = cell.in_progress.saturating_sub(1);
         }
     }
@@ -73,21 +80,22 @@ mod tests {
     #[test]
     fn decisions_beside_a_change_are_not_remembered() {
         let (key, policy) = (CellName::parse("k").unwrap(), CellName::parse("p").unwrap());
-        let both = [&key, &policy];
+        let of_both = [key.clone(), policy.clone()];
+        let both = || &of_both;
         let mut cells = ChangeCells::new(InstanceId::parse("i").unwrap());
-        let before = cells.basis(both).unwrap();
-        assert!(before.holds(&cells.answer(both)));
+        let before = cells.basis(both()).unwrap();
+        assert!(before.holds(&cells.answer(both())));
 
-        cells.begin(key.clone());
-        cells.begin(key.clone());
-        assert!(!before.holds(&cells.answer(both)), "the change may be visible");
-        assert_eq!(cells.basis(both), None);
+        let changes = [cells.begin(key.clone()), cells.begin(key)];
+        assert!(!before.holds(&cells.answer(both())), "the change may be visible");
+        assert_eq!(cells.basis(both()), None);
         assert!(cells.basis([&policy]).is_some(), "another cell is not affected");
-        cells.end(&key);
-        assert_eq!(cells.basis(both), None, "the other change goes on");
-        cells.end(&key);
-        let after = cells.basis(both).unwrap();
-        assert!(after.holds(&cells.answer(both)) && !before.holds(&cells.answer(both)));
+        let [first, second] = changes;
+        cells.end(first);
+        assert_eq!(cells.basis(both()), None, "the other change goes on");
+        cells.end(second);
+        let after = cells.basis(both()).unwrap();
+        assert!(after.holds(&cells.answer(both())) && !before.holds(&cells.answer(both())));
         assert_eq!(cells.basis([]), None, "a decision depends on something");
     }
 }

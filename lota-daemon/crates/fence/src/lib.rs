@@ -21,7 +21,7 @@ mod queue;
 
 pub use answer::FenceAnswer;
 pub use basis::{Basis, InvalidBasis};
-pub use cells::ChangeCells;
+pub use cells::{ChangeCells, OpenChange};
 pub use name::{CellName, ChangeNumber, InstanceId};
 pub use queue::{Fence, FenceId, FenceQueue};
 

@@ -58,7 +58,7 @@ fn peer_keys(report: &mut CheckReport<'_>, peers: &PeersConfig, me: &str) {
     {
         report.warn(
             "peers",
-            format!("peers.nodes has not the public key of this node: {}", key.public()),
+            format!("peers.nodes lacks the public key of this node: {}", key.public()),
             "add it to peers.nodes on all nodes: the others refuse messages of a node whose key they do not know",
         );
     }

@@ -123,7 +123,7 @@ async fn interfaces(report: &mut CheckReport<'_>, config: &Config) {
         Some(uplink) => report.ok("datapath", format!("the guard is attached to {uplink}")),
         None if config.peers.is_some() => report.warn(
             "datapath",
-            "datapath.uplink is not set: only the cluster key protects the peer port",
+            "datapath.uplink is not set: only the keys of [peers] protect the peer port",
             "set datapath.uplink to the interface toward the other nodes",
         ),
         None => {}

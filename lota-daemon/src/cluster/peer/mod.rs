@@ -119,13 +119,16 @@ pub enum PeerError {
 
 impl From<UpstreamError> for PeerError {
     fn from(error: UpstreamError) -> Self {
+        // The body is a client's, with errors of the client's connection.
+        if is_from_body(&error) {
+            return Self::NoBody;
+        }
         if let Some(refusal) = TlsRefusal::of(&error) {
             return Self::Refused(refusal);
         }
-        match error {
-            error if error.is_connect() => Self::NoConnection(chain(&error)),
-            error if is_from_body(&error) => Self::NoBody,
-            error => Self::NoAnswer(chain(&error)),
+        match error.is_connect() {
+            true => Self::NoConnection(chain(&error)),
+            false => Self::NoAnswer(chain(&error)),
         }
     }
 }

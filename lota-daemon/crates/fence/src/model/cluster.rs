@@ -4,7 +4,7 @@ use super::{
     read::{ModelNode, ModelRead},
     rules::BrokenRule,
 };
-use crate::{CellName, ChangeCells, InstanceId};
+use crate::{CellName, ChangeCells, InstanceId, OpenChange};
 
 /// State of the object and of the principal's permission, as the gateway applies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,10 +14,12 @@ pub(super) struct Truth {
 }
 
 /// A change at the gateway: of the object by a writer, or of the permission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Change {
     pub(super) kind: ChangeKind,
     pub(super) progress: Progress,
+    /// What the gateway's process holds while the change is counted.
+    pub(super) open: Option<OpenChange>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,7 +62,7 @@ pub(super) struct ModelCluster {
 
 impl ModelCluster {
     pub(super) fn new(size: ModelSize, broken: Option<BrokenRule>) -> Self {
-        let change = |kind| Change { kind, progress: Progress(0) };
+        let change = |kind| Change { kind, progress: Progress(0), open: None };
         Self {
             broken,
             truth: Truth { version: 0, is_allowed: true },
@@ -112,12 +114,14 @@ impl ModelCluster {
         self.nodes.iter().flat_map(|node| &node.reads).all(|read| *read == ModelRead::Done)
     }
 
-    /// Restarts the gateway, which loses its counts. Changes in progress end as they are.
+    /// Restarts the gateway, which loses its counts. Changes in progress are settled as they are, before it answers.
     pub(super) fn restart(&mut self) {
         let same = self.is_broken(BrokenRule::InstancePerLife);
         self.cells = ChangeCells::new(instance(if same { "first" } else { "second" }));
+        let settles = !self.is_broken(BrokenRule::SettledBeforeRestart);
         for change in &mut self.changes {
-            if change.progress != Progress(0) {
+            change.open = None;
+            if settles && change.progress != Progress(0) {
                 change.progress = Progress::COMPLETE;
             }
         }

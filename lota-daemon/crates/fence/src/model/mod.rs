@@ -20,7 +20,7 @@ use self::{
 const THREE_READS: ModelSize = ModelSize { reads: [3, 0], losses: 0, restarts: true };
 const LOST_MESSAGES: ModelSize = ModelSize { losses: 1, restarts: false, ..THREE_READS };
 /// Nodes change nothing at the gateway, so two are as one, unless a rule is missing.
-const TWO_NODES: ModelSize = ModelSize { reads: [2, 1], ..LOST_MESSAGES };
+const TWO_NODES: ModelSize = ModelSize { reads: [2, 2], losses: 0, ..LOST_MESSAGES };
 const SIZES: [ModelSize; 3] = [THREE_READS, LOST_MESSAGES, TWO_NODES];
 
 #[test]

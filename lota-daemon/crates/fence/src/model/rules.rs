@@ -17,6 +17,8 @@ pub(super) enum BrokenRule {
     EveryCellIsStated,
     /// A gateway that has lost its counts has another instance.
     InstancePerLife,
+    /// A gateway answers after a restart only when the changes of its predecessor are settled.
+    SettledBeforeRestart,
     /// A request joins a fence before it is sent.
     JoinedBeforeSent,
     /// An answer counts for the fence that it is to.
@@ -26,7 +28,7 @@ pub(super) enum BrokenRule {
 }
 
 impl BrokenRule {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::CountedBeforeVisible,
         Self::InProgressUntilComplete,
         Self::NotRememberedDuringChange,
@@ -34,6 +36,7 @@ impl BrokenRule {
         Self::PolicyIsCounted,
         Self::EveryCellIsStated,
         Self::InstancePerLife,
+        Self::SettledBeforeRestart,
         Self::JoinedBeforeSent,
         Self::AnswerOfItsFence,
         Self::NothingWithoutAnswer,

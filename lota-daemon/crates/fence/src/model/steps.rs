@@ -152,9 +152,9 @@ impl ModelCluster {
         };
         let is_counted = kind != ChangeKind::Revoke || !self.is_broken(BrokenRule::PolicyIsCounted);
         match order[usize::from(done)] {
-            0 if is_counted => self.cells.begin(cell(kind)),
+            0 if is_counted => self.changes[change].open = Some(self.cells.begin(cell(kind))),
             1 => self.apply(kind),
-            2 if is_counted => self.cells.end(&cell(kind)),
+            2 => self.changes[change].open.take().into_iter().for_each(|open| self.cells.end(open)),
             _ => {}
         }
     }
