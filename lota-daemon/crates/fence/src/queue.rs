@@ -23,13 +23,13 @@ pub struct Fence {
 /// the request arrived, and a change in between would be missed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FenceQueue<W> {
-    queued: VecDeque<Batch<W>>,
+    queued: VecDeque<FenceBatch<W>>,
     in_flight: Vec<(FenceId, Vec<W>)>,
     next: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Batch<W> {
+struct FenceBatch<W> {
     cells: BTreeSet<CellName>,
     waiting: Vec<W>,
 }
@@ -48,7 +48,7 @@ impl<W> FenceQueue<W> {
 
     /// Makes a request wait for the next fence that is sent and that asks for the cells of `basis`.
     pub fn join(&mut self, basis: &Basis, request: W) {
-        let has_room = |batch: &&mut Batch<W>| batch.cells.len() + Basis::MAX_CELLS <= Self::MAX_CELLS;
+        let has_room = |batch: &&mut FenceBatch<W>| batch.cells.len() + Basis::MAX_CELLS <= Self::MAX_CELLS;
         match self.queued.back_mut().filter(has_room) {
             Some(batch) => {
                 batch.cells.extend(basis.cells().cloned());
@@ -56,7 +56,7 @@ impl<W> FenceQueue<W> {
             }
             None => {
                 let cells = basis.cells().cloned().collect();
-                self.queued.push_back(Batch { cells, waiting: vec![request] });
+                self.queued.push_back(FenceBatch { cells, waiting: vec![request] });
             }
         }
     }
@@ -67,7 +67,7 @@ impl<W> FenceQueue<W> {
         if self.in_flight.len() >= Self::MAX_IN_FLIGHT {
             return None;
         }
-        let Batch { cells, waiting } = self.queued.pop_front()?;
+        let FenceBatch { cells, waiting } = self.queued.pop_front()?;
         let id = FenceId(self.next);
         self.next += 1;
         self.in_flight.push((id, waiting));

@@ -15,9 +15,9 @@ pub(super) struct Truth {
 
 /// A change at the gateway: of the object by a writer, or of the permission.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Change {
+pub(super) struct ModelChange {
     pub(super) kind: ChangeKind,
-    pub(super) progress: Progress,
+    pub(super) progress: ChangeProgress,
     /// What the gateway's process holds while the change is counted.
     pub(super) open: Option<OpenChange>,
 }
@@ -30,9 +30,9 @@ pub(super) enum ChangeKind {
 
 /// Number of the three steps of a change that are done: counted, applied, ended. In this order, unless a rule is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Progress(pub(super) u8);
+pub(super) struct ChangeProgress(pub(super) u8);
 
-impl Progress {
+impl ChangeProgress {
     pub(super) const COMPLETE: Self = Self(3);
 }
 
@@ -53,7 +53,7 @@ pub(super) struct ModelCluster {
     pub(super) broken: Option<BrokenRule>,
     pub(super) truth: Truth,
     pub(super) cells: ChangeCells,
-    pub(super) changes: [Change; 3],
+    pub(super) changes: [ModelChange; 3],
     pub(super) may_restart: bool,
     pub(super) nodes: [ModelNode; 2],
     /// Number of fences and answers of all nodes that may still be given up or lost.
@@ -62,7 +62,7 @@ pub(super) struct ModelCluster {
 
 impl ModelCluster {
     pub(super) fn new(size: ModelSize, broken: Option<BrokenRule>) -> Self {
-        let change = |kind| Change { kind, progress: Progress(0), open: None };
+        let change = |kind| ModelChange { kind, progress: ChangeProgress(0), open: None };
         Self {
             broken,
             truth: Truth { version: 0, is_allowed: true },
@@ -121,8 +121,8 @@ impl ModelCluster {
         let settles = !self.is_broken(BrokenRule::SettledBeforeRestart);
         for change in &mut self.changes {
             change.open = None;
-            if settles && change.progress != Progress(0) {
-                change.progress = Progress::COMPLETE;
+            if settles && change.progress != ChangeProgress(0) {
+                change.progress = ChangeProgress::COMPLETE;
             }
         }
         self.may_restart = false;

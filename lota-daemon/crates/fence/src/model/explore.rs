@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasher as _, RandomState},
 };
 
-use super::{cluster::ModelCluster, steps::Step};
+use super::{cluster::ModelCluster, steps::ModelStep};
 
 /// Result of an exploration.
 #[derive(Debug, Default)]
@@ -20,12 +20,13 @@ pub(super) struct Explored {
 
 /// Takes every step in every state that can be reached, until there is a violation.
 pub(super) fn explore(first: &ModelCluster) -> Explored {
-    // Two hashes of 64 bits stand for a state.
-    let hashers = [RandomState::new(), RandomState::new()];
-    let identity = |state: &ModelCluster| hashers.each_ref().map(|hasher| hasher.hash_one(state));
+    // A hash stands for a state: with a million states, two of the same hash have a probability of one in thirty million.
+    let hasher = RandomState::new();
+    let identity = |state: &ModelCluster| hasher.hash_one(state);
     let mut known = HashSet::from([identity(first)]);
     let mut explored = Explored::default();
-    let mut path: Vec<(ModelCluster, Vec<Step>, Option<Step>)> = vec![(first.clone(), first.steps(), None)];
+    let mut path: Vec<(ModelCluster, Vec<ModelStep>, Option<ModelStep>)> =
+        vec![(first.clone(), first.steps(), None)];
     while let Some((state, steps, _)) = path.last_mut() {
         let Some(step) = steps.pop() else {
             path.pop();

@@ -7,7 +7,7 @@ use crate::{Basis, CellName, FenceAnswer, FenceId, FenceQueue};
 
 /// A decision that a node remembers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Decision {
+pub(super) struct RememberedDecision {
     pub(super) version: u8,
     pub(super) basis: Basis,
 }
@@ -15,7 +15,7 @@ pub(super) struct Decision {
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ModelNode {
-    pub(super) remembered: Option<Decision>,
+    pub(super) remembered: Option<RememberedDecision>,
     /// Requests that wait, by their place in `reads`.
     pub(super) queue: FenceQueue<usize>,
     /// Requests that have joined a fence on its way, which only a broken rule allows.
@@ -39,17 +39,17 @@ pub(super) enum ModelRead {
     /// It waits for a fence, to be served by a decision that is remembered. The gateway would have served the same at some moment
     /// since the read began, if `is_right`.
     Waiting {
-        decision: Decision,
+        decision: RememberedDecision,
         is_right: bool,
     },
     /// The gateway is asked, whose answer is right by itself.
-    Asking(Question),
+    Asking(ModelQuestion),
     Done,
 }
 
 /// A question for a decision, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Question {
+pub(super) enum ModelQuestion {
     Sent,
     /// The gateway has read the numbers.
     Counted(Option<Basis>),
@@ -61,7 +61,7 @@ pub(super) enum Question {
 
 impl ModelRead {
     /// Makes a read wait from now on.
-    pub(super) fn waiting(decision: Decision, now: Truth) -> Self {
+    pub(super) fn waiting(decision: RememberedDecision, now: Truth) -> Self {
         let mut read = Self::Waiting { decision, is_right: false };
         read.see(now);
         read
@@ -102,7 +102,7 @@ impl ModelNode {
         for read in waited {
             let ModelRead::Waiting { decision, is_right } = &self.reads[read] else { continue };
             if !holds(&decision.basis) {
-                self.reads[read] = ModelRead::Asking(Question::Sent);
+                self.reads[read] = ModelRead::Asking(ModelQuestion::Sent);
                 continue;
             }
             if !is_right {

@@ -1,15 +1,15 @@
 //! Steps that the cluster can take next.
 
 use super::{
-    cluster::{ChangeKind, ModelCluster, Progress, cell},
-    read::{Decision, FenceOnWire, ModelRead, Question},
+    cluster::{ChangeKind, ChangeProgress, ModelCluster, cell},
+    read::{FenceOnWire, ModelQuestion, ModelRead, RememberedDecision},
     rules::BrokenRule,
 };
 use crate::{Basis, FenceAnswer};
 
 /// A step, by the places of what takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum ModelStep {
     /// A change goes on.
     Change(usize),
     /// The gateway restarts.
@@ -34,47 +34,47 @@ pub(super) enum Step {
 
 impl ModelCluster {
     /// Returns the steps that are possible now.
-    pub(super) fn steps(&self) -> Vec<Step> {
+    pub(super) fn steps(&self) -> Vec<ModelStep> {
         let mut steps = Vec::new();
         if self.is_over() {
             return steps;
         }
         // The two writers are alike: they begin in order.
-        let may_begin = |change: usize| change != 1 || self.changes[0].progress != Progress(0);
+        let may_begin = |change: usize| change != 1 || self.changes[0].progress != ChangeProgress(0);
         let is_open =
-            |change: &usize| self.changes[*change].progress != Progress::COMPLETE && may_begin(*change);
-        steps.extend((0..self.changes.len()).filter(is_open).map(Step::Change));
+            |change: &usize| self.changes[*change].progress != ChangeProgress::COMPLETE && may_begin(*change);
+        steps.extend((0..self.changes.len()).filter(is_open).map(ModelStep::Change));
         if self.may_restart {
-            steps.push(Step::Restart);
+            steps.push(ModelStep::Restart);
         }
         for (place, node) in self.nodes.iter().enumerate() {
             // Reads of a node are alike: they begin in order.
             if let Some(read) = node.reads.iter().position(|read| *read == ModelRead::Idle) {
-                steps.push(Step::Begin { node: place, read });
+                steps.push(ModelStep::Begin { node: place, read });
                 if self.is_broken(BrokenRule::JoinedBeforeSent)
                     && node.remembered.is_some()
                     && !node.fences.is_empty()
                 {
-                    steps.push(Step::JoinLate { node: place, read });
+                    steps.push(ModelStep::JoinLate { node: place, read });
                 }
             }
             if node.queue.clone().send().is_some() {
-                steps.push(Step::Send { node: place });
+                steps.push(ModelStep::Send { node: place });
             }
             for (fence, sent) in node.fences.iter().enumerate() {
                 steps.push(match sent.answer {
-                    None => Step::Answer { node: place, fence },
-                    Some(_) => Step::Arrive { node: place, fence },
+                    None => ModelStep::Answer { node: place, fence },
+                    Some(_) => ModelStep::Arrive { node: place, fence },
                 });
                 if self.losses > 0 {
-                    steps.push(Step::GiveUp { node: place, fence });
+                    steps.push(ModelStep::GiveUp { node: place, fence });
                 }
             }
             for (read, state) in node.reads.iter().enumerate() {
                 if let ModelRead::Asking(question) = state {
-                    steps.push(Step::Ask { node: place, read });
-                    if self.losses > 0 && matches!(question, Question::Answered(..)) {
-                        steps.push(Step::Lose { node: place, read });
+                    steps.push(ModelStep::Ask { node: place, read });
+                    if self.losses > 0 && matches!(question, ModelQuestion::Answered(..)) {
+                        steps.push(ModelStep::Lose { node: place, read });
                     }
                 }
             }
@@ -86,28 +86,28 @@ impl ModelCluster {
     ///
     /// # Errors
     /// If a read is served what the gateway would not have served it.
-    pub(super) fn take(&mut self, step: Step) -> Result<u64, ()> {
+    pub(super) fn take(&mut self, step: ModelStep) -> Result<u64, ()> {
         match step {
-            Step::Change(change) => self.go_on(change),
-            Step::Restart => self.restart(),
-            Step::Begin { node, read } => {
+            ModelStep::Change(change) => self.go_on(change),
+            ModelStep::Restart => self.restart(),
+            ModelStep::Begin { node, read } => {
                 let (now, node) = (self.truth, &mut self.nodes[node]);
                 node.reads[read] = match node.remembered.clone() {
                     Some(decision) => {
                         node.queue.join(&decision.basis, read);
                         ModelRead::waiting(decision, now)
                     }
-                    None => ModelRead::Asking(Question::Sent),
+                    None => ModelRead::Asking(ModelQuestion::Sent),
                 };
             }
-            Step::JoinLate { node, read } => {
+            ModelStep::JoinLate { node, read } => {
                 let (now, node) = (self.truth, &mut self.nodes[node]);
                 if let (Some(decision), Some(fence)) = (node.remembered.clone(), node.fences.first()) {
                     node.joined_late.push((fence.id, read));
                     node.reads[read] = ModelRead::waiting(decision, now);
                 }
             }
-            Step::Send { node } => {
+            ModelStep::Send { node } => {
                 let node = &mut self.nodes[node];
                 let sent = node.queue.send();
                 node.fences.extend(sent.map(|sent| FenceOnWire {
@@ -116,12 +116,12 @@ impl ModelCluster {
                     answer: None,
                 }));
             }
-            Step::Answer { node, fence } => {
+            ModelStep::Answer { node, fence } => {
                 let fence = &mut self.nodes[node].fences[fence];
                 fence.answer = Some(self.cells.answer(&fence.cells));
             }
-            Step::Arrive { node, fence } => return self.arrive(node, fence),
-            Step::GiveUp { node, fence } => {
+            ModelStep::Arrive { node, fence } => return self.arrive(node, fence),
+            ModelStep::GiveUp { node, fence } => {
                 self.losses -= 1;
                 let serves = self.is_broken(BrokenRule::NothingWithoutAnswer);
                 let node = &mut self.nodes[node];
@@ -129,11 +129,11 @@ impl ModelCluster {
                 let waited = node.end(node.fences[fence].id);
                 return node.conclude(waited, |_| serves);
             }
-            Step::Ask { node, read } => self.ask(node, read),
-            Step::Lose { node, read } => {
+            ModelStep::Ask { node, read } => self.ask(node, read),
+            ModelStep::Lose { node, read } => {
                 self.losses -= 1;
                 if let ModelRead::Asking(question) = &mut self.nodes[node].reads[read] {
-                    *question = Question::Sent;
+                    *question = ModelQuestion::Sent;
                 }
             }
         }
@@ -143,8 +143,8 @@ impl ModelCluster {
     /// Does the next of a change's three steps: count, apply, end.
     fn go_on(&mut self, change: usize) {
         let kind = self.changes[change].kind;
-        let Progress(done) = self.changes[change].progress;
-        self.changes[change].progress = Progress(done + 1);
+        let ChangeProgress(done) = self.changes[change].progress;
+        self.changes[change].progress = ChangeProgress(done + 1);
         let order = match self.broken {
             Some(BrokenRule::CountedBeforeVisible) => [1, 0, 2],
             Some(BrokenRule::InProgressUntilComplete) => [0, 2, 1],
@@ -178,16 +178,16 @@ impl ModelCluster {
     fn ask(&mut self, node: usize, read: usize) {
         let ModelRead::Asking(question) = self.nodes[node].reads[read].clone() else { return };
         let next = match question {
-            Question::Sent if self.is_broken(BrokenRule::BasisBeforeDecision) => {
-                Question::DecidedFirst(self.truth)
+            ModelQuestion::Sent if self.is_broken(BrokenRule::BasisBeforeDecision) => {
+                ModelQuestion::DecidedFirst(self.truth)
             }
-            Question::Sent => Question::Counted(self.basis()),
-            Question::Counted(basis) => Question::Answered(self.truth, basis),
-            Question::DecidedFirst(truth) => Question::Answered(truth, self.basis()),
-            Question::Answered(truth, basis) => {
+            ModelQuestion::Sent => ModelQuestion::Counted(self.basis()),
+            ModelQuestion::Counted(basis) => ModelQuestion::Answered(self.truth, basis),
+            ModelQuestion::DecidedFirst(truth) => ModelQuestion::Answered(truth, self.basis()),
+            ModelQuestion::Answered(truth, basis) => {
                 let node = &mut self.nodes[node];
                 if let Some(basis) = basis.filter(|_| truth.is_allowed) {
-                    node.remembered = Some(Decision { version: truth.version, basis });
+                    node.remembered = Some(RememberedDecision { version: truth.version, basis });
                 }
                 node.reads[read] = ModelRead::Done;
                 return;
