@@ -100,6 +100,10 @@ fn reads(cluster: &mut Cluster) -> Result<()> {
         let cached = cluster.nodes.iter().map(Node::cached).collect::<Result<Vec<_>>>()?;
         Ok(cached.iter().any(|objects| objects.contains_key(&target[1..])))
     })?;
+    for node in 1..=NODES {
+        // Before the gateway is verified, or if a node answers late, the gateway answers instead of the cache.
+        wait_until(&format!("a hit on node {node}"), || Ok(cluster.read(node, &get)?.0 == "hit"))?;
+    }
     let fetched = cluster.fetched();
     for node in 1..=NODES {
         let read = cluster.read(node, &get)?;
