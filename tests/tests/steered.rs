@@ -1,7 +1,7 @@
 //! Reads of pods through the programs and three daemons, for the guests of the suite `arm64`: it needs no client, gateway or tool
 //! beside `lota` (`LOTA_BIN`), `ip` and `nsenter`.
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{fs, net::SocketAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use hyper::{Method, body::Bytes};
@@ -13,13 +13,17 @@ use lota_tests::{
     },
     suite::{Shared, Suite, TestFn, tests},
     tool,
-    tour::{wait_settled, wait_until},
+    tour::{wait_settled, wait_within},
 };
 
 const LAB: &str = "steered";
 const BUCKET: &str = "steered";
 /// Size of the object in bytes: two slices and a chunk more, and no multiple of any page.
 const SIZE: usize = (9 << 20) + 7;
+
+/// Timeout for a condition. An emulated machine on a busy one takes half a minute for one read, and as long to verify the
+/// gateway, until when it answers instead of the cache.
+const LONGEST: Duration = Duration::from_secs(300);
 
 const TESTS: [(&str, TestFn<Cluster>); 2] = [
     ("a read is a miss, then reads on each node are hits without the storage", reads),
@@ -59,7 +63,7 @@ impl Cluster {
             node.start()?;
         }
         let cluster = Self { nodes, gateway, backend, _origin: origin, lab };
-        wait_until("every node to see every other", || {
+        wait_within(LONGEST, "every node to see every other", || {
             let seen = cluster.nodes.iter().map(|node| node.metric("lota_nodes_active"));
             Ok(seen.collect::<Result<Vec<_>>>()?.iter().all(|nodes| *nodes == f64::from(NODES)))
         })?;
@@ -82,9 +86,32 @@ impl Cluster {
     fn fetched(&self) -> u64 {
         self.gateway.received() + self.backend.received()
     }
+
+    /// Prints the status and the log of each node: a guest and its files are gone after the test.
+    fn describe(&self) {
+        for node in &self.nodes {
+            // It fails, but prints, if the status is bad.
+            let status = node.command().args(["status", "--json", "--config"]).arg(node.config()).output();
+            let status = status.map_or_else(
+                |error| error.to_string(),
+                |output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+            );
+            let log = fs::read_to_string(node.log()).unwrap_or_else(|error| error.to_string());
+            println!("---- {} ----\n{status}\n{log}", node.name());
+        }
+    }
 }
 
+/// Reads, and describes the nodes if that fails.
 fn reads(cluster: &mut Cluster) -> Result<()> {
+    let result = read_cached(cluster);
+    if result.is_err() {
+        cluster.describe();
+    }
+    result
+}
+
+fn read_cached(cluster: &Cluster) -> Result<()> {
     let (body, target) = (Bytes::from(content(SIZE)), format!("/{BUCKET}/object"));
     let sign = |request: Request| request.sign(&ADMIN, Signing::Header);
     let make = sign(Request::new(Method::PUT, "cwlota.com", &format!("/{BUCKET}")))?;
@@ -96,13 +123,14 @@ fn reads(cluster: &mut Cluster) -> Result<()> {
     let get = sign(Request::new(Method::GET, "cwlota.com", &target))?;
     let first = cluster.read(1, &get)?;
     ensure!(first.0 == "miss" && first.1 == body, "the first read: {}, {} bytes", first.0, first.1.len());
-    wait_until("the object to be cached", || {
+    wait_within(LONGEST, "the object to be cached", || {
         let cached = cluster.nodes.iter().map(Node::cached).collect::<Result<Vec<_>>>()?;
         Ok(cached.iter().any(|objects| objects.contains_key(&target[1..])))
     })?;
     for node in 1..=NODES {
         // Before the gateway is verified, or if a node answers late, the gateway answers instead of the cache.
-        wait_until(&format!("a hit on node {node}"), || Ok(cluster.read(node, &get)?.0 == "hit"))?;
+        let is_hit = || Ok(cluster.read(node, &get)?.0 == "hit");
+        wait_within(LONGEST, &format!("a hit on node {node}"), is_hit)?;
     }
     let fetched = cluster.fetched();
     for node in 1..=NODES {
@@ -126,7 +154,7 @@ fn reads(cluster: &mut Cluster) -> Result<()> {
 
 fn refusal(cluster: &mut Cluster) -> Result<()> {
     // An emulated machine may answer late.
-    wait_until("a refusal", || {
+    wait_within(LONGEST, "a refusal", || {
         let (reached, _) = knock(&cluster.lab.pod(DENIED), VIP, 80)?;
         ensure!(reached != Reached::Open, "a pod without access has connected");
         Ok(reached == Reached::Refused)

@@ -44,9 +44,6 @@ impl std::fmt::Display for DebianKernel {
     }
 }
 
-/// Timeout for a guest, in seconds.
-const GUEST_TIMEOUT_SECONDS: &str = "1200";
-
 /// Fetches everything that need not be built.
 pub(crate) fn prepare() -> Result<(), String> {
     prepare_for(X86_64, &KERNELS)
@@ -81,13 +78,14 @@ pub(crate) fn boot(
     let initramfs = initramfs(&image, &emulator, programs)?;
     let vmlinuz =
         find_file(&image, &|name| name.starts_with("vmlinuz")).ok_or("the package has no kernel")?;
-    let (memory, cpus) = match kernel.architecture {
-        X86_64 => ("1024", "1"),
-        // Also three daemons. Two CPUs, since they may differ about the order of reads and writes.
-        Arm64 => ("2048", "2"),
+    let (memory, cpus, timeout_seconds) = match kernel.architecture {
+        X86_64 => ("1024", "1", "1200"),
+        // Also three daemons. Two CPUs, since they may differ about the order of reads and writes. `packet` alone takes seven
+        // minutes each time.
+        Arm64 => ("2048", "2", "3600"),
     };
     let mut qemu = tied("timeout");
-    qemu.args(["-k", "5", GUEST_TIMEOUT_SECONDS]).arg(&emulator.qemu).args(&emulator.arguments);
+    qemu.args(["-k", "5", timeout_seconds]).arg(&emulator.qemu).args(&emulator.arguments);
     qemu.args(["-accel", "tcg", "-m", memory, "-smp", cpus, "-nic", "none", "-vga", "none"]);
     qemu.arg("-kernel").arg(vmlinuz).arg("-initrd").arg(initramfs);
     qemu.arg("-append").arg(format!("console={} panic=-1 quiet", emulator.console));
