@@ -87,7 +87,7 @@ async fn slow_readers_receive_all_bytes_of_small_pieces() {
 }
 
 #[test]
-fn a_pipe_has_many_slots_at_any_page_size() {
+fn a_pipe_has_as_many_slots_as_the_size_of_pages_permits() {
     // 64 KiB pages: as many as a new pipe has. More needs a privilege.
     for (page, slots) in [(4 << 10, 64), (16 << 10, 64), (64 << 10, 16)] {
         assert_eq!(pipe_size(page) / page, slots, "pages of {page} bytes");
