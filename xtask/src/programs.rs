@@ -67,8 +67,7 @@ fn build(tests: &str) -> Result<BTreeMap<String, PathBuf>, String> {
 /// Builds the daemon or tests of these names for arm64.
 pub(crate) fn cross<const N: usize>(names: [&'static str; N]) -> Result<[GuestProgram; N], String> {
     let compiler = CrossCompiler::get()?;
-    let mut arguments =
-        vec!["build", "--quiet", "--workspace", "--message-format", "json-render-diagnostics"];
+    let mut arguments = vec!["--quiet", "--workspace", "--message-format", "json-render-diagnostics"];
     for name in names {
         arguments.extend([if name == "lota" { "--bin" } else { "--test" }, name]);
     }
