@@ -85,7 +85,7 @@ pub struct RecentAccess {
     pub epoch: u64,
     /// The address of the entry.
     pub address: Address4,
-    /// Zero.
+    /// Zero. Programs make the key of the entry depend on it and on the epoch, so that they read the entry after the epoch.
     pub padding: u32,
     /// The entry.
     pub access: RawAddressAccess,
@@ -319,7 +319,7 @@ const _: () = {
 mod pod {
     use super::{
         Address4, Address6, Count, Denial, Heartbeat, NameKey, NewDenials, RawAccess, RawAddressAccess,
-        RawAttempts, RawInterface, RawName, RawNode, RawTarget, Settings, StandIn,
+        RawAttempts, RawInterface, RawName, RawNode, RawTarget, RecentAccess, Settings, StandIn,
     };
 
     // SAFETY: `repr(C)`, no padding (asserted above), every bit pattern valid.
@@ -330,6 +330,8 @@ mod pod {
     unsafe impl aya::Pod for RawAccess {}
     // SAFETY: as above.
     unsafe impl aya::Pod for RawAddressAccess {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for RecentAccess {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Denial {}
     // SAFETY: as above.

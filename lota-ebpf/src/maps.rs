@@ -158,7 +158,7 @@ impl AddressMaps for [u8; 4] {
     #[inline(always)]
     fn recent_access(self, settings: &Settings) -> Option<RawAddressAccess> {
         // SAFETY: a field of a value that lives as long as the program. Volatile, since it must be read before the entry:
-        // an entry that is read after it has at least the changes before this epoch. x86-64 keeps the order of reads.
+        // an entry that is read after it has at least the changes before this epoch.
         let epoch = unsafe { (&raw const settings.epoch).read_volatile() };
         let address = Address4 { address: self };
         // Pods of a node mostly differ in the last octet.
@@ -170,7 +170,11 @@ impl AddressMaps for [u8; 4] {
             if (*recent).epoch == epoch && (*recent).address == address {
                 return Some((*recent).access);
             }
-            let access = self.access()?;
+            // A CPU may read in another order, such as one of arm64, unless the place of a read depends on what was read
+            // before. So the key depends on the epoch: by zeros, which the compiler does not know.
+            let zeros = (&raw const (*recent).padding).read_volatile();
+            let after_epoch = u32::from_ne_bytes(self) ^ (epoch as u32 & zeros);
+            let access = after_epoch.to_ne_bytes().access()?;
             *recent = RecentAccess { epoch, address, padding: 0, access };
             Some(access)
         }

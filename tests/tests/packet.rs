@@ -109,7 +109,7 @@ fn main() {
         trials.push(Trial::test(name, move || outcome(test(&mut lock(&kernel)))));
     }
     trials.push(Trial::test("budget: instructions", move || outcome(budget::instructions(&lock(&kernel)))));
-    let redirection: [(&str, &str, OwnTest); 15] = [
+    let redirection: [(&str, &str, OwnTest); 16] = [
         ("redirect: one connection, by TC", program::POD, redirection::by_tc),
         ("redirect: one connection, by clsact", program::POD, redirection::by_clsact),
         ("targets: connections to a server, by TC", program::POD, redirection::by_address_and_tc),
@@ -124,6 +124,7 @@ fn main() {
         ("identity: the same, at socket lookup", program::LOOKUP, identity::at_loopback_by_lookup),
         ("access: changes apply to the next packet", program::POD, recent::random),
         ("access: changes that fail end access, too", program::POD, recent::after_an_error),
+        ("access: entries are read after the epoch", program::POD, recent::after_the_epoch),
         ("access: a full map gives no access", program::POD, identity::full_maps),
     ];
     for (name, _, test) in redirection.into_iter().filter(|(_, program, _)| can_load(program)) {

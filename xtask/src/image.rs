@@ -2,9 +2,11 @@
 //! describes its contents and how builds are reproducible.
 
 mod licences;
+mod program;
 mod sbom;
 mod started;
 mod suite;
+mod toolchain;
 
 use std::{
     env, fs,
@@ -13,18 +15,17 @@ use std::{
     process::Command,
 };
 
+pub(crate) use self::suite::suite;
+use self::{program::program, toolchain::Toolchain};
 use crate::{
+    architecture::Architecture,
     demo,
-    process::{ROOT, cargo, command, output_of, run},
+    process::{ROOT, command, output_of, run},
     setup::{self, ImageTools},
 };
 
-pub(crate) use self::suite::suite;
-
 /// Version of the workspace, which is LOTA's.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-const STATIC: &str = "target-feature=+crt-static";
 /// Maximum size of a release's archive, in bytes.
 const MAX_ARCHIVE: u64 = 40 << 20;
 /// Folders that a container mounts something on.
@@ -40,21 +41,25 @@ struct Image {
 
 /// Runs `cargo xtask image`.
 pub(crate) fn image(arguments: &[&str]) -> Result<(), String> {
-    let (mut release, mut tag) = (true, format!("localhost/lota:{VERSION}"));
+    let (mut release, mut architecture) = (true, Architecture::X86_64);
+    let mut tag = format!("localhost/lota:{VERSION}");
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match *argument {
             "--release" => release = true,
             "--dev" => release = false,
+            "--arch" => architecture = named(arguments.next().ok_or("--arch needs a value")?)?,
             "--tag" => (*arguments.next().ok_or("--tag needs a value")?).clone_into(&mut tag),
             other => {
-                return Err(format!("unknown argument `{other}` of `image`; use --release, --dev or --tag"));
+                return Err(format!(
+                    "unknown argument `{other}` of `image`; use --release, --dev, --arch or --tag"
+                ));
             }
         }
     }
     let tools = setup::image_tools()?;
-    let program = program(release)?;
-    let Image { archive, digest, tag } = build(&tools, &program, &tag)?;
+    let program = program(architecture, release)?;
+    let Image { archive, digest, tag } = build(&tools, architecture, &program, &tag)?;
     let bytes = fs::metadata(&archive).map_err(|error| error.to_string())?.len();
     if release && bytes > MAX_ARCHIVE {
         return Err(format!("{} has {bytes} bytes; the maximum is {MAX_ARCHIVE}", archive.display()));
@@ -66,47 +71,25 @@ pub(crate) fn image(arguments: &[&str]) -> Result<(), String> {
 /// Builds an image of an unoptimized program, and returns its archive.
 pub(crate) fn for_tests() -> Result<PathBuf, String> {
     let tools = setup::image_tools()?;
-    let program = program(false)?;
-    let archive = build(&tools, &program, &format!("localhost/lota:{VERSION}"))?.archive;
+    let program = program(Architecture::X86_64, false)?;
+    let tag = format!("localhost/lota:{VERSION}");
+    let archive = build(&tools, Architecture::X86_64, &program, &tag)?.archive;
     fs::canonicalize(&archive).map_err(|error| format!("{}: {error}", archive.display()))
 }
 
-/// Builds the static program, and returns its path.
-fn program(release: bool) -> Result<PathBuf, String> {
-    setup::to_build()?;
-    if !release {
-        // The flag is passed to the last step only, so that results of other builds of this package are reused. The
-        // suites' programs have other features: here, the daemon is built with those of releases. (The precompiled
-        // standard library is linked in either way.)
-        let link = ["rustc", "--quiet", "--package", "lota-daemon", "--bin", "lota", "--", "-C", STATIC];
-        run("building a static lota", &mut cargo(&link))?;
-        return Ok(demo::program("debug/lota").into());
-    }
-    let cargo_home =
-        env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo")));
-    let cargo_home = cargo_home.map_err(|_| "neither CARGO_HOME nor HOME is set")?;
-    let root = fs::canonicalize(ROOT).map_err(|error| error.to_string())?;
-    // The paths of the sources, in Rust, C and assembly, must not be in the program.
-    let places = [(root.display().to_string(), "/lota"), (cargo_home, "/cargo")];
-    let mut flags = vec!["-C".to_owned(), STATIC.to_owned()];
-    flags.extend(places.iter().map(|(place, name)| format!("--remap-path-prefix={place}={name}")));
-    let for_c = places.map(|(place, name)| format!("-ffile-prefix-map={place}={name}"));
-    let arguments = ["build", "--release", "--locked", "--package", "lota-daemon", "--target", TARGET];
-    let mut build = cargo(&arguments);
-    build.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f")).env_remove("RUSTFLAGS");
-    build.env("CFLAGS", for_c.join(" "));
-    // The allocator's C code contains its build time. The commit's time would be outdated in incremental builds.
-    build.env("SOURCE_DATE_EPOCH", "0");
-    run("building a static lota, optimized (some minutes)", &mut build)?;
-    Ok(demo::program(&format!("{TARGET}/release/lota")).into())
+/// Returns the architecture with this name in container images.
+fn named(name: &str) -> Result<Architecture, String> {
+    let all = [Architecture::X86_64, Architecture::Arm64];
+    let named = all.into_iter().find(|architecture| architecture.debian() == name);
+    named.ok_or_else(|| format!("unknown architecture `{name}`; use amd64 or arm64"))
 }
 
 /// Builds the image of a program.
-fn build(tools: &ImageTools, program: &Path, tag: &str) -> Result<Image, String> {
-    let folder = folder();
+fn build(tools: &ImageTools, architecture: Architecture, program: &Path, tag: &str) -> Result<Image, String> {
+    let folder = folder(architecture);
     let root = folder.join("root");
     let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
-    let time = time()?;
+    let (time, toolchain) = (time()?, Toolchain::of(architecture)?);
     remove(&root)?;
     for place in MOUNTED_ON {
         fs::create_dir_all(root.join(place)).map_err(failed)?;
@@ -115,8 +98,8 @@ fn build(tools: &ImageTools, program: &Path, tag: &str) -> Result<Image, String>
     put(&root, "etc/ssl/certs/ca-certificates.crt", &certificates(tools)?)?;
     let licence = Path::new(ROOT).join("LICENSE");
     put(&root, "usr/share/doc/lota/LICENSE", &fs::read(licence).map_err(failed)?)?;
-    put(&root, "usr/share/doc/lota/third-party.txt", licences::gather(tools)?.as_bytes())?;
-    let sbom = sbom::make(tools, &root, &date(&time)?)?;
+    put(&root, "usr/share/doc/lota/third-party.txt", licences::gather(tools, &toolchain)?.as_bytes())?;
+    let sbom = sbom::make(tools, &toolchain, &root, &date(&time)?)?;
     fs::write(folder.join("sbom.cdx.json"), &sbom).map_err(failed)?;
     put(&root, "usr/share/lota/sbom.cdx.json", sbom.as_bytes())?;
     close(&root).map_err(failed)?;
@@ -128,6 +111,7 @@ fn build(tools: &ImageTools, program: &Path, tag: &str) -> Result<Image, String>
     bud.args(["bud", "--quiet", "--isolation", "chroot", "--pull-never", "--no-cache", "--format", "oci"]);
     bud.args(["--identity-label=false", "--timestamp", &time]).arg("--signature-policy").arg(&tools.policy);
     bud.args(["--build-arg", &created, "--build-arg", &version, "--build-arg", &revision]);
+    bud.args(["--platform", &format!("linux/{}", architecture.debian())]);
     bud.args(["--tag", tag, "--file", "deploy/image/Containerfile"]).arg(&root);
     run("building the image", bud.stdout(std::process::Stdio::null()))?;
 
@@ -208,9 +192,12 @@ fn close(path: &Path) -> std::io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// Returns the folder that images are built in.
-fn folder() -> PathBuf {
-    demo::target().join("image")
+/// Returns the folder that images of an architecture are built in.
+fn folder(architecture: Architecture) -> PathBuf {
+    demo::target().join(match architecture {
+        Architecture::X86_64 => "image",
+        Architecture::Arm64 => "image-arm64",
+    })
 }
 
 fn remove(folder: &Path) -> Result<(), String> {

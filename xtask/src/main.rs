@@ -1,5 +1,6 @@
 //! The project's commands. Each installs what it needs first.
 
+mod architecture;
 mod builds;
 mod demo;
 mod deploy;
@@ -19,8 +20,8 @@ cargo xtask demo [--gateway URL] [--keep] [--json] [--release]
                                --release: optimized build; the first build takes a few minutes longer
 cargo xtask test [SUITE…]      run the suites by name (lint, unit, packet, e2e, e2e-gateways, datapath, parity,
                                consistency, chaos, upgrade, clients, kernels, storage, deploy, monitoring, page,
-                               kubernetes, image, fuzz), or all of them; cluster runs only if it is named; lab suites
-                               run in parallel (LOTA_LANES, default 2) and print their output when done
+                               kubernetes, image, fuzz), or all of them; arm64 and cluster run only if they are named;
+                               lab suites run in parallel (LOTA_LANES, default 2) and print their output when done
 cargo xtask bench [NAME…]      run benchmarks (datapath, placement, serving, cold, memory, storage, writes, objects);
                                results are in target/bench/NAME.json
 cargo xtask bench soak [--minutes N] [--json]

@@ -12,8 +12,9 @@ use std::{
 
 use crate::{
     demo,
+    kernels::GuestProgram,
     process::{ROOT, cargo, tied},
-    setup,
+    setup::{self, CrossCompiler},
 };
 
 /// Whether this process runs a suite in a lane, for which everything has been built.
@@ -59,12 +60,34 @@ fn build(tests: &str) -> Result<BTreeMap<String, PathBuf>, String> {
     setup::to_build()?;
     let arguments = ["build", "--quiet", "--workspace", "--message-format", "json-render-diagnostics"];
     let mut build = cargo(&arguments);
-    build.args(["--bin", "lota", "--test", tests]).stderr(Stdio::inherit());
+    build.args(["--bin", "lota", "--test", tests]);
+    run_build("building lota and its tests", build)
+}
+
+/// Builds the daemon or tests of these names for arm64.
+pub(crate) fn cross<const N: usize>(names: [&'static str; N]) -> Result<[GuestProgram; N], String> {
+    let compiler = CrossCompiler::get()?;
+    let mut arguments = vec!["--quiet", "--workspace", "--message-format", "json-render-diagnostics"];
+    for name in names {
+        arguments.extend([if name == "lota" { "--bin" } else { "--test" }, name]);
+    }
+    let mut built = run_build("building for arm64", compiler.cargo("build", &arguments, &[]))?;
+    let mut programs = Vec::new();
+    for name in names {
+        let path = built.remove(name).ok_or_else(|| format!("cargo built no {name}"))?;
+        programs.push(GuestProgram { name, path });
+    }
+    programs.try_into().map_err(|_| "cargo built other programs".to_owned())
+}
+
+/// Runs a cargo command. Returns the paths of the programs that it has built.
+fn run_build(what: &str, mut build: Command) -> Result<BTreeMap<String, PathBuf>, String> {
     let started = Instant::now();
-    eprintln!("==> building lota and its tests");
+    eprintln!("==> {what}");
+    build.stderr(Stdio::inherit());
     let output = build.output().map_err(|error| format!("cannot run cargo: {error}"))?;
     if !output.status.success() {
-        return Err(format!("building lota and its tests: {build:?} ended with {}", output.status));
+        return Err(format!("{what}: {build:?} ended with {}", output.status));
     }
     eprintln!("    done in {:.1} s", started.elapsed().as_secs_f64());
     Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(artifact).collect())

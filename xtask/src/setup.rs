@@ -1,6 +1,9 @@
 //! Installs what building and testing need. Everything comes from Debian's packages, crates.io and PyPI.
 
 pub(crate) mod ahead;
+mod cross;
+mod emulator;
+mod foreign;
 mod kernel_packages;
 mod lock;
 mod packages;
@@ -13,12 +16,18 @@ use std::{
 };
 
 pub(crate) use self::{
+    cross::{CrossCompiler, RUSTC},
+    emulator::{Emulator, GuestTools, emulator},
+    foreign::Source,
     kernel_packages::{dependencies, unpacked_kernel},
     lock::{Lock, beside, lock, once},
     packages::{packages, refresh_packages, unpacked},
     python::{CargoCommand, python},
 };
-use crate::process::{ROOT, cargo, command, run, succeeds};
+use crate::{
+    architecture::Architecture,
+    process::{ROOT, cargo, command, run, succeeds},
+};
 
 /// Debian packages for building: a rustc with a prebuilt `core` for BPF, and the LLVM that bpf-linker links with.
 const TO_BUILD: [&str; 10] = [
@@ -83,7 +92,7 @@ pub(crate) fn all() -> Result<(), String> {
     to_lint()?;
     to_fuzz()?;
     resolvers()?;
-    qemu()?;
+    emulator(Architecture::X86_64)?;
     image_tools()?;
     rgw()?;
     python(&[BOTO3, SEAWEEDFS]).map(|_| ())
@@ -211,38 +220,6 @@ pub(crate) fn faketime() -> Result<PathBuf, String> {
 /// Provides a Python with the schemas of the objects in `deploy/`.
 pub(crate) fn schemas() -> Result<PathBuf, String> {
     python(&SCHEMAS)
-}
-
-/// An emulator, and programs for its guests.
-pub(crate) struct Qemu {
-    pub(crate) qemu: PathBuf,
-    /// Arguments with the location of its firmware, since it is not installed.
-    pub(crate) arguments: Vec<String>,
-    /// Location of its libraries, since it is not installed.
-    pub(crate) libraries: String,
-    pub(crate) busybox: PathBuf,
-    pub(crate) cpio: PathBuf,
-}
-
-/// Provides qemu, unpacked, since its package would remove newer tools from the machine.
-pub(crate) fn qemu() -> Result<Qemu, String> {
-    packages(&["binutils", "xz-utils"])?;
-    let place = Path::new(ROOT).join("target/qemu");
-    unpacked(&["qemu-system-x86", "busybox-static", "cpio"], &place)?;
-    let within = |path: &str| place.join(path).display().to_string();
-    let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| place.join(path));
-    let cpio = ["bin/cpio", "usr/bin/cpio"].map(|path| place.join(path));
-    let there = |paths: [PathBuf; 2]| paths.into_iter().find(|path| path.exists());
-    Ok(Qemu {
-        qemu: place.join("usr/bin/qemu-system-x86_64"),
-        arguments: ["usr/share/qemu", "usr/share/seabios"]
-            .iter()
-            .flat_map(|path| ["-L".to_owned(), within(path)])
-            .collect(),
-        libraries: ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(within).join(":"),
-        busybox: there(busybox).ok_or("the package busybox-static has no busybox")?,
-        cpio: there(cpio).ok_or("the package cpio has no cpio")?,
-    })
 }
 
 /// Tools that build and run the container image, and Debian's files in it.

@@ -78,7 +78,7 @@ enum Place {
 }
 
 /// In the order in which they begin: the longest early, and `kubernetes`, whose server is built meanwhile, late.
-const SUITES: [Suite; 20] = [
+const SUITES: [Suite; 21] = [
     suite("lint", Place::First, setup::to_build, code::lint),
     suite("unit", Place::First, setup::to_build, code::unit),
     tests("packet", labs::none),
@@ -99,6 +99,7 @@ const SUITES: [Suite; 20] = [
     suite("image", Place::Background, || setup::image_tools().map(drop), image::suite),
     suite("fuzz", Place::Background, || setup::to_fuzz().map(drop), code::fuzz),
     suite("kernels", Place::Background, kernels::prepare, labs::kernels),
+    suite("arm64", Place::OnDemand, kernels::prepare_arm64, labs::arm64),
     suite("cluster", Place::OnDemand, || labs::node().map(drop), labs::cluster),
 ];
 

@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -15,6 +15,7 @@ use futures_util::stream;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use lota_cache::MAX_SLICE;
+use nix::unistd::{SysconfVar, sysconf};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::{io::Interest, net::TcpStream, sync::Notify};
 
@@ -23,9 +24,23 @@ use super::{
     sendfile::{Slice, Slices},
 };
 
-/// Requested size of a pipe, in bytes. Past `fs.pipe-user-pages-soft` (64 MiB per user by default), the kernel gives less,
-/// which also works.
-const PIPE_SIZE: usize = 256 << 10;
+/// Requested number of a pipe's slots, if [`MAX_PIPE_SIZE`] permits it. A slot takes one fragment of a packet, however large
+/// a page is: with 64 KiB pages, a pipe for as many bytes as with 4 KiB would have four slots. Past
+/// `fs.pipe-user-pages-soft` (16384 slots per user by default), the kernel gives less, which also works.
+const PIPE_SLOTS: usize = 64;
+/// Largest size, in bytes, that `fs.pipe-max-size` permits by default.
+const MAX_PIPE_SIZE: usize = 1 << 20;
+
+/// Size to request for a pipe, in bytes.
+static PIPE_SIZE: LazyLock<usize> = LazyLock::new(|| {
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|page| usize::try_from(page).ok());
+    pipe_size(page.unwrap_or(4096))
+});
+
+/// Returns the size to request for a pipe on a machine with pages of this size, all in bytes.
+fn pipe_size(page: usize) -> usize {
+    page.saturating_mul(PIPE_SLOTS).min(MAX_PIPE_SIZE)
+}
 
 /// Pipe between two connections.
 #[derive(Debug)]
@@ -40,7 +55,7 @@ impl Pipe {
     fn new() -> io::Result<Self> {
         let (end_out, end_in) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // A smaller pipe works as well.
-        let _ = fcntl_setpipe_size(&end_in, PIPE_SIZE);
+        let _ = fcntl_setpipe_size(&end_in, *PIPE_SIZE);
         Ok(Self { end_in, end_out, holds: AtomicUsize::new(0), emptied: Notify::new() })
     }
 

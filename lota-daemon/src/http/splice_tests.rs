@@ -86,6 +86,17 @@ async fn slow_readers_receive_all_bytes_of_small_pieces() {
     assert_eq!(sent.sendfile.load(Ordering::Relaxed), 0);
 }
 
+#[test]
+fn a_pipe_has_as_many_slots_as_the_size_of_pages_permits() {
+    // 64 KiB pages: as many as a new pipe has. More needs a privilege.
+    for (page, slots) in [(4 << 10, 64), (16 << 10, 64), (64 << 10, 16)] {
+        assert_eq!(pipe_size(page) / page, slots, "pages of {page} bytes");
+    }
+    let pipe = Pipe::new().unwrap();
+    let size = rustix::pipe::fcntl_getpipe_size(&pipe.end_in).unwrap();
+    assert!(size >= pipe_size(4 << 10), "{size}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn truncated_bodies_reset_the_connection() {
     let content = pattern(100_000);

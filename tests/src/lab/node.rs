@@ -28,7 +28,9 @@ use super::{
 pub const PEER_PORT: u16 = 7480;
 /// Port of metrics and health checks.
 pub const ADMIN_PORT: u16 = 7481;
-/// Timeout for a daemon to start or stop.
+/// Timeout for a daemon to start. An emulated machine takes half a minute to verify the programs.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// Timeout for a daemon to stop.
 const DAEMON_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// Configuration of fills and of the gateway.
@@ -299,7 +301,7 @@ impl Node {
 
     fn wait_ready(&mut self) -> Result<()> {
         let serving = format!("pid={}\n", self.pid().unwrap_or_default());
-        let deadline = Instant::now() + DAEMON_TIMEOUT;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Some(ended) = self.process.as_mut().and_then(|process| process.try_wait().ok()?) {
                 bail!("{} ended ({ended}) instead of starting:\n{}", self.name(), self.log_tail());
@@ -311,7 +313,7 @@ impl Node {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("{} is not ready after {DAEMON_TIMEOUT:?}:\n{}", self.name(), self.log_tail());
+                bail!("{} is not ready after {START_TIMEOUT:?}:\n{}", self.name(), self.log_tail());
             }
             thread::sleep(Duration::from_millis(20));
         }

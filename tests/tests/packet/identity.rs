@@ -28,7 +28,7 @@ use super::{
 const NODE: &str = "lota-packet-n";
 const POD: &str = "lota-packet-p";
 const CGROUP: &str = "lotapacket";
-const PINS: &str = "/sys/fs/bpf/lota-packet";
+pub(crate) const PINS: &str = "/sys/fs/bpf/lota-packet";
 /// Whether listeners answer with SYN cookies: 1 if the backlog is full, 2 always.
 const COOKIES: &str = "/proc/sys/net/ipv4/tcp_syncookies";
 /// Addresses of two pods, which are in one network namespace here.

@@ -2,11 +2,16 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lota_common::{MAX_PODS, Source, Verdict};
+use aya::{
+    maps::{Map, MapData, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
+use lota_common::{Address4, MAX_PODS, MAX_RECENT, RawAddressAccess, RecentAccess, Source, Verdict, map};
 use lota_datapath::{
     AccessEntry, AccessTable, AddressHolder, AttachConfig, Datapath, IdentityTable, LocalAccess, PodCgroup,
     RedirectionMode,
@@ -22,7 +27,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use super::{
     cases::VIP,
     forge,
-    identity::{Lab, ONE, ONES, TWO, TWOS},
+    identity::{Lab, ONE, ONES, PINS, TWO, TWOS},
 };
 
 const STEPS: usize = 40;
@@ -58,6 +63,31 @@ pub(crate) fn after_an_error() -> Result<()> {
     let too_many = AccessTable { addresses: many.collect(), ..AccessTable::default() };
     ensure!(sender.datapath.set_access(&too_many, None).is_err(), "the map of entries is full");
     sender.expect(ONES, ONE, Verdict::Denied).context("after the map of entries was full")
+}
+
+/// The key by which an entry is read depends on the epoch. With that, a CPU that does not keep the order of reads reads the entry
+/// after the epoch, so that no entry from before a change is kept as one from after it.
+pub(crate) fn after_the_epoch() -> Result<()> {
+    let mut sender = Sender::new()?;
+    let entry = AccessEntry { allow: true, ifindex: 0, port: 0, source: Source::Config };
+    let table = AccessTable { addresses: [(ONE.into(), entry)].into(), ..AccessTable::default() };
+    sender.datapath.set_access(&table, Some(&IdentityTable::default()))?;
+    // With ones instead of zeros, the key is that of another address.
+    set_padding(ONE, u32::MAX)?;
+    sender.expect(ONES, ONE, Verdict::Denied).context("the key does not depend on the epoch")?;
+    set_padding(ONE, 0)?;
+    sender.expect(ONES, ONE, sender.allowed)
+}
+
+/// Empties the slot of an address on each CPU, with this value where there are zeros.
+fn set_padding(address: Ipv4Addr, padding: u32) -> Result<()> {
+    let slot = u32::from(address) & (u32::try_from(MAX_RECENT)? - 1);
+    let pin = Path::new(PINS).join(format!("v{}", lota_common::LAYOUT)).join(map::RECENT);
+    let mut recent: PerCpuArray<_, RecentAccess> = Map::from_map_data(MapData::from_pin(pin)?)?.try_into()?;
+    let (address, access) = (Address4 { address: [0; 4] }, RawAddressAccess::default());
+    let empty = RecentAccess { epoch: 0, address, padding, access };
+    let values = vec![empty; nr_cpus().map_err(|(_, error)| error)?];
+    Ok(recent.set(slot, PerCpuValues::try_from(values)?, 0)?)
 }
 
 /// Sends packets of the two pods.

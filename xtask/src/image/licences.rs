@@ -6,20 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::sbom;
-use crate::{
-    process::{command, output_of},
-    setup::ImageTools,
-};
+use super::{sbom, toolchain::Toolchain};
+use crate::setup::ImageTools;
 
 /// Prefixes of license file names.
 const BEGINNINGS: [&str; 6] = ["COPYING", "COPYRIGHT", "LICENCE", "LICENSE", "NOTICE", "UNLICENSE"];
 
 /// Returns every license text once, with the code that it applies to.
-pub(super) fn gather(tools: &ImageTools) -> Result<String, String> {
+pub(super) fn gather(tools: &ImageTools, toolchain: &Toolchain) -> Result<String, String> {
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut without = String::new();
-    for ((name, version), found) in sbom::crates()? {
+    for ((name, version), found) in sbom::crates(toolchain.architecture)? {
         if found.checksum.is_none() {
             continue;
         }
@@ -32,12 +29,11 @@ pub(super) fn gather(tools: &ImageTools) -> Result<String, String> {
             texts.entry(read(&file)?).or_default().insert(crate_.clone());
         }
     }
-    let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
-    let rust = output_of(&mut command(&rustc, &["--print", "sysroot"]))?;
+    let of_package = |package: &str| PathBuf::from(format!("/usr/share/doc/{package}/copyright"));
     let foreign = [
-        ("Rust's library", PathBuf::from(rust).join("share/doc/rust/COPYRIGHT-library.html")),
-        ("glibc", PathBuf::from("/usr/share/doc/libc6-dev/copyright")),
-        ("GCC's unwinder", PathBuf::from(format!("/usr/share/doc/{}/copyright", sbom::libgcc()?))),
+        ("Rust's library", toolchain.rust_licence.clone()),
+        ("glibc", of_package(toolchain.libc)),
+        ("GCC's unwinder", of_package(&toolchain.libgcc)),
         ("ca-certificates", tools.certificates_log.with_file_name("copyright")),
     ];
     for (name, file) in foreign.iter().filter(|(_, file)| file.exists()) {

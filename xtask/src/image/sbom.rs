@@ -8,14 +8,15 @@ use std::{
     path::Path,
 };
 
-use super::{TARGET, VERSION};
+use super::{VERSION, toolchain::Toolchain};
 use crate::{
+    architecture::Architecture,
     process::{ROOT, cargo, command, output_of},
     setup::ImageTools,
 };
 
-/// Linked packages and their targets: the daemon, and the eBPF programs that it contains.
-const LINKED: [(&str, &str); 2] = [("lota-daemon", TARGET), ("lota-ebpf", "bpfel-unknown-none")];
+/// Linked packages: the daemon, and the eBPF programs that it contains.
+const LINKED: [&str; 2] = ["lota-daemon", "lota-ebpf"];
 
 /// Name and version of a crate.
 pub(super) type Id = (String, String);
@@ -30,17 +31,22 @@ pub(super) struct Crate {
 }
 
 /// Returns the list for the image whose files are in `root`.
-pub(super) fn make(tools: &ImageTools, root: &Path, date: &str) -> Result<String, String> {
-    let crates = crates()?;
+pub(super) fn make(
+    tools: &ImageTools,
+    toolchain: &Toolchain,
+    root: &Path,
+    date: &str,
+) -> Result<String, String> {
+    let crates = crates(toolchain.architecture)?;
     let program = output_of(command("sha256sum", &["--binary"]).arg(root.join("usr/bin/lota")))?;
     let program = program.split_whitespace().next().unwrap_or_default();
     let mut components: Vec<String> = crates.iter().map(|(id, found)| component(id, found)).collect();
-    components.extend(foreign(tools)?);
+    components.extend(foreign(tools, toolchain)?);
     let dependencies = crates.iter().map(|(id, found)| {
         let needs: Vec<String> = found.needs.iter().map(reference).collect();
         format!(r#"    {{"ref": {}, "dependsOn": [{}]}}"#, reference(id), needs.join(", "))
     });
-    let of_image = crates.keys().filter(|(name, _)| LINKED.iter().any(|(linked, _)| name == linked));
+    let of_image = crates.keys().filter(|(name, _)| LINKED.iter().any(|linked| name == linked));
     let of_image: Vec<String> = of_image.map(reference).collect();
     let mut lines = vec![format!(r#"    {{"ref": "image", "dependsOn": [{}]}}"#, of_image.join(", "))];
     lines.extend(dependencies);
@@ -85,9 +91,9 @@ fn serial(checksum: &str) -> String {
 }
 
 /// Returns every linked crate, from cargo's dependency tree.
-pub(super) fn crates() -> Result<BTreeMap<Id, Crate>, String> {
+pub(super) fn crates(architecture: Architecture) -> Result<BTreeMap<Id, Crate>, String> {
     let mut crates: BTreeMap<Id, Crate> = BTreeMap::new();
-    for (package, target) in LINKED {
+    for (package, target) in LINKED.into_iter().zip([architecture.rust_target(), "bpfel-unknown-none"]) {
         // Procedural macros run at build time. Build scripts and their dependencies are not normal dependencies.
         let edges = ["--edges", "normal,no-proc-macro", "--prefix", "depth", "--format", "{p}|{l}"];
         let mut tree = cargo(&["tree", "--locked", "--package", package, "--target", target]);
@@ -154,17 +160,14 @@ fn purl(kind: &str, name: &str, version: &str) -> String {
 
 /// Returns the components that are not crates: Rust's library, glibc and GCC's unwinder, which are linked;
 /// certificates.
-fn foreign(tools: &ImageTools) -> Result<Vec<String>, String> {
-    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
-    let rust = output_of(&mut command(&rustc, &["--version"]))?;
-    let rust = rust.split(' ').nth(1).unwrap_or_default();
+fn foreign(tools: &ImageTools, toolchain: &Toolchain) -> Result<Vec<String>, String> {
+    let Toolchain { rust, libc, libgcc, .. } = toolchain;
     let log = output_of(command("zcat", &[]).arg(&tools.certificates_log))?;
     let certificates = log.split(['(', ')']).nth(1).unwrap_or_default();
-    let gcc = libgcc()?;
     let found = [
         ("library", "generic", "rust-std", rust.to_owned(), "MIT OR Apache-2.0"),
-        ("library", "deb/debian", "libc6-dev", installed("libc6-dev")?, "LGPL-2.1-or-later"),
-        ("library", "deb/debian", &gcc, installed(&gcc)?, "GPL-3.0-or-later WITH GCC-exception-3.1"),
+        ("library", "deb/debian", libc, installed(libc)?, "LGPL-2.1-or-later"),
+        ("library", "deb/debian", libgcc, installed(libgcc)?, "GPL-3.0-or-later WITH GCC-exception-3.1"),
         ("data", "deb/debian", "ca-certificates", certificates.to_owned(), "MPL-2.0"),
     ];
     let line = |(type_, kind, name, version, licence): &(&str, &str, &str, String, &str)| {
@@ -180,12 +183,6 @@ fn line(type_: &str, reference: &str, (name, version, licence): (&str, &str, &st
     let name = format!(r#""name": {name}, "version": {version}, "#);
     let licence = format!(r#""licenses": [{{"expression": {licence}}}]"#);
     format!(r#"    {{"type": {type_}, "bom-ref": {reference}, {name}{origin}{licence}}}"#)
-}
-
-/// Returns the Debian package of GCC's library.
-pub(super) fn libgcc() -> Result<String, String> {
-    let version = output_of(&mut command("cc", &["-dumpversion"]))?;
-    Ok(format!("libgcc-{}-dev", version.split('.').next().unwrap_or_default()))
 }
 
 /// Returns the version of a Debian package. Packages of other systems are unknown.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{VERSION, folder, remove};
+use super::{VERSION, folder, remove, suite::ARCHITECTURE};
 use crate::{
     process::{command, output_of, succeeds},
     setup::ImageTools,
@@ -105,7 +105,7 @@ pub(super) struct Container<'a> {
 impl<'a> Container<'a> {
     /// Creates the environment of the container.
     pub(super) fn new(tools: &'a ImageTools, root: &Path) -> Result<Self, String> {
-        let outside = folder().join("outside");
+        let outside = folder(ARCHITECTURE).join("outside");
         let mut container = Self { tools, root: root.to_owned(), outside, node: None, guard: None };
         succeeds(&mut container.script(CLEAN));
         remove(&container.outside)?;
@@ -249,6 +249,6 @@ pub(super) fn ready() -> Result<(), String> {
         }
         thread::sleep(Duration::from_millis(100));
     }
-    let log = fs::read_to_string(folder().join("outside/log")).unwrap_or_default();
+    let log = fs::read_to_string(folder(ARCHITECTURE).join("outside/log")).unwrap_or_default();
     Err(format!("not ready after {STOP_TIMEOUT:?}:\n{log}"))
 }

@@ -11,11 +11,14 @@ use super::{
     started::{Container, ready},
 };
 use crate::{
+    architecture::Architecture,
     process::{command, output_of, run},
     setup::{self, ImageTools},
     suites::Counts,
 };
 
+/// The architecture of the machine that tests.
+pub(super) const ARCHITECTURE: Architecture = Architecture::X86_64;
 const TAG: &str = "localhost/lota:test";
 /// All files in the image.
 const FILES: [&str; 5] = [
@@ -32,10 +35,10 @@ const MAX_OTHER_BYTES: u64 = 2 << 20;
 pub(crate) fn suite(counts: &mut Counts) -> Result<(), String> {
     setup::to_run()?;
     let tools = setup::image_tools()?;
-    let program = program(false)?;
-    let first = build(&tools, &program, TAG)?;
+    let program = program(ARCHITECTURE, false)?;
+    let first = build(&tools, ARCHITECTURE, &program, TAG)?;
     let first_sum = checksum(&first)?;
-    let image = build(&tools, &program, TAG)?;
+    let image = build(&tools, ARCHITECTURE, &program, TAG)?;
     counts.check("two images of one program are the same", same(&first, &first_sum, &image));
     let loaded = Loaded::from(&tools, &image)?;
     counts.check("it starts `lota run` as root", loaded.settings());
@@ -79,7 +82,7 @@ struct Loaded<'a> {
 
 impl<'a> Loaded<'a> {
     fn from(tools: &'a ImageTools, image: &Image) -> Result<Self, String> {
-        let folder = folder();
+        let folder = folder(ARCHITECTURE);
         let archive = format!("oci-archive:{}", image.archive.display());
         let mut from = buildah(tools, &folder)?;
         from.args(["from", "--quiet", "--name", "started", "--signature-policy"]).arg(&tools.policy);
@@ -91,7 +94,7 @@ impl<'a> Loaded<'a> {
 
     fn settings(&self) -> Result<(), String> {
         let settings = "{{.OCIv1.Config.User}} {{.OCIv1.Config.Entrypoint}} {{.OCIv1.Config.Cmd}}";
-        let mut inspect = buildah(self.tools, &folder())?;
+        let mut inspect = buildah(self.tools, &folder(ARCHITECTURE))?;
         let found = output_of(inspect.args(["inspect", "--format", settings, "started"]))?;
         if found == "0:0 [/usr/bin/lota] [run]" { Ok(()) } else { Err(found) }
     }
@@ -99,7 +102,7 @@ impl<'a> Loaded<'a> {
 
 impl Drop for Loaded<'_> {
     fn drop(&mut self) {
-        let _ = remove(&folder().join("store"));
+        let _ = remove(&folder(ARCHITECTURE).join("store"));
     }
 }
 
@@ -139,11 +142,11 @@ fn only_what_should_be(root: &Path) -> Result<(), String> {
 fn list_is_complete(root: &Path) -> Result<(), String> {
     let read = |name: &str| fs::read(root.join(name)).map_err(|error| format!("{name}: {error}"));
     let list = String::from_utf8(read("usr/share/lota/sbom.cdx.json")?).map_err(|error| error.to_string())?;
-    if fs::read_to_string(folder().join("sbom.cdx.json")).ok().as_ref() != Some(&list) {
+    if fs::read_to_string(folder(ARCHITECTURE).join("sbom.cdx.json")).ok().as_ref() != Some(&list) {
         return Err("the list beside the image differs from the one in it".into());
     }
     let pinned = sbom::checksums()?;
-    for ((name, version), found) in sbom::crates()? {
+    for ((name, version), found) in sbom::crates(ARCHITECTURE)? {
         let id = (name, version);
         let named = format!("\"name\": \"{}\", \"version\": \"{}\"", id.0, id.1);
         let line = list.lines().find(|line| line.contains(&named));

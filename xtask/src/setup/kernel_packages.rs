@@ -1,8 +1,9 @@
-//! Kernels of other suites of Debian's archive than this machine's. Their lists are apart from the machine's.
+//! Kernels of Debian's archive, unpacked.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use super::{
+    foreign::{Source, lists},
     lock::{beside, once},
     packages::unpack_into,
 };
@@ -10,8 +11,6 @@ use crate::process::{command, output_of, run};
 
 /// Beginnings of the names of packages that a kernel consists of; newer kernels have three.
 const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
-/// Keys that sign Debian's archive.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Returns the packages of a kernel on which a package depends, found with these options of apt.
 pub(crate) fn dependencies(package: &str, options: &[String]) -> Result<Vec<String>, String> {
@@ -21,11 +20,11 @@ pub(crate) fn dependencies(package: &str, options: &[String]) -> Result<Vec<Stri
     Ok(names.filter(|name| PARTS.iter().any(|part| name.starts_with(part))).map(str::to_owned).collect())
 }
 
-/// Unpacks the kernel that a metapackage of a suite depends on into a folder, unless it exists.
-pub(crate) fn unpacked_kernel(suite: &str, metapackage: &str, place: &Path) -> Result<(), String> {
+/// Unpacks the kernel that a metapackage depends on into a folder, unless it exists.
+pub(crate) fn unpacked_kernel(source: &Source, metapackage: &str, place: &Path) -> Result<(), String> {
     once(place, |lock| {
         let apt = beside(place, "apt");
-        let options = lists(suite, &apt)?;
+        let options = lists(source, &apt)?;
         let mut packages = vec![metapackage.to_owned()];
         let mut next = 0;
         while let Some(package) = packages.get(next) {
@@ -43,37 +42,4 @@ pub(crate) fn unpacked_kernel(suite: &str, metapackage: &str, place: &Path) -> R
         })?;
         fs::remove_dir_all(&apt).map_err(|error| format!("{}: {error}", apt.display()))
     })
-}
-
-/// Downloads the list of a suite's packages from this machine's mirror. Returns apt's options to use it.
-fn lists(suite: &str, folder: &Path) -> Result<Vec<String>, String> {
-    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
-    let format = "$(REPO_URI) $(LABEL)";
-    let mirrors = output_of(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        format,
-        "Created-By: Packages",
-    ]))?;
-    let mirror = mirrors.lines().find_map(|line| line.strip_suffix(" Debian"));
-    let mirror = mirror.ok_or("no mirror of Debian in apt's sources")?;
-    for part in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(folder.join(part)).map_err(failed)?;
-    }
-    let source = format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
-    fs::write(folder.join("sources.list"), source).map_err(failed)?;
-    let option = |name: &str, path: &str| format!("-o{name}={}", folder.join(path).display());
-    let options = vec![
-        option("Dir::Etc::SourceList", "sources.list"),
-        "-oDir::Etc::SourceParts=/dev/null".to_owned(),
-        option("Dir::State::Lists", "lists"),
-        option("Dir::Cache", "cache"),
-        "-oAcquire::Languages=none".to_owned(),
-        "-oAPT::Sandbox::User=root".to_owned(),
-    ];
-    run(
-        &format!("refreshing the package list of {suite}"),
-        command("apt-get", &["update", "-qq"]).args(&options),
-    )?;
-    Ok(options)
 }

@@ -5,7 +5,7 @@ use std::{env, ffi::OsString, path::PathBuf};
 use super::{Counts, Tests, counts::add_result};
 use crate::{
     builds, image,
-    kernels::{KERNELS, boot},
+    kernels::{ARM64_KERNELS, DebianKernel, GuestProgram, KERNELS, boot},
     kubernetes, programs, setup,
 };
 
@@ -54,10 +54,21 @@ fn run(
 /// The programs, run and attached by other kernels.
 pub(super) fn kernels(counts: &mut Counts) -> Result<(), String> {
     setup::to_run()?;
-    let (suite, _) = programs::test("packet")?;
-    for kernel in &KERNELS {
+    let (path, _) = programs::test("packet")?;
+    in_guests(counts, &KERNELS, &[GuestProgram { name: "packet", path }])
+}
+
+/// The programs on kernels for arm64, and reads through daemons that are built for it.
+pub(super) fn arm64(counts: &mut Counts) -> Result<(), String> {
+    setup::to_run()?;
+    let programs = programs::cross(["packet", "steered", "lota"])?;
+    in_guests(counts, &ARM64_KERNELS, &programs)
+}
+
+fn in_guests(counts: &mut Counts, kernels: &[DebianKernel], programs: &[GuestProgram]) -> Result<(), String> {
+    for kernel in kernels {
         let (before, mut result) = (counts.passed, (0, 0));
-        let passed = boot(kernel, &suite, |line| result = add_result(line, result))?;
+        let passed = boot(kernel, programs, |line| result = add_result(line, result))?;
         counts.passed += result.0;
         counts.failed += result.1;
         if !passed && result.1 == 0 {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, TcpListener},
     path::Path,
+    sync::atomic::{Ordering, fence},
     time::{Duration, SystemTime},
 };
 
@@ -161,6 +162,8 @@ impl Maps {
     /// removed while the recent entries were kept.
     pub(super) fn set_settings(&mut self, settings: Settings) -> Result<()> {
         let epoch = nanoseconds_since_boot()?.max(self.settings()?.epoch + 1);
+        // CPUs see what this thread has written to other maps before they see the epoch, also those of arm64.
+        fence(Ordering::SeqCst);
         self.settings.set(0, Settings { epoch, ..settings }, 0).context("cannot write the settings")
     }
 
