@@ -82,8 +82,6 @@ fn build(checkout: &Path, place: &Path, more: &[&str]) -> Command {
     let mut build = cargo(&["build", "--quiet", "--workspace", "--bin", "lota"]);
     // A test, without which dependencies would have other features and be compiled again: one that is small.
     build.args(["--test", SMALL_TEST]).args(more).current_dir(checkout).env("CARGO_TARGET_DIR", place);
-    // Backtraces without lines are enough, and take less time.
-    build.env("CARGO_PROFILE_DEV_DEBUG", "false");
     build.env("CARGO_BUILD_BUILD_DIR", fs::canonicalize(demo::target()).unwrap_or_else(|_| demo::target()));
     at_low_priority(&build)
 }
