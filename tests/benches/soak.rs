@@ -1,8 +1,8 @@
 //! A mixed load for a long time, in a lab of three nodes whose caches are smaller than the data: no request may fail, no
 //! read may return wrong bytes, latency may not grow, and what a daemon uses must return to a level.
 //!
-//! What is wrong at once ends the run: a client without progress, wrong bytes, a limit that is exceeded, a slow minute. What
-//! grows slowly is found at the end, by comparing the second quarter of the run with the last.
+//! A client without progress, wrong bytes, an exceeded limit or a slow minute ends the run at once. Slow growth is found at
+//! the end, by comparing the second quarter of the run with the last.
 
 #[path = "soak/figures.rs"]
 mod figures;

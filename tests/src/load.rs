@@ -122,7 +122,7 @@ impl LoadState {
     /// Runs the clients in the first pod of each node while `meanwhile` runs, and returns them with its result.
     ///
     /// # Errors
-    /// What a client saw that must not happen.
+    /// The violation that a client saw, or the error of a request that failed for too long.
     pub fn run<T>(
         &self,
         tour: &mut Tour,

@@ -58,7 +58,7 @@ pub struct UpstreamServer {
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     inner: HttpsConnector<HttpConnector>,
-    /// What HTTPS is spoken with, instead of the configuration of `inner`.
+    /// Mutual TLS for servers of HTTPS, instead of the configuration of `inner`.
     mutual: Option<Reloadable<MutualTls>>,
     attempts: u32,
     stray: StrayBytes,

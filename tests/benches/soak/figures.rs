@@ -1,4 +1,4 @@
-//! What a node uses, and how much of it is allowed.
+//! Resources that a node uses, and how much of them is allowed.
 
 use anyhow::{Result, ensure};
 use lota_common::map;
@@ -15,7 +15,7 @@ pub(crate) const CAPACITY: u32 = 96;
 const MAPS: [&str; 5] = [map::ACCESS4, map::ACCESS6, map::INTERFACES, map::HOLDERS4, map::CGROUPS];
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// What a node uses at one time.
+/// Resources that a node uses at one time.
 #[derive(Debug, Serialize)]
 pub(crate) struct NodeUse {
     name: String,

@@ -1,4 +1,4 @@
-//! What clients do.
+//! Operations of clients.
 
 use rand::{Rng as _, rngs::StdRng};
 

@@ -1,15 +1,17 @@
 //! Keys of nodes instead of a cluster key.
 
-use std::{fs, mem, path::Path, sync::atomic::Ordering};
+use std::{fs, mem, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use lota_tests::{
     lab::{ADMIN, Mode, Namespace, Node},
-    tour::{Tour, wait_settled, wait_until},
+    tour::{Tour, wait_until},
 };
 use serde_json::Value;
 
-use crate::secrets::{OBJECTS, ReadCounts, expect_no_secret, get, next_hits, put, readers, while_reading};
+use crate::secrets::{
+    OBJECTS, ReadCounts, cached_objects, count_all, expect_no_secret, get, next_hits, readers, while_reading,
+};
 
 /// Kinds of keys in the order of a migration.
 const MODES: [&str; 3] = ["shared", "both", "node"];
@@ -32,21 +34,13 @@ pub(crate) fn migration(tour: &mut Tour) -> Result<()> {
 }
 
 fn migrate(tour: &mut Tour) -> Result<()> {
-    let objects: Vec<String> = (0..OBJECTS).map(|number| format!("node-keys/{number}")).collect();
-    for key in &objects {
-        put(tour, key)?;
-    }
-    wait_settled();
-    for key in &objects {
-        let pod = tour.pod(1, 1);
-        wait_until("a hit", || Ok(get(tour, &pod, key, &ADMIN)?.cache() == "hit"))?;
-    }
+    let objects = cached_objects(tour, "node-keys")?;
     let mut nodes = mem::take(&mut tour.nodes);
     let (readers, reads) = (readers(tour, &objects)?, [(); 3].map(|()| ReadCounts::default()));
     let done = while_reading(&readers, &reads, |_| true, || steps(&mut nodes, &reads));
     tour.nodes = nodes;
     done?;
-    let all: u64 = reads.iter().map(|reads| reads.all.load(Ordering::Relaxed)).sum();
+    let all = count_all(&reads);
     println!("  {all} reads during the migration and the rotation; none failed");
     // The first refusals, of which the log has each reason only once in ten seconds.
     remove_key(tour)?;

@@ -21,7 +21,10 @@ use lota_tests::{
 use nix::sys::signal::Signal;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::secrets::{OBJECTS, ReadCounts, SIZE, UNASKED, get, next_hits, put, readers, while_reading};
+use crate::secrets::{
+    OBJECTS, ReadCounts, SIZE, UNASKED, cached_objects, count_all, get, next_hits, put, readers,
+    while_reading,
+};
 
 /// Larger objects are cached in stripes.
 const STRIPED: &str = "[placement]\nstripe_above = \"65MiB\"\nstripe = \"16MiB\"\n[cache]\n";
@@ -75,7 +78,7 @@ fn with_certificates(tour: &mut Tour, test: fn(&mut Tour, &Certificates) -> Resu
     tested
 }
 
-/// What passes a node's interface on the way from or to a peer port.
+/// Capture of the frames at a node's interface from and to peer ports.
 struct Capture {
     is_over: Arc<AtomicBool>,
     reader: JoinHandle<Result<Vec<u8>>>,
@@ -130,15 +133,7 @@ pub(crate) fn introduced(tour: &mut Tour) -> Result<()> {
 
 /// Sets one mode after the other on all nodes, while pods read.
 fn introduce(tour: &mut Tour) -> Result<()> {
-    let keys: Vec<String> = (0..OBJECTS).map(|number| format!("peer-tls/{number}")).collect();
-    for key in &keys {
-        put(tour, key)?;
-    }
-    wait_settled();
-    for key in &keys {
-        let pod = tour.pod(1, 1);
-        wait_until("a hit", || Ok(get(tour, &pod, key, &ADMIN)?.cache() == "hit"))?;
-    }
+    let keys = cached_objects(tour, "peer-tls")?;
     let needles = [
         ("body", content(200)[100..150].to_vec()),
         ("header", b"lota-peer".to_vec()),
@@ -147,7 +142,7 @@ fn introduce(tour: &mut Tour) -> Result<()> {
     ];
     let reads = [(); 3].map(|()| ReadCounts::default());
     while_reading(&readers(tour, &keys)?, &reads, |_| true, || modes(tour, &reads, &needles))?;
-    let all: u64 = reads.iter().map(|reads| reads.all.load(Ordering::Relaxed)).sum();
+    let all = count_all(&reads);
     println!("  {all} reads during the introduction of TLS; none failed");
     Ok(())
 }

@@ -67,15 +67,9 @@ pub(crate) fn cluster_key(tour: &mut Tour) -> Result<()> {
     rotated
 }
 
-/// Counts the reads of one node's pod.
-#[derive(Default)]
-pub(crate) struct ReadCounts {
-    pub(crate) all: AtomicU64,
-    remote_hits: AtomicU64,
-}
-
-fn rotate(tour: &mut Tour) -> Result<()> {
-    let keys: Vec<String> = (0..OBJECTS).map(|number| format!("secrets/{number}")).collect();
+/// Puts the objects of a folder, and waits until each is a hit. Returns their keys.
+pub(crate) fn cached_objects(tour: &Tour, folder: &str) -> Result<Vec<String>> {
+    let keys: Vec<String> = (0..OBJECTS).map(|number| format!("{folder}/{number}")).collect();
     for key in &keys {
         put(tour, key)?;
     }
@@ -84,12 +78,29 @@ fn rotate(tour: &mut Tour) -> Result<()> {
         let pod = tour.pod(1, 1);
         wait_until("a hit", || Ok(get(tour, &pod, key, &ADMIN)?.cache() == "hit"))?;
     }
+    Ok(keys)
+}
+
+/// Counts the reads of one node's pod.
+#[derive(Default)]
+pub(crate) struct ReadCounts {
+    pub(crate) all: AtomicU64,
+    remote_hits: AtomicU64,
+}
+
+/// Returns the number of reads of all nodes' pods.
+pub(crate) fn count_all(reads: &[ReadCounts; 3]) -> u64 {
+    reads.iter().map(|reads| reads.all.load(Ordering::Relaxed)).sum()
+}
+
+fn rotate(tour: &mut Tour) -> Result<()> {
+    let keys = cached_objects(tour, "secrets")?;
     let before = RefusalCounts::count(tour)?;
     let reads = [(); 3].map(|()| ReadCounts::default());
     let tour = &*tour;
     let is_hit = |reply: &Reply| reply.cache() == "hit";
     while_reading(&readers(tour, &keys)?, &reads, is_hit, || steps(tour, &reads))?;
-    let all: u64 = reads.iter().map(|reads| reads.all.load(Ordering::Relaxed)).sum();
+    let all = count_all(&reads);
     let remote: u64 = reads.iter().map(|reads| reads.remote_hits.load(Ordering::Relaxed)).sum();
     RefusalCounts::count(tour)?.expect(&before).with_context(|| format!("after {all} reads"))?;
     println!("  {all} reads during the rotation, {remote} of them hits of another node; none failed");

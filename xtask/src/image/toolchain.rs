@@ -25,10 +25,12 @@ impl Toolchain {
     /// Returns the toolchain for an architecture.
     pub(super) fn of(architecture: Architecture) -> Result<Self, String> {
         let (rustc, gcc) = match architecture {
-            Architecture::X86_64 => (env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned()), "cc"),
-            Architecture::Arm64 => (RUSTC.to_owned(), "aarch64-linux-gnu-gcc"),
+            Architecture::X86_64 => {
+                (env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned()), "cc".to_owned())
+            }
+            Architecture::Arm64 => (RUSTC.to_owned(), format!("{}-gcc", architecture.gnu())),
         };
-        let gcc = output_of(&mut command(gcc, &["-dumpversion"]))?;
+        let gcc = output_of(&mut command(&gcc, &["-dumpversion"]))?;
         let gcc = gcc.split('.').next().unwrap_or_default();
         let rust = output_of(&mut command(&rustc, &["--version"]))?;
         let rust = rust.split(' ').nth(1).unwrap_or_default().to_owned();

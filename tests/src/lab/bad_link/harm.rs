@@ -17,7 +17,7 @@ const IPV6: [u8; 2] = [0x86, 0xdd];
 const IPV6_HEADER: usize = 40;
 const TCP: u8 = 6;
 
-/// What a link does to frames.
+/// Harm that a link does to frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Harm {
     /// Each frame is late by this time.

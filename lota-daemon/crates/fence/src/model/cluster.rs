@@ -18,7 +18,7 @@ pub(super) struct Truth {
 pub(super) struct ModelChange {
     pub(super) kind: ChangeKind,
     pub(super) progress: ChangeProgress,
-    /// What the gateway's process holds while the change is counted.
+    /// The token of the gateway's process, while the change is counted.
     pub(super) open: Option<OpenChange>,
 }
 
